@@ -1,0 +1,1 @@
+"""Image sets, the embedded default set and batched augmentation."""

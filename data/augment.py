@@ -1,0 +1,394 @@
+"""Batched image augmentation: whole batches at once, an independent draw of every parameter for every image.
+
+One implementation serves the CPU and the GPU. A view is made in the order of the Barlow Twins code (its
+``Transform``): random resized crop, horizontal flip, colour jitter, grayscale, Gaussian blur, solarisation,
+normalisation. Every operation is torchvision's on float images in [0, 1]; the flip commutes with the
+photometric operations, so recipes that flip last (MoCo v2, SimSiam) have the same distribution.
+
+The parameters are drawn on a CPU generator for the whole global batch, so they depend neither on the device
+nor on the number of ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+Interpolation = Literal["bilinear", "bicubic"]
+Channels = tuple[float, float, float]
+
+_CROP_TRIES = 10
+# torchvision's luma weights, which are also those of the BYOL and SimCLR code
+_LUMA = (0.2989, 0.587, 0.114)
+# on the CPU the batch is worked on in parts whose temporaries stay in the cache
+_CACHE_FLOATS = 2**18
+
+
+@dataclass(frozen=True)
+class ViewPolicy:
+    """How one view is drawn; the defaults are Barlow Twins' colours and crop without blur and solarisation.
+
+    ``size`` is in pixels; ``crop_scale`` is a range of area fractions and ``crop_ratio`` a range of
+    width/height; ``flip``, ``jitter``, ``grayscale``, ``blur`` and ``solarize`` are probabilities.
+    ``brightness``, ``contrast`` and ``saturation`` x draw a factor from U(max(0, 1-x), 1+x), ``hue`` x a
+    shift from U(-x, x) in turns; ``blur_sigma`` is a range of standard deviations in pixels.
+    """
+
+    size: int
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    jitter: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
+    grayscale: float = 0.2
+    blur: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarize: float = 0.0
+    interpolation: Interpolation = "bicubic"
+
+
+@dataclass(frozen=True)
+class ViewParameters:
+    """The drawn parameters of N views: CPU tensors of length N (``order`` is ``[N, 4]``).
+
+    ``top``, ``left``, ``height``, ``width`` (int64) are the crop in source pixels; ``flip``, ``jitter``,
+    ``grayscale``, ``blur`` and ``solarize`` (bool) say whether the image gets the operation; row i of
+    ``order`` is the order of brightness 0, contrast 1, saturation 2 and hue 3 for image i.
+    """
+
+    top: Tensor
+    left: Tensor
+    height: Tensor
+    width: Tensor
+    flip: Tensor
+    jitter: Tensor
+    order: Tensor
+    brightness: Tensor
+    contrast: Tensor
+    saturation: Tensor
+    hue: Tensor
+    grayscale: Tensor
+    blur: Tensor
+    sigma: Tensor
+    solarize: Tensor
+
+    def __len__(self) -> int:
+        return len(self.top)
+
+    def __getitem__(self, index: slice | Tensor) -> ViewParameters:
+        """The parameters of some of the images, one rank's share of the global batch for example."""
+        return ViewParameters(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+
+
+def draw_parameters(
+    policy: ViewPolicy, n: int, height: int, width: int, generator: torch.Generator
+) -> ViewParameters:
+    """Draw the parameters of ``n`` views of images of ``height`` x ``width`` pixels.
+
+    ``generator`` is a CPU generator. It advances by the same amount whatever is drawn.
+    """
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(n, *shape, generator=generator, dtype=torch.float64)
+
+    def factor(strength: float) -> Tensor:
+        return uniform(max(0.0, 1.0 - strength), 1.0 + strength)
+
+    top, left, crop_height, crop_width = _draw_crops(policy, height, width, uniform)
+    return ViewParameters(
+        top=top,
+        left=left,
+        height=crop_height,
+        width=crop_width,
+        flip=uniform(0, 1) < policy.flip,
+        jitter=uniform(0, 1) < policy.jitter,
+        order=uniform(0, 1, 4).argsort(dim=1),
+        brightness=factor(policy.brightness),
+        contrast=factor(policy.contrast),
+        saturation=factor(policy.saturation),
+        hue=uniform(-policy.hue, policy.hue),
+        grayscale=uniform(0, 1) < policy.grayscale,
+        blur=uniform(0, 1) < policy.blur,
+        sigma=uniform(*policy.blur_sigma),
+        solarize=uniform(0, 1) < policy.solarize,
+    )
+
+
+def _draw_crops(
+    policy: ViewPolicy, height: int, width: int, uniform: Callable[..., Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Crops as torchvision's RandomResizedCrop draws them: ten tries, then the largest central crop.
+
+    Returns top, left, height and width, int64 ``[N]`` each. All the tries are drawn at once; the first that
+    fits in the image counts.
+    """
+    area = height * width * uniform(*policy.crop_scale, _CROP_TRIES)
+    low_ratio, high_ratio = policy.crop_ratio
+    ratio = uniform(math.log(low_ratio), math.log(high_ratio), _CROP_TRIES).exp()
+    widths, heights = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
+    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    first, found = fits.int().argmax(dim=1, keepdim=True), fits.any(dim=1)
+
+    central_width = min(width, round(height * high_ratio))
+    central_height = min(height, round(width / low_ratio))
+    crop_width = torch.where(found, widths.gather(1, first).squeeze(1), central_width)
+    crop_height = torch.where(found, heights.gather(1, first).squeeze(1), central_height)
+    top = torch.where(found, uniform(0, 1) * (height - crop_height + 1), (height - central_height) // 2)
+    left = torch.where(found, uniform(0, 1) * (width - crop_width + 1), (width - central_width) // 2)
+    return top.long(), left.long(), crop_height, crop_width
+
+
+@torch.no_grad()
+def apply(
+    images: Tensor,
+    parameters: ViewParameters,
+    policy: ViewPolicy,
+    mean: Channels,
+    std: Channels,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Make the views that ``parameters`` describe.
+
+    ``images`` is ``[N, 3, H, W]``, uint8 or float in [0, 1], on any device. Returns ``[N, 3, size, size]`` of
+    ``dtype`` on the same device, normalised by ``mean`` and ``std``. The arithmetic is float32 under any
+    autocast. Of ``policy`` only the size, the interpolation and which jitter strengths are zero matter here.
+    """
+    chunk = len(images) if images.is_cuda else max(1, _CACHE_FLOATS // (3 * policy.size**2))
+    views = torch.empty(len(images), 3, policy.size, policy.size, dtype=dtype, device=images.device)
+    with torch.autocast(images.device.type, enabled=False):
+        for start in range(0, len(images), max(chunk, 1)):
+            part = slice(start, start + chunk)
+            views[part] = _normalise(_pixels(images[part], parameters[part], policy), mean, std)
+    return views
+
+
+def _pixels(images: Tensor, parameters: ViewParameters, policy: ViewPolicy) -> Tensor:
+    """The views in [0, 1], float32 ``[N, 3, size, size]``, before normalisation."""
+    x = _resized_crop(images, parameters, policy)
+    x = _edit(x, parameters.jitter, lambda part, chosen: _jitter(part, chosen, policy), parameters)
+    x = _edit(x, parameters.grayscale, lambda part, _: _luma(part).expand_as(part), parameters)
+    x = _edit(x, parameters.blur, lambda part, chosen: _gaussian_blur(part, chosen.sigma), parameters)
+    return _edit(x, parameters.solarize, lambda part, _: _solarize(part), parameters)
+
+
+def augment(
+    images: Tensor, policy: ViewPolicy, mean: Channels, std: Channels, generator: torch.Generator
+) -> Tensor:
+    """Draw and make one view of every image ``[N, 3, H, W]``; see `draw_parameters` and `apply`."""
+    n, _, height, width = images.shape
+    return apply(images, draw_parameters(policy, n, height, width, generator), policy, mean, std)
+
+
+@torch.no_grad()
+def eval_view(images: Tensor, size: int, mean: Channels, std: Channels) -> Tensor:
+    """The view without randomness: square ``[N, 3, H, W]`` to float32 ``[N, 3, size, size]``, normalised.
+
+    Images of another size are resized (bilinear, antialiased). uint8, or float in [0, 1].
+    """
+    x = _as_unit_floats(images)
+    if x.shape[-2:] != (size, size):
+        x = interpolate(x, size=(size, size), mode="bilinear", antialias=True)
+    return _normalise(x, mean, std)
+
+
+def _as_unit_floats(images: Tensor) -> Tensor:
+    """A float32 copy in [0, 1], free to be changed in place."""
+    if images.dtype == torch.uint8:
+        return images.float().div_(255)
+    return images.to(torch.float32, copy=True)
+
+
+def _normalise(x: Tensor, mean: Channels, std: Channels) -> Tensor:
+    """``(x - mean) / std`` per channel, in place."""
+    shift = torch.tensor(mean, device=x.device).view(3, 1, 1)
+    scale = torch.tensor(std, device=x.device).view(3, 1, 1)
+    return x.sub_(shift).div_(scale)
+
+
+def _edit(
+    x: Tensor,
+    coins: Tensor,
+    operation: Callable[[Tensor, ViewParameters], Tensor],
+    parameters: ViewParameters,
+) -> Tensor:
+    """Apply ``operation`` to the images whose coin says yes, in place; the others cost nothing."""
+    index = coins.nonzero().squeeze(1)
+    if len(index):
+        on_device = index.to(x.device, non_blocking=True)
+        x.index_copy_(0, on_device, operation(x.index_select(0, on_device), parameters[index]))
+    return x
+
+
+# Geometry: crop, flip, resize and blur are one small matrix per image and axis.
+
+
+def _separable(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """``rows @ x @ columns^T`` per image and channel.
+
+    ``x`` is ``[N, 3, H, W]``, ``rows`` ``[N, h, H]``, ``columns`` ``[N, w, W]``; returns ``[N, 3, h, w]``.
+    """
+    n, channels, height, width = x.shape
+    across = torch.bmm(x.reshape(n, channels * height, width), columns.transpose(1, 2))
+    across = across.view(n, channels, height, -1)
+    return torch.matmul(rows.unsqueeze(1), across)
+
+
+def _resized_crop(images: Tensor, parameters: ViewParameters, policy: ViewPolicy) -> Tensor:
+    """Crop, resize and flip as torchvision's ``resized_crop(antialias=True)`` on float images, then clamp.
+
+    Bicubic weights overshoot; like 8-bit image libraries, the result is clamped to [0, 1].
+    """
+    height, width = images.shape[-2:]
+    rows = _resize_matrices(parameters.top, parameters.height, height, policy)
+    columns = _resize_matrices(parameters.left, parameters.width, width, policy)
+    columns = torch.where(parameters.flip.view(-1, 1, 1), columns.flip(1), columns)
+    if images.dtype == torch.uint8:
+        rows = rows / 255
+    device = images.device
+    x = _separable(images.float(), rows.to(device), columns.to(device))
+    return x.clamp_(0, 1)
+
+
+def _resize_matrices(start: Tensor, length: Tensor, side: int, policy: ViewPolicy) -> Tensor:
+    """Weights ``[N, size, side]`` (float32) that resize pixels ``start .. start + length`` of an axis.
+
+    The antialiased filters of torch and Pillow: triangle, or cubic with a = -1/2, stretched when shrinking,
+    cut off at the edges of the crop and normalised.
+    """
+    start, length = start.float().view(-1, 1, 1), length.float().view(-1, 1, 1)
+    scale = length / policy.size
+    centre = (torch.arange(policy.size).view(1, -1, 1) + 0.5) * scale
+    offset = torch.arange(side).view(1, 1, -1) + 0.5 - start
+    distance = (offset - centre).mul_(1 / scale.clamp(min=1)).abs_()
+    weights = _triangle(distance) if policy.interpolation == "bilinear" else _cubic(distance)
+    weights *= (offset > 0) & (offset < length)
+    return weights.div_(weights.sum(dim=2, keepdim=True))
+
+
+def _triangle(distance: Tensor) -> Tensor:
+    return (1 - distance).clamp_(min=0)
+
+
+def _cubic(distance: Tensor) -> Tensor:
+    """Keys' cubic convolution with a = -1/2, for non-negative distances.
+
+    (1.5 d - 2.5) d^2 + 1 up to one and -0.5 (d - 1) (d - 2)^2 up to two; each is zero at the ends of the
+    other's interval, so that the sum of the clamped pieces is the kernel.
+    """
+    near, far = distance.clamp(max=1), distance.clamp_(1, 2).sub_(2)
+    squared = far * far
+    return near.mul(1.5).sub_(2.5).mul_(near).mul_(near).add_(1).sub_(far.add_(1).mul_(squared), alpha=0.5)
+
+
+def blur_taps(size: int) -> int:
+    """Taps of the Gaussian kernel for images of ``size`` pixels: about a tenth, 23 at 224, 3 at 32.
+
+    The rule of the SimCLR and BYOL code, 2 int(size / 20) + 1, at least 3.
+    """
+    return max(3, 2 * (size // 20) + 1)
+
+
+def _gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur with reflected borders, one standard deviation an image; torchvision's kernel."""
+    rows = _blur_matrices(sigma, x.shape[-2], blur_taps(x.shape[-2])).to(x.device)
+    columns = _blur_matrices(sigma, x.shape[-1], blur_taps(x.shape[-2])).to(x.device)
+    return _separable(x, rows, columns)
+
+
+def _blur_matrices(sigma: Tensor, side: int, taps: int) -> Tensor:
+    """``[N, side, side]`` matrices that convolve an axis with a Gaussian of ``taps`` taps, borders reflected.
+
+    The kernel is torchvision's: exp(-x^2 / 2 sigma^2) at the integers, normalised.
+    """
+    radius = taps // 2
+    offsets = torch.arange(-radius, radius + 1)
+    kernels = torch.softmax(-0.5 * (offsets / sigma.view(-1, 1)).square(), dim=1).float()
+    source = (torch.arange(side).view(-1, 1) + offsets).abs()
+    source = torch.where(source < side, source, 2 * (side - 1) - source)
+    matrices = torch.zeros(len(sigma), side, side)
+    return matrices.scatter_add_(
+        2, source.expand(len(sigma), -1, -1), kernels.unsqueeze(1).expand(-1, side, -1)
+    )
+
+
+# Photometric operations.
+
+
+def _jitter(x: Tensor, parameters: ViewParameters, policy: ViewPolicy) -> Tensor:
+    """torchvision's ColorJitter with an order of its own for each image.
+
+    Images are grouped by the operation that is theirs at each of the four positions. An operation of strength
+    zero is left out.
+    """
+    operations = (
+        (policy.brightness, _adjust_brightness, parameters.brightness),
+        (policy.contrast, _adjust_contrast, parameters.contrast),
+        (policy.saturation, _adjust_saturation, parameters.saturation),
+        (policy.hue, _shift_hue, parameters.hue),
+    )
+    for position in range(len(operations)):
+        for which, (strength, operation, values) in enumerate(operations):
+            index = (parameters.order[:, position] == which).nonzero().squeeze(1)
+            if strength == 0 or len(index) == 0:
+                continue
+            amount = values[index].float().view(-1, 1, 1, 1).to(x.device, non_blocking=True)
+            index = index.to(x.device, non_blocking=True)
+            x.index_copy_(0, index, operation(x.index_select(0, index), amount))
+    return x
+
+
+def _luma(x: Tensor) -> Tensor:
+    """Grayscale ``[N, 1, H, W]`` of ``[N, 3, H, W]``."""
+    red, green, blue = x.split(1, dim=1)
+    return (_LUMA[0] * red).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
+
+
+def _adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
+    return x.mul_(factor).clamp_(0, 1)
+
+
+def _adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
+    average = _luma(x).mean(dim=(1, 2, 3), keepdim=True)
+    return x.mul_(factor).add_((1 - factor) * average).clamp_(0, 1)
+
+
+def _adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
+    gray = _luma(x).mul_(1 - factor)
+    return x.mul_(factor).add_(gray).clamp_(0, 1)
+
+
+def _shift_hue(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn the hue in HSV space without leaving RGB: maximum and minimum of each pixel stay.
+
+    With value v, chroma c and hue h in sixths of a turn, channel k of HSV -> RGB is
+    v - c clamp(min(k, 4 - k), 0, 1) for k = (h + 5, 3, 1) mod 6 (red, green, blue).
+    """
+    red, green, blue = x.split(1, dim=1)
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
+    # where the chroma is zero the hue is of no consequence, only the division must stay finite
+    divisor = chroma.clamp(min=1e-9)
+    # arithmetic with 0/1 masks: on the CPU it is several times as fast as torch.where
+    is_red = (red == value).float()
+    is_green = (green == value).float().mul_(1 - is_red)
+    is_blue = 1 - is_red - is_green
+    sixths = ((green - blue).mul_(is_red)).addcmul_(blue - red, is_green).addcmul_(red - green, is_blue)
+    sixths.div_(divisor).add_(is_green, alpha=2).add_(is_blue, alpha=4).add_(6 * turns)
+    k = torch.tensor([5.0, 3.0, 1.0], device=x.device).view(1, 3, 1, 1) + sixths
+    k.sub_(k.div(6).floor_(), alpha=6)
+    ramp = k.sub_(2).abs_().neg_().add_(2).clamp_(0, 1)
+    return torch.addcmul(value, chroma, ramp, value=-1)
+
+
+def _solarize(x: Tensor) -> Tensor:
+    """Invert what rounds to 128 or more of 255 (Pillow's default), which is 0.5 or more (BYOL's code)."""
+    return torch.where(x >= 0.5, 1 - x, x)

@@ -1,0 +1,239 @@
+"""Folders of images: which files, which classes, and decoding them.
+
+The layout is ``train/<class>/*`` with ``test/<class>/*`` or ``val/<class>/*`` or both. With ``val`` but no
+``test`` (ImageNet's layout) ``val`` is the test split. Without class folders, directly below ``train`` or the
+folder itself, the images are unlabelled: fit for pretraining. A picture's shorter side is resized (bilinear,
+antialiased) to the image size and the centre is cut out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from PIL import Image
+
+from data.errors import InputError, nearest_name
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"})
+LARGEST_NATURAL_SIZE = 224
+
+_LOOKED_AT_FOR_SIZE = 64
+_FILES_PER_TASK = 64
+_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class FileList:
+    """The files of a split and their labels, int64 ``[N]``, -1 where unlabelled."""
+
+    paths: list[Path]
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """A folder of images: the splits that exist (``train``, perhaps ``val`` and ``test``) and the classes."""
+
+    root: Path
+    classes: tuple[str, ...]
+    splits: dict[str, FileList]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of every split's relative names and sizes in bytes; the place and dates do not count."""
+        digest = hashlib.sha256()
+        for split, files in sorted(self.splits.items()):
+            for path, label in zip(files.paths, files.labels.tolist(), strict=True):
+                entry = (split, path.relative_to(self.root).as_posix(), label, path.stat().st_size)
+                digest.update(repr(entry).encode())
+        return digest.hexdigest()
+
+
+def list_images(root: Path) -> ImageFiles:
+    """Find the images below ``root``, sorted by name.
+
+    Raises InputError for a missing folder, no images at all, an empty class folder, images beside class
+    folders, and for classes that differ between the splits.
+    """
+    existing_folder(root)
+    train = root / "train" if (root / "train").is_dir() else root
+    if train == root and _subfolders(root):
+        raise InputError(
+            "there is no folder train here",
+            where=root,
+            nearest=nearest_entry(root, "train"),
+            next_step="arrange the images as train/<class>/*.jpg and test/<class>/*.jpg",
+        )
+    classes, files = _list_split(train)
+    splits = {"train": files}
+    for name in ("val", "test"):
+        if (root / name).is_dir():
+            their_classes, splits[name] = _list_split(root / name)
+            _require_same_classes(classes, their_classes, train, root / name)
+    if "val" in splits and "test" not in splits:
+        splits["test"] = splits.pop("val")
+    return ImageFiles(root, classes, splits)
+
+
+def _list_split(folder: Path) -> tuple[tuple[str, ...], FileList]:
+    direct = [path for path in sorted(folder.iterdir()) if _is_image(path)]
+    classes = _subfolders(folder)
+    if direct and classes:
+        raise InputError(
+            f"{len(direct)} images lie beside the class folders, {direct[0].name} for one",
+            where=folder,
+            next_step="move them into the folders of their classes",
+        )
+    if not classes:
+        if not direct:
+            raise InputError(
+                "no images here",
+                where=folder,
+                next_step=f"put images there ({', '.join(sorted(EXTENSIONS))}), in one folder per class",
+            )
+        return (), FileList(direct, np.full(len(direct), -1, np.int64))
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        mine = sorted(_images_below(folder / name))
+        if not mine:
+            raise InputError(
+                f"class {name!r} has no images",
+                where=folder / name,
+                next_step="put images there or remove the folder",
+            )
+        paths += mine
+        labels += [label] * len(mine)
+    return tuple(classes), FileList(paths, np.array(labels, np.int64))
+
+
+def _require_same_classes(
+    classes: tuple[str, ...], theirs: tuple[str, ...], train: Path, other: Path
+) -> None:
+    if classes == theirs:
+        return
+    extra, missing = sorted(set(theirs) - set(classes)), sorted(set(classes) - set(theirs))
+    raise InputError(
+        f"the classes of {train.name} and {other.name} differ: "
+        f"only in {train.name}: {', '.join(missing) or 'none'}; "
+        f"only in {other.name}: {', '.join(extra) or 'none'}",
+        where=other / extra[0] if extra else other,
+        nearest=nearest_name(extra[0], classes) if extra else None,
+        next_step=f"give {other.name} the same class folders as {train.name}",
+    )
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
+
+
+def _images_below(folder: Path) -> Iterator[Path]:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("."):
+                yield Path(parent, name)
+
+
+def existing_folder(path: Path) -> None:
+    """Raise InputError with the nearest name beside it if ``path`` is not a folder."""
+    if path.is_dir():
+        return
+    what = "this is a file, not a folder of images" if path.exists() else "there is no such folder"
+    parent = path.absolute().parent
+    raise InputError(
+        what,
+        where=path,
+        nearest=nearest_entry(parent, path.name) if parent.is_dir() else None,
+        next_step="check the path; it must hold train/<class>/*.jpg or images",
+    )
+
+
+def nearest_entry(folder: Path, name: str) -> str | None:
+    """The subfolder of ``folder`` whose name is most like ``name``, as a path."""
+    nearest = nearest_name(name, _subfolders(folder))
+    return None if nearest is None else str(folder / nearest)
+
+
+def natural_size(files: ImageFiles) -> int:
+    """The median shorter side of 64 training images spread over the list, at most 224."""
+    paths = files.splits["train"].paths
+    sides = []
+    for path in paths[:: max(1, len(paths) // _LOOKED_AT_FOR_SIZE)]:
+        try:
+            with Image.open(path) as image:
+                sides.append(min(image.size))
+        except _DECODING_ERRORS as error:
+            raise _unreadable(path, error) from error
+    return max(8, min(LARGEST_NATURAL_SIZE, int(median(sides))))
+
+
+def decode(paths: Sequence[Path], size: int) -> np.ndarray:
+    """Decode files in parallel threads to RGB: uint8 ``[N, 3, size, size]``.
+
+    Raises InputError naming the first file that cannot be decoded, or if the images cannot fit in memory.
+    """
+    _require_memory(len(paths), size)
+    images = np.empty((len(paths), 3, size, size), np.uint8)
+
+    def decode_some(start: int) -> None:
+        for i, path in enumerate(paths[start : start + _FILES_PER_TASK], start):
+            images[i] = _decode_one(path, size)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(decode_some, range(0, len(paths), _FILES_PER_TASK)):
+            pass
+    return images
+
+
+def resize_arrays(images: np.ndarray, size: int) -> np.ndarray:
+    """Square images uint8 ``[N, H, H, 3]`` to contiguous ``[N, 3, size, size]``."""
+    if images.shape[1] != size:
+        images = np.stack([_fit(Image.fromarray(image), size) for image in images])
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+
+
+def _decode_one(path: Path, size: int) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            return _fit(image.convert("RGB"), size).transpose(2, 0, 1)
+    except _DECODING_ERRORS as error:
+        raise _unreadable(path, error) from error
+
+
+def _fit(image: Image.Image, size: int) -> np.ndarray:
+    """Shorter side to ``size``, centre cut out: uint8 ``[size, size, 3]``."""
+    shorter = min(image.size)
+    if shorter != size:
+        width, height = (max(size, round(side * size / shorter)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def _unreadable(path: Path, error: BaseException) -> InputError:
+    return InputError(
+        f"cannot decode this image: {error}",
+        where=path,
+        next_step="replace the file or remove it",
+    )
+
+
+def _require_memory(n: int, size: int) -> None:
+    needed = n * 3 * size * size
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > 0.8 * installed:
+        raise InputError(
+            f"{n} images of {size} pixels need {needed / 2**30:.0f} GiB of memory, "
+            f"this machine has {installed / 2**30:.0f} GiB",
+            next_step="limit the number of images or choose a smaller image size",
+        )

@@ -1,0 +1,377 @@
+"""Image sets: labelled images in memory, by name.
+
+``digit-scenes`` is embedded (`data.digit_scenes`), ``cifar10`` is read from a data folder, ``folder:PATH`` is
+any folder of images (`data.folders`). Every set has the splits ``train``, ``val`` and ``test``. Where a set
+brings no validation images, a tenth of its training images (stratified, always the same) becomes ``val`` and
+is no longer in ``train``. Hyperparameters are selected on ``val``; ``test`` is for the final number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data import digit_scenes, folders
+from data.errors import InputError, unknown_name
+
+SPLITS = ("train", "val", "test")
+Channels = tuple[float, float, float]
+
+IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
+IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
+CIFAR10_MEAN: Channels = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD: Channels = (0.2470, 0.2435, 0.2616)
+DIGIT_SCENES_MEAN: Channels = (0.5, 0.5, 0.5)
+DIGIT_SCENES_STD: Channels = (0.23, 0.20, 0.25)
+
+_HELD_OUT = 0.1
+_SUBSET_SEED = 0
+_CIFAR10_SIZE = 32
+_CIFAR10_FOLDERS = ("cifar10-jpeg", "cifar10")
+_FOLDER_PREFIX = "folder:"
+
+
+@dataclass(frozen=True)
+class Split:
+    """``images`` uint8 ``[N, 3, H, W]`` RGB and ``labels`` int64 ``[N]``, -1 where unlabelled."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class DetectionSplit:
+    """Images with objects; one tensor per image for each annotation.
+
+    ``images`` uint8 ``[N, 3, H, W]``; ``boxes`` float32 ``[n, 4]`` xyxy in pixels; ``labels`` int64 ``[n]``
+    from 0; ``masks`` bool ``[n, H, W]``.
+    """
+
+    images: Tensor
+    boxes: list[Tensor]
+    labels: list[Tensor]
+    masks: list[Tensor]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class ImageSet(ABC):
+    """Images of one kind and size with their splits, loaded when first asked for.
+
+    ``limits`` maps split names to the largest number of images; a smaller split is a stratified subset.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    image_size: int
+    mean: Channels
+    std: Channels
+    has_detection: bool = False
+    detection_classes: tuple[str, ...] = ()
+
+    def __init__(self, limits: Mapping[str, int]) -> None:
+        self._limits = dict(limits)
+        self._splits: dict[str, Split] = {}
+
+    @property
+    @abstractmethod
+    def content(self) -> str:
+        """What determines the pixels and labels of the unlimited splits, as text."""
+
+    @abstractmethod
+    def _labels(self, name: str) -> np.ndarray:
+        """The labels of all the images of a split, int64 ``[N]``."""
+
+    @abstractmethod
+    def _images(self, name: str, index: np.ndarray) -> np.ndarray:
+        """Some images of a split, uint8 ``[len(index), 3, H, W]``."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that determines the pixels and labels of every split."""
+        parts = (self.content, self.image_size, sorted(self._limits.items()))
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def split(self, name: str) -> Split:
+        """The images and labels of ``train``, ``val`` or ``test``; raises InputError if there are none."""
+        if name not in SPLITS:
+            raise unknown_name("split", name, SPLITS, where=self.name)
+        if name not in self._splits:
+            labels = self._labels(name)
+            index = stratified_subset(labels, self._limits.get(name, len(labels)), _SUBSET_SEED)
+            images = torch.from_numpy(self._images(name, index))
+            self._splits[name] = Split(images, torch.from_numpy(labels[index].astype(np.int64)))
+        return self._splits[name]
+
+    def detection(self, name: str) -> DetectionSplit:
+        """The images with boxes and masks; raises InputError, for most sets have none."""
+        raise InputError(
+            "this image set has no boxes or masks",
+            where=self.name,
+            nearest="digit-scenes",
+            next_step="use an image set with detection annotations, or leave the detection protocols out",
+        )
+
+
+class DigitScenes(ImageSet):
+    """The embedded set: coloured digits with clutter, and scenes of several digits with boxes and masks."""
+
+    name = "digit-scenes"
+    classes = digit_scenes.CLASSES
+    mean, std = DIGIT_SCENES_MEAN, DIGIT_SCENES_STD
+    has_detection = True
+    detection_classes = digit_scenes.CLASSES
+
+    def __init__(self, config: digit_scenes.DigitScenesConfig, limits: Mapping[str, int]) -> None:
+        super().__init__(limits)
+        self.config = config
+        self.image_size = config.image_size
+        self._generated: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._scenes: dict[str, DetectionSplit] = {}
+
+    @property
+    def content(self) -> str:
+        """The fingerprint of the generator."""
+        return self.config.fingerprint()
+
+    def _generate(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        if name not in self._generated:
+            self._generated[name] = digit_scenes.classification(name, self.config)
+        return self._generated[name]
+
+    def _labels(self, name: str) -> np.ndarray:
+        return self._generate(name)[1]
+
+    def _images(self, name: str, index: np.ndarray) -> np.ndarray:
+        return self._generate(name)[0][index]
+
+    def detection(self, name: str) -> DetectionSplit:
+        """The scenes of a split; a limit on the split takes the first scenes."""
+        if name not in SPLITS:
+            raise unknown_name("split", name, SPLITS, where=self.name)
+        if name not in self._scenes:
+            made = digit_scenes.scenes(name, self.config)
+            n = self._limits.get(name, len(made.images))
+            self._scenes[name] = DetectionSplit(
+                images=torch.from_numpy(made.images[:n]),
+                boxes=[torch.from_numpy(boxes).float() for boxes in made.boxes[:n]],
+                labels=[torch.from_numpy(labels) for labels in made.labels[:n]],
+                masks=[torch.from_numpy(masks) for masks in made.masks[:n]],
+            )
+        return self._scenes[name]
+
+
+class _HeldOut(ImageSet):
+    """A set with training images, perhaps validation images, perhaps test images, under those names."""
+
+    @abstractmethod
+    def _stored_labels(self, name: str) -> np.ndarray | None:
+        """The labels of a split as it is stored, or None where the set has no such split."""
+
+    @abstractmethod
+    def _stored_images(self, name: str, index: np.ndarray) -> np.ndarray:
+        """Some images of a split as it is stored."""
+
+    @cached_property
+    def _validation_index(self) -> np.ndarray:
+        """Which of the stored training images are held out, in ascending order."""
+        labels = self._stored_labels("train")
+        assert labels is not None
+        return stratified_subset(labels, max(1, round(_HELD_OUT * len(labels))), _SUBSET_SEED)
+
+    def _stored(self, name: str) -> tuple[str, np.ndarray]:
+        """Where the images of a split are stored: the name there and the indices."""
+        labels = self._stored_labels(name)
+        if name == "test" and labels is None:
+            raise InputError(
+                "this image set has no test images",
+                where=self.name,
+                next_step="put labelled images into a folder test/ beside train/, one folder per class",
+            )
+        if self._stored_labels("val") is not None or name == "test":
+            assert labels is not None
+            return name, np.arange(len(labels))
+        if name == "val":
+            return "train", self._validation_index
+        assert labels is not None
+        return "train", np.setdiff1d(np.arange(len(labels)), self._validation_index)
+
+    def _labels(self, name: str) -> np.ndarray:
+        stored, index = self._stored(name)
+        labels = self._stored_labels(stored)
+        assert labels is not None
+        return labels[index]
+
+    def _images(self, name: str, index: np.ndarray) -> np.ndarray:
+        stored, place = self._stored(name)
+        return self._stored_images(stored, place[index])
+
+
+class FolderImages(_HeldOut):
+    """Images in folders, decoded when a split is first asked for."""
+
+    def __init__(
+        self,
+        name: str,
+        files: folders.ImageFiles,
+        image_size: int,
+        normalisation: tuple[Channels, Channels],
+        limits: Mapping[str, int],
+    ) -> None:
+        super().__init__(limits)
+        self.name, self.classes, self.image_size = name, files.classes, image_size
+        self.mean, self.std = normalisation
+        self._files = files
+
+    @property
+    def content(self) -> str:
+        """Names below the folder and their sizes in bytes."""
+        return self._files.fingerprint()
+
+    def _stored_labels(self, name: str) -> np.ndarray | None:
+        listed = self._files.splits.get(name)
+        return None if listed is None else listed.labels
+
+    def _stored_images(self, name: str, index: np.ndarray) -> np.ndarray:
+        listed = self._files.splits[name]
+        return folders.decode([listed.paths[i] for i in index], self.image_size)
+
+
+class Cifar10Batches(_HeldOut):
+    """CIFAR-10 in the format of its authors (``cifar-10-batches-py``), read and verified by torchvision."""
+
+    name = "cifar10"
+    mean, std = CIFAR10_MEAN, CIFAR10_STD
+
+    def __init__(self, root: Path, image_size: int, limits: Mapping[str, int]) -> None:
+        super().__init__(limits)
+        self.image_size = image_size
+        self._arrays = {name: _read_cifar10(root, train=name == "train") for name in ("train", "test")}
+        self.classes = self._arrays["train"][2]
+
+    @property
+    def content(self) -> str:
+        """The name of the release, whose checksums torchvision has verified."""
+        return "cifar-10-batches-py"
+
+    def _stored_labels(self, name: str) -> np.ndarray | None:
+        return self._arrays[name][1] if name in self._arrays else None
+
+    def _stored_images(self, name: str, index: np.ndarray) -> np.ndarray:
+        images = self._arrays[name][0][index]
+        return folders.resize_arrays(images, self.image_size)
+
+
+def _read_cifar10(root: Path, train: bool) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Images uint8 ``[N, 32, 32, 3]``, labels, class names; InputError if torchvision finds them damaged."""
+    from torchvision.datasets import CIFAR10
+
+    try:
+        dataset = CIFAR10(str(root), train=train, download=False)
+    except RuntimeError as error:
+        raise InputError(
+            "CIFAR-10 is incomplete or damaged (its checksums do not match)",
+            where=root / CIFAR10.base_folder,
+            next_step=f"unpack {CIFAR10.url} there again",
+        ) from error
+    return dataset.data, np.array(dataset.targets, np.int64), tuple(dataset.classes)
+
+
+def stratified_subset(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """Indices of about ``n`` items with every class in its proportion, ascending; all of them if n is larger.
+
+    Exactly ``n`` items: shares are rounded down and the remainders go to the classes with the largest
+    fractions. The items of a class are the first of a seeded order, so that a larger subset contains a
+    smaller one up to that rounding.
+    """
+    if n >= len(labels):
+        return np.arange(len(labels))
+    values, counts = np.unique(labels, return_counts=True)
+    exact = counts * n / len(labels)
+    shares = np.floor(exact).astype(int)
+    by_fraction = np.argsort(shares - exact, kind="stable")
+    shares[by_fraction[: n - shares.sum()]] += 1
+    order = np.argsort(np.random.Philox(key=seed).random_raw(len(labels)), kind="stable")
+    chosen = [order[labels[order] == value][:share] for value, share in zip(values, shares, strict=True)]
+    return np.sort(np.concatenate(chosen))
+
+
+def image_set_names() -> list[str]:
+    """The names `load_image_set` knows; ``folder:PATH`` stands for any folder."""
+    return ["cifar10", "digit-scenes", "folder:PATH"]
+
+
+def load_image_set(
+    name: str,
+    data_root: Path | None = None,
+    image_size: int | None = None,
+    limit: Mapping[str, int] | None = None,
+) -> ImageSet:
+    """The image set called ``name``.
+
+    ``data_root`` is the folder that holds ``cifar10``; ``image_size`` the side of the square images in pixels
+    (default: 32 for ``cifar10`` and ``digit-scenes``, see `data.folders.natural_size` for folders); ``limit``
+    the largest number of images of a split. Raises InputError for an unknown name, missing or unreadable
+    files and limits that make no sense.
+    """
+    limits = _checked_limits(limit or {})
+    if image_size is not None and not 8 <= image_size <= 1024:
+        raise InputError(f"image size {image_size} is out of range", next_step="use 8 to 1024 pixels")
+    if name == "digit-scenes":
+        config = digit_scenes.DigitScenesConfig()
+        return DigitScenes(replace(config, image_size=image_size or config.image_size), limits)
+    if name == "cifar10":
+        return _load_cifar10(data_root, image_size or _CIFAR10_SIZE, limits)
+    if name.startswith(_FOLDER_PREFIX):
+        files = folders.list_images(Path(name.removeprefix(_FOLDER_PREFIX)).expanduser())
+        size = image_size or folders.natural_size(files)
+        return FolderImages(name, files, size, (IMAGENET_MEAN, IMAGENET_STD), limits)
+    raise unknown_name("image set", name, image_set_names())
+
+
+def _checked_limits(limits: Mapping[str, int]) -> Mapping[str, int]:
+    for split, n in limits.items():
+        if split not in SPLITS:
+            raise unknown_name("split", split, SPLITS, where="limit")
+        if n < 1:
+            raise InputError(f"limit of {n} images", where=split, next_step="give a positive number")
+    return limits
+
+
+def _load_cifar10(data_root: Path | None, image_size: int, limits: Mapping[str, int]) -> ImageSet:
+    if data_root is None:
+        raise InputError(
+            "cifar10 is not embedded and no data folder is given",
+            nearest="digit-scenes",
+            next_step="give the folder that holds cifar-10-batches-py or cifar10-jpeg as the data root",
+        )
+    folders.existing_folder(data_root)
+    if (data_root / "cifar-10-batches-py").is_dir():
+        return Cifar10Batches(data_root, image_size, limits)
+    for candidate in _CIFAR10_FOLDERS:
+        if (data_root / candidate).is_dir():
+            files = folders.list_images(data_root / candidate)
+            return FolderImages("cifar10", files, image_size, (CIFAR10_MEAN, CIFAR10_STD), limits)
+    raise _no_cifar10(data_root)
+
+
+def _no_cifar10(data_root: Path) -> InputError:
+    expected: Sequence[str] = ("cifar-10-batches-py", *_CIFAR10_FOLDERS)
+    return InputError(
+        f"CIFAR-10 is not here: none of {', '.join(expected)} is a folder",
+        where=data_root,
+        nearest=folders.nearest_entry(data_root, expected[0]),
+        next_step="unpack https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz into the data root",
+    )

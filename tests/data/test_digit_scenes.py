@@ -1,0 +1,165 @@
+"""The embedded image set: the same bits everywhere, nothing but the shape tells the class."""
+
+import hashlib
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from data.digit_scenes import (
+    SPLITS,
+    DigitScenesConfig,
+    _Canvas,
+    _Draws,
+    classification,
+    originals,
+    scenes,
+)
+
+CONFIG = DigitScenesConfig()
+SMALL = replace(CONFIG, train=1500, val=400, test=800, scene_train=24, scene_val=24, scene_test=24)
+
+
+def sha(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+PINNED_IMAGES = {"train": "1aa4b6ddf64bce33", "val": "873bfa21f3830120", "test": "88ff14b9f0538d9b"}
+# change GENERATOR_VERSION whenever these change with the same configuration
+PINNED_SCENES = {"train": "9209facd3f73c147", "val": "14adf9de229f4b43", "test": "4ede3472a1bb59c5"}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_first_images_of_every_split_are_pinned(split: str) -> None:
+    images, labels = classification(split, SMALL)
+    assert sha(images[:64], labels[:64]) == PINNED_IMAGES[split]
+    made = scenes(split, SMALL)
+    assert sha(made.images[:8], *made.boxes[:8], *made.labels[:8], *made.masks[:8]) == PINNED_SCENES[split]
+
+
+def test_another_process_makes_the_same_bits() -> None:
+    program = (
+        "import hashlib; from data.digit_scenes import *;"
+        "print(hashlib.sha256(classification('val', DigitScenesConfig(val=64))[0].tobytes()).hexdigest())"
+    )
+    other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (
+        other.stdout.strip()
+        == hashlib.sha256(classification("val", replace(CONFIG, val=64))[0].tobytes()).hexdigest()
+    )
+
+
+def test_a_seed_changes_the_images_and_the_fingerprint() -> None:
+    other = replace(SMALL, seed=1)
+    assert not np.array_equal(classification("val", other)[0], classification("val", SMALL)[0])
+    assert other.fingerprint() != SMALL.fingerprint() == replace(SMALL).fingerprint()
+
+
+def test_splits_come_from_disjoint_originals() -> None:
+    indices = [set(originals(split)[2].tolist()) for split in SPLITS]
+    assert [len(index) for index in indices] == [1197, 200, 400]
+    assert set.union(*indices) == set(range(1797))
+    pictures = [{image.tobytes() for image in originals(split)[0]} for split in SPLITS]
+    assert not pictures[0] & pictures[1]
+    assert not pictures[0] & pictures[2]
+    assert not pictures[1] & pictures[2]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_labels_are_balanced_and_images_use_the_range(split: str) -> None:
+    images, labels = classification(split, SMALL)
+    assert images.shape == (getattr(SMALL, split), 3, 32, 32)
+    assert images.dtype == np.uint8
+    counts = np.bincount(labels, minlength=10)
+    assert counts.max() - counts.min() <= 1
+    assert images.min() == 0
+    assert images.max() == 255
+    assert len(np.unique(images.reshape(len(images), -1), axis=0)) == len(images)
+
+
+def probe_accuracy(features: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> float:
+    """Test accuracy of a logistic regression; chance is 0.1."""
+    scaler = StandardScaler().fit(features["train"])
+    model = LogisticRegression(C=0.01, max_iter=200).fit(scaler.transform(features["train"]), labels["train"])
+    return float(model.score(scaler.transform(features["test"]), labels["test"]))
+
+
+def test_colour_tells_nothing_about_the_class() -> None:
+    made = {split: classification(split, SMALL) for split in ("train", "test")}
+    colour = {
+        split: np.concatenate([images.mean((2, 3)), images.std((2, 3)), np.abs(images.mean((2, 3)) - 128)], 1)
+        for split, (images, _) in made.items()
+    }
+    # four standard errors of a chance result on 800 images
+    assert probe_accuracy(colour, {split: labels for split, (_, labels) in made.items()}) < 0.1 + 4 * 0.0106
+
+
+def test_raw_pixels_are_a_poor_feature() -> None:
+    made = {split: classification(split, SMALL) for split in ("train", "test")}
+    pixels = {split: images[:, :, ::2, ::2].reshape(len(images), -1) for split, (images, _) in made.items()}
+    assert probe_accuracy(pixels, {split: labels for split, (_, labels) in made.items()}) < 0.3
+
+
+def test_position_and_size_tell_nothing_about_the_class() -> None:
+    made = scenes("train", replace(SMALL, scene_train=300, scene_digits=(1, 1)))
+    boxes = np.concatenate(made.boxes).astype(float)
+    labels = np.concatenate(made.labels)
+    centres = np.stack([boxes[:, 0] + boxes[:, 2], boxes[:, 1] + boxes[:, 3]], axis=1) / 2
+    for digit in range(10):
+        mine, others = centres[labels == digit], centres[labels != digit]
+        error = np.sqrt(mine.var(0) / len(mine) + others.var(0) / len(others))
+        assert (np.abs(mine.mean(0) - others.mean(0)) < 4 * error).all()
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_scene_annotations_agree(split: str) -> None:
+    made = scenes(split, SMALL)
+    assert made.images.shape == (24, 3, 96, 96)
+    counts = [len(labels) for labels in made.labels]
+    assert set(counts) <= {1, 2, 3, 4}
+    assert len(set(counts)) > 2
+    for boxes, labels, masks in zip(made.boxes, made.labels, made.masks, strict=True):
+        assert boxes.shape == (len(labels), 4)
+        assert masks.shape == (len(labels), 96, 96)
+        assert ((labels >= 0) & (labels < 10)).all()
+        assert (masks.sum(0) <= 1).all(), "visible masks do not overlap"
+        for (left, top, right, bottom), mask in zip(boxes, masks, strict=True):
+            assert mask.sum() >= 60
+            rows, columns = np.nonzero(mask)
+            assert (left, top) == (columns.min(), rows.min())
+            assert (right, bottom) == (columns.max() + 1, rows.max() + 1)
+
+
+@pytest.mark.parametrize("percent", [8, 25, 80])
+def test_paint_stays_within_the_glyph(percent: int) -> None:
+    canvas = _Canvas(50, 32, SMALL, _Draws("test"))
+    before = canvas.pixels.copy()
+    canvas.add_clutter("train", (1, 1), (percent, percent))
+    changed = (canvas.pixels != before).any(1).mean((1, 2))
+    assert changed.max() <= 2 * (percent / 100) ** 2 + 0.02
+    assert changed.max() > 0
+
+
+def test_a_digit_differs_from_its_surroundings() -> None:
+    made = scenes("val", replace(SMALL, scene_digits=(1, 1), scene_clutter=(0, 0)))
+    luma = np.tensordot(made.images, [0.299, 0.587, 0.114], axes=(1, 0))
+    lighter = 0
+    for grey, masks in zip(luma, made.masks, strict=True):
+        difference = grey[masks[0]].mean() - grey[~masks[0]].mean()
+        assert abs(difference) > 25
+        lighter += difference > 0
+    assert 4 <= lighter <= 20
+
+
+@pytest.mark.parametrize("size", [16, 64])
+def test_other_image_sizes(size: int) -> None:
+    images, labels = classification("val", replace(SMALL, image_size=size))
+    assert images.shape == (400, 3, size, size)
+    assert np.array_equal(labels, classification("val", SMALL)[1])
