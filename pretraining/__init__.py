@@ -1,0 +1,1 @@
+"""Barlow Twins, the method contract and the engine that pretrains encoders."""

@@ -1,0 +1,130 @@
+"""Barlow Twins (Zbontar et al., arXiv:2103.03230)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from data.augment import ViewPolicy
+from pretraining.backbones import ResNet
+from pretraining.collectives import all_reduce_sum, global_moments, world_size
+from pretraining.heads import mlp
+from pretraining.method import (
+    LossParts,
+    Method,
+    MethodOptions,
+    Progress,
+    register_method,
+    split_parameter_groups,
+)
+from pretraining.numerics import in_full_precision
+from pretraining.view_policies import asymmetric_views, two_views
+
+_EPSILON = 1e-5
+
+
+def _standardise(z: Tensor) -> Tensor:
+    """Each column of ``[n, D]`` to mean 0 and variance 1 over the global batch (biased variance)."""
+    mean, variance = global_moments(z)
+    return (z - mean) * torch.rsqrt(variance + _EPSILON)
+
+
+@in_full_precision
+def cross_correlation(z_a: Tensor, z_b: Tensor) -> Tensor:
+    """The cross-correlation matrix ``[D, D]`` of embeddings ``[N, D]`` and ``[N, D]`` (equation 2).
+
+    Every dimension is standardised over the global batch with its biased variance plus 1e-5, as the official
+    code does with a batch norm without parameters (algorithm 1 of the paper uses the unbiased one, which
+    keeps the diagonal below (N - 1) / N). A constant dimension gives zeros. Inside a process group N counts
+    the images of all ranks, and every rank gets the same matrix.
+    """
+    a, b = _standardise(z_a), _standardise(z_b)
+    return all_reduce_sum(a.T @ b) / (z_a.shape[0] * world_size())
+
+
+def correlation_terms(c: Tensor) -> tuple[Tensor, Tensor]:
+    """The two terms of the loss for a matrix ``[D, D]``.
+
+    ``sum_i (1 - c_ii)^2`` (invariance) and ``sum_{i != j} c_ij^2`` (redundancy reduction), both plain sums.
+    """
+    return (1.0 - c.diagonal()).square().sum(), _off_diagonal(c).square().sum()
+
+
+def _off_diagonal(c: Tensor) -> Tensor:
+    """The D (D - 1) entries off the diagonal of ``[D, D]``, without copying or masking.
+
+    In the flattened matrix without its last entry, the diagonal is every (D + 1)-th one.
+    """
+    width = c.shape[0]
+    return c.flatten()[:-1].view(width - 1, width + 1)[:, 1:]
+
+
+def barlow_twins_loss(z_a: Tensor, z_b: Tensor, lambd: float = 0.0051) -> Tensor:
+    """The Barlow Twins loss of embeddings ``[N, D]`` and ``[N, D]``, a scalar (equation 1).
+
+    ``sum_i (1 - C_ii)^2 + lambd * sum_{i != j} C_ij^2`` with `cross_correlation`. The default ``lambd`` is
+    the official code's; the paper gives 5e-3. Inside a process group the statistics are those of all ranks
+    and the gradient, averaged over ranks, is exact.
+    """
+    invariance, redundancy = correlation_terms(cross_correlation(z_a, z_b))
+    return invariance + lambd * redundancy
+
+
+@register_method("barlow_twins")
+class BarlowTwins(Method):
+    """Two views, one shared network, and a correlation matrix pulled towards the identity.
+
+    The views go through the network one after the other, so batch statistics are per view.
+    """
+
+    class Options(MethodOptions):
+        """Hyperparameters of Barlow Twins."""
+
+        projector: tuple[int, ...] = Field((8192, 8192, 8192), min_length=1)
+        lambd: float = Field(0.0051, ge=0)
+        loss_scale: float = Field(1.0, gt=0)
+        """Multiplies the loss. Under LARS it only matters for norm parameters, which are not adapted: the
+        official code's gradients are 1/W of the true ones on W GPUs, so 1/32 restores the ratio its published
+        learning rate of norm parameters was tuned for (32 GPUs in the paper)."""
+        norm_lr_scale: float = Field(1.0, gt=0)
+        """Learning rate of one-dimensional tensors relative to the weights' (official code: 0.0048 / 0.2)."""
+
+    options: Options
+
+    def __init__(self, backbone: ResNet, options: Options) -> None:
+        super().__init__(backbone, options)
+        self.projector = mlp((backbone.feature_dim, *options.projector))
+
+    @classmethod
+    def default_views(cls, size: int) -> tuple[ViewPolicy, ...]:
+        """The official code's two views; no blur up to 32 pixels."""
+        return asymmetric_views(size)
+
+    def loss(self, views: list[Tensor], labels: Tensor | None, progress: Progress) -> LossParts:
+        """The scaled loss; the parts are unscaled."""
+        z_a, z_b = (self.projector(self.backbone(view)) for view in two_views(views))
+        c = cross_correlation(z_a, z_b)
+        invariance, redundancy = correlation_terms(c)
+        total = self.options.loss_scale * (invariance + self.options.lambd * redundancy)
+        off_diagonals = max(1, c.shape[0] * (c.shape[0] - 1))
+        parts = {
+            "on_diagonal": invariance.detach(),
+            "off_diagonal": redundancy.detach(),
+            "diagonal_mean": c.detach().diagonal().mean(),
+            "off_diagonal_rms": (redundancy.detach() / off_diagonals).sqrt(),
+        }
+        return LossParts(total, parts)
+
+    @torch.no_grad()
+    def embed(self, view: Tensor) -> Tensor:
+        """The projector's output ``[N, D]``, before the loss standardises it."""
+        embedding: Tensor = self.projector(self.backbone(view))
+        return embedding
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Weights, and norm parameters at their own learning rate without decay or adaptation."""
+        weights, norms = split_parameter_groups(self, weight_decay)
+        return [weights, {**norms, "lr_scale": self.options.norm_lr_scale}]

@@ -1,0 +1,112 @@
+"""From a recipe to a method and its view policies, checked before any work starts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from typing import Any
+
+import torch
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from data.augment import ViewPolicy
+from data.errors import InputError, nearest_name, unknown_name
+from pretraining.backbones import build_backbone
+from pretraining.method import Method, MethodOptions, method_class
+from pretraining.recipe import Recipe
+
+_VIEW = TypeAdapter(ViewPolicy)
+
+
+def explain_validation(error: ValidationError, model: type[BaseModel], where: object) -> InputError:
+    """A pydantic error as one of ours: the key, what is wrong with it, and the nearest valid key."""
+    first = error.errors()[0]
+    location = ".".join(str(part) for part in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return InputError(
+            f"bad value for {location!r}: {first['msg']} (got {first.get('input')!r})",
+            where=where,
+            next_step=f"correct {location!r}",
+        )
+    valid = _keys_at(model, [str(part) for part in first["loc"][:-1]])
+    return InputError(
+        f"unknown key {location!r}",
+        where=where,
+        nearest=nearest_name(str(first["loc"][-1]), valid),
+        next_step=f"use one of: {', '.join(sorted(valid))}",
+    )
+
+
+def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        nested = [t for t in (annotation, *getattr(annotation, "__args__", ())) if _is_model(t)]
+        if not nested:
+            break
+        model = nested[0]
+    return list(model.model_fields)
+
+
+def _is_model(candidate: Any) -> bool:
+    return isinstance(candidate, type) and issubclass(candidate, BaseModel)
+
+
+def method_options(recipe: Recipe) -> MethodOptions:
+    """The method's own options, validated; raises InputError for an unknown key or a bad value."""
+    options = method_class(recipe.method).Options
+    try:
+        return options(**recipe.options)
+    except ValidationError as error:
+        raise explain_validation(error, options, f"options of {recipe.method}") from error
+
+
+def view_policies(recipe: Recipe, image_size: int) -> tuple[ViewPolicy, ...]:
+    """The views of a run: the method's defaults, changed or replaced by the recipe's ``views``.
+
+    A mapping changes the named fields of every default view; a list gives the changes view by view and may
+    add views beyond the defaults (multi-crop), which then start from the last default.
+    """
+    defaults = method_class(recipe.method).default_views(image_size)
+    if recipe.views is None:
+        return defaults
+    if isinstance(recipe.views, dict):
+        return tuple(_changed(policy, recipe.views) for policy in defaults)
+    padded = [defaults[min(i, len(defaults) - 1)] for i in range(len(recipe.views))]
+    return tuple(_changed(policy, changes) for policy, changes in zip(padded, recipe.views, strict=True))
+
+
+def _changed(policy: ViewPolicy, changes: dict[str, Any]) -> ViewPolicy:
+    valid = [f.name for f in fields(policy)]
+    for key in changes:
+        if key not in valid:
+            raise unknown_name("view key", key, valid, where="views")
+    try:
+        return _VIEW.validate_python({**asdict(policy), **changes})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(
+            f"bad value for view key {'.'.join(map(str, first['loc']))!r}: {first['msg']} (got {first['input']!r})",
+            where="views",
+            next_step="correct it",
+        ) from error
+
+
+def build_method(recipe: Recipe) -> Method:
+    """The method of a recipe with freshly initialised weights, the same for the same seed."""
+    options = method_options(recipe)
+    torch.manual_seed(recipe.seed)
+    spec = recipe.backbone
+    backbone = build_backbone(spec.name, spec.width, spec.stem, spec.zero_init)
+    return method_class(recipe.method)(backbone, options)
+
+
+def resolve(recipe: Recipe, image_size: int, fingerprint: str) -> Recipe:
+    """The recipe with every default written out, so that its hash covers everything that changes the numbers."""
+    policies = view_policies(recipe, image_size)
+    return recipe.model_copy(
+        update={
+            "image_size": image_size,
+            "image_set_fingerprint": fingerprint,
+            "options": method_options(recipe).model_dump(mode="json"),
+            "views": [asdict(policy) for policy in policies],
+        }
+    )

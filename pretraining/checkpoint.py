@@ -1,0 +1,52 @@
+"""Checkpoints to resume from: atomic, checksummed, the last two kept, tensors and plain containers only."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.files import write_atomically
+
+_KEEP = 2
+_NAME = re.compile(r"step-(\d{9})-([0-9a-f]{64})\.pt")
+_log = logging.getLogger(__name__)
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
+    """Write the state after ``step`` steps; the file's name carries the SHA-256 of its content."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    digest = hashlib.sha256(content).hexdigest()
+    write_atomically(folder / f"step-{step:09d}-{digest}.pt", content)
+    for old in _files(folder)[:-_KEEP]:
+        old.unlink()
+
+
+def load_latest(folder: Path) -> dict[str, Any] | None:
+    """The newest intact state, or None; an altered or truncated file is named, skipped and removed."""
+    for path in reversed(_files(folder)):
+        content = path.read_bytes()
+        match = _NAME.fullmatch(path.name)
+        if match is not None and hashlib.sha256(content).hexdigest() == match[2]:
+            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            return state
+        _log.warning("checkpoint %s is damaged; falling back to the one before it", path)
+        path.unlink()
+    return None
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Delete every checkpoint: a finished run needs none."""
+    for path in _files(folder):
+        path.unlink()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name))

@@ -1,0 +1,97 @@
+"""Did the method collapse? Feature spread, effective rank, spectrum and cross-correlation.
+
+Spread: the standard deviation of each channel of L2-normalised vectors is near 1/sqrt(d) when they fill the
+sphere and 0 when they are constant (SimSiam, arXiv:2011.10566, section 4.1). Effective rank: the exponential
+of the entropy of the normalised singular values (Roy and Vetterli 2007; RankMe, arXiv:2210.02885).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MIN_SPREAD = 0.1
+"""Below this share of 1/sqrt(d), embeddings count as collapsed."""
+MIN_EFFECTIVE_RANK = 2.0
+"""Below this effective rank, embeddings count as collapsed to a line."""
+_LARGEST_MATRIX = 128
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """Measured on the embeddings ``[N, D]`` of two views of the same held-out images."""
+
+    feature_std: float
+    spread: float
+    effective_rank: float
+    dimensions: int
+    samples: int
+    spectrum: list[float]
+    cross_correlation: list[list[float]]
+    diagonal_mean: float
+    off_diagonal_rms: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return asdict(self)
+
+    def collapse(self) -> str | None:
+        """Why this counts as collapsed, or None."""
+        if self.spread < MIN_SPREAD:
+            return (
+                f"embedding std {self.feature_std:.2e} is {self.spread:.3f} of 1/sqrt(d), below {MIN_SPREAD}"
+            )
+        if self.effective_rank < MIN_EFFECTIVE_RANK:
+            return f"effective rank {self.effective_rank:.2f} of the embeddings, below {MIN_EFFECTIVE_RANK}"
+        return None
+
+
+def spread(embeddings: Tensor) -> tuple[float, float]:
+    """Mean channel standard deviation of the L2-normalised ``[N, D]`` rows, and its ratio to 1/sqrt(D)."""
+    normalised = torch.nn.functional.normalize(embeddings.double(), dim=1)
+    std = normalised.std(dim=0, unbiased=False).mean().item()
+    return std, std * embeddings.shape[1] ** 0.5
+
+
+def singular_values(embeddings: Tensor) -> Tensor:
+    """Singular values of the centred ``[N, D]`` matrix, largest first."""
+    centred = embeddings.double() - embeddings.double().mean(dim=0)
+    return torch.linalg.svdvals(centred)
+
+
+def effective_rank(values: Tensor) -> float:
+    """The exponential of the entropy of normalised singular values; 1 for a line, D for an isotropic cloud."""
+    share = values / values.sum().clamp_min(1e-300)
+    share = share[share > 0]
+    return float(torch.exp(-(share * share.log()).sum()))
+
+
+def diagnose(z_a: Tensor, z_b: Tensor) -> Diagnostics:
+    """Measure the embeddings ``[N, D]`` of two views."""
+    std, ratio = spread(z_a)
+    values = singular_values(z_a)
+    correlation = _correlation(z_a.double(), z_b.double())
+    d = correlation.shape[0]
+    diagonal = correlation.diagonal()
+    off_diagonal = correlation[~torch.eye(d, dtype=torch.bool)]
+    keep = min(d, _LARGEST_MATRIX)
+    return Diagnostics(
+        feature_std=std,
+        spread=ratio,
+        effective_rank=effective_rank(values),
+        dimensions=d,
+        samples=len(z_a),
+        spectrum=[float(v) for v in values],
+        cross_correlation=[[round(float(c), 4) for c in row[:keep]] for row in correlation[:keep]],
+        diagonal_mean=float(diagonal.mean()),
+        off_diagonal_rms=float(off_diagonal.square().mean().sqrt()) if d > 1 else 0.0,
+    )
+
+
+def _correlation(z_a: Tensor, z_b: Tensor) -> Tensor:
+    z_a = (z_a - z_a.mean(dim=0)) / (z_a.std(dim=0, unbiased=False) + 1e-12)
+    z_b = (z_b - z_b.mean(dim=0)) / (z_b.std(dim=0, unbiased=False) + 1e-12)
+    return z_a.T @ z_b / len(z_a)

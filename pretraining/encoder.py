@@ -1,0 +1,125 @@
+"""The encoder: a pretrained backbone on disk, and the features it gives.
+
+A folder with ``encoder.safetensors`` (torchvision parameter names) and ``encoder.json`` (architecture, stem,
+feature width, input size, channel order, mean and standard deviation, recipe hash, origin, SHA-256). No pickle.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from data.augment import eval_view
+from data.errors import InputError
+from data.files import write_atomically
+from pretraining.backbones import ResNet, Stem, build_backbone
+
+WEIGHTS_FILE = "encoder.safetensors"
+INFO_FILE = "encoder.json"
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class EncoderInfo:
+    """What a user of an encoder must know besides its weights."""
+
+    architecture: str
+    width: int
+    stem: Stem
+    feature_dim: int
+    input_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    method: str
+    recipe_hash: str
+    origin: str = "run"
+    channel_order: str = "RGB"
+
+
+class Encoder:
+    """A frozen backbone in evaluation mode together with how to feed it."""
+
+    def __init__(self, backbone: ResNet, info: EncoderInfo, checksum: str) -> None:
+        self.backbone = backbone.eval().requires_grad_(False)
+        self.info = info
+        self.checksum = checksum
+
+    @property
+    def input_size(self) -> int:
+        """Side of the square images it was trained on, in pixels."""
+        return self.info.input_size
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of the pooled features."""
+        return self.info.feature_dim
+
+    @property
+    def mean(self) -> tuple[float, float, float]:
+        """Channel means of the normalisation, in [0, 1]."""
+        return self.info.mean
+
+    @property
+    def std(self) -> tuple[float, float, float]:
+        """Channel standard deviations of the normalisation, in [0, 1]."""
+        return self.info.std
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled features ``[N, feature_dim]`` (float32, on the CPU) of uint8 images ``[N, 3, H, W]``."""
+        device = next(self.backbone.parameters()).device
+        batches = [
+            self.backbone(eval_view(chunk.to(device), self.input_size, self.mean, self.std)).float().cpu()
+            for chunk in images.split(_BATCH)
+        ]
+        return torch.cat(batches) if batches else torch.empty(0, self.feature_dim)
+
+    def fresh_backbone(self) -> ResNet:
+        """A trainable copy of the backbone, for fine-tuning; the encoder itself stays as it is."""
+        return copy.deepcopy(self.backbone).train().requires_grad_(True)
+
+    @staticmethod
+    def save(folder: Path, backbone: ResNet, info: EncoderInfo) -> Encoder:
+        """Write a backbone as an encoder; the information file comes last and makes it valid."""
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = save({k: v.detach().cpu().contiguous() for k, v in backbone.state_dict().items()})
+        checksum = hashlib.sha256(weights).hexdigest()
+        write_atomically(folder / WEIGHTS_FILE, weights)
+        document = json.dumps({**asdict(info), "sha256": checksum}, indent=2)
+        write_atomically(folder / INFO_FILE, document.encode())
+        return Encoder.load(folder)
+
+    @staticmethod
+    def load(folder: Path) -> Encoder:
+        """Read an encoder; raises InputError if a file is missing, altered or does not fit the architecture."""
+        info_file, weights_file = folder / INFO_FILE, folder / WEIGHTS_FILE
+        if not info_file.is_file() or not weights_file.is_file():
+            missing = info_file.name if not info_file.is_file() else weights_file.name
+            raise InputError(
+                f"no encoder here: {missing} is missing",
+                where=folder,
+                next_step="give the folder that holds encoder.json, e.g. runs/<run>/encoder",
+            )
+        document = json.loads(info_file.read_text())
+        expected = document.pop("sha256")
+        if hashlib.sha256(weights_file.read_bytes()).hexdigest() != expected:
+            raise InputError(
+                "the encoder's weights do not match their checksum",
+                where=weights_file,
+                next_step="delete the run folder and run the command again",
+            )
+        info = EncoderInfo(**{**document, "mean": tuple(document["mean"]), "std": tuple(document["std"])})
+        backbone = build_backbone(info.architecture, info.width, info.stem)
+        try:
+            backbone.load_state_dict(load_file(weights_file))
+        except (RuntimeError, SafetensorError) as error:
+            raise InputError(f"the weights do not fit {info.architecture}: {error}", where=folder) from error
+        return Encoder(backbone, info, expected)

@@ -1,0 +1,163 @@
+"""The contract of a method, and the registry that finds every method there is.
+
+A method is an ``nn.Module`` with a backbone, heads, the view policy it wants and a loss over views. It knows
+nothing of loops, devices, files or tables. Adding one is a new file in ``baselines/`` with a class under
+``@register_method("name")``; packages outside register through the entry-point group ``twinbench.plugins``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from data.augment import ViewPolicy
+from data.errors import unknown_name
+from pretraining.backbones import ResNet
+
+
+class MethodOptions(BaseModel):
+    """Hyperparameters that only one method has; subclass it as ``Options``. Unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LossParts(NamedTuple):
+    """A scalar loss to minimise, and detached scalars worth logging."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+class Progress(NamedTuple):
+    """Where training is: ``step`` counts from 0 and is the step about to be, or just, taken."""
+
+    step: int
+    total_steps: int
+    steps_per_epoch: int
+
+    @property
+    def epoch(self) -> int:
+        """The 0-based epoch of this step."""
+        return self.step // self.steps_per_epoch
+
+    @property
+    def fraction(self) -> float:
+        """The share of all steps that lies before this one."""
+        return self.step / max(1, self.total_steps)
+
+
+class Method(nn.Module):
+    """Base class of every method."""
+
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
+    needs_labels: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
+
+    def __init__(self, backbone: ResNet, options: MethodOptions) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.options = options
+
+    @classmethod
+    def default_views(cls, size: int) -> tuple[ViewPolicy, ...]:
+        """The method's own view policies for images of ``size`` pixels, one per view."""
+        raise TypeError(f"{cls.__name__} must define default_views")
+
+    def loss(self, views: list[Tensor], labels: Tensor | None, progress: Progress) -> LossParts:
+        """The loss over the views, each ``[N, 3, H, W]`` normalised; ``labels [N]`` only if needed."""
+        raise TypeError(f"{type(self).__name__} must define loss")
+
+    def forward(self, views: list[Tensor], labels: Tensor | None, progress: Progress) -> LossParts:
+        """The loss: what data-parallel wrappers must call for gradients to be averaged."""
+        return self.loss(views, labels, progress)
+
+    @torch.no_grad()
+    def embed(self, view: Tensor) -> Tensor:
+        """The embedding ``[N, D]`` on which collapse is measured; the pooled features unless overridden."""
+        features: Tensor = self.backbone(view)
+        return features
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Parameter groups for the optimizer: one-dimensional tensors without decay and LARS adaptation."""
+        return split_parameter_groups(self, weight_decay)
+
+    def before_step(self, progress: Progress) -> None:
+        """Called before the forward pass of a step."""
+
+    def before_optimizer(self, progress: Progress) -> None:
+        """Called between the backward pass and the optimizer step."""
+
+    def after_step(self, progress: Progress) -> None:
+        """Called after the optimizer step."""
+
+
+def split_parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: tensors of two dimensions or more, and the rest, which gets neither decay nor adaptation.
+
+    This is the rule of the official Barlow Twins code (every tensor with ``ndim == 1`` is excluded).
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {
+            "name": "weights",
+            "params": [p for p in parameters if p.ndim > 1],
+            "weight_decay": weight_decay,
+            "lars_exclude": False,
+            "lr_scale": 1.0,
+            "schedule": "scheduled",
+        },
+        {
+            "name": "norm_and_bias",
+            "params": [p for p in parameters if p.ndim <= 1],
+            "weight_decay": 0.0,
+            "lars_exclude": True,
+            "lr_scale": 1.0,
+            "schedule": "scheduled",
+        },
+    ]
+
+
+_METHODS: dict[str, type[Method]] = {}
+M = TypeVar("M", bound=type[Method])
+
+
+def register_method(name: str) -> Callable[[M], M]:
+    """Class decorator that makes a method available under ``name``."""
+
+    def register(cls: M) -> M:
+        _METHODS[name] = cls
+        return cls
+
+    return register
+
+
+@cache
+def _discover() -> None:
+    """Import every module that may register a method."""
+    importlib.import_module("pretraining.barlow_twins")
+    for module in pkgutil.iter_modules(importlib.import_module("baselines").__path__):
+        importlib.import_module(f"baselines.{module.name}")
+    for plugin in entry_points(group="twinbench.plugins"):
+        plugin.load()
+
+
+def method_names() -> list[str]:
+    """Every registered method."""
+    _discover()
+    return sorted(_METHODS)
+
+
+def method_class(name: str) -> type[Method]:
+    """The class registered under ``name``; raises InputError with the nearest name otherwise."""
+    _discover()
+    if name not in _METHODS:
+        raise unknown_name("method", name, _METHODS)
+    return _METHODS[name]

@@ -1,0 +1,64 @@
+"""A recipe: every hyperparameter of one pretraining run, checked strictly.
+
+The YAML files in ``recipes/`` hold these fields. Unknown keys are errors. Everything here changes the numbers
+and therefore enters the recipe hash.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pretraining.backbones import Stem
+
+
+class Strict(BaseModel):
+    """A frozen model that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BackboneSpec(Strict):
+    """Which ResNet, how wide, with which stem."""
+
+    name: str = "resnet18"
+    width: int = Field(64, ge=4)
+    stem: Stem = "small"
+    zero_init: bool = False
+
+
+class OptimizerSpec(Strict):
+    """The optimizer. ``base_lr`` is scaled by global batch / 256 once, in `pretraining.optim.resolved_lr`."""
+
+    name: Literal["sgd", "lars", "adamw"] = "sgd"
+    base_lr: float = Field(gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    trust_coefficient: float = Field(0.001, gt=0)
+
+
+class ScheduleSpec(Strict):
+    """Linear warm-up, then cosine to ``final_factor`` of the peak, stepping every ``per``."""
+
+    warmup_epochs: float = Field(0.0, ge=0)
+    final_factor: float = Field(0.0, ge=0, le=1)
+    per: Literal["step", "epoch"] = "step"
+
+
+class Recipe(Strict):
+    """One pretraining run, fully resolved."""
+
+    method: str
+    image_set: str
+    image_set_fingerprint: str = ""
+    image_size: int | None = Field(None, ge=8)
+    backbone: BackboneSpec = BackboneSpec()
+    epochs: int = Field(ge=0)
+    batch_size: int = Field(256, ge=2)
+    optimizer: OptimizerSpec | None = None
+    schedule: ScheduleSpec = ScheduleSpec()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = Field(0, ge=0)
+    options: dict[str, Any] = Field(default_factory=dict)
+    views: dict[str, Any] | list[dict[str, Any]] | None = None

@@ -1,0 +1,157 @@
+"""What holds for every registered method."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from baselines.supervised import Supervised
+from data.errors import InputError
+from pretraining.backbones import build_backbone
+from pretraining.method import Progress, method_class, method_names
+from pretraining.optim import build_optimizer
+from pretraining.recipe import OptimizerSpec
+
+SMALL = {
+    "barlow_twins": {"projector": (16, 16)},
+    "simclr": {"projector": (16, 8)},
+    "byol": {"projector": (16, 8), "predictor_hidden": 16},
+    "swav": {"projector": (16, 8), "prototypes": 12, "freeze_prototypes_steps": 0},
+    "simsiam": {"projector": (16, 16, 8), "predictor_hidden": 8},
+    "moco_v2": {"projector": (16, 8), "queue_length": 32, "bn_splits": 2},
+    "supervised": {"classes": 4},
+}
+
+
+def build(name):
+    torch.manual_seed(0)
+    cls = method_class(name)
+    return cls(build_backbone("resnet10", width=4, stem="small"), cls.Options(**SMALL[name]))
+
+
+def batch(n=8):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(n, 3, 16, 16, generator=generator) for _ in range(2)], torch.arange(n) % 4
+
+
+def test_the_registry_holds_the_paper_and_its_peers():
+    assert {*SMALL, "random_init"} <= set(method_names())
+    with pytest.raises(InputError, match="barlow_twins"):
+        method_class("barlow_twin")
+
+
+@pytest.mark.parametrize("name", [*SMALL, "random_init"])
+@pytest.mark.parametrize("size", [32, 64, 224])
+def test_default_views(name, size):
+    views = method_class(name).default_views(size)
+    assert {view.size for view in views} == {size}
+    assert len(views) == (1 if name in ("supervised", "random_init") else 2)
+    if size == 32:
+        assert all(view.blur == 0 for view in views)
+    elif len(views) == 2:
+        assert all(view.blur > 0 for view in views)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_unknown_options_are_errors(name):
+    with pytest.raises(ValidationError):
+        method_class(name).Options(**SMALL[name], not_an_option=1)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_parameter_groups_are_disjoint_and_complete(name):
+    method = build(name)
+    groups = method.parameter_groups(0.1)
+    listed = [id(p) for group in groups for p in group["params"]]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == {id(p) for p in method.parameters() if p.requires_grad}
+    expected = {"params", "name", "weight_decay", "lars_exclude", "lr_scale", "schedule"}
+    assert all(set(group) == expected for group in groups)
+    if name not in ("simsiam", "moco_v2"):
+        assert all(
+            (p.ndim == 1) == g["lars_exclude"] == (g["weight_decay"] == 0)
+            for g in groups
+            for p in g["params"]
+        )
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_training_on_one_batch_lowers_the_loss(name):
+    method = build(name).train()
+    spec = OptimizerSpec(name="sgd", base_lr=0.02 * 256 / 8)
+    optimizer = build_optimizer(spec, method.parameter_groups(0.0), 8)
+    views, labels = batch()
+    losses = []
+    queue = method.queue.clone() if name == "moco_v2" else None
+    for step in range(8):
+        progress = Progress(step, 8, 4)
+        if queue is not None:  # on a single batch the queue would fill with that batch's own keys
+            method.queue.copy_(queue)
+        method.before_step(progress)
+        result = method.loss(views, labels if method.needs_labels else None, progress)
+        assert result.total.ndim == 0
+        assert all(not part.requires_grad and part.ndim == 0 for part in result.parts.values())
+        optimizer.zero_grad(set_to_none=True)
+        result.total.backward()
+        method.before_optimizer(progress)
+        optimizer.step()
+        method.after_step(progress)
+        losses.append(result.total.item())
+    assert min(losses[1:]) < losses[0]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_bf16_autocast_and_channels_last_give_nearly_the_same_loss(name):
+    first, second = build(name).train(), build(name).train()
+    second.load_state_dict(first.state_dict())
+    views, labels = batch()
+    expected = first.loss(views, labels, Progress(0, 4, 2)).total
+    second = second.to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        views = [view.contiguous(memory_format=torch.channels_last) for view in views]
+        loss = second.loss(views, labels, Progress(0, 4, 2)).total
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=0.05, abs=0.05)
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in second.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_saved_method_goes_on_with_the_same_bits(name):
+    first = build(name).train()
+    views, labels = batch()
+    first.loss(views, labels, Progress(0, 4, 2))
+    second = build(name).train()
+    second.load_state_dict(first.state_dict())
+    losses = [m.loss(views, labels, Progress(1, 4, 2)).total for m in (first, second)]
+    assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize("name", [*SMALL, "random_init"])
+def test_embeddings_are_finite_rows_without_gradient(name):
+    cls = method_class(name)
+    method = cls(build_backbone("resnet10", width=4), cls.Options(**SMALL.get(name, {}))).eval()
+    z = method.embed(torch.randn(5, 3, 16, 16))
+    assert z.shape[0] == 5
+    assert z.ndim == 2
+    assert torch.isfinite(z).all()
+    assert not z.requires_grad
+
+
+@pytest.mark.parametrize("name", ["barlow_twins", "simclr", "byol", "simsiam", "moco_v2"])
+def test_three_views_are_an_input_error(name):
+    views, _ = batch()
+    with pytest.raises(InputError, match="exactly 2 views"):
+        build(name).loss([*views, views[0]], None, Progress(0, 1, 1))
+
+
+@pytest.mark.parametrize("labels", [None, torch.full((8,), -1), torch.full((8,), 4)])
+def test_supervised_training_explains_unusable_labels(labels):
+    views, _ = batch()
+    method = build("supervised")
+    assert isinstance(method, Supervised)
+    with pytest.raises(InputError, match=r"label"):
+        method.loss(views, labels, Progress(0, 1, 1))
+
+
+def test_random_init_does_not_train():
+    assert not method_class("random_init").trains
