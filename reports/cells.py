@@ -1,0 +1,156 @@
+"""One cell of a table: several seeds of one number, aggregated with its uncertainty and its provenance."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from scipy.special import stdtrit
+
+from reports.records import Record, unique
+
+Kind = Literal["seeds", "items", ""]
+Status = Literal["done", "failed", "collapsed", "missing", "quoted"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A seed without a number: ``status`` is failed or collapsed."""
+
+    seed: int | None
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number of a table with all that is needed to trust it.
+
+    ``value`` and ``uncertainty`` are in the metric's unit. ``kind`` names the uncertainty: ``seeds`` is the
+    sample standard deviation over ``n_seeds`` runs, ``items`` the sampling standard error over ``n_items``
+    test items of one run. ``interval`` is the 95 % Student t interval of the mean over seeds. A cell whose
+    status is not ``done`` or ``quoted`` has no value.
+    """
+
+    status: Status
+    value: float | None = None
+    uncertainty: float | None = None
+    kind: Kind = ""
+    interval: tuple[float, float] | None = None
+    n_seeds: int = 0
+    n_items: int | None = None
+    origin: str = ""
+    recipe_hashes: tuple[str, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    source: str = ""
+    note: str = ""
+
+
+MISSING = Cell("missing")
+
+
+def aggregate(records: Sequence[Record], failures: Sequence[Failure] = ()) -> Cell:
+    """Aggregate the records of one (method, protocol, metric): one per seed, plus seeds that failed
+    elsewhere.
+
+    The mean is over the seeds that are done; the others are kept in ``failures``. Where no seed is done, the
+    status is the most frequent failure and the cell has no number.
+    """
+    done = list(
+        {
+            (r.seed, r.encoder_checksum): r for r in records if r.status == "done" and r.value is not None
+        }.values()
+    )
+    failed = [*_failures(records), *failures]
+    origin = next((record.origin for record in records), "")
+    hashes = unique(record.recipe_hash for record in records)
+    if not done:
+        if not failed:
+            return MISSING
+        collapsed = sum(failure.status == "collapsed" for failure in failed)
+        status: Status = "collapsed" if 2 * collapsed >= len(failed) else "failed"
+        return Cell(status, origin=origin, recipe_hashes=hashes, failures=tuple(failed))
+    values = [record.value for record in done if record.value is not None]
+    mean = statistics.fmean(values)
+    n_items = max((record.n for record in done if record.n is not None), default=None)
+    uncertainty, kind, interval = _uncertainty(values, mean, done[0].stderr)
+    return Cell(
+        "done",
+        value=mean,
+        uncertainty=uncertainty,
+        kind=kind,
+        interval=interval,
+        n_seeds=len(values),
+        n_items=n_items,
+        origin=origin,
+        recipe_hashes=hashes,
+        failures=tuple(failed),
+    )
+
+
+def _failures(records: Sequence[Record]) -> list[Failure]:
+    found: dict[tuple[int | None, str], Failure] = {}
+    for record in records:
+        if record.status != "done":
+            found[record.seed, record.encoder_checksum] = Failure(record.seed, record.status, record.reason)
+        elif record.value is None:
+            found[record.seed, record.encoder_checksum] = Failure(
+                record.seed, "failed", "no finite value recorded"
+            )
+    return list(found.values())
+
+
+def _uncertainty(
+    values: Sequence[float], mean: float, stderr: float | None
+) -> tuple[float | None, Kind, tuple[float, float] | None]:
+    if len(values) >= 2:
+        deviation = statistics.stdev(values)
+        half = float(stdtrit(len(values) - 1, 0.975)) * deviation / math.sqrt(len(values))
+        return deviation, "seeds", (mean - half, mean + half)
+    if stderr is not None:
+        return stderr, "items", None
+    return None, "", None
+
+
+def number(value: float, digits: int = 1) -> str:
+    """``value`` with ``digits`` decimals and no negative zero."""
+    text = f"{value:.{digits}f}"
+    return text[1:] if text.startswith("-") and float(text) == 0 else text
+
+
+def text(cell: Cell, digits: int = 1) -> str:
+    """What a reader sees: ``71.4 ± 0.9``, ``failed``, ``collapsed`` or ``-``."""
+    if cell.status == "missing" or (cell.status == "quoted" and cell.value is None):
+        return "-"
+    if cell.value is None:
+        return cell.status
+    if cell.uncertainty is None:
+        return number(cell.value, digits)
+    shown = number(cell.uncertainty, digits)
+    if float(shown) == 0 and cell.uncertainty > 0:  # "± 0.0" would claim certainty
+        shown = number(cell.uncertainty, digits + 1)
+    return f"{number(cell.value, digits)} ± {shown}"
+
+
+def describe_failures(cell: Cell) -> str:
+    """The cell's failed seeds in words, with their reasons: ``1 of 3 seeds failed (seed 2: loss is NaN)``."""
+    total = cell.n_seeds + len(cell.failures)
+    parts = []
+    for status in ("failed", "collapsed"):
+        group = [failure for failure in cell.failures if failure.status == status]
+        if not group:
+            continue
+        reasons: dict[str, list[str]] = {}
+        for failure in group:
+            seed = "?" if failure.seed is None else str(failure.seed)
+            reasons.setdefault(failure.reason or "no reason recorded", []).append(seed)
+        listed = "; ".join(
+            f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}: {reason}"
+            for reason, seeds in reasons.items()
+        )
+        parts.append(f"{len(group)} of {total} seed{'s' if total > 1 else ''} {status} ({listed})")
+    shown = ", ".join(parts)
+    return f"{shown}; the mean is over the other {cell.n_seeds}" if cell.status == "done" and parts else shown

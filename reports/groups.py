@@ -1,0 +1,171 @@
+"""Records sorted into the rows of a table: one group per method, variant, origin and pretraining budget."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from reports import names
+from reports.cells import Cell, Failure, aggregate
+from reports.errors import unknown_name
+from reports.records import Record, RunInfo, unique
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a pretraining run cost, as far as it decides whether two rows compare fairly."""
+
+    backbone: str = ""
+    epochs: float | None = None
+    batch_size: int | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether anything is recorded at all."""
+        return bool(self.backbone or self.epochs or self.batch_size)
+
+    def without(self, fields: Sequence[str]) -> Budget:
+        """The budget with some fields blanked, for an ablation that varies them on purpose."""
+        return Budget(
+            "" if "backbone" in fields else self.backbone,
+            None if "epochs" in fields else self.epochs,
+            None if "batch_size" in fields else self.batch_size,
+        )
+
+    def __str__(self) -> str:
+        parts = [self.backbone] if self.backbone else []
+        parts += [f"{self.epochs:g} epochs"] if self.epochs else []
+        parts += [f"batch {self.batch_size}"] if self.batch_size else []
+        return ", ".join(parts) or "not recorded"
+
+
+@dataclass(frozen=True)
+class Group:
+    """The records and failed runs behind one row. ``suffix`` tells rows of one method apart; often empty."""
+
+    method: str
+    variant: str
+    origin: str
+    records: tuple[Record, ...]
+    failed_runs: tuple[RunInfo, ...] = ()
+    suffix: str = ""
+
+    @property
+    def label(self) -> str:
+        """The method's pretty name with what tells it apart."""
+        words = [] if self.origin == "run" else [self.origin]
+        words += [self.suffix] if self.suffix else []
+        return names.pretty(self.method) + (f" ({', '.join(words)})" if words else "")
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether this is a reference row."""
+        return names.is_reference(self.method)
+
+    def budgets(self) -> dict[str, Budget]:
+        """The pretraining budget for each image set of the group's records."""
+        found: dict[str, Budget] = {}
+        for record in self.records:
+            budget = _budget(record)
+            if budget.known and record.image_set not in found:
+                found[record.image_set] = budget
+        return found
+
+    def cell(self, protocol: str, metric: str, image_set: str = "") -> Cell:
+        """The cell of one metric on one image set (on the only one where ``image_set`` is empty).
+
+        A record of a failure may name no metric or no protocol: it then counts for all of them, and so does a
+        pretraining run that failed before any protocol could see it. A number measured on a run that
+        collapsed is no result, whatever its record says.
+        """
+        collapsed = {run.seed: run.reason for run in self.failed_runs if run.status == "collapsed"}
+        scope = [
+            replace(r, status="collapsed", value=None, reason=collapsed[r.seed] or r.reason)
+            if r.seed in collapsed
+            else r
+            for r in self.records
+            if not image_set or r.image_set in ("", image_set)
+        ]
+        exact = [r for r in scope if r.protocol == protocol and r.metric == metric]
+        seen = {r.seed for r in exact}
+        broad = [
+            r
+            for r in scope
+            if r.status != "done"
+            and r.seed not in seen
+            and r.protocol in ("", protocol)
+            and r.metric in ("", metric)
+        ]
+        seen |= {r.seed for r in broad}
+        runs = [run for run in self.failed_runs if run.seed not in seen]
+        return aggregate([*exact, *broad], [Failure(run.seed, run.status, run.reason) for run in runs])
+
+
+def _budget(record: Record) -> Budget:
+    return Budget(record.backbone, record.epochs, record.batch_size)
+
+
+def group_records(records: Sequence[Record], runs: Sequence[RunInfo] = ()) -> list[Group]:
+    """Groups in the paper's order of methods. Seeds are pooled; budgets, origins and imported encoders never
+    are.
+    """
+    by_name: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        by_name[record.method, record.variant, record.origin].append(record)
+    failed: dict[tuple[str, str], list[RunInfo]] = defaultdict(list)
+    for run in runs:
+        if run.status in ("failed", "collapsed"):
+            failed[run.method, run.variant].append(run)
+            by_name.setdefault((run.method, run.variant, "run"), [])
+    groups = []
+    for (method, variant, origin), own in by_name.items():
+        split = _split(own)
+        lost = tuple(failed[method, variant]) if origin == "run" else ()
+        # A failed run carries no budget: with several rows of one method it is shown in the first.
+        first = replace(split[0], method=method, variant=variant, origin=origin, failed_runs=lost)
+        groups += [first, *split[1:]]
+    return sorted(groups, key=lambda g: (not g.is_reference, names.sort_key(g.method), g.origin != "run"))
+
+
+def _split(records: Sequence[Record]) -> list[Group]:
+    """Split records of one method where one image set has several budgets or several imported encoders."""
+    if not records:
+        return [Group("", "", "", ())]
+    method, variant, origin = records[0].method, records[0].variant, records[0].origin
+    per_image_set: dict[str, list[tuple[Budget, str]]] = defaultdict(list)
+    for record in records:
+        identity = _identity(record)
+        if identity not in per_image_set[record.image_set] and (identity[0].known or identity[1]):
+            per_image_set[record.image_set].append(identity)
+    if all(len(identities) <= 1 for identities in per_image_set.values()):
+        return [Group(method, variant, origin, tuple(records))]
+    parts: dict[tuple[Budget, str], list[Record]] = defaultdict(list)
+    for record in records:
+        identity = _identity(record)
+        if not (identity[0].known or identity[1]):
+            identity = per_image_set[record.image_set][0] if per_image_set[record.image_set] else identity
+        parts[identity].append(record)
+    several_encoders = len({checksum for _, checksum in parts}) > 1
+    return [
+        Group(method, variant, origin, tuple(part), suffix=checksum[:8] if several_encoders else str(budget))
+        for (budget, checksum), part in parts.items()
+    ]
+
+
+def _identity(record: Record) -> tuple[Budget, str]:
+    return _budget(record), record.encoder_checksum if record.origin == "imported" else ""
+
+
+def image_sets(records: Sequence[Record]) -> tuple[str, ...]:
+    """The image sets in order of appearance."""
+    return unique(record.image_set for record in records)
+
+
+def check_metric(records: Sequence[Record], protocol: str, metric: str, where: str) -> None:
+    """Raise ReportError where the protocol was measured but never gave this metric: a typing error in the
+    study.
+    """
+    measured = {r.metric for r in records if r.protocol == protocol and r.status == "done"}
+    if measured and metric not in measured:
+        raise unknown_name(f"metric of {protocol}", metric, measured, where)

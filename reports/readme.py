@@ -1,0 +1,49 @@
+"""Keeps the generated blocks of a README equal to the results."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from reports.errors import ReportError, unknown_name
+from reports.files import write_atomically
+
+_BEGIN = re.compile(r"<!-- begin (\S+) -->")
+
+
+def update_blocks(readme: Path, blocks: Mapping[str, str]) -> bool:
+    """Replace the text between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` for every block.
+
+    Returns whether the file changed. Raises ReportError, and leaves the file as it was, where the file or a
+    marker is missing, out of order or there twice.
+    """
+    if not readme.is_file():
+        raise ReportError("there is no such file", readme, next_step="name the README that holds the markers")
+    old = readme.read_text(encoding="utf-8")
+    new = old
+    for name, content in blocks.items():
+        new = _replace(new, name, content, readme)
+    if new != old:
+        write_atomically(readme, new)
+    return new != old
+
+
+def _replace(text: str, name: str, content: str, readme: Path) -> str:
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    if begin not in text:
+        present = _BEGIN.findall(text)
+        if present:
+            raise unknown_name("block", name, present, readme)
+        raise ReportError(
+            f"no marker {begin}", readme, next_step=f"add {begin} and {end} where the block belongs"
+        )
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(end) < text.index(begin):
+        raise ReportError(
+            f"the block {name!r} needs one {begin} and one {end} after it",
+            readme,
+            next_step="correct the markers",
+        )
+    head, rest = text.split(begin)
+    _, tail = rest.split(end)
+    return f"{head}{begin}\n{content.strip()}\n{end}{tail}"

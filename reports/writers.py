@@ -1,0 +1,236 @@
+"""Tables as CSV, Markdown, LaTeX and plain text. (The HTML page has its own template.)"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+
+from reports.tables import Column, Entry, Row, Table
+
+CSV_COLUMNS = (
+    "method",
+    "variant",
+    "label",
+    "image_set",
+    "protocol",
+    "metric",
+    "value",
+    "uncertainty",
+    "kind",
+    "n",
+    "interval_low",
+    "interval_high",
+    "n_items",
+    "status",
+    "reason",
+    "origin",
+    "recipe_hash",
+    "budget",
+    "source",
+)
+
+
+def to_csv(table: Table) -> str:
+    """One line a cell with plain numbers: value, uncertainty, its kind, n seeds, origin, recipe hashes,
+    source.
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for row in table.rows:
+        for column, entry in zip(table.columns, row.entries, strict=True):
+            cell = entry.cell
+            low, high = cell.interval or (None, None)
+            writer.writerow(
+                _plain(value)
+                for value in (
+                    row.method,
+                    row.variant,
+                    column.label,
+                    column.image_set,
+                    column.protocol or column.subtitle,
+                    column.metric,
+                    cell.value,
+                    cell.uncertainty,
+                    cell.kind,
+                    cell.n_seeds or None,
+                    low,
+                    high,
+                    cell.n_items,
+                    cell.status,
+                    "; ".join(f"seed {f.seed}: {f.status}: {f.reason}" for f in cell.failures),
+                    cell.origin or ("quoted" if column.quoted else row.origin),
+                    ";".join(cell.recipe_hashes),
+                    row.budget if not column.quoted else "",
+                    cell.source,
+                )
+            )
+    return out.getvalue()
+
+
+def _plain(value: object) -> str:
+    return "" if value is None else repr(value) if isinstance(value, float) else str(value)
+
+
+def to_markdown(table: Table) -> str:
+    """A GitHub table: the best value bold, references in italics, footnotes below."""
+    heads = [*table.stub, *(column.heading for column in table.columns)]
+    rule = [":--"] * len(table.stub) + ["--:"] * len(table.columns)
+    lines = [f"**{_md(table.title)}**", "", _md_row([_md(head) for head in heads]), _md_row(rule)]
+    for row in (*table.reference_rows, *table.method_rows):
+        labels = [
+            f"*{_md(label)}*" if row.is_reference and label != "-" else _md(label) for label in row.labels
+        ]
+        labels[0] += _md_marks(row.marks)
+        lines.append(_md_row([*labels, *(_md_entry(entry) for entry in row.entries)]))
+    notes = [f"{_md_marks((mark,))} {_md(text)}" for mark, text in table.footnotes] + [
+        _md(n) for n in table.notes
+    ]
+    return "\n".join(lines) + "\n\n" + "  \n".join(notes) + "\n"
+
+
+def _md(text: str) -> str:
+    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", text.replace("\n", " "))
+
+
+def _md_marks(marks: tuple[str, ...]) -> str:
+    return f"<sup>{','.join(marks)}</sup>" if marks else ""
+
+
+def _md_row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _md_entry(entry: Entry) -> str:
+    return (f"**{entry.text}**" if entry.best else entry.text) + _md_marks(entry.marks)
+
+
+_TEX_SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "±": r"\ensuremath{\pm}",
+    "\u00d7": r"\ensuremath{\times}",
+    "†": r"\ensuremath{\dagger}",
+    "§": r"\S{}",
+    "\u03b1": r"\ensuremath{\alpha}",
+    "β": r"\ensuremath{\beta}",
+    "ε": r"\ensuremath{\epsilon}",
+    "λ": r"\ensuremath{\lambda}",
+    "τ": r"\ensuremath{\tau}",
+}
+
+
+def escape_tex(text: str) -> str:
+    """Text that LaTeX prints as it is."""
+    return "".join(_TEX_SPECIAL.get(character, character) for character in text.replace("\n", " "))
+
+
+def to_latex(table: Table) -> str:
+    """A ``table`` float with booktabs rules; needs ``\\usepackage{booktabs}`` and T1 fonts for quotation
+    marks.
+    """
+    layout = "l" * len(table.stub) + "r" * len(table.columns)
+    lines = [
+        "% needs \\usepackage[T1]{fontenc} and \\usepackage{booktabs}",
+        r"\begin{table}[t]",
+        r"\centering",
+        rf"\caption{{{escape_tex(table.title)}}}",
+        rf"\label{{tab:{re.sub(r'[^A-Za-z0-9-]', '-', table.name)}}}",
+        rf"\begin{{tabular}}{{{layout}}}",
+        r"\toprule",
+        _tex_row([*map(escape_tex, table.stub), *map(_tex_head, table.columns)]),
+        r"\midrule",
+    ]
+    lines += [_tex_table_row(row) for row in table.reference_rows]
+    if table.reference_rows and table.method_rows:
+        lines.append(r"\midrule")
+    lines += [_tex_table_row(row) for row in table.method_rows]
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    notes = [f"{_tex_marks((mark,))} {escape_tex(text)}" for mark, text in table.footnotes]
+    notes += [escape_tex(note) for note in table.notes]
+    if notes:
+        lines += [r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize"]
+        lines += ["\\par\n".join(notes), r"\end{minipage}"]
+    return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+def _tex_head(column: Column) -> str:
+    """The label over the protocol with its version, or over what a quotation was measured on."""
+    return rf"\shortstack[r]{{{escape_tex(column.label)}\\{{\scriptsize {escape_tex(column.subtitle)}}}}}"
+
+
+def _tex_row(cells: list[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _tex_table_row(row: Row) -> str:
+    labels = [escape_tex(label) for label in row.labels]
+    labels[0] += _tex_marks(row.marks)
+    return _tex_row([*labels, *(_tex_entry(entry) for entry in row.entries)])
+
+
+def _tex_entry(entry: Entry) -> str:
+    text = escape_tex(entry.text)
+    return (rf"\textbf{{{text}}}" if entry.best else text) + _tex_marks(entry.marks)
+
+
+def _tex_marks(marks: tuple[str, ...]) -> str:
+    return rf"\textsuperscript{{{escape_tex(','.join(marks))}}}" if marks else ""
+
+
+def to_text(table: Table) -> str:
+    """Aligned plain text for a terminal: ``*`` after the best value, marks in brackets."""
+    heads = [*table.stub, *(column.heading for column in table.columns)]
+    body = [
+        (
+            row.is_reference,
+            [
+                row.labels[0] + _text_marks(row.marks),
+                *row.labels[1:],
+                *(
+                    entry.text + ("*" if entry.best else "") + _text_marks(entry.marks)
+                    for entry in row.entries
+                ),
+            ],
+        )
+        for row in (*table.reference_rows, *table.method_rows)
+    ]
+    widths = [max(len(line[i]) for line in [heads, *(cells for _, cells in body)]) for i in range(len(heads))]
+    rule = "  ".join("-" * width for width in widths)
+    lines = [table.title, "", _text_row(heads, widths, len(table.stub)), rule]
+    for index, (is_reference, cells) in enumerate(body):
+        if index and body[index - 1][0] and not is_reference:
+            lines.append(rule)
+        lines.append(_text_row(cells, widths, len(table.stub)))
+    starred = (
+        ["* best of the methods with equal budgets"]
+        if any(e.best for r in table.rows for e in r.entries)
+        else []
+    )
+    notes = [f"{_text_marks((mark,)).strip()} {text}" for mark, text in table.footnotes]
+    return "\n".join([*lines, "", *starred, *notes, *table.notes]) + "\n"
+
+
+def _text_marks(marks: tuple[str, ...]) -> str:
+    return f" [{','.join(marks)}]" if marks else ""
+
+
+def _text_row(cells: list[str], widths: list[int], stubs: int) -> str:
+    aligned = [
+        cell.ljust(width) if index < stubs else cell.rjust(width)
+        for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    ]
+    return "  ".join(aligned).rstrip()

@@ -1,0 +1,235 @@
+"""Rows, footnotes and the four ways to write a table."""
+
+import csv
+import io
+import re
+
+import pytest
+
+from reports.console import render, render_study
+from reports.errors import ReportError
+from reports.records import RunInfo, read_records
+from reports.study import parse_study
+from reports.tables import build_tables
+from reports.writers import escape_tex, to_csv, to_latex, to_markdown
+
+
+@pytest.fixture
+def table(study, records):
+    (table,) = build_tables(study, read_records(records))
+    return table
+
+
+def entry(table, method, column=0):
+    (found,) = [row for row in table.rows if row.method == method]
+    return found.entries[column]
+
+
+def test_order_references_and_values(table):
+    expected = ["random_init", "supervised", "simclr", "moco_v2", "swav", "byol", "barlow_twins"]
+    assert [row.method for row in table.rows] == expected
+    assert [row.method for row in table.reference_rows] == expected[:2]
+    assert entry(table, "barlow_twins").text == "70.5 ± 0.7"
+    assert entry(table, "simclr", 1).text == "-"
+    assert entry(table, "swav").text == "collapsed"
+    assert entry(table, "swav", 2).text == "71.8"
+
+
+def test_another_budget_is_marked_and_out_of_competition(table):
+    (marked,) = [row for row in table.rows if row.marks]
+    assert (marked.method, marked.marks) == ("moco_v2", ("†",))
+    assert "MoCo v2: resnet18, 200 epochs, batch 512" in dict(table.footnotes)["†"]
+    assert "resnet18, 50 epochs, batch 256" in " ".join(table.notes)
+    assert entry(table, "byol").best  # 99.0 of MoCo v2 is higher, but bought with another budget
+    assert sum(row.entries[0].best for row in table.rows) == 1
+    assert not any(row.entries[2].best for row in table.rows)  # a quotation never wins
+
+
+def test_one_competitor_is_not_the_best(make_row, study):
+    import pandas as pd
+
+    frame = pd.DataFrame([make_row("byol", 70.0), make_row("supervised", 80.0)])
+    (table,) = build_tables({**study, "figures": []}, read_records(frame))
+    assert not any(e.best for row in table.rows for e in row.entries)
+
+
+def test_every_mark_is_explained(table):
+    used = {mark for row in table.rows for mark in row.marks}
+    used |= {mark for row in table.rows for e in row.entries for mark in e.marks}
+    assert used == {mark for mark, _ in table.footnotes}
+    text = " ".join(text for _, text in table.footnotes)
+    assert "2 of 2 seeds collapsed (seeds 0, 1: std_is_0 & 100 % <b>flat</b>)" in text
+    assert 'the published row is "SwAV (w/o multi-crop)"' in text
+    assert "standard error over 2000 test items (one seed)" in text
+    assert any("std over 2 seeds" in note for note in table.notes)
+    assert any("linear/cached-v1" in note and "knn/cosine-v1" in note for note in table.notes)
+    assert any("Quoted, ImageNet ResNet-50" in note and "Table 1" in note for note in table.notes)
+
+
+def test_different_budgets_or_origins_are_never_pooled(make_row, study):
+    import pandas as pd
+
+    rows = [make_row("byol", 70.0, 0), make_row("byol", 80.0, 1, epochs=100), make_row("simclr", 60.0)]
+    rows.append(make_row("byol", 75.0, 0, origin="imported"))
+    (table,) = build_tables({**study, "figures": []}, read_records(pd.DataFrame(rows)))
+    labels = [row.labels[0] for row in table.rows]
+    assert labels == [
+        "SimCLR",
+        "BYOL (resnet18, 50 epochs, batch 256)",
+        "BYOL (resnet18, 100 epochs, batch 256)",
+        "BYOL (imported)",
+    ]
+
+
+def test_a_run_that_failed_before_evaluation_has_a_row(study, make_row, tmp_path):
+    import pandas as pd
+
+    runs = [
+        RunInfo("simsiam", "", 0, "failed", "loss is NaN at step 7", tmp_path),
+        RunInfo("byol", "", 1, "collapsed", "std 0", tmp_path),
+    ]
+    frame = pd.DataFrame([make_row("byol", 70.0, 0), make_row("byol", 71.0, 1)])
+    (table,) = build_tables({**study, "figures": []}, read_records(frame), runs)
+    assert entry(table, "simsiam").text == "failed"
+    assert "loss is NaN at step 7" in str(table.footnotes)
+    assert entry(table, "byol").cell.value == 70.0  # the record of the collapsed seed is no result
+    assert entry(table, "byol").cell.failures[0].status == "collapsed"
+
+
+def test_two_image_sets_make_two_columns(study, make_row):
+    import pandas as pd
+
+    rows = [make_row("byol", 70.0), make_row("byol", 50.0, image_set="cifar10", epochs=800)]
+    (table,) = build_tables({**study, "figures": []}, read_records(pd.DataFrame(rows)))
+    assert [c.label for c in table.columns][:2] == ["Linear top-1 (digit-scenes)", "Linear top-1 (cifar10)"]
+    assert [e.text for e in table.rows[0].entries][:2] == ["70.0 ± 0.5", "50.0 ± 0.5"]
+
+
+def test_csv_round_trip(table):
+    rows = list(csv.DictReader(io.StringIO(to_csv(table))))
+    assert len(rows) == len(table.rows) * len(table.columns)
+    flat = [
+        (row, column, e) for row in table.rows for column, e in zip(table.columns, row.entries, strict=True)
+    ]
+    for line, (row, column, e) in zip(rows, flat, strict=True):
+        assert (line["method"], line["label"]) == (row.method, column.label)
+        assert (float(line["value"]) if line["value"] else None) == e.cell.value
+        assert (float(line["uncertainty"]) if line["uncertainty"] else None) == e.cell.uncertainty
+        assert line["kind"] == e.cell.kind
+        assert line["recipe_hash"] == ";".join(e.cell.recipe_hashes)
+        assert line["status"] == e.cell.status
+    swav = [line for line in rows if line["method"] == "swav"]
+    assert (swav[0]["value"], swav[0]["status"]) == ("", "collapsed")
+    assert (swav[2]["value"], swav[2]["origin"], bool(swav[2]["source"])) == ("71.8", "quoted", True)
+
+
+def test_markdown(table):
+    text = to_markdown(table)
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+    assert "| *Supervised* |" in text
+    assert "**72.5 ± 0.7**" in text
+    assert "MoCo v2<sup>†</sup>" in text
+    assert "(quoted, ImageNet ResNet-50)" in lines[0]
+    assert "<b>" not in text
+
+
+def test_latex_is_balanced_and_escaped(table):
+    text = to_latex(table)
+    for command in (r"\toprule", r"\bottomrule"):
+        assert text.count(command) == 1
+    assert text.count(r"\midrule") == 2
+    opened, closed = re.findall(r"\\begin\{(\w+)\}", text), re.findall(r"\\end\{(\w+)\}", text)
+    assert sorted(opened) == sorted(closed) == ["minipage", "table", "tabular"]
+    depth = 0
+    for brace in re.findall(r"(?<!\\)[{}]", text.replace("\\\\", "")):
+        depth += 1 if brace == "{" else -1
+        assert depth >= 0
+    assert depth == 0
+    body = text.split("\n", 1)[1]
+    assert not re.findall(r"(?<!\\)[%#$_]", body)
+    assert r"std\_is\_0 \& 100 \% \textless{}b\textgreater{}" in body
+    tabular = body.split(r"\begin{tabular}")[1].split(r"\end{tabular}")[0]
+    rows = [line for line in tabular.splitlines() if line.endswith(r"\\")]
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in rows} == {len(table.columns)}
+    assert r"\textbf{72.5 \ensuremath{\pm} 0.7}" in body
+
+
+def test_escape_tex():
+    assert escape_tex(r"a_b & 5% $x$ {#1} ~^\ ") == (
+        r"a\_b \& 5\% \$x\$ \{\#1\} \textasciitilde{}\textasciicircum{}\textbackslash{} "
+    )
+
+
+def test_console(table, study, records):
+    text = render(table)
+    assert "72.5 ± 0.7*" in text
+    assert "MoCo v2 [†]" in text
+    assert render_study(study, records, style="markdown") == {"main": to_markdown(table)}
+
+
+def test_ablation_table(make_row):
+    import pandas as pd
+
+    rows = [make_row("random_init", 30.0)]
+    for value in ("0.002", "0.005", "2e-2"):
+        rows += [make_row("barlow_twins", 60.0 + seed, seed, variant=value) for seed in range(2)]
+    rows[-1].update(status="failed", value=float("nan"), reason="disk full")
+    quoted = {"file": "fig_lambda.csv", "x": "lambda", "y": "top1"}
+    study = {
+        "ablation": {"key": "options.lambd", "label": "λ", "values": [0.002, 0.005, 0.02], "quoted": quoted},
+    }
+    (table,) = build_tables(study, read_records(pd.DataFrame(rows)))
+    assert table.stub == ("Method", "λ")
+    body = [(row.labels, [e.text for e in row.entries]) for row in table.method_rows]
+    assert body == [
+        (("Barlow Twins", "0.002"), ["60.5 ± 0.7", "70.8"]),
+        (("Barlow Twins", "0.005"), ["60.5 ± 0.7", "71.7"]),
+        (("Barlow Twins", "0.02"), ["60.0 ± 0.5", "71.2"]),
+    ]
+    assert "300 epochs" in table.columns[-1].subtitle
+    assert "read off a figure" in str(table.footnotes)
+    assert r"\ensuremath{\lambda}" in to_latex(table)
+
+
+def test_varying_the_batch_size_earns_no_budget_mark(make_row):
+    import pandas as pd
+
+    rows = [make_row("byol", 60.0, variant=str(b), batch_size=b) for b in (64, 128)]
+    study = {"ablation": {"key": "batch_size", "values": [64, 128]}}
+    (table,) = build_tables(study, read_records(pd.DataFrame(rows)))
+    assert not any(row.marks for row in table.rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"figures": [{"kind": "bar"}]}, r"unknown figure kind 'bar'(.|\n)*nearest: bars"),
+        ({"tables": [{"name": "t", "colums": []}]}, r"tables\[0\]"),
+        (
+            {"tables": [{"name": "t", "columns": [{"protocol": "p", "metric": "m", "lable": "x"}]}]},
+            r"unknown key 'lable'(.|\n)*tables\[0\].columns\[0\].lable(.|\n)*nearest: label",
+        ),
+        ({"tables": [{"name": "../t", "columns": [{"protocol": "p", "metric": "m"}]}]}, "file name"),
+        ({"figures": [{"kind": "ablation"}]}, "what was varied"),
+        ({"figures": [{"kind": "spectrum"}, {"kind": "spectrum"}]}, "two figures"),
+        ({"tables": [], "figures": [{"kind": "bars"}]}, "which number"),
+        (
+            {"ablation": {"key": "k", "quoted": {"file": "fig_lamda.csv", "x": "a", "y": "b"}}},
+            "fig_lambda.csv",
+        ),
+        (
+            {"ablation": {"key": "k", "quoted": {"file": "fig_lambda.csv", "x": "lamda", "y": "top1"}}},
+            "lambda",
+        ),
+    ],
+)
+def test_a_wrong_study_says_where_and_what_is_nearest(study, change, message):
+    with pytest.raises(ReportError, match=message):
+        parse_study({**study, **change})
+
+
+def test_a_metric_that_was_never_measured_is_an_error(study, records):
+    study["tables"][0]["columns"][0]["metric"] = "top11"
+    with pytest.raises(ReportError, match=r"nearest: top1"):
+        build_tables(study, read_records(records))
