@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test lint clean
+.PHONY: run test lint readme clean
 
 run: $(STAMP)
 	$(BIN)/twinbench run quick
@@ -17,6 +17,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The tables in the README are generated: run the studies, then this.
+readme: $(STAMP)
+	$(BIN)/python -m reports.readme README.md cifar10-cpu=docs/results/cifar10-cpu quick=docs/results/quick
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -47,3 +48,20 @@ def _replace(text: str, name: str, content: str, readme: Path) -> str:
     head, rest = text.split(begin)
     _, tail = rest.split(end)
     return f"{head}{begin}\n{content.strip()}\n{end}{tail}"
+
+
+def _main(arguments: list[str]) -> None:
+    """``python -m reports.readme README.md STUDY=FOLDER ...``: every Markdown table of each report into its block."""
+    readme, *pairs = arguments
+    blocks = {}
+    for pair in pairs:
+        name, _, folder = pair.partition("=")
+        tables = sorted((Path(folder) / "tables").glob("*.md"))
+        if not tables:
+            raise ReportError("no tables here", folder, next_step=f"run the study first: twinbench run {name}")
+        blocks[name] = "\n\n".join(table.read_text(encoding="utf-8").strip() for table in tables)
+    update_blocks(Path(readme), blocks)
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1:])

@@ -1,0 +1,237 @@
+"""Detection and instance segmentation: torchvision's Mask R-CNN on an encoder, fine-tuned for a short time."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+
+from data.errors import InputError, RunFailure
+from data.image_sets import DetectionSplit, ImageSet
+from downstream.detection.coco_eval import Detections, average_precision
+from downstream.protocol import EvaluationContext, Measurement, Protocol, register_protocol
+from downstream.randomness import seeded, shuffled_indices
+from pretraining.backbones import ResNet
+from pretraining.encoder import Encoder
+
+STEPS = 240
+BATCH = 4
+LEARNING_RATE = 1e-3
+# Few regions reach the mask branch, and each trains the mask of one class only: it needs larger steps.
+MASK_LEARNING_RATE = 5e-3
+WEIGHT_DECAY = 1e-4
+_FPN_CHANNELS = 32
+_BOX_WIDTH = 128
+_MASK_CHANNELS = 32
+_STAGES = ("res2", "res3", "res4", "res5")
+_ANCHOR_SHARES = (1 / 8, 1 / 5, 1 / 3, 1 / 2)
+_EVAL_BATCH = 32
+# Backbone, pyramid and heads together, in forward passes of the backbone (measured, ResNet-18 of width 16).
+_HEAD_COST = 7.0
+
+
+class PyramidBody(nn.Module):
+    """A backbone's maps res2 to res5 ``[N, C_i, H_i, W_i]`` turned into a feature pyramid of equally many channels."""
+
+    def __init__(self, backbone: ResNet, channels: list[int]) -> None:
+        super().__init__()
+        self.body = backbone
+        self.fpn = FeaturePyramidNetwork(channels, _FPN_CHANNELS)
+        self.out_channels = _FPN_CHANNELS
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """The pyramid of normalised images ``[N, 3, H, W]``, finest level first."""
+        pyramid: OrderedDict[str, Tensor] = self.fpn(OrderedDict(self.body.feature_maps(images)))
+        return pyramid
+
+
+def build_detector(encoder: Encoder, classes: int, height: int, width: int) -> MaskRCNN:
+    """A Mask R-CNN whose body is a trainable copy of the encoder's backbone; class 0 is the background.
+
+    Scenes are normalised as the encoder was trained and never resized. Anchors have an eighth to a half of
+    the shorter side of the scene. Raises InputError where the scene is too small for the backbone's strides.
+    """
+    side = min(height, width)
+    body = encoder.fresh_backbone()
+    channels, strides = _layout(encoder, side)
+    anchors = tuple((round(side * share),) for share in _ANCHOR_SHARES)
+    # Region features come from res2 below a quarter of the scene, from res3 up to a half, and so on, whatever
+    # the stem's stride: with torchvision's scale for 800-pixel images all would come from res2.
+    levels = {"canonical_scale": side // 2, "canonical_level": int(math.log2(strides[0])) + 1}
+    return MaskRCNN(
+        PyramidBody(body, channels),
+        min_size=side,
+        max_size=max(height, width),
+        image_mean=list(encoder.mean),
+        image_std=list(encoder.std),
+        rpn_anchor_generator=AnchorGenerator(anchors, ((0.5, 1.0, 2.0),) * len(anchors)),
+        rpn_pre_nms_top_n_train=200,
+        rpn_pre_nms_top_n_test=200,
+        rpn_post_nms_top_n_train=100,
+        rpn_post_nms_top_n_test=50,
+        box_roi_pool=MultiScaleRoIAlign(list(_STAGES), 7, 2, **levels),
+        box_head=TwoMLPHead(_FPN_CHANNELS * 49, _BOX_WIDTH),
+        box_predictor=FastRCNNPredictor(_BOX_WIDTH, classes + 1),
+        box_batch_size_per_image=32,
+        box_detections_per_img=20,
+        mask_roi_pool=MultiScaleRoIAlign(list(_STAGES), 14, 2, **levels),
+        mask_head=MaskRCNNHeads(_FPN_CHANNELS, (_MASK_CHANNELS, _MASK_CHANNELS), 1),
+        mask_predictor=MaskRCNNPredictor(_MASK_CHANNELS, _MASK_CHANNELS, classes + 1),
+    )
+
+
+def _layout(encoder: Encoder, side: int) -> tuple[list[int], list[int]]:
+    """Channels and strides of the maps res2 to res5 on a square scene."""
+    parameter = next(encoder.backbone.parameters())
+    with torch.no_grad():
+        maps = encoder.backbone.feature_maps(parameter.new_zeros(1, 3, side, side))
+    channels = [maps[stage].shape[1] for stage in _STAGES]
+    sides = [maps[stage].shape[2] for stage in _STAGES]
+    if sides[-1] < 2:
+        raise InputError(
+            f"scenes of {side} pixels are too small for this backbone: its last map is {sides[-1]} pixel wide",
+            next_step="use larger scenes or an encoder with the stem 'small' or 'stride2'",
+        )
+    return channels, [2 ** round(math.log2(side / map_side)) for map_side in sides]
+
+
+def assert_body_is_encoder(detector: MaskRCNN, encoder: Encoder, images: Tensor) -> None:
+    """Raise RunFailure unless the detector's body gives the encoder's feature maps on uint8 ``images``.
+
+    A detector that silently starts from other weights still trains and still gives an AP: this is the check
+    that the number belongs to the encoder. It covers the normalisation as well.
+    """
+    body = detector.backbone.body
+    device = next(body.parameters()).device
+    reference = copy.deepcopy(encoder.backbone).to(device)
+    was_training = body.training
+    body.eval()
+    with torch.no_grad():
+        prepared, _ = detector.transform(list(_unit_floats(images, device)))
+        found = body.feature_maps(prepared.tensors[..., : images.shape[2], : images.shape[3]])
+        expected = reference.feature_maps(_normalised(encoder, images, device))
+    body.train(was_training)
+    for stage in _STAGES:
+        scale = expected[stage].abs().max().clamp_min(1e-12)
+        difference = (found[stage] - expected[stage]).abs().max() / scale
+        if not difference < 1e-4:
+            raise RunFailure(
+                f"the detector does not start from the encoder: {stage} differs by {difference.item():.2g}",
+                where=f"encoder {encoder.checksum[:12]}",
+                next_step="report this as a bug; no number was recorded",
+            )
+
+
+@register_protocol
+class TorchvisionFpn(Protocol):
+    """Box and mask AP of one short Mask R-CNN training on the detection scenes.
+
+    The network is torchvision's, with a feature pyramid over res2 to res5 and heads small enough for a CPU. It
+    answers the question of BT-paper table 4 (does pretraining help detection?) at the size of this image set;
+    the numbers do not compare with Detectron2's. As there (MoCo, arXiv:1911.05722, appendix A.1) all layers are
+    trained and batch norm keeps using and learning batch statistics: frozen statistics would handicap encoders
+    whose features have an unusual scale, random initialisation above all. AdamW, linear warm-up, then cosine
+    to zero; the same fixed schedule for every encoder, no augmentation (the digits of the default scenes are
+    not symmetric), the state after the last step counts.
+    """
+
+    name: ClassVar[str] = "detection/torchvision-fpn-v1"
+    needs: ClassVar[Literal["labels", "detection"]] = "detection"
+
+    def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:
+        """``box_ap``, ``box_ap50``, ``box_ap75`` and the same of masks, over the test scenes.
+
+        Raises InputError where the image set has no scenes, RunFailure where the detector does not start from
+        the encoder or its loss is not finite.
+        """
+        image_set = context.image_set
+        train, test = image_set.detection("train"), image_set.detection("test")
+        classes = len(image_set.detection_classes)
+        with seeded(context.seed, context.device) as generator:
+            detector = build_detector(encoder, classes, *train.images.shape[-2:]).to(context.device)
+            assert_body_is_encoder(detector, encoder, train.images[:2])
+            for step in train_detector(detector, train, STEPS, generator, context.device):
+                context.progress(0.8 * (step + 1) / STEPS)
+        detections = detect(detector, test.images, context.device)
+        context.progress(0.95)
+        precision = average_precision(test, detections, classes)
+        context.progress(1.0)
+        return [Measurement(metric, value, len(test.images)) for metric, value in precision.items()]
+
+    def forward_passes(self, image_set: ImageSet) -> float:
+        """Scenes count by their area, and for pyramid and heads several times over."""
+        test = image_set.detection("test").images
+        scene = _HEAD_COST * test.shape[-2] * test.shape[-1] / image_set.image_size**2
+        return scene * (3 * STEPS * BATCH + len(test))
+
+
+def train_detector(
+    detector: MaskRCNN, scenes: DetectionSplit, steps: int, generator: torch.Generator, device: torch.device
+) -> Iterator[int]:
+    """Train in place, yielding the 0-based number of every finished step; RunFailure on a non-finite loss."""
+    groups: dict[float, list[nn.Parameter]] = {LEARNING_RATE: [], MASK_LEARNING_RATE: []}
+    for name, parameter in detector.named_parameters():
+        groups[MASK_LEARNING_RATE if name.startswith("roi_heads.mask") else LEARNING_RATE].append(parameter)
+    optimizer = torch.optim.AdamW(
+        [{"params": parameters, "lr": rate} for rate, parameters in groups.items()], weight_decay=WEIGHT_DECAY
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, steps))
+    targets = [
+        {"boxes": boxes.to(device), "labels": labels.to(device) + 1, "masks": masks.to(device, torch.uint8)}
+        for boxes, labels, masks in zip(scenes.boxes, scenes.labels, scenes.masks, strict=True)
+    ]
+    order = shuffled_indices(len(scenes.images), steps * BATCH, generator)
+    detector.train()
+    for step, chosen in enumerate(order.split(BATCH)):
+        images = list(_unit_floats(scenes.images[chosen], device))
+        loss = sum(
+            detector(images, [targets[i] for i in chosen.tolist()]).values(), torch.zeros((), device=device)
+        )
+        if not torch.isfinite(loss):
+            raise RunFailure(f"the detection loss became {loss.item()} at step {step}")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        yield step
+
+
+def lr_factor(step: int, steps: int) -> float:
+    """The share of the peak learning rate at a 0-based step: linear warm-up, then cosine to zero."""
+    warmup = max(1, steps // 10)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+@torch.no_grad()
+def detect(detector: MaskRCNN, images: Tensor, device: torch.device) -> list[Detections]:
+    """Detections in uint8 scenes ``[N, 3, H, W]``, on the CPU, with 0-based labels."""
+    detector.eval()
+    found = []
+    for chunk in images.split(_EVAL_BATCH):
+        for output in detector(list(_unit_floats(chunk, device))):
+            masks = output["masks"][:, 0] > 0.5
+            parts = (output["boxes"], output["scores"], output["labels"] - 1, masks)
+            found.append(Detections(*(part.cpu() for part in parts)))
+    return found
+
+
+def _unit_floats(images: Tensor, device: torch.device) -> Tensor:
+    return images.to(device).float() / 255
+
+
+def _normalised(encoder: Encoder, images: Tensor, device: torch.device) -> Tensor:
+    """Uint8 images in the encoder's normalisation, at their own size."""
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (encoder.mean, encoder.std))
+    return (_unit_floats(images, device) - mean) / std

@@ -1,0 +1,107 @@
+"""Pooled features of an image set, computed once for all protocols that need them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from data.errors import InputError, RunFailure
+from data.files import write_atomically
+from data.image_sets import ImageSet
+from pretraining.encoder import Encoder
+
+_log = logging.getLogger(__name__)
+
+
+class FeatureStore:
+    """Features of evaluation views, extracted once per encoder, image set and split.
+
+    With a folder they are kept there as safetensors files and survive the process; with None they are kept in
+    memory. A file that was truncated or altered is noticed by its digest and computed again.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._memory: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def get(self, encoder: Encoder, image_set: ImageSet, split: str) -> tuple[Tensor, Tensor]:
+        """Features ``[N, D]`` (float32) and labels ``[N]`` (int64, -1 where unlabelled) of a split.
+
+        Raises RunFailure where the encoder gives a feature that is not finite.
+        """
+        key = _key(encoder, image_set, split)
+        if self._folder is None:
+            if key not in self._memory:
+                self._memory[key] = _extract(encoder, image_set, split)
+            return self._memory[key]
+        path = self._folder / f"{key}.safetensors"
+        cached = _read(path)
+        if cached is None:
+            cached = _extract(encoder, image_set, split)
+            _write(path, *cached)
+        return cached
+
+    def labelled(self, encoder: Encoder, image_set: ImageSet, split: str) -> tuple[Tensor, Tensor]:
+        """The features and labels of those images of a split that have a label; InputError if none has."""
+        features, labels = self.get(encoder, image_set, split)
+        known = labels >= 0
+        if not known.any():
+            raise InputError(
+                f"the split {split!r} has no labelled image",
+                where=image_set.name,
+                next_step="choose an image set with labels, or leave out the protocols that need them",
+            )
+        return features[known], labels[known]
+
+
+def _key(encoder: Encoder, image_set: ImageSet, split: str) -> str:
+    """A name for the features that changes with everything that changes them."""
+    # The checksum covers the weights only; input size and normalisation alter the features just as much.
+    identity = [encoder.checksum, encoder.input_size, encoder.mean, encoder.std, image_set.fingerprint, split]
+    return f"{split}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]}"
+
+
+def _extract(encoder: Encoder, image_set: ImageSet, split: str) -> tuple[Tensor, Tensor]:
+    data = image_set.split(split)
+    features = encoder.features(data.images)
+    if not torch.isfinite(features).all():
+        raise RunFailure(
+            f"the encoder's features of the split {split!r} are not all finite",
+            where=f"encoder {encoder.checksum[:12]} on {image_set.name}",
+            next_step="look at the encoder's pretraining loss; the run has probably diverged",
+        )
+    return features, data.labels
+
+
+def _digest(features: Tensor, labels: Tensor) -> str:
+    digest = hashlib.sha256(features.contiguous().numpy().tobytes())
+    digest.update(labels.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _write(path: Path, features: Tensor, labels: Tensor) -> None:
+    tensors = {"features": features.contiguous(), "labels": labels.contiguous()}
+    write_atomically(path, save(tensors, metadata={"sha256": _digest(features, labels)}))
+
+
+def _read(path: Path) -> tuple[Tensor, Tensor] | None:
+    """The features in a file, or None where there is no file or it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            features, labels = file.get_tensor("features"), file.get_tensor("labels")
+            intact = file.metadata().get("sha256") == _digest(features, labels)
+    except (SafetensorError, OSError):
+        intact = False
+    if not intact:
+        _log.warning("the cached features in %s are damaged: computing them again", path)
+        return None
+    return features, labels

@@ -1,0 +1,1 @@
+"""Command line, recipes, studies, the plan of jobs and the run store."""

@@ -1,0 +1,195 @@
+"""What each command does, free of argument parsing."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from data.errors import InputError, RunFailure, unknown_name
+from data.image_sets import ImageSet, image_set_names, load_image_set
+from downstream.protocol import protocol, protocol_names
+from harness.console import job_progress, say
+from harness.estimate import estimate_seconds
+from harness.execute import evaluate_encoder, execute
+from harness.plan import Job, PlannedRun, jobs, plan_run, plan_study
+from harness.recipes import load_recipe, parse_overrides, recipe_names
+from harness.records import collect
+from harness.store import check_writable, read_json, stored_runs, write_json
+from harness.studies import Study, load_study, study_names
+from pretraining.encoder import INFO_FILE, Encoder
+from pretraining.method import method_names
+from reports.build import build_report
+from reports.console import render_study
+
+
+def run_study(
+    name: str,
+    *,
+    seeds: int | None,
+    methods: list[str] | None,
+    assignments: list[str],
+    data_root: Path | None,
+    runs: Path,
+    out: Path | None,
+    dry_run: bool,
+    debug: bool,
+) -> None:
+    """Plan a study, do what is missing, write its report, print its tables."""
+    started = time.monotonic()
+    study = _chosen(load_study(name), seeds, methods)
+    image_set = load_image_set(study.image_set, data_root, limit=study.limit)
+    planned = plan_study(study, image_set, runs, parse_overrides(assignments))
+    plan = list(jobs(planned))
+    if dry_run:
+        _print_plan(study, plan, image_set)
+        return
+    out = out or Path("results") / study.name
+    for folder in (runs, out.parent):
+        check_writable(folder)
+    missing = sum(not job.is_finished() for job in plan)
+    say(f"{study.name}: {len(plan)} jobs, {len(plan) - missing} already finished")
+    with job_progress(missing) as start_job:
+        failures = execute(plan, image_set, start_job, say, debug)
+    page = _write_report(study, planned, out)
+    say(f"done in {time.monotonic() - started:.0f} s")
+    print(f"report: {page}")
+    if failures:
+        raise RunFailure(
+            f"{failures} of {len(plan)} jobs failed; their cells say so",
+            where=page,
+            next_step="correct the cause and run the same command again: finished jobs are kept",
+        )
+
+
+def _chosen(study: Study, seeds: int | None, methods: list[str] | None) -> Study:
+    """The study with what the command line narrowed or widened."""
+    for method in methods or []:
+        if method not in study.methods:
+            raise unknown_name("method", method, study.methods, where=f"study {study.name}")
+    return study.model_copy(update={"seeds": seeds or study.seeds, "methods": methods or study.methods})
+
+
+def _print_plan(study: Study, plan: list[Job], image_set: ImageSet) -> None:
+    cache: dict[str, float] = {}
+    print(f"{study.title}: {len(plan)} jobs on {image_set.name}")
+    total = 0.0
+    for job in plan:
+        seconds = estimate_seconds(job, image_set, cache)
+        total += seconds
+        when = "finished" if job.is_finished() else f"about {seconds:.0f} s"
+        print(f"  {job.label:<60} {when}")
+    print(f"estimated time: {total / 60:.1f} min (timed on a few real steps; nothing was written)")
+
+
+def _write_report(study: Study, planned: list[PlannedRun], out: Path) -> Path:
+    records, infos = collect(study, planned)
+    page = build_report(study.as_document(), records, infos, out)
+    for text in render_study(study.as_document(), records, infos).values():
+        print(text + "\n")
+    return page
+
+
+def pretrain_one(
+    method: str,
+    image_set_name: str,
+    recipe_folder: str | None,
+    seed: int,
+    assignments: list[str],
+    data_root: Path | None,
+    runs: Path,
+) -> None:
+    """Train one encoder and print where it is."""
+    if method not in method_names():
+        raise unknown_name("method", method, method_names())
+    image_set = load_image_set(image_set_name, data_root)
+    folder = recipe_folder or image_set_name.partition(":")[0]
+    recipe = load_recipe(folder, method, image_set.name, parse_overrides(assignments), seed)
+    run = plan_run(recipe, image_set, runs)
+    check_writable(runs)
+    if run.is_trained():
+        say("already trained")
+    else:
+        with job_progress(1) as start_job:
+            failures = execute([Job("pretrain", run)], image_set, start_job, say)
+        if failures:
+            raise RunFailure("the training failed", where=run.folder, next_step="see the line above")
+    status = run.status() or {}
+    if status["status"] == "collapsed":
+        say(f"COLLAPSED: {status['reason']}")
+    print(f"encoder: {run.encoder_folder}")
+
+
+def evaluate_one(
+    folder: Path, protocol_name: str, image_set_name: str, seed: int, data_root: Path | None, out: Path | None
+) -> None:
+    """Evaluate one encoder, print the measurements, keep the record where ``out`` says."""
+    chosen = protocol(protocol_name)
+    if not (folder / INFO_FILE).is_file() and (folder / "encoder").is_dir():
+        folder = folder / "encoder"
+    encoder = Encoder.load(folder)
+    image_set = load_image_set(image_set_name, data_root)
+    if out is not None:
+        check_writable(out.parent)
+    with job_progress(1) as start_job:
+        report = start_job(f"{chosen.name} {folder}")
+        record = evaluate_encoder(encoder, chosen, image_set, seed, None, report)
+    if out is not None:
+        write_json(out, record)
+    print(f"{chosen.name} on {image_set.name}, encoder {encoder.checksum[:12]}")
+    for measured in record["measurements"]:
+        error = "" if measured["stderr"] is None else f" ± {measured['stderr']:.2f}"
+        print(f"  {measured['metric']:<12} {measured['value']:.2f}{error}  (n = {measured['n']})")
+
+
+def report_runs(runs: Path, out: Path) -> None:
+    """One report over every run in a run store, a table for each protocol that was measured."""
+    stored = stored_runs(runs) if runs.is_dir() else []
+    if not stored:
+        raise InputError("no runs here", where=runs, next_step="train something first: twinbench run quick")
+    image_sets = sorted({run.recipe.image_set for run in stored})
+    planned, tables = [], {}
+    for run in stored:
+        records = [read_json(path) for path in sorted((run.folder / "records").glob("*.json"))]
+        done = [record for record in records if record is not None and record["status"] == "done"]
+        planned.append(PlannedRun(run, "", tuple(protocol(record["protocol"]) for record in done)))
+        tables.update({record["protocol"]: _table_of(record) for record in done})
+    if not tables:
+        raise InputError(
+            "no finished evaluation here", where=runs, next_step="twinbench evaluate ENCODER ..."
+        )
+    study = Study(
+        name=out.name,
+        title=f"Every run in {runs}",
+        description="All runs of a run store. Rows may differ in recipe: the footnotes say where.",
+        image_set=", ".join(image_sets),
+        recipes="",
+        methods=sorted({run.recipe.method for run in stored}),
+        protocols=sorted(tables),
+        tables=[tables[name] for name in sorted(tables)],
+        figures=[{"kind": "loss_curves"}, {"kind": "cross_correlation"}, {"kind": "spectrum"}],
+    )
+    check_writable(out.parent)
+    print(f"report: {_write_report(study, planned, out)}")
+
+
+def _table_of(record: dict[str, Any]) -> dict[str, Any]:
+    name = record["protocol"]
+    columns = [
+        {"protocol": name, "metric": m["metric"], "label": m["metric"]} for m in record["measurements"]
+    ]
+    return {"name": name.replace("/", "-"), "title": name, "columns": columns}
+
+
+def list_names(thing: str, as_json: bool, runs: Path) -> None:
+    """Print the names of one kind of thing."""
+    names = {
+        "methods": method_names,
+        "protocols": protocol_names,
+        "image-sets": image_set_names,
+        "recipes": recipe_names,
+        "studies": study_names,
+        "runs": lambda: [run.folder.name for run in stored_runs(runs)],
+    }[thing]()
+    print(json.dumps(names) if as_json else "\n".join(names))

@@ -1,0 +1,68 @@
+"""What this machine has, what is missing and how to get it."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from data.errors import InputError, RunFailure
+from data.image_sets import image_set_names, load_image_set
+from harness.environment import environment, usable_cores
+from harness.store import check_writable
+
+_DETECTRON2 = (
+    "not found. It is optional and not in the package index: build it from its public source against the "
+    "installed torch, as its installation guide says "
+    "(https://detectron2.readthedocs.io/en/latest/tutorials/install.html)"
+)
+
+
+def examine(data_root: Path | None, runs: Path) -> list[str]:
+    """One line for each thing that matters: device, precision, packages, image sets, run store."""
+    facts = environment()
+    lines = [
+        f"twinbench   {facts['twinbench']} (commit {facts['commit'] or 'unknown'}), Python {facts['python']}",
+        f"torch       {facts['torch']}, torchvision {facts['torchvision']}",
+        f"device      {_device()}",
+        f"bf16        {_bf16()}",
+        f"Detectron2  {'found' if find_spec('detectron2') else _DETECTRON2}",
+    ]
+    lines += [f"image set   {name}: {_image_set(name, data_root)}" for name in image_set_names()]
+    return [*lines, f"run store   {runs}: {_writable(runs)}"]
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    return f"CPU, {usable_cores()} cores, {torch.get_num_threads()} threads (no GPU found; every study runs without)"
+
+
+def _bf16() -> str:
+    if torch.cuda.is_available():
+        return (
+            "supported" if torch.cuda.is_bf16_supported() else "not supported by this GPU: use precision=fp32"
+        )
+    if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "supported; worth it where the CPU has AMX and the convolutions are large"
+    return "emulated on this CPU: use precision=fp32"
+
+
+def _image_set(name: str, data_root: Path | None) -> str:
+    if ":" in name:
+        return "any image folder with train/<class>/* and test/<class>/*"
+    try:
+        found = load_image_set(name, data_root)
+    except InputError as error:
+        return f"not found. {error.what}; {error.next_step}"
+    return f"found, {len(found.classes)} classes, {found.image_size} pixels"
+
+
+def _writable(runs: Path) -> str:
+    existing = next(p for p in (runs.absolute(), *runs.absolute().parents) if p.exists())
+    try:
+        check_writable(existing)
+    except RunFailure as error:
+        return error.what
+    return "writable"

@@ -1,0 +1,141 @@
+"""Do the jobs of a plan, one after the other; one that fails marks its cells and the others go on."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from data.errors import InputError, RunFailure
+from data.image_sets import ImageSet
+from downstream.features import FeatureStore
+from downstream.protocol import EvaluationContext, Protocol
+from harness.environment import environment
+from harness.plan import Job
+from harness.store import Run, write_json
+from pretraining.encoder import Encoder
+from pretraining.train import ReportProgress, device_name, peak_memory_mb, pretrain
+
+StartJob = Callable[[str], ReportProgress]
+"""Announces a job by its label and returns where its progress goes."""
+
+
+def execute(
+    plan: Iterable[Job],
+    image_set: ImageSet,
+    start_job: StartJob,
+    say: Callable[[str], None],
+    debug: bool = False,
+) -> int:
+    """Run every job that is not finished; returns how many failed."""
+    failures = 0
+    for job in plan:
+        if job.is_finished() or (job.protocol is not None and _is_blocked(job.run)):
+            continue
+        with job.run.locked():
+            try:
+                run_job(job, image_set, start_job(job.label))
+            except Exception as error:
+                if debug:
+                    raise
+                failures += 1
+                mark_failed(job, error)
+                say(f"FAILED {job.label}: {_reason(error)}")
+    return failures
+
+
+def run_job(job: Job, image_set: ImageSet, report: ReportProgress) -> None:
+    """Do one job and leave its result in the run store."""
+    if job.protocol is None:
+        train_run(job.run, image_set, report)
+    else:
+        evaluate_run(job.run, job.protocol, image_set, report)
+
+
+def train_run(run: Run, image_set: ImageSet, report: ReportProgress) -> None:
+    """Train a run, resuming where it was interrupted."""
+    run.begin()
+    summary = pretrain(run.recipe, run.hash, image_set, run.folder, report)
+    run.write_status(
+        {
+            "status": summary.status,
+            "reason": summary.reason,
+            "recipe_hash": run.hash,
+            "seconds": summary.seconds,
+            "images_per_second": summary.images_per_second,
+            "peak_memory_mb": summary.peak_memory_mb,
+            "parameters": summary.parameters,
+            "device": summary.device,
+            "environment": environment(),
+        }
+    )
+
+
+def evaluate_run(run: Run, protocol: Protocol, image_set: ImageSet, report: ReportProgress) -> dict[str, Any]:
+    """Evaluate a run's encoder and write the record."""
+    encoder = Encoder.load(run.encoder_folder)
+    record = evaluate_encoder(encoder, protocol, image_set, run.recipe.seed, run.folder / "features", report)
+    write_json(run.record_file(protocol.name), record)
+    return record
+
+
+def evaluate_encoder(
+    encoder: Encoder,
+    protocol: Protocol,
+    image_set: ImageSet,
+    seed: int,
+    feature_folder: Path | None,
+    report: ReportProgress,
+) -> dict[str, Any]:
+    """The result record of one encoder under one protocol."""
+    context = EvaluationContext(
+        image_set=image_set,
+        features=FeatureStore(feature_folder),
+        seed=seed,
+        progress=lambda fraction: report(fraction, ""),
+    )
+    started = time.monotonic()
+    measurements = protocol.evaluate(encoder, context)
+    device = next(encoder.backbone.parameters()).device
+    return {
+        "protocol": protocol.name,
+        "image_set": image_set.name,
+        "image_set_fingerprint": image_set.fingerprint,
+        "encoder_checksum": encoder.checksum,
+        "recipe_hash": encoder.info.recipe_hash,
+        "origin": encoder.info.origin,
+        "status": "done",
+        "reason": "",
+        "seed": seed,
+        "seconds": time.monotonic() - started,
+        "peak_memory_mb": peak_memory_mb(),
+        "device": device_name(device),
+        "environment": environment(),
+        "measurements": [
+            {"metric": m.metric, "value": m.value, "n": m.n, "stderr": m.stderr} for m in measurements
+        ],
+    }
+
+
+def mark_failed(job: Job, error: Exception) -> None:
+    """Leave the reason where the report finds it; a failed job is tried again by the next command."""
+    failure = {"status": "failed", "reason": _reason(error), "traceback": traceback.format_exc()}
+    if job.protocol is None:
+        job.run.write_status({**failure, "recipe_hash": job.run.hash})
+    else:
+        write_json(
+            job.run.record_file(job.protocol.name),
+            {**failure, "protocol": job.protocol.name, "encoder_checksum": ""},
+        )
+
+
+def _is_blocked(run: Run) -> bool:
+    return run.is_collapsed() or not run.is_trained()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, InputError | RunFailure):
+        return error.what if error.where is None else f"{error.what} ({error.where})"
+    return f"{type(error).__name__}: {error}"

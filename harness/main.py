@@ -1,0 +1,30 @@
+"""The console script: runs the command line and turns errors into messages and exit codes."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Exit code 0: fine; 1: the work failed; 2: wrong use. A traceback only with ``--debug``."""
+    from data.errors import InputError, RunFailure
+    from harness.cli import app
+    from reports.errors import ReportError
+
+    debug = "--debug" in sys.argv
+    try:
+        app()
+    except (InputError, ReportError) as error:
+        _fail(error, debug, 2)
+    except RunFailure as error:
+        _fail(error, debug, 1)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on from here", file=sys.stderr)
+        sys.exit(1)
+
+
+def _fail(error: Exception, debug: bool, code: int) -> None:
+    if debug:
+        raise error
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,94 @@
+"""The plan of a study: its runs, and the jobs each of them still needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from data.image_sets import ImageSet
+from downstream.protocol import Protocol, protocol
+from harness.recipes import load_recipe, read_value
+from harness.store import Run, open_run
+from harness.studies import Study
+from pretraining.build import build_method, resolve
+from pretraining.recipe import Recipe
+from pretraining.train import steps_in_epoch
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One training of a study and the protocols its encoder goes through; variant is the ablated value."""
+
+    run: Run
+    variant: str
+    protocols: tuple[Protocol, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One node of the plan: train a run, or evaluate its encoder under a protocol (which needs the training)."""
+
+    kind: Literal["pretrain", "evaluate"]
+    run: Run
+    protocol: Protocol | None = None
+
+    @property
+    def label(self) -> str:
+        """How the job is called in progress lines."""
+        name = f"{self.run.recipe.method} (seed {self.run.recipe.seed})"
+        return f"pretrain {name}" if self.protocol is None else f"{self.protocol.name} {name}"
+
+    def is_finished(self) -> bool:
+        """Whether the run store already holds its result."""
+        if self.protocol is None:
+            return self.run.is_trained()
+        return self.run.record(self.protocol.name) is not None
+
+
+def plan_study(
+    study: Study, image_set: ImageSet, runs_root: Path, overrides: dict[str, Any]
+) -> list[PlannedRun]:
+    """Every run of the study, each checked against its method's contract and the image set before any work.
+
+    Raises InputError for whatever a recipe, a protocol name or an override gets wrong.
+    """
+    protocols = tuple(protocol(name) for name in study.protocols)
+    planned = []
+    for variant, changes in _variants(study):
+        for method in study.methods:
+            for seed in range(study.seeds):
+                merged = {**study.overrides, **changes, **overrides}
+                recipe = load_recipe(study.recipes, method, image_set.name, merged, seed)
+                planned.append(PlannedRun(plan_run(recipe, image_set, runs_root), variant, protocols))
+    return planned
+
+
+def plan_run(recipe: Recipe, image_set: ImageSet, runs_root: Path) -> Run:
+    """Resolve and check one recipe, and open its run."""
+    resolved = resolve(recipe, image_set.image_size, image_set.fingerprint)
+    if build_method(resolved).trains:
+        steps_in_epoch(resolved, len(image_set.split("train")), image_set.name)
+    return open_run(runs_root, resolved)
+
+
+def jobs(planned: list[PlannedRun]) -> Iterator[Job]:
+    """Every job, each training before its evaluations; a run that several variants share comes once."""
+    seen = set()
+    for entry in planned:
+        for job in (
+            Job("pretrain", entry.run),
+            *(Job("evaluate", entry.run, chosen) for chosen in entry.protocols),
+        ):
+            key = (entry.run.folder, job.protocol.name if job.protocol else None)
+            if key not in seen:
+                seen.add(key)
+                yield job
+
+
+def _variants(study: Study) -> list[tuple[str, dict[str, Any]]]:
+    ablation = study.report().ablation
+    if ablation is None:
+        return [("", {})]
+    return [(value, {ablation.key: read_value(value)}) for value in ablation.values]

@@ -1,0 +1,127 @@
+"""Recipes on disk: find, read, override and hash them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from data.errors import InputError, unknown_name
+from pretraining.build import explain_validation
+from pretraining.recipe import Recipe
+
+NUMERICS_VERSION = 1
+"""Part of every recipe hash. Raise it when a change to the code changes what a recipe computes."""
+
+
+def recipe_folder_names() -> list[str]:
+    """The folders of ``recipes/``: an image set's name, or a variant of it such as ``cifar10-cpu``."""
+    return sorted(entry.name for entry in files("recipes").iterdir() if entry.is_dir() and _yaml_files(entry))
+
+
+def recipe_names() -> list[str]:
+    """Every recipe as ``folder/method``."""
+    return sorted(
+        f"{folder}/{entry.name.removesuffix('.yaml')}"
+        for folder in recipe_folder_names()
+        for entry in _yaml_files(files("recipes") / folder)
+    )
+
+
+def _yaml_files(folder: Path | Traversable) -> list[Path | Traversable]:
+    return [entry for entry in folder.iterdir() if entry.name.endswith(".yaml")]
+
+
+def read_yaml(path: Path | Traversable) -> dict[str, Any]:
+    """The mapping in a YAML file; raises InputError naming file and line where it is not one."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise InputError(f"not valid YAML: {error}", where=path, next_step="correct the file") from error
+    if not isinstance(content, dict):
+        raise InputError("expected 'key: value' lines at the top level", where=path)
+    return content
+
+
+def load_recipe(folder: str, method: str, image_set: str, overrides: dict[str, Any], seed: int = 0) -> Recipe:
+    """Read ``<folder>/<method>.yaml`` and apply overrides given as dotted keys.
+
+    ``folder`` is one of ``recipes/`` or the path of a folder of your own.
+
+    Raises InputError for an unknown folder, method or key, with the nearest valid one.
+    """
+    place = _recipe_folder(folder)
+    source = place / f"{method}.yaml"
+    if not source.is_file():
+        valid = [entry.name.removesuffix(".yaml") for entry in _yaml_files(place)]
+        raise unknown_name("recipe", method, valid, where=place)
+    document = {**read_yaml(source), "image_set": image_set, "seed": seed}
+    for key, value in overrides.items():
+        set_dotted(document, key, value)
+    try:
+        return Recipe(**document)
+    except ValidationError as error:
+        raise explain_validation(
+            error, Recipe, f"{source.name} in recipes/{folder}, with --set applied"
+        ) from error
+
+
+def _recipe_folder(folder: str) -> Path | Traversable:
+    if folder in recipe_folder_names():
+        return files("recipes") / folder
+    if Path(folder).is_dir():
+        return Path(folder)
+    raise unknown_name(
+        "recipe folder", folder, recipe_folder_names(), where="recipes/ (or give a folder's path)"
+    )
+
+
+def set_dotted(document: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set ``a.b.c`` in nested mappings, creating the ones on the way."""
+    *path, last = dotted.split(".")
+    for part in path:
+        inner = document.get(part)
+        document[part] = dict(inner) if isinstance(inner, dict) else {}
+        document = document[part]
+    document[last] = value
+
+
+def parse_overrides(assignments: list[str]) -> dict[str, Any]:
+    """``["optimizer.base_lr=0.1"]`` as a mapping; values are read as YAML."""
+    parsed = {}
+    for assignment in assignments:
+        key, separator, value = assignment.partition("=")
+        if not separator or not key:
+            raise InputError(
+                f"cannot read --set {assignment!r}", next_step="write it as key=value, e.g. --set epochs=5"
+            )
+        parsed[key] = read_value(value)
+    return parsed
+
+
+def read_value(text: str) -> Any:
+    """A value as YAML reads it, but ``1e-3``, which YAML 1.1 takes for text, is the number a person means."""
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """Twelve hex digits over everything in a resolved recipe that changes the numbers.
+
+    The path of a folder set is left out: its fingerprint says what is in it.
+    """
+    document = recipe.model_dump(mode="json")
+    document["image_set"] = recipe.image_set.partition(":")[0]
+    document["numerics_version"] = NUMERICS_VERSION
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:12]

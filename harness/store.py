@@ -1,0 +1,130 @@
+"""The run store: one folder a run, named by its recipe hash; what is finished there is never done twice.
+
+``runs/<method>-<image set>-<hash>/`` holds recipe.yaml, status.json, metrics.jsonl, diagnostics.json,
+checkpoints/, encoder/, features/ and records/, one JSON file for each evaluation.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data.errors import InputError
+from data.files import write_atomically
+from harness.recipes import recipe_hash
+from pretraining.encoder import INFO_FILE
+from pretraining.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Run:
+    """A resolved recipe and the folder where its results live."""
+
+    folder: Path
+    recipe: Recipe
+    hash: str
+
+    @property
+    def encoder_folder(self) -> Path:
+        """Where the encoder is, once trained."""
+        return self.folder / "encoder"
+
+    def status(self) -> dict[str, Any] | None:
+        """The content of status.json, or None before the run began or where the file is damaged."""
+        return read_json(self.folder / "status.json")
+
+    def is_trained(self) -> bool:
+        """Whether there is an encoder that later jobs may use."""
+        status = self.status()
+        return (
+            status is not None
+            and status["status"] in {"done", "collapsed"}
+            and (self.encoder_folder / INFO_FILE).is_file()
+        )
+
+    def is_collapsed(self) -> bool:
+        """Whether training ended with embeddings that say nothing."""
+        status = self.status()
+        return status is not None and status["status"] == "collapsed"
+
+    def write_status(self, status: dict[str, Any]) -> None:
+        """Replace status.json."""
+        write_json(self.folder / "status.json", status)
+
+    def begin(self) -> None:
+        """Write the resolved recipe and mark the run as begun."""
+        document = self.recipe.model_dump(mode="json")
+        write_atomically(self.folder / "recipe.yaml", yaml.safe_dump(document, sort_keys=False).encode())
+        self.write_status({"status": "running", "reason": "", "recipe_hash": self.hash})
+
+    def record_file(self, protocol: str) -> Path:
+        """Where the result record of a protocol is, or will be."""
+        return self.folder / "records" / f"{protocol.replace('/', '--')}.json"
+
+    def record(self, protocol: str) -> dict[str, Any] | None:
+        """A finished evaluation of the encoder that is there now, or None."""
+        record = read_json(self.record_file(protocol))
+        info = read_json(self.encoder_folder / INFO_FILE)
+        if record is None or info is None or record["encoder_checksum"] != info["sha256"]:
+            return None
+        return record if record["status"] == "done" else None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of the folder; raises InputError if one is at work in it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("a") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(
+                    "another twinbench process is working on this run",
+                    where=self.folder,
+                    next_step="wait for it, or stop it",
+                ) from error
+            yield
+
+
+def open_run(root: Path, recipe: Recipe) -> Run:
+    """The run of a resolved recipe under ``root``; nothing is written yet."""
+    digest = recipe_hash(recipe)
+    image_set = re.sub(r"[^A-Za-z0-9]+", "-", Path(recipe.image_set).name.removeprefix("folder:"))
+    return Run(root / f"{recipe.method}-{image_set}-{digest}", recipe, digest)
+
+
+def stored_runs(root: Path) -> list[Run]:
+    """Every run under ``root`` whose recipe can be read, by name."""
+    runs = []
+    for file in sorted(root.glob("*/recipe.yaml")):
+        recipe = Recipe(**yaml.safe_load(file.read_text()))
+        runs.append(Run(file.parent, recipe, recipe_hash(recipe)))
+    return runs
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The mapping in a JSON file, or None where it is missing or damaged."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a mapping as JSON, whole or not at all."""
+    write_atomically(path, json.dumps(content, indent=1, sort_keys=True).encode())
+
+
+def check_writable(folder: Path) -> None:
+    """Fail now, not after an hour of work; raises RunFailure naming the folder."""
+    probe = folder / ".writable"
+    write_atomically(probe, b"twinbench")
+    probe.unlink()

@@ -1,0 +1,81 @@
+"""Studies on disk: which methods, seeds, protocols, tables and figures make up a comparison."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from data.errors import unknown_name
+from harness.recipes import read_yaml
+from pretraining.build import explain_validation
+from pretraining.recipe import Strict
+from reports.study import ColumnSpec, StudySpec, parse_study
+
+
+class Study(Strict):
+    """A comparison: every method of the list under every protocol, for every seed.
+
+    ``recipes`` is a folder of ``recipes/``; ``overrides`` changes keys of all its recipes; ``limit`` cuts splits
+    of the image set to so many images. Tables, figures and the ablation are checked by `reports.study`.
+    """
+
+    name: str
+    title: str
+    description: str
+    image_set: str
+    recipes: str
+    methods: list[str] = Field(min_length=1)
+    seeds: int = Field(1, ge=1)
+    protocols: list[str] = Field(min_length=1)
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    limit: dict[str, int] = Field(default_factory=dict)
+    tables: list[dict[str, Any]] = Field(default_factory=list)
+    figures: list[dict[str, Any]] = Field(default_factory=list)
+    ablation: dict[str, Any] | None = None
+
+    def report(self) -> StudySpec:
+        """The part that reports read, checked; raises ReportError naming the key."""
+        return parse_study(self.as_document())
+
+    def columns(self) -> list[ColumnSpec]:
+        """Every measured column of its tables."""
+        spec = self.report()
+        return [*spec.main_columns(), *(spec.ablation.columns if spec.ablation else ())]
+
+    def as_document(self) -> dict[str, Any]:
+        """A plain mapping, with the command that made it."""
+        return {**self.model_dump(mode="json"), "command": f"twinbench run {self.name}"}
+
+
+def study_names() -> list[str]:
+    """The studies that come with twinbench."""
+    return sorted(
+        e.name.removesuffix(".yaml") for e in files("studies").iterdir() if e.name.endswith(".yaml")
+    )
+
+
+def load_study(name: str) -> Study:
+    """A study by name, or by the path of a YAML file.
+
+    Raises InputError or ReportError for an unknown name or key, with the nearest valid one.
+    """
+    path = Path(name)
+    source: Path | Traversable
+    if path.suffix in {".yaml", ".yml"} and path.is_file():
+        source, stem = path, path.stem
+    elif name in study_names():
+        source, stem = files("studies") / f"{name}.yaml", name
+    else:
+        raise unknown_name("study", name, study_names(), where="studies/ (or give the path of a YAML file)")
+    try:
+        study = Study(**{"name": stem, **read_yaml(source)})
+    except ValidationError as error:
+        raise explain_validation(error, Study, source) from error
+    for column in study.columns():
+        if column.protocol not in study.protocols:
+            raise unknown_name("protocol", column.protocol, study.protocols, where=f"the tables of {source}")
+    return study

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from data.image_sets import DetectionSplit, ImageSet, Split
+from downstream.features import FeatureStore
+from downstream.protocol import EvaluationContext
+from pretraining.backbones import build_backbone
+from pretraining.encoder import Encoder, EncoderInfo
+
+SIZE = 16
+GREY = (0.5, 0.5, 0.5)
+
+
+class MemorySet(ImageSet):
+    """Three classes of noisy images that differ in colour, and scenes with one or two coloured squares."""
+
+    name = "memory"
+    classes = ("red", "green", "blue")
+    image_size = SIZE
+    mean = GREY
+    std = (0.25, 0.25, 0.25)
+    has_detection = True
+    detection_classes = classes
+    content = "memory"
+
+    def __init__(self, splits: dict[str, Split], scenes: dict[str, DetectionSplit]) -> None:
+        super().__init__(limits={})
+        self.splits, self.scenes = splits, scenes
+
+    def _labels(self, name: str) -> np.ndarray:
+        return self.splits[name].labels.numpy()
+
+    def _images(self, name: str, index: np.ndarray) -> np.ndarray:
+        return self.splits[name].images.numpy()[index]
+
+    def split(self, name: str) -> Split:
+        return self.splits[name]
+
+    def detection(self, name: str) -> DetectionSplit:
+        return self.scenes[name]
+
+
+def coloured_images(n: int, seed: int) -> Split:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 3
+    images = torch.randint(0, 160, (n, 3, SIZE, SIZE), generator=generator)
+    images[torch.arange(n), labels] += 60
+    return Split(images.to(torch.uint8), labels)
+
+
+def square_scenes(n: int, seed: int, side: int = 64) -> DetectionSplit:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (1,), generator=generator))
+
+    images = torch.randint(0, 60, (n, 3, side, side), generator=generator).to(torch.uint8)
+    boxes: list[Tensor] = []
+    labels: list[Tensor] = []
+    masks: list[Tensor] = []
+    for image in images:
+        count = draw(1, 3)
+        scene_masks = torch.zeros(count, side, side, dtype=torch.bool)
+        scene_labels = torch.randint(0, 3, (count,), generator=generator)
+        scene_boxes = []
+        for i in range(count):
+            size, half = draw(12, 24), side // 2
+            left, top = i * half + draw(0, half - size), draw(0, side - size)
+            scene_masks[i, top : top + size, left : left + size] = True
+            image[scene_labels[i], top : top + size, left : left + size] = 230
+            scene_boxes.append([left, top, left + size, top + size])
+        boxes.append(torch.tensor(scene_boxes, dtype=torch.float32))
+        labels.append(scene_labels)
+        masks.append(scene_masks)
+    return DetectionSplit(images, boxes, labels, masks)
+
+
+def build_encoder(seed: int = 0) -> Encoder:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        backbone = build_backbone("resnet10", width=8, stem="stride2")
+    info = EncoderInfo(
+        architecture="resnet10",
+        width=8,
+        stem="stride2",
+        feature_dim=backbone.feature_dim,
+        input_size=SIZE,
+        mean=GREY,
+        std=(0.25, 0.25, 0.25),
+        method="random",
+        recipe_hash="none",
+    )
+    return Encoder(backbone, info, checksum=f"seed-{seed}")
+
+
+@pytest.fixture
+def image_set() -> MemorySet:
+    return MemorySet(
+        splits={
+            "train": coloured_images(300, 1),
+            "val": coloured_images(60, 2),
+            "test": coloured_images(90, 3),
+        },
+        scenes={"train": square_scenes(12, 4), "test": square_scenes(6, 5)},
+    )
+
+
+@pytest.fixture
+def make_encoder() -> Callable[[int], Encoder]:
+    return build_encoder
+
+
+@pytest.fixture
+def encoder() -> Encoder:
+    return build_encoder()
+
+
+@pytest.fixture
+def context(image_set: MemorySet) -> EvaluationContext:
+    return EvaluationContext(image_set, FeatureStore(None), seed=0)

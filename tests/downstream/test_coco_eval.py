@@ -1,0 +1,100 @@
+import pytest
+import torch
+
+from data.errors import InputError
+from data.image_sets import DetectionSplit
+from downstream.detection.coco_eval import Detections, average_precision
+
+SIDE = 40
+
+
+def filled(boxes):
+    masks = torch.zeros(len(boxes), SIDE, SIDE, dtype=torch.bool)
+    for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
+        mask[top:bottom, left:right] = True
+    return masks
+
+
+def scenes(*boxes_and_labels):
+    return DetectionSplit(
+        images=torch.zeros(len(boxes_and_labels), 3, SIDE, SIDE, dtype=torch.uint8),
+        boxes=[torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4) for boxes, _ in boxes_and_labels],
+        labels=[torch.tensor(labels, dtype=torch.int64) for _, labels in boxes_and_labels],
+        masks=[filled(boxes) for boxes, _ in boxes_and_labels],
+    )
+
+
+def found(boxes, labels, scores=None):
+    return Detections(
+        boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        scores=torch.ones(len(boxes)) if scores is None else torch.tensor(scores),
+        labels=torch.tensor(labels, dtype=torch.int64),
+        masks=filled(boxes),
+    )
+
+
+TRUTH = scenes(([(2, 2, 12, 12), (20, 20, 40, 36)], [0, 1]), ([(5, 5, 25, 15)], [1]))
+METRICS = {f"{kind}_{metric}" for kind in ("box", "mask") for metric in ("ap", "ap50", "ap75")}
+
+
+def test_perfect_detections_give_a_hundred_and_nothing_is_printed(capsys):
+    detections = [found([(2, 2, 12, 12), (20, 20, 40, 36)], [0, 1]), found([(5, 5, 25, 15)], [1])]
+    results = average_precision(TRUTH, detections, classes=3)
+    assert results == dict.fromkeys(METRICS, pytest.approx(100.0))
+    assert capsys.readouterr().out == ""
+
+
+def test_no_detection_gives_zero():
+    assert average_precision(TRUTH, [found([], []), found([], [])], classes=2) == dict.fromkeys(METRICS, 0.0)
+
+
+def test_wrong_classes_give_zero():
+    detections = [found([(2, 2, 12, 12), (20, 20, 40, 36)], [1, 0]), found([(5, 5, 25, 15)], [0])]
+    assert average_precision(TRUTH, detections, classes=2)["box_ap50"] == 0.0
+
+
+def test_a_shifted_box_counts_up_to_its_overlap():
+    # Shift 2 of 20 pixels: IoU = 18 / 22 = 0.818, right at the 7 thresholds 0.50 ... 0.80 of 10.
+    truth = scenes(([(0, 0, 20, 20)], [0]))
+    results = average_precision(truth, [found([(2, 0, 22, 20)], [0])], classes=1)
+    assert results == {
+        **{f"{kind}_ap": pytest.approx(70.0) for kind in ("box", "mask")},
+        **{
+            f"{kind}_{metric}": pytest.approx(100.0)
+            for kind in ("box", "mask")
+            for metric in ("ap50", "ap75")
+        },
+    }
+
+
+def test_a_confident_false_positive_halves_the_precision():
+    truth = scenes(([(0, 0, 20, 20)], [0]))
+    detections = [found([(0, 0, 20, 20), (22, 22, 40, 40)], [0, 0], scores=[0.5, 0.9])]
+    assert average_precision(truth, detections, classes=1)["box_ap"] == pytest.approx(50.0)
+
+
+def test_average_is_over_classes_that_occur():
+    detections = [found([(2, 2, 12, 12)], [0]), found([], [])]
+    assert average_precision(TRUTH, detections, classes=5)["box_ap"] == pytest.approx(50.0)
+
+
+def test_masks_are_judged_by_their_pixels():
+    truth = scenes(([(0, 0, 20, 20)], [0]))
+    detection = found([(0, 0, 20, 20)], [0])
+    # The upper 13 of 20 rows: IoU 0.65, right at the 4 thresholds 0.50 ... 0.65, while the box is perfect.
+    detection.masks[0, 13:] = False
+    results = average_precision(truth, [detection], classes=1)
+    assert results["box_ap"] == pytest.approx(100.0)
+    assert results["mask_ap"] == pytest.approx(40.0)
+    assert results["mask_ap50"] == pytest.approx(100.0)
+    assert results["mask_ap75"] == 0.0
+
+
+def test_ground_truth_without_objects_is_an_error_not_minus_one():
+    with pytest.raises(InputError, match="no objects"):
+        average_precision(scenes(([], [])), [found([], [])], classes=2)
+
+
+def test_one_entry_per_image_is_required():
+    with pytest.raises(ValueError, match="1 images for 2 images"):
+        average_precision(TRUTH, [found([], [])], classes=2)

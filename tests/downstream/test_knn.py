@@ -1,0 +1,102 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+
+from downstream.knn import CosineKnn, knn_scores
+from downstream.protocol import accuracies
+
+
+def random_features(n, d=12, classes=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, d, generator=generator), torch.randint(0, classes, (n,), generator=generator)
+
+
+@pytest.mark.parametrize("k", [1, 7, 40])
+def test_scores_equal_a_float64_loop(k):
+    bank, bank_labels = random_features(40)
+    queries, _ = random_features(9, seed=1)
+    scores = knn_scores(queries, bank, bank_labels, classes=4, k=k, temperature=0.1)
+
+    b, q = bank.double().numpy(), queries.double().numpy()
+    for row in range(9):
+        similarity = [float(q[row] @ x / np.linalg.norm(q[row]) / np.linalg.norm(x)) for x in b]
+        expected = [0.0] * 4
+        for index in sorted(range(40), key=lambda i: -similarity[i])[:k]:
+            expected[int(bank_labels[index])] += math.exp(similarity[index] / 0.1)
+        np.testing.assert_allclose(scores[row].numpy(), expected, rtol=1e-4)
+
+
+def test_predictions_equal_scikit_learn():
+    bank, bank_labels = random_features(200)
+    queries, _ = random_features(50, seed=1)
+    reference = KNeighborsClassifier(
+        n_neighbors=20,
+        metric="cosine",
+        algorithm="brute",
+        weights=lambda distance: np.exp((1 - distance) / 0.1),
+    ).fit(bank.double().numpy(), bank_labels.numpy())
+    scores = knn_scores(queries, bank, bank_labels, classes=4, k=20)
+    assert scores.argmax(dim=1).tolist() == reference.predict(queries.double().numpy()).tolist()
+
+
+def test_one_neighbour_with_the_queries_as_bank_is_always_right():
+    features, labels = random_features(60)
+    top1 = accuracies(knn_scores(features, features, labels, classes=4, k=1), labels)[0]
+    assert (top1.value, top1.stderr) == (100.0, 0.0)
+
+
+def test_scores_do_not_depend_on_the_scale_of_features():
+    bank, bank_labels = random_features(60)
+    queries, _ = random_features(10, seed=1)
+    scaled = knn_scores(queries * 1e-3, bank * 1e3, bank_labels, classes=4, k=10)
+    torch.testing.assert_close(
+        scaled, knn_scores(queries, bank, bank_labels, classes=4, k=10), rtol=1e-4, atol=0
+    )
+
+
+def test_chunks_do_not_change_the_scores(monkeypatch):
+    bank, bank_labels = random_features(60)
+    queries, _ = random_features(10, seed=1)
+    whole = knn_scores(queries, bank, bank_labels, classes=4, k=10)
+    monkeypatch.setattr("downstream.knn._CHUNK", 3)
+    torch.testing.assert_close(knn_scores(queries, bank, bank_labels, classes=4, k=10), whole)
+
+
+def test_k_is_cut_to_the_size_of_the_bank():
+    bank, bank_labels = random_features(5)
+    assert torch.equal(
+        knn_scores(bank, bank, bank_labels, classes=4, k=200),
+        knn_scores(bank, bank, bank_labels, classes=4, k=5),
+    )
+
+
+def test_duplicates_of_a_neighbour_vote_as_often_as_they_occur():
+    bank = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.9, 0.1]])
+    scores = knn_scores(torch.tensor([[1.0, 0.0]]), bank, torch.tensor([0, 1, 1]), classes=2, k=3)
+    assert scores.argmax().item() == 1
+
+
+def test_accuracies_have_binomial_errors_and_rank_ties_by_class():
+    scores = torch.zeros(4, 8)
+    top1, top5 = accuracies(scores, torch.tensor([0, 4, 5, 7]))
+    assert (top1.metric, top1.value, top1.n) == ("top1", 25.0, 4)
+    assert top1.stderr == pytest.approx(100 * math.sqrt(0.25 * 0.75 / 4))
+    assert (top5.metric, top5.value) == ("top5", 50.0)
+
+
+def test_top5_of_five_classes_is_left_out():
+    assert [m.metric for m in accuracies(torch.rand(6, 5), torch.zeros(6, dtype=torch.int64))] == ["top1"]
+
+
+def test_protocol_measures_the_test_split(encoder, context):
+    fractions = []
+    context.progress = fractions.append
+    (top1,) = CosineKnn().evaluate(encoder, context)
+    assert top1.n == 90
+    assert top1.value > 50
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+    assert CosineKnn().forward_passes(context.image_set) == 390

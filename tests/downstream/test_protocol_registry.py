@@ -1,0 +1,100 @@
+import pytest
+
+import downstream.protocol as registry
+from data.errors import InputError
+from downstream.protocol import Measurement, Protocol, protocol, protocol_names, register_protocol
+
+
+@pytest.fixture(autouse=True)
+def restored_registry(monkeypatch):
+    protocol_names()
+    monkeypatch.setattr(registry, "_PROTOCOLS", dict(registry._PROTOCOLS))
+
+
+def toy(full_name):
+    class Toy(Protocol):
+        name = full_name
+        needs = "labels"
+
+        def evaluate(self, encoder, context):
+            return [Measurement("answer", 42.0, n=1)]
+
+        def forward_passes(self, image_set):
+            return 0.0
+
+    return Toy
+
+
+def test_every_protocol_of_the_house_is_found():
+    assert {
+        "knn/cosine-v1",
+        "linear/cached-v1",
+        "semi-1pct/finetune-v1",
+        "semi-10pct/finetune-v1",
+        "detection/torchvision-fpn-v1",
+    } <= set(protocol_names())
+
+
+def test_every_protocol_has_its_name_and_need():
+    for name in protocol_names():
+        assert protocol(name).name == name
+        assert protocol(name).needs in ("labels", "detection")
+        assert protocol(name).forward_passes.__doc__
+
+
+def test_a_protocol_from_outside_is_registered_and_evaluated(encoder, context):
+    register_protocol(toy("toy/constant-v1"))
+    assert "toy/constant-v1" in protocol_names()
+    assert protocol("toy").evaluate(encoder, context) == [Measurement("answer", 42.0, n=1)]
+
+
+def test_a_plugin_is_loaded_through_its_entry_point(monkeypatch):
+    class Plugin:
+        def load(self):
+            register_protocol(toy("plugged/in-v1"))
+
+    monkeypatch.setattr(
+        registry, "entry_points", lambda group: [Plugin()] if group == "twinbench.plugins" else []
+    )
+    registry._discover.cache_clear()
+    assert "plugged/in-v1" in protocol_names()
+
+
+def test_a_family_means_its_newest_version():
+    for version in (2, 10, 9):
+        register_protocol(toy(f"knn/cosine-v{version}"))
+    assert protocol("knn").name == "knn/cosine-v10"
+    assert protocol("semi-1pct").name == "semi-1pct/finetune-v1"
+
+
+def test_a_family_with_two_variants_of_one_version_must_be_named_in_full():
+    register_protocol(toy("knn/euclidean-v1"))
+    with pytest.raises(InputError, match="knn/cosine-v1, knn/euclidean-v1"):
+        protocol("knn")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [
+        ("knn/cosin-v1", "knn/cosine-v1"),
+        ("knn/cosine-v2", "knn/cosine-v1"),
+        ("Linear/cached-v1", "linear/cached-v1"),
+    ],
+)
+def test_an_unknown_name_suggests_the_nearest(wrong, nearest):
+    with pytest.raises(InputError) as error:
+        protocol(wrong)
+    assert error.value.nearest == nearest
+    assert wrong in str(error.value)
+    assert "detection/torchvision-fpn-v1" in str(error.value)
+
+
+def test_two_protocols_cannot_share_a_name():
+    with pytest.raises(ValueError, match="already registered"):
+        register_protocol(toy("knn/cosine-v1"))
+
+
+@pytest.mark.parametrize("name", ["knn", "knn/cosine", "KNN/cosine-v1", "knn/cosine-vx"])
+def test_a_name_without_version_is_refused(name):
+    with pytest.raises(ValueError, match="family/variant-vN"):
+        register_protocol(toy(name))

@@ -1,0 +1,96 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from data.errors import InputError, RunFailure
+from data.image_sets import Split
+from downstream.features import FeatureStore
+from downstream.protocol import EvaluationContext, protocol
+from downstream.semi_supervised import FineTuning, labelled_subset, lr_factor
+
+
+class Short(FineTuning):
+    name = "semi-test/finetune-v1"
+    fraction = 0.5
+    steps = 30
+
+
+def unbalanced_labels():
+    labels = torch.cat([torch.full((n,), c) for c, n in enumerate((1000, 250, 40, 1))])
+    return labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
+
+
+@pytest.mark.parametrize(("fraction", "counts"), [(0.01, [10, 2, 1, 1]), (0.1, [100, 25, 4, 1])])
+def test_every_class_gives_its_share_and_at_least_one(fraction, counts):
+    labels = unbalanced_labels()
+    chosen = labelled_subset(labels, fraction)
+    assert torch.bincount(labels[chosen]).tolist() == counts
+    assert len(chosen.unique()) == len(chosen)
+
+
+def test_the_small_list_is_part_of_the_large_one():
+    labels = unbalanced_labels()
+    small, large = labelled_subset(labels, 0.01), labelled_subset(labels, 0.1)
+    assert set(small.tolist()) < set(large.tolist())
+
+
+def test_the_lists_never_change():
+    labels = unbalanced_labels()
+    torch.manual_seed(123)
+    assert torch.equal(labelled_subset(labels, 0.1), labelled_subset(labels, 0.1))
+    # A different draw is a different protocol and needs a new version.
+    assert labelled_subset(torch.arange(300) % 3, 0.01).tolist() == [37, 128, 132]
+
+
+def test_images_without_label_are_never_drawn():
+    labels = unbalanced_labels()
+    labels[::2] = -1
+    assert (labels[labelled_subset(labels, 0.1)] >= 0).all()
+
+
+def test_learning_rate_drops_after_three_and_four_fifths():
+    factors = [lr_factor(step, 20) for step in range(20)]
+    assert factors == pytest.approx([1.0] * 12 + [0.2] * 4 + [0.04] * 4)
+
+
+def test_fine_tuning_learns_repeats_itself_and_leaves_the_encoder_alone(encoder, image_set):
+    before = {name: tensor.clone() for name, tensor in encoder.backbone.state_dict().items()}
+    results = []
+    for _ in range(2):
+        state = torch.get_rng_state()
+        results.append(Short().evaluate(encoder, EvaluationContext(image_set, FeatureStore(None), seed=3)))
+        assert torch.equal(torch.get_rng_state(), state)
+    assert results[0] == results[1]
+    assert results[0][0].value > 60
+    assert results[0][0].n == 90
+    assert not encoder.backbone.training
+    for name, tensor in encoder.backbone.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_unlabelled_test_images_do_not_count(encoder, context, image_set):
+    test = image_set.split("test")
+    image_set.splits["test"] = Split(test.images, torch.where(torch.arange(90) < 30, test.labels, -1))
+    context.progress = (fractions := []).append
+    (top1,) = protocol("semi-1pct").evaluate(encoder, context)
+    assert top1.n == 30
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+
+
+def test_estimate_counts_training_three_times(image_set):
+    assert Short().forward_passes(image_set) == 3 * 30 * 150 + 90
+
+
+def test_an_image_set_without_labels_is_an_input_error(encoder, context, image_set):
+    train = image_set.split("train")
+    image_set.splits["train"] = replace(train, labels=torch.full_like(train.labels, -1))
+    with pytest.raises(InputError, match="needs labelled"):
+        Short().evaluate(encoder, context)
+
+
+def test_a_loss_that_is_not_finite_is_a_failure(encoder, context):
+    encoder.backbone.conv1.weight.fill_(float("nan"))
+    with pytest.raises(RunFailure, match="step 0"):
+        Short().evaluate(encoder, context)

@@ -1,0 +1,72 @@
+"""A study small enough to run in seconds, and the command line in this process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from harness.main import main
+
+TINY_STUDY = """
+title: Tiny
+description: Two methods on a few images.
+image_set: digit-scenes
+recipes: digit-scenes
+methods: [random_init, barlow_twins]
+protocols: [knn/cosine-v1, linear/cached-v1]
+limit: {train: 256, val: 64, test: 128}
+overrides:
+  backbone.width: 8
+  epochs: 2
+  batch_size: 64
+  schedule.warmup_epochs: 0
+tables:
+  - name: main
+    title: kNN and linear
+    columns:
+      - {protocol: knn/cosine-v1, metric: top1, label: kNN top-1}
+      - {protocol: linear/cached-v1, metric: top1, label: linear top-1}
+figures:
+  - {kind: loss_curves}
+  - {kind: cross_correlation}
+  - {kind: spectrum}
+"""
+
+
+@dataclass
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def tiny_study(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY_STUDY)
+    return path
+
+
+@pytest.fixture
+def cli(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Outcome]:
+    """Run the command line in ``tmp_path`` and in this process."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str | Path) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["twinbench", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return call

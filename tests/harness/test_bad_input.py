@@ -1,0 +1,196 @@
+"""Every mistake ends in a message naming the place, the nearest valid name and one next step."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data.errors import RunFailure
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["run", "quik"], ["unknown study 'quik'", "nearest: quick"]),
+        (
+            ["run", "quick", "--methods", "simclr,barlow"],
+            ["unknown method 'barlow'", "nearest: barlow_twins"],
+        ),
+        (["run", "quick", "--set", "epoch=3"], ["unknown key 'epoch'", "nearest: epochs"]),
+        (["run", "quick", "--set", "optimizer.base_rl=3"], ["'optimizer.base_rl'", "nearest: base_lr"]),
+        (["run", "quick", "--set", "epochs"], ["cannot read --set 'epochs'"]),
+        (["run", "quick", "--set", "epochs=many"], ["bad value for 'epochs'"]),
+        (
+            ["pretrain", "simsam", "--image-set", "digit-scenes"],
+            ["unknown method 'simsam'", "nearest: simsiam"],
+        ),
+        (
+            ["pretrain", "simclr", "--image-set", "digit-scenes", "--set", "options.temprature=1"],
+            ["'temprature'", "nearest: temperature"],
+        ),
+        (
+            ["pretrain", "simclr", "--image-set", "digit-scenes", "--set", "views.blurr=1"],
+            ["unknown view key 'blurr'", "nearest: blur"],
+        ),
+        (
+            ["pretrain", "simclr", "--image-set", "digit-scene"],
+            ["unknown image set", "nearest: digit-scenes"],
+        ),
+        (["pretrain", "simclr", "--image-set", "folder:nowhere"], ["nowhere"]),
+        (
+            ["pretrain", "simclr", "--image-set", "digit-scenes", "--set", "batch_size=100000"],
+            ["batch_size 100000 is larger", "--set batch_size="],
+        ),
+        (["evaluate", "nowhere", "--protocol", "knn", "--image-set", "digit-scenes"], ["no encoder here"]),
+        (
+            ["evaluate", "nowhere", "--protocol", "linnear", "--image-set", "digit-scenes"],
+            ["unknown protocol 'linnear'", "nearest: linear"],
+        ),
+        (["report", "nowhere", "--out", "x"], ["no runs here", "twinbench run quick"]),
+        (["run", "cifar10-cpu", "--data-root", "nowhere"], ["nowhere"]),
+    ],
+)
+def test_wrong_use_ends_with_code_2_and_leaves_nothing(cli, tmp_path, arguments, expected):
+    outcome = cli(*arguments)
+    assert outcome.code == 2
+    for words in expected:
+        assert words in outcome.err
+    assert "next:" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_key_in_a_study_is_named(cli, tiny_study):
+    tiny_study.write_text(tiny_study.read_text().replace("protocols:", "protocls:"))
+    outcome = cli("run", tiny_study)
+    assert outcome.code == 2
+    assert "unknown key 'protocls'" in outcome.err or "'protocols'" in outcome.err
+
+
+def test_a_table_over_a_protocol_that_is_not_run_is_refused(cli, tiny_study):
+    tiny_study.write_text(
+        tiny_study.read_text().replace("protocol: knn/cosine-v1", "protocol: knn/cosine-v9")
+    )
+    outcome = cli("run", tiny_study)
+    assert outcome.code == 2
+    assert "nearest: knn/cosine-v1" in outcome.err
+
+
+def test_broken_yaml_is_named(cli, tiny_study):
+    tiny_study.write_text("title: [unclosed")
+    outcome = cli("run", tiny_study)
+    assert outcome.code == 2
+    assert "not valid YAML" in outcome.err
+    assert str(tiny_study) in outcome.err
+
+
+def test_an_image_that_cannot_be_read_is_named(cli, tmp_path):
+    folder = tmp_path / "photos" / "train" / "cats"
+    folder.mkdir(parents=True)
+    (folder / "broken.jpg").write_bytes(b"not an image")
+    outcome = cli("pretrain", "simclr", "--image-set", f"folder:{tmp_path / 'photos'}")
+    assert outcome.code == 2
+    assert "broken.jpg" in outcome.err
+
+
+def test_a_failed_write_ends_with_code_1_before_any_work(cli, tiny_study, monkeypatch):
+    """A full disk cannot be staged without privileges, so the failing call is the operating system's own."""
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    outcome = cli("run", tiny_study)
+    assert outcome.code == 1
+    assert "No space left on device" in outcome.err
+    assert "free some space" in outcome.err
+
+
+def test_a_runs_folder_that_is_a_file_ends_with_code_1(cli, tiny_study, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    outcome = cli("run", tiny_study, "--runs", "taken")
+    assert outcome.code == 1
+    assert "taken" in outcome.err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_runs_folder_ends_with_code_1(cli, tiny_study, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    outcome = cli("run", tiny_study, "--runs", "locked/runs")
+    assert outcome.code == 1
+    assert "Permission denied" in outcome.err
+
+
+def test_a_non_finite_loss_marks_its_cells_and_the_others_go_on(cli, tiny_study, tmp_path):
+    text = tiny_study.read_text().replace("epochs: 2", "epochs: 2\n  optimizer.base_lr: 1.0e+30")
+    tiny_study.write_text(text)
+    outcome = cli("run", tiny_study)
+    assert outcome.code == 1
+    assert "the loss became" in outcome.err
+    assert "step" in outcome.err
+    table = (tmp_path / "results/tiny/tables/main.md").read_text()
+    assert "failed" in next(line for line in table.splitlines() if "Barlow Twins" in line)
+    assert "failed" not in next(line for line in table.splitlines() if "Random init" in line)
+    assert not list(tmp_path.glob("runs/barlow_twins*/encoder"))
+
+
+def test_a_collapsed_method_shows_no_number(cli, tiny_study, tmp_path, monkeypatch):
+    """With the threshold out of reach every trained run counts as collapsed; the measurement has its own tests."""
+    monkeypatch.setattr("pretraining.diagnostics.MIN_SPREAD", 10.0)
+    outcome = cli("run", tiny_study)
+    assert outcome.code == 0, outcome.err
+    table = (tmp_path / "results/tiny/tables/main.md").read_text()
+    row = next(line for line in table.splitlines() if "Barlow Twins" in line)
+    assert "collapsed" in row
+    assert "1/sqrt(d)" in table
+
+
+def test_an_error_inside_an_evaluation_marks_that_cell_only(cli, tiny_study, tmp_path, monkeypatch):
+    def break_down(self, encoder, context):
+        raise RunFailure("the solver diverged")
+
+    monkeypatch.setattr("downstream.linear.CachedLinear.evaluate", break_down)
+    outcome = cli("run", tiny_study)
+    assert outcome.code == 1
+    table = (tmp_path / "results/tiny/tables/main.md").read_text()
+    assert "the solver diverged" in table
+    row = next(line for line in table.splitlines() if "Random init" in line)
+    assert "failed" in row
+    assert any(character.isdigit() for character in row)
+    monkeypatch.undo()
+
+
+def test_two_processes_do_not_share_a_run(cli, tiny_study, tmp_path):
+    cli("run", tiny_study, "--methods", "random_init")
+    (run,) = (tmp_path / "runs").iterdir()
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import fcntl; f = open({str(run / '.lock')!r}, 'a'); fcntl.flock(f, fcntl.LOCK_EX); "
+            "print('locked', flush=True); input()",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    for record in (run / "records").iterdir():
+        record.unlink()
+    outcome = cli("run", tiny_study, "--methods", "random_init")
+    holder.communicate(b"\n")
+    assert outcome.code == 2
+    assert "another twinbench process" in outcome.err
+
+
+def test_an_altered_encoder_is_not_trusted(cli, tiny_study, tmp_path):
+    cli("run", tiny_study, "--methods", "random_init")
+    weights = next(Path(tmp_path).glob("runs/*/encoder/encoder.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    outcome = cli("evaluate", weights.parent, "--protocol", "knn", "--image-set", "digit-scenes")
+    assert outcome.code == 2
+    assert "do not match their checksum" in outcome.err

@@ -1,0 +1,70 @@
+"""kill -9 in the middle of a job: the same command goes on and ends with the same bits."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from pretraining.encoder import Encoder
+
+SCRIPT = """
+import sys
+import pretraining.train
+from harness.main import main
+
+pretraining.train._CHECKPOINT_SECONDS = 0.0  # a checkpoint after every step
+pretraining.train.pretrain.__defaults__ = (pretraining.train.pretrain.__defaults__[0], 0.0)
+sys.argv = ["twinbench", *sys.argv[1:]]
+main()
+"""
+
+
+def command(study: Path, runs: str) -> list[str]:
+    return [sys.executable, "-c", SCRIPT, "run", str(study), "--runs", runs, "--out", f"results-{runs}/tiny"]
+
+
+def test_a_killed_study_goes_on_where_it_was(tiny_study, tmp_path):
+    tiny_study.write_text(tiny_study.read_text().replace("epochs: 2", "epochs: 30"))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command(tiny_study, "killed"), cwd=tmp_path, env=environment)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("killed/barlow_twins*/checkpoints/step-00000001*.pt")):
+        assert time.monotonic() < deadline, "no checkpoint appeared"
+        assert process.poll() is None, "the study ended before it could be killed"
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = next(tmp_path.glob("killed/random_init*/records/knn--cosine-v1.json"))
+    written = finished.stat().st_mtime_ns
+    assert not list(tmp_path.glob("killed/barlow_twins*/encoder"))
+
+    resumed = subprocess.run(
+        command(tiny_study, "killed"),
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    whole = subprocess.run(
+        command(tiny_study, "whole"),
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert finished.stat().st_mtime_ns == written, "a finished job was repeated"
+    assert "already finished" in resumed.stderr
+    assert "2 already finished" not in whole.stderr
+    columns = ["method", "protocol", "metric", "value", "encoder_checksum"]
+    first, second = (
+        pd.read_csv(tmp_path / f"results-{side}/tiny/records.csv")[columns] for side in ("killed", "whole")
+    )
+    pd.testing.assert_frame_equal(first, second)
+    (folder,) = tmp_path.glob("killed/barlow_twins*/encoder")
+    assert Encoder.load(folder).checksum in set(second.encoder_checksum)

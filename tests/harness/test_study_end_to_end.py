@@ -1,0 +1,103 @@
+"""One command from nothing to the tables, and what a second one does not repeat."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+
+def test_a_study_leaves_records_tables_figures_and_a_page(cli, tiny_study, tmp_path):
+    outcome = cli("run", tiny_study)
+    assert outcome.code == 0, outcome.err
+    results = tmp_path / "results" / "tiny"
+    records = pd.read_csv(results / "records.csv")
+    assert set(records.method) == {"random_init", "barlow_twins"}
+    assert set(records.protocol) == {"knn/cosine-v1", "linear/cached-v1"}
+    assert (records.status == "done").all()
+    assert records.value.between(0, 100).all()
+    for name in ("report.html", "tables/main.csv", "tables/main.md", "tables/main.tex"):
+        assert (results / name).stat().st_size > 0
+    assert {p.suffix for p in (results / "figures").iterdir()} == {".svg", ".png", ".pdf"}
+    assert str(Path("results/tiny/report.html")) in outcome.out
+
+
+def test_a_second_run_trains_and_evaluates_nothing(cli, tiny_study, tmp_path, monkeypatch):
+    cli("run", tiny_study)
+    before = pd.read_csv(tmp_path / "results/tiny/records.csv")
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a finished job was done again")
+
+    monkeypatch.setattr("harness.execute.run_job", refuse)
+    outcome = cli("run", tiny_study)
+    assert outcome.code == 0, outcome.err
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "results/tiny/records.csv"), before)
+
+
+def test_the_same_recipe_gives_the_same_numbers_elsewhere(cli, tiny_study, tmp_path):
+    cli("run", tiny_study, "--runs", "first", "--out", "a/tiny")
+    cli("run", tiny_study, "--runs", "second", "--out", "b/tiny")
+    key = ["method", "protocol", "metric"]
+    first, second = (
+        pd.read_csv(tmp_path / side / "tiny/records.csv")[[*key, "value", "encoder_checksum"]]
+        for side in "ab"
+    )
+    pd.testing.assert_frame_equal(first, second)
+
+
+def test_a_dry_run_prints_every_job_and_writes_nothing(cli, tiny_study, tmp_path):
+    outcome = cli("run", tiny_study, "--dry-run")
+    assert outcome.code == 0, outcome.err
+    for label in ("pretrain barlow_twins", "knn/cosine-v1 random_init", "estimated time"):
+        assert label in outcome.out
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny.yaml"]
+
+
+def test_seeds_and_methods_narrow_or_widen_a_study(cli, tiny_study, tmp_path):
+    outcome = cli("run", tiny_study, "--methods", "random_init", "--seeds", "2")
+    assert outcome.code == 0, outcome.err
+    records = pd.read_csv(tmp_path / "results/tiny/records.csv")
+    assert set(records.method) == {"random_init"}
+    assert set(records.seed) == {0, 1}
+    assert records.encoder_checksum.nunique() == 2
+
+
+def test_pretrain_evaluate_and_report_one_by_one(cli, tmp_path):
+    tiny = ["--set", "backbone.width=8", "--set", "epochs=1", "--set", "batch_size=512"]
+    trained = cli("pretrain", "simsiam", "--image-set", "digit-scenes", *tiny)
+    assert trained.code == 0, trained.err
+    encoder = trained.out.strip().removeprefix("encoder: ")
+    measured = cli(
+        "evaluate", encoder, "--protocol", "knn", "--image-set", "digit-scenes", "--out", "knn.json"
+    )
+    assert measured.code == 0, measured.err
+    assert "knn/cosine-v1 on digit-scenes" in measured.out
+    record = json.loads((tmp_path / "knn.json").read_text())
+    assert {m["metric"] for m in record["measurements"]} == {"top1", "top5"}
+    assert record["environment"]["torch"]
+
+
+def test_an_ablation_gives_rows_for_every_value(cli, tiny_study, tmp_path):
+    ablation = "ablation: {key: options.lambd, label: lambda, values: [0.001, 0.01], log_scale: true}\n"
+    text = tiny_study.read_text().replace("[random_init, barlow_twins]", "[barlow_twins]")
+    tiny_study.write_text(text + ablation)
+    outcome = cli("run", tiny_study)
+    assert outcome.code == 0, outcome.err
+    records = pd.read_csv(tmp_path / "results/tiny/records.csv", dtype={"variant": str})
+    assert set(records.variant) == {"0.001", "0.01"}
+    assert records.recipe_hash.nunique() == 2
+
+
+@pytest.mark.parametrize("thing", ["methods", "protocols", "image-sets", "recipes", "studies", "runs"])
+def test_ls_prints_a_json_list(cli, thing):
+    outcome = cli("ls", thing, "--json")
+    assert outcome.code == 0, outcome.err
+    assert isinstance(json.loads(outcome.out), list)
+
+
+def test_doctor_names_the_device_and_what_is_missing(cli):
+    outcome = cli("doctor")
+    assert outcome.code == 0, outcome.err
+    for word in ("device", "Detectron2", "digit-scenes: found", "cifar10: not found"):
+        assert word in outcome.out
