@@ -52,10 +52,10 @@ class DigitScenesConfig:
     train: int = 8192
     val: int = 1024
     test: int = 2048
-    digit_size: tuple[int, int] = (64, 92)
+    digit_size: tuple[int, int] = (56, 88)
     clutter: tuple[int, int] = (0, 2)
     clutter_size: tuple[int, int] = (15, 35)
-    texture_contrast: tuple[int, int] = (2, 12)
+    texture_contrast: tuple[int, int] = (3, 14)
     digit_texture: tuple[int, int] = (0, 8)
     contrast_floor: int = 60
     tilt: int = 15

@@ -35,6 +35,9 @@ def run(
     data_root: DataRoot = None,
     runs: RunsRoot = _RUNS,
     out: Annotated[Path | None, typer.Option(help="Report folder. [default: results/STUDY]")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time. [default: one a core; 1 with a GPU]")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -49,6 +52,7 @@ def run(
         data_root=data_root,
         runs=runs,
         out=out,
+        workers=workers,
         dry_run=dry_run,
         debug=debug,
     )

@@ -18,6 +18,7 @@ from harness.recipes import load_recipe, parse_overrides, recipe_names
 from harness.records import collect
 from harness.store import check_writable, read_json, stored_runs, write_json
 from harness.studies import Study, load_study, study_names
+from harness.workers import ImageSetSource, default_workers, execute_in_parallel
 from pretraining.encoder import INFO_FILE, Encoder
 from pretraining.method import method_names
 from reports.build import build_report
@@ -33,6 +34,7 @@ def run_study(
     data_root: Path | None,
     runs: Path,
     out: Path | None,
+    workers: int | None,
     dry_run: bool,
     debug: bool,
 ) -> None:
@@ -42,16 +44,21 @@ def run_study(
     image_set = load_image_set(study.image_set, data_root, limit=study.limit)
     planned = plan_study(study, image_set, runs, parse_overrides(assignments))
     plan = list(jobs(planned))
+    workers = 1 if debug else workers or default_workers()
     if dry_run:
-        _print_plan(study, plan, image_set)
+        _print_plan(study, plan, image_set, workers)
         return
     out = out or Path("results") / study.name
     for folder in (runs, out.parent):
         check_writable(folder)
     missing = sum(not job.is_finished() for job in plan)
-    say(f"{study.name}: {len(plan)} jobs, {len(plan) - missing} already finished")
+    say(f"{study.name}: {len(plan)} jobs, {len(plan) - missing} already finished, {workers} at a time")
+    source = ImageSetSource(study.image_set, data_root, study.limit)
     with job_progress(missing) as start_job:
-        failures = execute(plan, image_set, start_job, say, debug)
+        if workers > 1 and missing:
+            failures = execute_in_parallel(plan, source, workers, start_job, say)
+        else:
+            failures = execute(plan, image_set, start_job, say, debug)
     page = _write_report(study, planned, out)
     say(f"done in {time.monotonic() - started:.0f} s")
     print(f"report: {page}")
@@ -71,7 +78,7 @@ def _chosen(study: Study, seeds: int | None, methods: list[str] | None) -> Study
     return study.model_copy(update={"seeds": seeds or study.seeds, "methods": methods or study.methods})
 
 
-def _print_plan(study: Study, plan: list[Job], image_set: ImageSet) -> None:
+def _print_plan(study: Study, plan: list[Job], image_set: ImageSet, workers: int) -> None:
     cache: dict[str, float] = {}
     print(f"{study.title}: {len(plan)} jobs on {image_set.name}")
     total = 0.0
@@ -80,7 +87,10 @@ def _print_plan(study: Study, plan: list[Job], image_set: ImageSet) -> None:
         total += seconds
         when = "finished" if job.is_finished() else f"about {seconds:.0f} s"
         print(f"  {job.label:<60} {when}")
-    print(f"estimated time: {total / 60:.1f} min (timed on a few real steps; nothing was written)")
+    print(
+        f"estimated time: {total / workers / 60:.1f} min with {workers} at a time "
+        "(timed on a few real steps; nothing was written)"
+    )
 
 
 def _write_report(study: Study, planned: list[PlannedRun], out: Path) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from data.files import write_atomically
 from harness.recipes import recipe_hash
 from pretraining.encoder import INFO_FILE
 from pretraining.recipe import Recipe
+
+_LOCK_ATTEMPTS, _LOCK_SECONDS = 10, 0.3
 
 
 @dataclass(frozen=True)
@@ -82,14 +85,19 @@ class Run:
         """Keep other processes out of the folder; raises InputError if one is at work in it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("a") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InputError(
-                    "another twinbench process is working on this run",
-                    where=self.folder,
-                    next_step="wait for it, or stop it",
-                ) from error
+            for attempt in range(_LOCK_ATTEMPTS):
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    # the workers of a killed command need a moment to notice that they are orphans
+                    if attempt == _LOCK_ATTEMPTS - 1:
+                        raise InputError(
+                            "another twinbench process is working on this run",
+                            where=self.folder,
+                            next_step="wait for it, or stop it",
+                        ) from error
+                    time.sleep(_LOCK_SECONDS)
             yield
 
 

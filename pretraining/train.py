@@ -8,6 +8,7 @@ was not.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import resource
 import time
@@ -37,6 +38,9 @@ _FABRIC_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
 _CHECKPOINT_SECONDS = 30.0
 _LOGGED_STEPS = 200
 _DIAGNOSED_IMAGES = 1024
+
+# Fabric announces the precision of every instance; the recipe already says it
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
 ReportProgress = Callable[[float, str], None]
 

@@ -58,7 +58,9 @@ def _main(arguments: list[str]) -> None:
         name, _, folder = pair.partition("=")
         tables = sorted((Path(folder) / "tables").glob("*.md"))
         if not tables:
-            raise ReportError("no tables here", folder, next_step=f"run the study first: twinbench run {name}")
+            raise ReportError(
+                "no tables here", folder, next_step=f"run the study first: twinbench run {name}"
+            )
         blocks[name] = "\n\n".join(table.read_text(encoding="utf-8").strip() for table in tables)
     update_blocks(Path(readme), blocks)
 

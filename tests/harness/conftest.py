@@ -59,7 +59,8 @@ def cli(
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str | Path) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["twinbench", *map(str, arguments)])
+        here = ["--workers", "1"] if arguments[0] == "run" and "--workers" not in arguments else []
+        monkeypatch.setattr(sys, "argv", ["twinbench", *map(str, arguments), *here])
         capsys.readouterr()
         code = 0
         try:

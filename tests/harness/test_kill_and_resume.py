@@ -24,7 +24,19 @@ main()
 
 
 def command(study: Path, runs: str) -> list[str]:
-    return [sys.executable, "-c", SCRIPT, "run", str(study), "--runs", runs, "--out", f"results-{runs}/tiny"]
+    return [
+        sys.executable,
+        "-c",
+        SCRIPT,
+        "run",
+        str(study),
+        "--runs",
+        runs,
+        "--out",
+        f"results-{runs}/tiny",
+        "--workers",
+        "1",
+    ]
 
 
 def test_a_killed_study_goes_on_where_it_was(tiny_study, tmp_path):
@@ -68,3 +80,20 @@ def test_a_killed_study_goes_on_where_it_was(tiny_study, tmp_path):
     pd.testing.assert_frame_equal(first, second)
     (folder,) = tmp_path.glob("killed/barlow_twins*/encoder")
     assert Encoder.load(folder).checksum in set(second.encoder_checksum)
+
+
+def test_killed_workers_let_go_and_the_study_goes_on(tiny_study, tmp_path):
+    tiny_study.write_text(tiny_study.read_text().replace("epochs: 2", "epochs: 60"))
+    parallel = [sys.executable, "-c", "from harness.main import main; main()", "run", str(tiny_study)]
+    parallel += ["--workers", "2"]
+    process = subprocess.Popen(parallel, cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/random_init*/records/linear--cached-v1.json")):
+        assert time.monotonic() < deadline, "nothing was finished"
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    resumed = subprocess.run(parallel, cwd=tmp_path, capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "3 already finished" in resumed.stderr
+    assert (pd.read_csv(tmp_path / "results/tiny/records.csv").status == "done").all()

@@ -1,0 +1,153 @@
+"""Several runs at once: worker processes on one machine, each with its share of the cores.
+
+A narrow network gains next to nothing from a second thread, so two processes with one core each do nearly twice
+the work of one process with two. A task is a whole run, its training and then its evaluations. The number of
+workers and threads depends on the machine alone, never on what is left to do, so a resumed study computes the
+same bits.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.errors import RunFailure
+from data.image_sets import ImageSet, load_image_set
+from harness.environment import usable_cores
+from harness.execute import StartJob, execute
+from harness.plan import Job
+from pretraining.train import ReportProgress
+
+_MOST_WORKERS = 8
+_MESSAGE_SECONDS = 0.2
+_WATCH_SECONDS = 0.3
+
+
+@dataclass(frozen=True)
+class ImageSetSource:
+    """What a worker needs to load the image set for itself."""
+
+    name: str
+    data_root: Path | None
+    limit: dict[str, int]
+
+
+def default_workers() -> int:
+    """One worker for each core of a machine without GPU, at most eight; a single one where there is a GPU."""
+    return 1 if torch.cuda.is_available() else min(_MOST_WORKERS, usable_cores())
+
+
+def execute_in_parallel(
+    plan: Iterable[Job],
+    source: ImageSetSource,
+    workers: int,
+    start_job: StartJob,
+    say: Callable[[str], None],
+) -> int:
+    """Do every unfinished job with ``workers`` processes; returns how many jobs failed.
+
+    Raises RunFailure if a worker dies (of too little memory, say); what was finished is kept.
+    """
+    context = multiprocessing.get_context("spawn")
+    messages: Any = context.Queue()
+    threads = max(1, usable_cores() // workers)
+    arguments = (source, threads, messages, os.getpid())
+    with ProcessPoolExecutor(workers, context, _become_worker, arguments) as pool:
+        futures = [pool.submit(_work, task) for task in _unfinished_runs(plan)]
+        try:
+            _follow(futures, messages, start_job, say)
+            return sum(future.result() for future in futures)
+        except BrokenProcessPool as error:
+            raise RunFailure(
+                "a worker process died",
+                where=f"one of {workers} workers",
+                next_step="run the same command again, with --workers 1 if memory is short",
+            ) from error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def _unfinished_runs(plan: Iterable[Job]) -> list[list[Job]]:
+    """The jobs that are left, grouped by run in the order of the plan."""
+    runs: dict[Path, list[Job]] = {}
+    for job in plan:
+        if not job.is_finished():
+            runs.setdefault(job.run.folder, []).append(job)
+    return list(runs.values())
+
+
+def _follow(
+    futures: list[Future[int]], messages: Any, start_job: StartJob, say: Callable[[str], None]
+) -> None:
+    """Show what the workers tell until every task has ended."""
+    reports: dict[str, ReportProgress] = {}
+    while True:
+        ended = all(future.done() for future in futures)
+        try:
+            kind, label, content = messages.get(timeout=_MESSAGE_SECONDS)
+        except queue.Empty:
+            if ended:
+                return
+            continue
+        if kind == "start":
+            reports[label] = start_job(label)
+        elif kind == "progress":
+            reports[label](*content)
+        else:
+            say(content)
+
+
+class _Worker:
+    """What a worker process keeps from one task to the next."""
+
+    image_set: ImageSet
+    messages: Any
+
+
+def _become_worker(source: ImageSetSource, threads: int, messages: Any, parent: int) -> None:
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    _Worker.image_set = load_image_set(source.name, source.data_root, limit=source.limit)
+    _Worker.messages = messages
+
+
+def _end_with(parent: int) -> None:
+    """A worker whose parent was killed must not go on: the next command would find its run locked."""
+    while os.getppid() == parent:
+        time.sleep(_WATCH_SECONDS)
+    os._exit(1)
+
+
+def _work(task: list[Job]) -> int:
+    """The jobs of one run; returns how many failed."""
+    return execute(task, _Worker.image_set, _announce, lambda text: _Worker.messages.put(("say", "", text)))
+
+
+def _announce(label: str) -> ReportProgress:
+    messages = _Worker.messages
+    messages.put(("start", label, None))
+    last = 0.0
+
+    def report(fraction: float, text: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _MESSAGE_SECONDS:
+            last = time.monotonic()
+            messages.put(("progress", label, (fraction, text)))
+
+    return report
