@@ -24,7 +24,7 @@ from downstream.randomness import seeded, shuffled_indices
 from pretraining.backbones import ResNet
 from pretraining.encoder import Encoder
 
-STEPS = 160
+STEPS = 120
 BATCH = 4
 LEARNING_RATE = 1e-3
 # Few regions reach the mask branch, and each trains the mask of one class only: it needs larger steps.

@@ -99,7 +99,7 @@ def test_a_non_finite_loss_names_step_and_learning_rate(image_set, tmp_path):
     broken = recipe(
         "barlow_twins", optimizer=OptimizerSpec(name="sgd", base_lr=1e30), schedule=ScheduleSpec()
     )
-    with pytest.raises(RunFailure, match=r"step \d+, learning rate 1\.25e\+29"):
+    with pytest.raises(RunFailure, match=r"step \d+, learning rate \d\.\d+e\+29"):
         pretrain(broken, "hash", image_set, tmp_path)
     assert not (tmp_path / "encoder").exists()
 
