@@ -18,9 +18,14 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The tables in the README are generated: run the studies, then this.
+# The tables and figures in the README are generated: run the four studies, then this.
+SHOWN := cifar10-cpu quick quick-lambda quick-batch-size
 readme: $(STAMP)
-	$(BIN)/python -m reports.readme README.md cifar10-cpu=docs/results/cifar10-cpu quick=docs/results/quick
+	for study in $(SHOWN); do \
+	  rm -rf docs/results/$$study && mkdir -p docs/results/$$study/figures && \
+	  cp -r results/$$study/tables results/$$study/records.csv docs/results/$$study/ && \
+	  cp results/$$study/figures/*.svg docs/results/$$study/figures/ || exit 1; done
+	$(BIN)/python -m reports.readme README.md $(foreach study,$(SHOWN),$(study)=docs/results/$(study))
 
 clean:
 	rm -rf $(VENV) build *.egg-info
