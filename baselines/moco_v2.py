@@ -92,6 +92,18 @@ class MoCoV2(Method):
         """The official code's views; no blur up to 32 pixels."""
         return moco_views(size)
 
+    def check(self, batch_size: int, views: int) -> None:
+        """Two views; the queue must hold whole steps of keys, and the batch whole groups."""
+        super().check(batch_size, views)
+        self._check_queue(batch_size * (2 if self.options.symmetric else 1))
+        if batch_size % self.options.bn_splits:
+            divisors = [n for n in range(1, batch_size + 1) if batch_size % n == 0 and n < batch_size]
+            raise InputError(
+                f"bn_splits={self.options.bn_splits} does not divide batch_size={batch_size}",
+                where="options.bn_splits",
+                next_step=f"set options.bn_splits to one of {', '.join(map(str, divisors))}",
+            )
+
     def before_step(self, progress: Progress) -> None:
         """Move the key encoder towards the query encoder as it is now."""
         pairs: list[tuple[nn.Module, nn.Module]] = [

@@ -94,7 +94,7 @@ class SwAV(Method):
         projector: tuple[int, ...] = Field((2048, 128), min_length=1)
         prototypes: int = Field(3000, ge=2)
         temperature: float = Field(0.1, gt=0)
-        epsilon: float = Field(0.05, gt=0)
+        epsilon: float = Field(0.05, ge=0.02)
         sinkhorn_iterations: int = Field(3, ge=1)
         queue_length: int = Field(0, ge=0)
         queue_start_epoch: int = Field(15, ge=0)
@@ -115,6 +115,15 @@ class SwAV(Method):
     def default_views(cls, size: int) -> tuple[ViewPolicy, ...]:
         """Two full-size crops, without multi-crop; half the colour strength and no blur up to 32 pixels."""
         return strong_colour_views(size, interpolation="bilinear")
+
+    def check(self, batch_size: int, views: int) -> None:
+        """At least the two views that assignments are made from."""
+        if views < 2:
+            raise InputError(
+                f"SwAV takes 2 views or more, the recipe gives {views}",
+                where="views",
+                next_step="list two, and small crops after them for multi-crop",
+            )
 
     def before_step(self, progress: Progress) -> None:
         """Bring the prototypes back to unit length."""

@@ -52,8 +52,8 @@ class DigitScenesConfig:
     train: int = 8192
     val: int = 1024
     test: int = 2048
-    digit_size: tuple[int, int] = (56, 88)
-    clutter: tuple[int, int] = (0, 2)
+    digit_size: tuple[int, int] = (50, 84)
+    clutter: tuple[int, int] = (0, 3)
     clutter_size: tuple[int, int] = (15, 35)
     texture_contrast: tuple[int, int] = (3, 14)
     digit_texture: tuple[int, int] = (0, 8)
@@ -65,10 +65,10 @@ class DigitScenesConfig:
     scene_train: int = 512
     scene_val: int = 128
     scene_test: int = 256
-    scene_digits: tuple[int, int] = (1, 4)
-    scene_digit_size: tuple[int, int] = (24, 44)
-    scene_clutter: tuple[int, int] = (4, 9)
-    scene_clutter_size: tuple[int, int] = (8, 20)
+    scene_digits: tuple[int, int] = (1, 3)
+    scene_digit_size: tuple[int, int] = (36, 60)
+    scene_clutter: tuple[int, int] = (1, 4)
+    scene_clutter_size: tuple[int, int] = (8, 18)
 
     def fingerprint(self) -> str:
         """SHA-256 of the generator's version and of every field."""

@@ -45,6 +45,7 @@ class CosineKnn(Protocol):
 
     name: ClassVar[str] = "knn/cosine-v1"
     needs: ClassVar[Literal["labels", "detection"]] = "labels"
+    metrics: ClassVar[tuple[str, ...]] = ("top1", "top5")
 
     def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:
         """``top1`` and ``top5`` on the test split."""

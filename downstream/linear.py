@@ -92,6 +92,7 @@ class CachedLinear(Protocol):
 
     name: ClassVar[str] = "linear/cached-v1"
     needs: ClassVar[Literal["labels", "detection"]] = "labels"
+    metrics: ClassVar[tuple[str, ...]] = ("top1", "top5")
 
     def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:
         """``top1`` and ``top5`` on the test split."""

@@ -56,10 +56,14 @@ class EvaluationContext:
 
 
 class Protocol(ABC):
-    """Base class of every protocol. It leaves the encoder as it found it, bit for bit."""
+    """Base class of every protocol. It leaves the encoder as it found it, bit for bit.
+
+    ``metrics`` names everything that `evaluate` may measure, so that a table's columns are checked beforehand.
+    """
 
     name: ClassVar[str]
     needs: ClassVar[Literal["labels", "detection"]]
+    metrics: ClassVar[tuple[str, ...]]
 
     @abstractmethod
     def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:

@@ -72,6 +72,7 @@ class FineTuning(Protocol):
     """
 
     needs: ClassVar[Literal["labels", "detection"]] = "labels"
+    metrics: ClassVar[tuple[str, ...]] = ("top1", "top5")
     fraction: ClassVar[float]
     steps: ClassVar[int]
 

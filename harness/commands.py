@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from data.errors import InputError, RunFailure, unknown_name
 from data.image_sets import ImageSet, image_set_names, load_image_set
@@ -13,16 +17,17 @@ from downstream.protocol import protocol, protocol_names
 from harness.console import job_progress, say
 from harness.estimate import estimate_seconds
 from harness.execute import evaluate_encoder, execute
-from harness.plan import Job, PlannedRun, jobs, plan_run, plan_study
+from harness.plan import Job, jobs, load_splits, plan_run, plan_study
 from harness.recipes import load_recipe, parse_overrides, recipe_names
-from harness.records import collect
-from harness.store import check_writable, read_json, stored_runs, write_json
+from harness.records import collect, collect_stored
+from harness.store import check_writable, record_place, stored_runs, write_json
 from harness.studies import Study, load_study, study_names
 from harness.workers import ImageSetSource, default_workers, execute_in_parallel
 from pretraining.encoder import INFO_FILE, Encoder
 from pretraining.method import method_names
-from reports.build import build_report
+from reports.build import build_report, check_out
 from reports.console import render_study
+from reports.records import RunInfo
 
 
 def run_study(
@@ -40,6 +45,7 @@ def run_study(
 ) -> None:
     """Plan a study, do what is missing, write its report, print its tables."""
     started = time.monotonic()
+    command = _command(name, seeds, methods, assignments, data_root)
     study = _chosen(load_study(name), seeds, methods)
     image_set = load_image_set(study.image_set, data_root, limit=study.limit)
     planned = plan_study(study, image_set, runs, parse_overrides(assignments))
@@ -49,6 +55,7 @@ def run_study(
         _print_plan(study, plan, image_set, workers)
         return
     out = out or Path("results") / study.name
+    check_out(out)
     for folder in (runs, out.parent):
         check_writable(folder)
     missing = sum(not job.is_finished() for job in plan)
@@ -59,7 +66,7 @@ def run_study(
             failures = execute_in_parallel(plan, source, workers, start_job, say)
         else:
             failures = execute(plan, image_set, start_job, say, debug)
-    page = _write_report(study, planned, out)
+    page = _write_report(study, command, *collect(study, planned), out)
     say(f"done in {time.monotonic() - started:.0f} s")
     print(f"report: {page}")
     if failures:
@@ -68,6 +75,17 @@ def run_study(
             where=page,
             next_step="correct the cause and run the same command again: finished jobs are kept",
         )
+
+
+def _command(
+    name: str, seeds: int | None, methods: list[str] | None, assignments: list[str], data_root: Path | None
+) -> str:
+    """The command line that makes the report again; the data folder is the reader's own."""
+    words = ["twinbench", "run", name]
+    words += ["--seeds", str(seeds)] if seeds else []
+    words += ["--methods", ",".join(methods)] if methods else []
+    words += [word for assignment in assignments for word in ("--set", assignment)]
+    return shlex.join(words) + (" --data-root DIR" if data_root else "")
 
 
 def _chosen(study: Study, seeds: int | None, methods: list[str] | None) -> Study:
@@ -93,10 +111,9 @@ def _print_plan(study: Study, plan: list[Job], image_set: ImageSet, workers: int
     )
 
 
-def _write_report(study: Study, planned: list[PlannedRun], out: Path) -> Path:
-    records, infos = collect(study, planned)
-    page = build_report(study.as_document(), records, infos, out)
-    for text in render_study(study.as_document(), records, infos).values():
+def _write_report(study: Study, command: str, records: pd.DataFrame, infos: list[RunInfo], out: Path) -> Path:
+    page = build_report(study.as_document(command), records, infos, out)
+    for text in render_study(study.as_document(command), records, infos).values():
         print(text + "\n")
     return page
 
@@ -116,6 +133,7 @@ def pretrain_one(
     image_set = load_image_set(image_set_name, data_root)
     folder = recipe_folder or image_set_name.partition(":")[0]
     recipe = load_recipe(folder, method, image_set.name, parse_overrides(assignments), seed)
+    load_splits(image_set, ())
     run = plan_run(recipe, image_set, runs)
     check_writable(runs)
     if run.is_trained():
@@ -124,7 +142,10 @@ def pretrain_one(
         with job_progress(1) as start_job:
             failures = execute([Job("pretrain", run)], image_set, start_job, say)
         if failures:
-            raise RunFailure("the training failed", where=run.folder, next_step="see the line above")
+            reason = (run.status() or {})["reason"]
+            raise RunFailure(
+                f"the training failed: {reason}", where=run.folder, next_step="correct it and run again"
+            )
     status = run.status() or {}
     if status["status"] == "collapsed":
         say(f"COLLAPSED: {status['reason']}")
@@ -134,19 +155,23 @@ def pretrain_one(
 def evaluate_one(
     folder: Path, protocol_name: str, image_set_name: str, seed: int, data_root: Path | None, out: Path | None
 ) -> None:
-    """Evaluate one encoder, print the measurements, keep the record where ``out`` says."""
+    """Evaluate one encoder, print the measurements; keep the record in its run and where ``out`` says."""
     chosen = protocol(protocol_name)
     if not (folder / INFO_FILE).is_file() and (folder / "encoder").is_dir():
         folder = folder / "encoder"
     encoder = Encoder.load(folder)
     image_set = load_image_set(image_set_name, data_root)
-    if out is not None:
-        check_writable(out.parent)
+    kept = record_place(folder.parent, chosen.name, image_set)
+    for file in (out, kept):
+        if file is not None:
+            check_writable(file.parent)
+    load_splits(image_set, (chosen,))
     with job_progress(1) as start_job:
         report = start_job(f"{chosen.name} {folder}")
         record = evaluate_encoder(encoder, chosen, image_set, seed, None, report)
-    if out is not None:
-        write_json(out, record)
+    for file in (out, kept):
+        if file is not None:
+            write_json(file, record)
     print(f"{chosen.name} on {image_set.name}, encoder {encoder.checksum[:12]}")
     for measured in record["measurements"]:
         error = "" if measured["stderr"] is None else f" ± {measured['stderr']:.2f}"
@@ -158,37 +183,32 @@ def report_runs(runs: Path, out: Path) -> None:
     stored = stored_runs(runs) if runs.is_dir() else []
     if not stored:
         raise InputError("no runs here", where=runs, next_step="train something first: twinbench run quick")
-    image_sets = sorted({run.recipe.image_set for run in stored})
-    planned, tables = [], {}
-    for run in stored:
-        records = [read_json(path) for path in sorted((run.folder / "records").glob("*.json"))]
-        done = [record for record in records if record is not None and record["status"] == "done"]
-        planned.append(PlannedRun(run, "", tuple(protocol(record["protocol"]) for record in done)))
-        tables.update({record["protocol"]: _table_of(record) for record in done})
-    if not tables:
+    records, infos = collect_stored(stored)
+    done = records[records.status == "done"]
+    if done.empty:
         raise InputError(
             "no finished evaluation here", where=runs, next_step="twinbench evaluate ENCODER ..."
         )
+    measured = done.groupby("protocol").metric.unique()
     study = Study(
         name=out.name,
-        title=f"Every run in {runs}",
-        description="All runs of a run store. Rows may differ in recipe: the footnotes say where.",
-        image_set=", ".join(image_sets),
+        title=f"Every run in {runs.name}",
+        description="All runs of a run store; rows of one method differ in the recipe keys that they name.",
+        image_set=", ".join(sorted(done.image_set.unique())),
         recipes="",
-        methods=sorted({run.recipe.method for run in stored}),
-        protocols=sorted(tables),
-        tables=[tables[name] for name in sorted(tables)],
+        methods=sorted(done.method.unique()),
+        protocols=sorted(measured.index),
+        tables=[_table_of(str(name), metrics) for name, metrics in measured.items()],
         figures=[{"kind": "loss_curves"}, {"kind": "cross_correlation"}, {"kind": "spectrum"}],
     )
+    check_out(out)
     check_writable(out.parent)
-    print(f"report: {_write_report(study, planned, out)}")
+    page = _write_report(study, f"twinbench report {runs.name} --out DIR", records, infos, out)
+    print(f"report: {page}")
 
 
-def _table_of(record: dict[str, Any]) -> dict[str, Any]:
-    name = record["protocol"]
-    columns = [
-        {"protocol": name, "metric": m["metric"], "label": m["metric"]} for m in record["measurements"]
-    ]
+def _table_of(name: str, metrics: Iterable[str]) -> dict[str, Any]:
+    columns = [{"protocol": name, "metric": metric, "label": metric} for metric in metrics]
     return {"name": name.replace("/", "-"), "title": name, "columns": columns}
 
 

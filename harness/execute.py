@@ -15,8 +15,9 @@ from downstream.protocol import EvaluationContext, Protocol
 from harness.environment import environment
 from harness.plan import Job
 from harness.store import Run, write_json
+from pretraining.checkpoint import remove_checkpoints
 from pretraining.encoder import Encoder
-from pretraining.train import ReportProgress, device_name, peak_memory_mb, pretrain
+from pretraining.train import ReportProgress, device_name, peak_memory_mb, pretrain, reset_peak_memory
 
 StartJob = Callable[[str], ReportProgress]
 """Announces a job by its label and returns where its progress goes."""
@@ -35,6 +36,8 @@ def execute(
         if job.is_finished() or (job.protocol is not None and _is_blocked(job.run)):
             continue
         with job.run.locked():
+            if job.is_finished():  # by another process, while this one waited for the lock
+                continue
             try:
                 run_job(job, image_set, start_job(job.label))
             except Exception as error:
@@ -57,6 +60,7 @@ def run_job(job: Job, image_set: ImageSet, report: ReportProgress) -> None:
 def train_run(run: Run, image_set: ImageSet, report: ReportProgress) -> None:
     """Train a run, resuming where it was interrupted."""
     run.begin()
+    reset_peak_memory()
     summary = pretrain(run.recipe, run.hash, image_set, run.folder, report)
     run.write_status(
         {
@@ -71,6 +75,7 @@ def train_run(run: Run, image_set: ImageSet, report: ReportProgress) -> None:
             "environment": environment(),
         }
     )
+    remove_checkpoints(run.folder / "checkpoints")
 
 
 def evaluate_run(run: Run, protocol: Protocol, image_set: ImageSet, report: ReportProgress) -> dict[str, Any]:
@@ -96,6 +101,7 @@ def evaluate_encoder(
         seed=seed,
         progress=lambda fraction: report(fraction, ""),
     )
+    reset_peak_memory()
     started = time.monotonic()
     measurements = protocol.evaluate(encoder, context)
     device = next(encoder.backbone.parameters()).device
@@ -137,5 +143,6 @@ def _is_blocked(run: Run) -> bool:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, InputError | RunFailure):
-        return error.what if error.where is None else f"{error.what} ({error.where})"
+        where = "" if error.where is None else f" ({error.where})"
+        return error.what + where + ("" if error.next_step is None else f"; next: {error.next_step}")
     return f"{type(error).__name__}: {error}"

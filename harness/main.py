@@ -9,17 +9,23 @@ def main() -> None:
     """Exit code 0: fine; 1: the work failed; 2: wrong use. A traceback only with ``--debug``."""
     from data.errors import InputError, RunFailure
     from harness.cli import app
-    from reports.errors import ReportError
+    from reports.errors import ReportError, ReportFailure
 
     debug = "--debug" in sys.argv
     try:
         app()
     except (InputError, ReportError) as error:
         _fail(error, debug, 2)
-    except RunFailure as error:
+    except (RunFailure, ReportFailure) as error:
         _fail(error, debug, 1)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on from here", file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        print(f"error: unexpected {type(error).__name__}: {error}", file=sys.stderr)
+        print("  next:    run the same command with --debug and report the traceback", file=sys.stderr)
         sys.exit(1)
 
 

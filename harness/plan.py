@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from data.errors import InputError, unknown_name
 from data.image_sets import ImageSet
 from downstream.protocol import Protocol, protocol
 from harness.recipes import load_recipe, read_value
@@ -33,18 +34,20 @@ class Job:
     kind: Literal["pretrain", "evaluate"]
     run: Run
     protocol: Protocol | None = None
+    variant: str = ""
 
     @property
     def label(self) -> str:
-        """How the job is called in progress lines."""
-        name = f"{self.run.recipe.method} (seed {self.run.recipe.seed})"
+        """How the job is called in progress lines; no two jobs of a plan share it."""
+        variant = f" {self.variant}" if self.variant else ""
+        name = f"{self.run.recipe.method}{variant} (seed {self.run.recipe.seed})"
         return f"pretrain {name}" if self.protocol is None else f"{self.protocol.name} {name}"
 
     def is_finished(self) -> bool:
-        """Whether the run store already holds its result."""
+        """Whether the run store already holds its result; a collapsed run is not evaluated."""
         if self.protocol is None:
             return self.run.is_trained()
-        return self.run.record(self.protocol.name) is not None
+        return self.run.is_collapsed() or self.run.record(self.protocol.name) is not None
 
 
 def plan_study(
@@ -55,6 +58,9 @@ def plan_study(
     Raises InputError for whatever a recipe, a protocol name or an override gets wrong.
     """
     protocols = tuple(protocol(name) for name in study.protocols)
+    _check_metrics(study, protocols)
+    _check_ablated_key(study, overrides)
+    load_splits(image_set, protocols)
     planned = []
     for variant, changes in _variants(study):
         for method in study.methods:
@@ -68,9 +74,49 @@ def plan_study(
 def plan_run(recipe: Recipe, image_set: ImageSet, runs_root: Path) -> Run:
     """Resolve and check one recipe, and open its run."""
     resolved = resolve(recipe, image_set.image_size, image_set.fingerprint)
-    if build_method(resolved).trains:
-        steps_in_epoch(resolved, len(image_set.split("train")), image_set.name)
+    method = build_method(resolved)
+    if method.trains:
+        train = image_set.split("train")
+        steps_in_epoch(resolved, len(train), image_set.name)
+        method.check(resolved.batch_size, len(resolved.views or ()))
+        if method.needs_labels and bool((train.labels < 0).any()):
+            raise InputError(
+                f"{resolved.method} needs labels, but training images have none",
+                where=image_set.name,
+                next_step="sort them into train/<class>/ folders, or choose another method",
+            )
     return open_run(runs_root, resolved)
+
+
+def load_splits(image_set: ImageSet, protocols: tuple[Protocol, ...]) -> None:
+    """Read every image that the plan will need, so that a bad one ends the command before any work."""
+    image_set.split("train")
+    image_set.split("val")
+    if any(chosen.needs == "labels" for chosen in protocols):
+        image_set.split("test")
+    if any(chosen.needs == "detection" for chosen in protocols):
+        image_set.detection("train")
+        image_set.detection("test")
+
+
+def _check_metrics(study: Study, protocols: tuple[Protocol, ...]) -> None:
+    metrics = {chosen.name: chosen.metrics for chosen in protocols}
+    for column in study.columns():
+        if column.metric not in metrics[column.protocol]:
+            raise unknown_name(
+                "metric", column.metric, metrics[column.protocol], f"the tables of {study.name}"
+            )
+
+
+def _check_ablated_key(study: Study, overrides: dict[str, Any]) -> None:
+    ablation = study.report().ablation
+    for key in overrides if ablation else ():
+        if ablation and f"{ablation.key}.".startswith(f"{key}.") | f"{key}.".startswith(f"{ablation.key}."):
+            raise InputError(
+                f"--set {key} would overwrite the key that this study varies",
+                where=f"ablation.key of {study.name}: {ablation.key}",
+                next_step="leave it out, or write a study of your own with other values",
+            )
 
 
 def jobs(planned: list[PlannedRun]) -> Iterator[Job]:
@@ -78,8 +124,8 @@ def jobs(planned: list[PlannedRun]) -> Iterator[Job]:
     seen = set()
     for entry in planned:
         for job in (
-            Job("pretrain", entry.run),
-            *(Job("evaluate", entry.run, chosen) for chosen in entry.protocols),
+            Job("pretrain", entry.run, None, entry.variant),
+            *(Job("evaluate", entry.run, chosen, entry.variant) for chosen in entry.protocols),
         ):
             key = (entry.run.folder, job.protocol.name if job.protocol else None)
             if key not in seen:

@@ -19,6 +19,14 @@ from pretraining.recipe import Recipe
 NUMERICS_VERSION = 1
 """Part of every recipe hash. Raise it when a change to the code changes what a recipe computes."""
 
+_CHOSEN_ELSEWHERE = {
+    "method": "name the method on the command line, or with --methods",
+    "image_set": "choose the image set with --image-set, or in the study",
+    "image_set_fingerprint": "it is computed from the images",
+    "image_size": "views.size sets the size of the views; the images keep theirs",
+    "seed": "use --seed, or --seeds in a study",
+}
+
 
 def recipe_folder_names() -> list[str]:
     """The folders of ``recipes/``: an image set's name, or a variant of it such as ``cifar10-cpu``."""
@@ -41,8 +49,8 @@ def _yaml_files(folder: Path | Traversable) -> list[Path | Traversable]:
 def read_yaml(path: Path | Traversable) -> dict[str, Any]:
     """The mapping in a YAML file; raises InputError naming file and line where it is not one."""
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"not valid YAML: {error}", where=path, next_step="correct the file") from error
     if not isinstance(content, dict):
         raise InputError("expected 'key: value' lines at the top level", where=path)
@@ -63,6 +71,12 @@ def load_recipe(folder: str, method: str, image_set: str, overrides: dict[str, A
         raise unknown_name("recipe", method, valid, where=place)
     document = {**read_yaml(source), "image_set": image_set, "seed": seed}
     for key, value in overrides.items():
+        if key.partition(".")[0] in _CHOSEN_ELSEWHERE:
+            raise InputError(
+                f"{key!r} is not a recipe key to change",
+                where="--set, or overrides in a study",
+                next_step=_CHOSEN_ELSEWHERE[key.partition(".")[0]],
+            )
         set_dotted(document, key, value)
     try:
         return Recipe(**document)
@@ -107,7 +121,14 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
 
 def read_value(text: str) -> Any:
     """A value as YAML reads it, but ``1e-3``, which YAML 1.1 takes for text, is the number a person means."""
-    value = yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(
+            f"cannot read the value {text!r}",
+            where="--set",
+            next_step="quote it, e.g. --set 'views={blur: 0.5}'",
+        ) from error
     if isinstance(value, str):
         try:
             return float(value)

@@ -22,60 +22,104 @@ COLUMNS = (
 def collect(study: Study, planned: list[PlannedRun]) -> tuple[pd.DataFrame, list[RunInfo]]:
     """Rows for every cell of the study, failed and collapsed ones too, and the runs behind them."""
     rows: list[dict[str, Any]] = []
-    infos = []
     for entry in planned:
-        status = entry.run.status() or {"status": "failed", "reason": "not run"}
         for chosen in entry.protocols:
-            rows += _rows(study, entry.run, entry.variant, chosen.name, status)
-        infos.append(
-            RunInfo(
-                method=entry.run.recipe.method,
-                variant=entry.variant,
-                seed=entry.run.recipe.seed,
-                status=status["status"],
-                reason=status["reason"],
-                folder=entry.run.folder,
-            )
-        )
-    return pd.DataFrame(rows, columns=list(COLUMNS)), infos
+            record = entry.run.record(chosen.name)
+            if record is not None and not entry.run.is_collapsed():
+                rows += _measured(entry.run, entry.variant, record)
+            else:
+                metrics = {c.metric for c in study.columns() if c.protocol == chosen.name} or {""}
+                rows += _missing(entry.run, entry.variant, chosen.name, metrics)
+    infos = [_run_info(entry.run, entry.variant) for entry in planned]
+    return _frame(rows, study.name), infos
 
 
-def _rows(
-    study: Study, run: Run, variant: str, protocol_name: str, status: dict[str, Any]
-) -> list[dict[str, Any]]:
-    spec = run.recipe.backbone
-    common = {
-        "study": study.name,
+def collect_stored(runs: list[Run]) -> tuple[pd.DataFrame, list[RunInfo]]:
+    """Rows for every record in the runs, told apart by the recipe keys in which runs of a method differ."""
+    variants = _variants(runs)
+    rows: list[dict[str, Any]] = []
+    for run in runs:
+        for file in sorted((run.folder / "records").glob("*.json")):
+            record = read_json(file)
+            if record is not None and record["status"] == "done" and not run.is_collapsed():
+                rows += _measured(run, variants[run.hash], record)
+        if run.is_collapsed():
+            rows += _missing(run, variants[run.hash], "", {""})
+    return _frame(rows, "report"), [_run_info(run, variants[run.hash]) for run in runs]
+
+
+def _frame(rows: list[dict[str, Any]], study: str) -> pd.DataFrame:
+    return pd.DataFrame([{"study": study, **row} for row in rows], columns=list(COLUMNS))
+
+
+def _common(run: Run, variant: str) -> dict[str, Any]:
+    spec, status = run.recipe.backbone, run.status() or {}
+    return {
         "method": run.recipe.method,
         "variant": variant,
         "image_set": run.recipe.image_set,
-        "protocol": protocol_name,
         "seed": run.recipe.seed,
         "origin": "run",
         "recipe_hash": run.hash,
         "backbone": f"{spec.name}, width {spec.width}, {spec.stem} stem",
         "epochs": run.recipe.epochs,
         "batch_size": run.recipe.batch_size,
-        **{key: status.get(key) for key in ("parameters", "images_per_second")},
+        "parameters": status.get("parameters"),
+        "images_per_second": status.get("images_per_second"),
     }
-    record = run.record(protocol_name)
-    if status["status"] == "done" and record is not None:
-        measured = {
-            **{key: record[key] for key in ("encoder_checksum", "peak_memory_mb", "seconds", "device")},
-            "environment": json.dumps(record["environment"], sort_keys=True),
-            "status": "done",
-            "reason": "",
-        }
-        return [{**common, **measured, **measurement} for measurement in record["measurements"]]
-    outcome = _why_missing(run, protocol_name, status)
-    metrics = {c.metric for c in study.columns() if c.protocol == protocol_name} or {""}
-    return [{**common, **outcome, "metric": metric} for metric in sorted(metrics)]
 
 
-def _why_missing(run: Run, protocol_name: str, status: dict[str, Any]) -> dict[str, str]:
-    if status["status"] in {"failed", "collapsed"}:
-        return {"status": status["status"], "reason": status["reason"]}
-    record = read_json(run.record_file(protocol_name)) or {}
-    if record.get("status") == "failed":
-        return {"status": "failed", "reason": record["reason"]}
+def _measured(run: Run, variant: str, record: dict[str, Any]) -> list[dict[str, Any]]:
+    copied = (
+        "protocol", "image_set", "encoder_checksum", "peak_memory_mb", "seconds", "device", "status", "reason",
+    )  # fmt: skip
+    row = {
+        **_common(run, variant),
+        **{key: record[key] for key in copied},
+        "environment": json.dumps(record["environment"], sort_keys=True),
+    }
+    return [{**row, **measurement} for measurement in record["measurements"]]
+
+
+def _missing(run: Run, variant: str, protocol_name: str, metrics: set[str]) -> list[dict[str, Any]]:
+    row = {**_common(run, variant), "protocol": protocol_name, **_why_missing(run, protocol_name)}
+    return [{**row, "metric": metric} for metric in sorted(metrics)]
+
+
+def _why_missing(run: Run, protocol_name: str) -> dict[str, str]:
+    for document in (run.status(), read_json(run.record_file(protocol_name))):
+        if document is not None and document["status"] in {"failed", "collapsed"}:
+            return {"status": document["status"], "reason": document["reason"]}
     return {"status": "failed", "reason": "interrupted or not run"}
+
+
+def _run_info(run: Run, variant: str) -> RunInfo:
+    status = run.status() or {"status": "failed", "reason": "not run"}
+    return RunInfo(
+        method=run.recipe.method,
+        variant=variant,
+        seed=run.recipe.seed,
+        status=status["status"],
+        reason=status["reason"],
+        folder=run.folder,
+        seconds=status.get("seconds", 0.0),
+    )
+
+
+def _variants(runs: list[Run]) -> dict[str, str]:
+    """For each run's hash, the recipe keys and values that set it apart from other runs of its method."""
+    flat = {run.hash: _flat(run.recipe.model_dump(mode="json", exclude={"seed"})) for run in runs}
+    variants = {}
+    for run in runs:
+        others = [flat[other.hash] for other in runs if other.recipe.method == run.recipe.method]
+        own = flat[run.hash]
+        keys = [key for key in own if any(other.get(key) != own[key] for other in others)]
+        variants[run.hash] = ", ".join(f"{key}={own[key]}" for key in keys if key != "image_set_fingerprint")
+    return variants
+
+
+def _flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat

@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
+from pydantic import ValidationError
 
-from data.errors import InputError
+from data.errors import InputError, RunFailure
 from data.files import write_atomically
-from harness.recipes import recipe_hash
+from data.image_sets import ImageSet
+from harness.recipes import read_yaml, recipe_hash
 from pretraining.encoder import INFO_FILE
 from pretraining.recipe import Recipe
 
 _LOCK_ATTEMPTS, _LOCK_SECONDS = 10, 0.3
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,11 +84,21 @@ class Run:
             return None
         return record if record["status"] == "done" else None
 
+    def _lock_file(self) -> TextIO:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return (self.folder / ".lock").open("a")
+        except OSError as error:
+            raise RunFailure(
+                f"cannot use the run's folder: {error.strerror or error}",
+                where=self.folder,
+                next_step="make it writable, or give another run store with --runs",
+            ) from error
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes out of the folder; raises InputError if one is at work in it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("a") as handle:
+        with self._lock_file() as handle:
             for attempt in range(_LOCK_ATTEMPTS):
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -104,17 +118,40 @@ class Run:
 def open_run(root: Path, recipe: Recipe) -> Run:
     """The run of a resolved recipe under ``root``; nothing is written yet."""
     digest = recipe_hash(recipe)
-    image_set = re.sub(r"[^A-Za-z0-9]+", "-", Path(recipe.image_set).name.removeprefix("folder:"))
-    return Run(root / f"{recipe.method}-{image_set}-{digest}", recipe, digest)
+    return Run(root / f"{recipe.method}-{image_set_slug(recipe.image_set)}-{digest}", recipe, digest)
 
 
 def stored_runs(root: Path) -> list[Run]:
     """Every run under ``root`` whose recipe can be read, by name."""
     runs = []
     for file in sorted(root.glob("*/recipe.yaml")):
-        recipe = Recipe(**yaml.safe_load(file.read_text()))
+        try:
+            recipe = Recipe(**read_yaml(file))
+        except (InputError, ValidationError) as error:
+            _log.warning("%s is not a run's recipe and is left out: %s", file, error)
+            continue
         runs.append(Run(file.parent, recipe, recipe_hash(recipe)))
     return runs
+
+
+def record_place(folder: Path, protocol: str, image_set: ImageSet) -> Path | None:
+    """Where to keep an evaluation of the encoder of the run in ``folder``; None if that is not a run.
+
+    An evaluation on the images the run was trained on is the one a study would make; one on other images gets
+    their name.
+    """
+    if not (folder / "recipe.yaml").is_file():
+        return None
+    run = Run(folder, Recipe(**read_yaml(folder / "recipe.yaml")), "")
+    file = run.record_file(protocol)
+    if run.recipe.image_set_fingerprint == image_set.fingerprint:
+        return file
+    return file.with_stem(f"{file.stem}--on-{image_set_slug(image_set.name)}-{image_set.fingerprint[:8]}")
+
+
+def image_set_slug(name: str) -> str:
+    """An image set's name as part of a file name."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", Path(name).name.removeprefix("folder:"))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -46,9 +46,9 @@ class Study(Strict):
         spec = self.report()
         return [*spec.main_columns(), *(spec.ablation.columns if spec.ablation else ())]
 
-    def as_document(self) -> dict[str, Any]:
+    def as_document(self, command: str = "") -> dict[str, Any]:
         """A plain mapping, with the command that made it."""
-        return {**self.model_dump(mode="json"), "command": f"twinbench run {self.name}"}
+        return {**self.model_dump(mode="json"), "command": command}
 
 
 def study_names() -> list[str]:

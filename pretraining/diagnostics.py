@@ -17,6 +17,8 @@ MIN_SPREAD = 0.1
 """Below this share of 1/sqrt(d), embeddings count as collapsed."""
 MIN_EFFECTIVE_RANK = 2.0
 """Below this effective rank, embeddings count as collapsed to a line."""
+FEWEST_SAMPLES = 32
+"""The rank is not judged on fewer samples: N of them span N - 1 directions at most."""
 _LARGEST_MATRIX = 128
 
 
@@ -44,7 +46,7 @@ class Diagnostics:
             return (
                 f"embedding std {self.feature_std:.2e} is {self.spread:.3f} of 1/sqrt(d), below {MIN_SPREAD}"
             )
-        if self.effective_rank < MIN_EFFECTIVE_RANK:
+        if self.samples >= FEWEST_SAMPLES and self.effective_rank < MIN_EFFECTIVE_RANK:
             return f"effective rank {self.effective_rank:.2f} of the embeddings, below {MIN_EFFECTIVE_RANK}"
         return None
 

@@ -108,15 +108,22 @@ class Encoder:
                 where=folder,
                 next_step="give the folder that holds encoder.json, e.g. runs/<run>/encoder",
             )
-        document = json.loads(info_file.read_text())
-        expected = document.pop("sha256")
+        try:
+            document = json.loads(info_file.read_text())
+            expected = document.pop("sha256")
+            info = EncoderInfo(**{**document, "mean": tuple(document["mean"]), "std": tuple(document["std"])})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"not an encoder's description: {error!r}",
+                where=info_file,
+                next_step="delete the run folder and run the command again",
+            ) from error
         if hashlib.sha256(weights_file.read_bytes()).hexdigest() != expected:
             raise InputError(
                 "the encoder's weights do not match their checksum",
                 where=weights_file,
                 next_step="delete the run folder and run the command again",
             )
-        info = EncoderInfo(**{**document, "mean": tuple(document["mean"]), "std": tuple(document["std"])})
         backbone = build_backbone(info.architecture, info.width, info.stem)
         try:
             backbone.load_state_dict(load_file(weights_file))

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from data.augment import ViewPolicy
-from data.errors import unknown_name
+from data.errors import InputError, unknown_name
 from pretraining.backbones import ResNet
 
 
@@ -88,6 +88,16 @@ class Method(nn.Module):
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Parameter groups for the optimizer: one-dimensional tensors without decay and LARS adaptation."""
         return split_parameter_groups(self, weight_decay)
+
+    def check(self, batch_size: int, views: int) -> None:
+        """Raise InputError if the method cannot work with this global batch and number of views."""
+        expected = len(self.default_views(32))
+        if views != expected:
+            raise InputError(
+                f"this method takes {expected} view{'s' * (expected > 1)}, the recipe gives {views}",
+                where="views",
+                next_step=f"list {expected}, or leave `views` out for the method's own",
+            )
 
     def before_step(self, progress: Progress) -> None:
         """Called before the forward pass of a step."""

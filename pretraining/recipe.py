@@ -59,6 +59,6 @@ class Recipe(Strict):
     optimizer: OptimizerSpec | None = None
     schedule: ScheduleSpec = ScheduleSpec()
     precision: Literal["fp32", "bf16"] = "fp32"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**24)
     options: dict[str, Any] = Field(default_factory=dict)
     views: dict[str, Any] | list[dict[str, Any]] | None = None

@@ -7,6 +7,7 @@ was not.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -26,7 +27,7 @@ from data.errors import InputError, RunFailure
 from data.files import write_atomically
 from data.image_sets import ImageSet
 from pretraining.build import build_method, view_policies
-from pretraining.checkpoint import load_latest, remove_checkpoints, save_checkpoint
+from pretraining.checkpoint import load_latest, save_checkpoint
 from pretraining.diagnostics import Diagnostics, diagnose
 from pretraining.encoder import Encoder, EncoderInfo
 from pretraining.method import LossParts, Method, Progress
@@ -82,7 +83,6 @@ def pretrain(
     write_atomically(folder / "diagnostics.json", json.dumps(diagnostics.as_dict()).encode())
     reason = diagnostics.collapse() if method.trains else None
     Encoder.save(folder / "encoder", method.backbone, _encoder_info(recipe, recipe_hash, method, image_set))
-    remove_checkpoints(folder / "checkpoints")
     return TrainingSummary(
         status="collapsed" if reason else "done",
         reason=reason or "",
@@ -327,10 +327,22 @@ def _encoder_info(recipe: Recipe, recipe_hash: str, method: Method, image_set: I
     )
 
 
+def reset_peak_memory() -> None:
+    """Let `peak_memory_mb` count from here; outside Linux a process keeps the peak of its lifetime."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_mb() -> float:
     """Peak memory in MiB: of the GPU where there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

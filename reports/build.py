@@ -11,15 +11,16 @@ from typing import Any
 
 import pandas as pd
 
-from reports.errors import ReportError
 from reports.figures import Drawing, draw_figures
+from reports.files import machine_faults, write_synced
+from reports.output import check_out, recover, swap, write_list
 from reports.page import render_page
 from reports.records import COLUMNS, RunInfo, read_records
 from reports.study import parse_study
 from reports.tables import Table, tables_of
 from reports.writers import to_csv, to_latex, to_markdown
 
-OWN_ENTRIES = ("report.html", "records.csv", "tables", "figures")
+__all__ = ["build_report", "check_out"]
 
 
 def build_report(study: Mapping[str, Any], records: pd.DataFrame, runs: Sequence[RunInfo], out: Path) -> Path:
@@ -27,31 +28,28 @@ def build_report(study: Mapping[str, Any], records: pd.DataFrame, runs: Sequence
 
     Everything is made in a folder beside ``out`` and swapped in, so that a crash leaves the old report whole
     and no file of an older report stays behind. What else lies in ``out`` is kept. Raises ReportError for a
-    study or records that no report can be made from, and where the folder cannot be written.
+    study, records or a folder that no report can be made from or in, before anything is changed, and
+    ReportFailure where the machine fails: a full disk, a folder that cannot be written.
     """
-    out = Path(os.path.abspath(out))
-    spec = parse_study({"name": out.name, **study})
+    check_out(out)
+    target = out.resolve()
+    spec = parse_study({"name": Path(os.path.abspath(out)).name, **study})
     rows = read_records(records)
-    tables = tables_of(spec, rows, runs)
-    drawings = draw_figures(spec, rows, runs)
-    page = render_page(spec, tables, drawings, rows, runs)
-    try:
-        _recover(out)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.new-", dir=out.parent))
+    with machine_faults("the report cannot be drawn", target, "check that the run folders can be read"):
+        tables = tables_of(spec, rows, runs)
+        drawings = draw_figures(spec, rows, runs)
+        page = render_page(spec, tables, drawings, rows, runs)
+    with machine_faults("the report cannot be written", target, "free some space or give a writable folder"):
+        recover(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.new-", dir=target.parent))
         try:
             staging.chmod(0o755)
             _write(staging, page, tables, drawings, records)
-            _swap(staging, out)
+            swap(staging, target)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-    except OSError as error:
-        raise ReportError(
-            f"the report cannot be written: {error.strerror or error}",
-            where=out,
-            next_step="free some space or give a writable folder",
-        ) from error
-    return out / "report.html"
+    return Path(os.path.abspath(out)) / "report.html"
 
 
 def _write(
@@ -61,47 +59,11 @@ def _write(
     (folder / "figures").mkdir()
     for table in tables:
         for suffix, text in (("csv", to_csv(table)), ("md", to_markdown(table)), ("tex", to_latex(table))):
-            (folder / "tables" / f"{table.name}.{suffix}").write_text(text, encoding="utf-8")
+            write_synced(folder / "tables" / f"{table.name}.{suffix}", text.encode("utf-8"))
     for drawing in drawings:
         for suffix, content in drawing.files.items():
-            (folder / "figures" / f"{drawing.name}.{suffix}").write_bytes(content)
+            write_synced(folder / "figures" / f"{drawing.name}.{suffix}", content)
     long_form = records if len(records.columns) else pd.DataFrame(columns=list(COLUMNS))
-    (folder / "records.csv").write_text(long_form.to_csv(index=False), encoding="utf-8")
-    (folder / "report.html").write_text(page, encoding="utf-8")
-
-
-def _old(out: Path) -> Path:
-    return out.parent / f".{out.name}.old"
-
-
-def _recover(out: Path) -> None:
-    """Undo a swap that a crash cut short: the old report may stand aside with nothing, or a new one, in its
-    place.
-    """
-    old = _old(out)
-    if old.exists() and not out.exists():
-        os.rename(old, out)
-    elif old.exists():
-        _keep_foreign(old, out)
-
-
-def _swap(staging: Path, out: Path) -> None:
-    old = _old(out)
-    if not out.exists():
-        os.rename(staging, out)
-        return
-    os.rename(out, old)
-    try:
-        os.rename(staging, out)
-    except OSError:
-        os.rename(old, out)
-        raise
-    _keep_foreign(old, out)
-
-
-def _keep_foreign(old: Path, out: Path) -> None:
-    """Move what is not the report's own from ``old`` to ``out``, then delete ``old``."""
-    for entry in old.iterdir():
-        if entry.name not in OWN_ENTRIES and not (out / entry.name).exists():
-            os.rename(entry, out / entry.name)
-    shutil.rmtree(old)
+    write_synced(folder / "records.csv", long_form.to_csv(index=False).encode("utf-8"))
+    write_synced(folder / "report.html", page.encode("utf-8"))
+    write_list(folder)

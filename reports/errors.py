@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Iterable
 
 
-class ReportError(ValueError):
-    """Records, runs or a study description that no report can be made from."""
+class _Explained(Exception):
+    """What happened, where, the nearest valid name and one next step."""
 
     def __init__(
         self, what: str, where: object = None, nearest: str | None = None, next_step: str | None = None
@@ -28,6 +28,14 @@ class ReportError(ValueError):
         if self.next_step is not None:
             lines.append(f"  next:    {self.next_step}")
         return "\n".join(lines)
+
+
+class ReportError(_Explained, ValueError):
+    """Wrong use: records, runs, a study description or a folder that no report can be made from or in."""
+
+
+class ReportFailure(_Explained, RuntimeError):
+    """A fault of the machine, such as a full disk, while a correct report was being made."""
 
 
 def unknown_name(kind: str, name: str, valid: Iterable[str], where: object = None) -> ReportError:

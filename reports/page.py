@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 
 import jinja2
 
@@ -92,17 +93,24 @@ def _facts(records: Sequence[Record], runs: Sequence[RunInfo]) -> list[tuple[str
         ("Seeds", str(len(seeds)) if seeds else "-"),
         ("Devices", ", ".join(unique(record.device for record in records)) or "-"),
     ]
-    seconds = wall_seconds(records)
+    seconds = wall_seconds(records, runs)
     return [*facts, ("Compute, summed over jobs", duration(seconds))] if seconds else facts
 
 
-def wall_seconds(records: Sequence[Record]) -> float:
-    """Seconds summed over jobs; the metrics of one job repeat its seconds and count once."""
+def wall_seconds(records: Sequence[Record], runs: Sequence[RunInfo] = ()) -> float:
+    """Seconds summed over jobs, trainings and evaluations.
+
+    The metrics of one evaluation repeat its seconds and count once; so does a training that several variants
+    share.
+    """
     jobs: dict[tuple[object, ...], float] = {}
     for r in records:
         key = (r.method, r.variant, r.image_set, r.protocol, r.seed, r.recipe_hash, r.encoder_checksum)
         jobs[key] = max(jobs.get(key, 0.0), r.seconds or 0.0)
-    return sum(jobs.values())
+    trainings: dict[Path, float] = {}
+    for run in runs:
+        trainings[run.folder] = max(trainings.get(run.folder, 0.0), run.seconds)
+    return sum(jobs.values()) + sum(trainings.values())
 
 
 def duration(seconds: float) -> str:

@@ -76,7 +76,10 @@ class Record:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """One pretraining run; ``folder`` holds metrics.jsonl and diagnostics.json where the run got that far."""
+    """One pretraining run; ``folder`` holds metrics.jsonl and diagnostics.json where the run got that far.
+
+    ``seconds`` is how long the training took; 0 where it is not known or nothing was trained.
+    """
 
     method: str
     variant: str
@@ -84,6 +87,7 @@ class RunInfo:
     status: str
     reason: str
     folder: Path
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from downstream.randomness import seeded, shuffled_indices
 from pretraining.backbones import ResNet
 from pretraining.encoder import Encoder
 
-STEPS = 120
+STEPS = 160
 BATCH = 4
 LEARNING_RATE = 1e-3
 # Few regions reach the mask branch, and each trains the mask of one class only: it needs larger steps.
@@ -147,6 +147,14 @@ class TorchvisionFpn(Protocol):
 
     name: ClassVar[str] = "detection/torchvision-fpn-v1"
     needs: ClassVar[Literal["labels", "detection"]] = "detection"
+    metrics: ClassVar[tuple[str, ...]] = (
+        "box_ap",
+        "box_ap50",
+        "box_ap75",
+        "mask_ap",
+        "mask_ap50",
+        "mask_ap75",
+    )
 
     def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:
         """``box_ap``, ``box_ap50``, ``box_ap75`` and the same of masks, over the test scenes.

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from data.errors import RunFailure
 
@@ -48,6 +49,18 @@ from data.errors import RunFailure
             ["evaluate", "nowhere", "--protocol", "linnear", "--image-set", "digit-scenes"],
             ["unknown protocol 'linnear'", "nearest: linear"],
         ),
+        (
+            ["pretrain", "moco_v2", "--image-set", "digit-scenes", "--set", "options.queue_length=100"],
+            ["queue_length=100", "256"],
+        ),
+        (
+            ["pretrain", "simclr", "--image-set", "digit-scenes", "--set", "views=[{}, {}, {}]"],
+            ["takes 2 views", "gives 3"],
+        ),
+        (["run", "quick", "--set", "epochs=["], ["cannot read the value"]),
+        (["run", "quick", "--set", "seed=3"], ["'seed' is not a recipe key", "--seeds"]),
+        (["run", "quick-lambda", "--set", "options.lambd=0.1"], ["would overwrite", "options.lambd"]),
+        (["run", "quick", "--out", "."], ["next:"]),
         (["report", "nowhere", "--out", "x"], ["no runs here", "twinbench run quick"]),
         (["run", "cifar10-cpu", "--data-root", "nowhere"], ["nowhere"]),
     ],
@@ -66,7 +79,12 @@ def test_an_unknown_key_in_a_study_is_named(cli, tiny_study):
     tiny_study.write_text(tiny_study.read_text().replace("protocols:", "protocls:"))
     outcome = cli("run", tiny_study)
     assert outcome.code == 2
-    assert "unknown key 'protocls'" in outcome.err or "'protocols'" in outcome.err
+    assert "'protocols'" in outcome.err or "'protocls'" in outcome.err
+    tiny_study.write_text(tiny_study.read_text().replace("protocls:", "protocols:") + "protocls: []\n")
+    outcome = cli("run", tiny_study)
+    assert outcome.code == 2
+    assert "unknown key 'protocls'" in outcome.err
+    assert "nearest: protocols" in outcome.err
 
 
 def test_a_table_over_a_protocol_that_is_not_run_is_refused(cli, tiny_study):
@@ -76,6 +94,14 @@ def test_a_table_over_a_protocol_that_is_not_run_is_refused(cli, tiny_study):
     outcome = cli("run", tiny_study)
     assert outcome.code == 2
     assert "nearest: knn/cosine-v1" in outcome.err
+
+
+def test_a_metric_that_a_protocol_does_not_measure_is_refused_before_any_work(cli, tiny_study, tmp_path):
+    tiny_study.write_text(tiny_study.read_text().replace("metric: top1", "metric: top_1", 1))
+    outcome = cli("run", tiny_study)
+    assert outcome.code == 2
+    assert "nearest: top1" in outcome.err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_broken_yaml_is_named(cli, tiny_study):
@@ -93,6 +119,64 @@ def test_an_image_that_cannot_be_read_is_named(cli, tmp_path):
     outcome = cli("pretrain", "simclr", "--image-set", f"folder:{tmp_path / 'photos'}")
     assert outcome.code == 2
     assert "broken.jpg" in outcome.err
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_truncated_image_ends_the_command_before_any_work(cli, tiny_study, tmp_path, split):
+    for name in ("train", "val", "test"):
+        folder = tmp_path / "photos" / name / "cats"
+        folder.mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (40, 40), (9 * i, 0, 0)).save(folder / f"{i}.png")
+    broken = tmp_path / "photos" / split / "cats" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    photos = f"image_set: folder:{tmp_path / 'photos'}"
+    tiny_study.write_text(tiny_study.read_text().replace("image_set: digit-scenes", photos))
+    outcome = cli("run", tiny_study)
+    assert outcome.code == 2
+    assert str(broken) in outcome.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_empty_class_folder_is_named(cli, tmp_path):
+    folder = tmp_path / "photos" / "train"
+    (folder / "dogs").mkdir(parents=True)
+    (folder / "cats").mkdir()
+    Image.new("RGB", (40, 40)).save(folder / "cats" / "0.png")
+    outcome = cli("pretrain", "simclr", "--image-set", f"folder:{tmp_path / 'photos'}")
+    assert outcome.code == 2
+    assert "dogs" in outcome.err
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]"])
+def test_a_damaged_description_of_an_encoder_is_named(cli, tmp_path, content):
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "encoder" / "encoder.json").write_text(content)
+    (tmp_path / "encoder" / "encoder.safetensors").write_bytes(b"")
+    outcome = cli("evaluate", "encoder", "--protocol", "knn", "--image-set", "digit-scenes")
+    assert outcome.code == 2
+    assert "encoder.json" in outcome.err
+
+
+def test_a_foreign_recipe_in_the_run_store_is_left_out(cli, tmp_path):
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "recipe.yaml").write_text("colour: blue\n")
+    outcome = cli("ls", "runs", "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.strip() == "[]"
+
+
+def test_a_read_only_run_folder_marks_nothing_and_ends_with_code_1(cli, tiny_study, monkeypatch):
+    """Root may write anywhere, so the refusal is staged where the operating system would give it."""
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("data.files.tempfile.mkstemp", refuse)
+    outcome = cli("run", tiny_study)
+    assert outcome.code == 1
+    assert "Permission denied" in outcome.err
+    assert "writable folder" in outcome.err
 
 
 def test_a_failed_write_ends_with_code_1_before_any_work(cli, tiny_study, monkeypatch):

@@ -29,6 +29,7 @@ class Toy(Method):
 class FeatureNorm(Protocol):
     name = "toy/norm-v1"
     needs = "labels"
+    metrics = ("norm",)
 
     def evaluate(self, encoder, context):
         features, labels = context.features.labelled(encoder, context.image_set, "test")

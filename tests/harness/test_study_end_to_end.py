@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 
 def test_a_study_leaves_records_tables_figures_and_a_page(cli, tiny_study, tmp_path):
@@ -63,19 +65,41 @@ def test_seeds_and_methods_narrow_or_widen_a_study(cli, tiny_study, tmp_path):
     assert records.encoder_checksum.nunique() == 2
 
 
-def test_pretrain_evaluate_and_report_one_by_one(cli, tmp_path):
-    tiny = ["--set", "backbone.width=8", "--set", "epochs=1", "--set", "batch_size=512"]
-    trained = cli("pretrain", "simsiam", "--image-set", "digit-scenes", *tiny)
-    assert trained.code == 0, trained.err
-    encoder = trained.out.strip().removeprefix("encoder: ")
-    measured = cli(
-        "evaluate", encoder, "--protocol", "knn", "--image-set", "digit-scenes", "--out", "knn.json"
-    )
-    assert measured.code == 0, measured.err
-    assert "knn/cosine-v1 on digit-scenes" in measured.out
+@pytest.fixture
+def photos(tmp_path):
+    """Forty images in two classes, as a user would have them."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 16), ("test", 4)):
+        for label in ("cats", "dogs"):
+            folder = tmp_path / "photos" / split / label
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(folder / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def test_pretrain_evaluate_and_report_on_ones_own_images(cli, photos, tmp_path):
+    own = ["--image-set", f"folder:{photos}"]
+    tiny = ["--set", "backbone.width=8", "--set", "epochs=1", "--set", "batch_size=8"]
+    for head in ("64", "32"):
+        projector = f"options.projector=[{head},{head}]"
+        trained = cli("pretrain", "barlow_twins", *own, *tiny, "--set", projector)
+        assert trained.code == 0, trained.err
+        encoder = trained.out.strip().removeprefix("encoder: ")
+        measured = cli("evaluate", encoder, "--protocol", "knn", *own, "--out", "knn.json")
+        assert measured.code == 0, measured.err
+    assert "knn/cosine-v1 on folder:" in measured.out
     record = json.loads((tmp_path / "knn.json").read_text())
-    assert {m["metric"] for m in record["measurements"]} == {"top1", "top5"}
+    assert {m["metric"] for m in record["measurements"]} == {"top1"}, "top-5 of two classes says nothing"
     assert record["environment"]["torch"]
+    elsewhere = cli("evaluate", encoder, "--protocol", "knn", "--image-set", "digit-scenes")
+    assert elsewhere.code == 0, elsewhere.err
+
+    reported = cli("report", "runs", "--out", "results/mine")
+    assert reported.code == 0, reported.err
+    records = pd.read_csv(tmp_path / "results/mine/records.csv", keep_default_na=False)
+    assert set(records.image_set) == {f"folder:{photos}", "digit-scenes"}
+    assert set(records.variant) == {"options.projector=[64, 64]", "options.projector=[32, 32]"}
 
 
 def test_an_ablation_gives_rows_for_every_value(cli, tiny_study, tmp_path):

@@ -27,6 +27,10 @@ def test_embeddings_on_a_line_are_a_collapse():
     assert "effective rank" in (diagnose(z, z).collapse() or "")
 
 
+def test_three_images_cannot_show_a_rank():
+    assert diagnose(gaussian(3, 32), gaussian(3, 32, seed=1)).collapse() is None
+
+
 def test_isotropic_embeddings_are_none():
     assert diagnose(gaussian(512, 32), gaussian(512, 32, seed=1)).collapse() is None
 

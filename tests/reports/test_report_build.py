@@ -1,18 +1,23 @@
 """The whole report: its files, the page, figures, atomicity, README blocks, quick import."""
 
 import html.parser
+import json
+import os
+import pickle
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from reports import build
-from reports.build import build_report
-from reports.errors import ReportError
+from reports.build import build_report, check_out
+from reports.errors import ReportError, ReportFailure
 from reports.figures import correlation_facts, draw_figures, smoothed
+from reports.files import write_atomically
 from reports.page import duration, wall_seconds
 from reports.readme import update_blocks
 from reports.records import RunInfo, read_loss_curve, read_records
@@ -56,7 +61,7 @@ def test_a_report_has_every_file(study, records, runs, tmp_path):
     page = build_report(study, records, runs, tmp_path / "out")
     assert page == tmp_path / "out" / "report.html"
     figures = ["bars", "bars_knn", "cross_correlation", "loss_curves", "spectrum"]
-    expected = ["records.csv", "report.html"]
+    expected = [".report-files.json", "records.csv", "report.html"]
     expected += [f"figures/{name}.{suffix}" for name in figures for suffix in ("pdf", "png", "svg")]
     expected += [f"tables/main.{suffix}" for suffix in ("csv", "md", "tex")]
     assert listing(tmp_path / "out") == sorted(expected)
@@ -147,20 +152,119 @@ def test_figures_do_not_depend_on_the_day(study, records, runs):
         assert b"CreationDate" not in one.files["pdf"]
 
 
-def test_stale_files_go_and_foreign_files_stay(study, records, tmp_path):
-    study["figures"] = [{"kind": "bars"}]
+@pytest.fixture
+def small(study):
+    """A study that is drawn in no time."""
+    return {**study, "figures": []}
+
+
+def tree(folder):
+    return {name: (folder / name).read_bytes() for name in listing(folder)}
+
+
+def test_stale_files_go_and_foreign_files_stay(small, records, tmp_path):
     out = tmp_path / "out"
-    build_report(study, records, [], out)
-    (out / "notes.txt").write_text("mine")
-    (out / "tables" / "old.csv").write_text("stale")
-    study["tables"][0]["name"] = "renamed"
-    build_report(study, records, [], out)
-    assert (out / "notes.txt").read_text() == "mine"
-    assert sorted(p.name for p in (out / "tables").iterdir()) == ["renamed.csv", "renamed.md", "renamed.tex"]
+    build_report(small, records, [], out)
+    foreign = ["notes.txt", "tables/mine.csv", "figures/deep/photo.svg", "data/numbers.csv"]
+    for name in foreign:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(name)
+    (out / "empty").mkdir()
+    (out / "tables" / "link.csv").symlink_to(tmp_path / "nowhere")
+    small["tables"][0]["name"] = "renamed"
+    for _ in range(2):
+        build_report(small, records, [], out)
+        assert all((out / name).read_text() == name for name in foreign)
+        assert (out / "empty").is_dir()
+        names = sorted(p.name for p in (out / "tables").iterdir())
+        assert names == ["link.csv", "mine.csv", "renamed.csv", "renamed.md", "renamed.tex"]
+    written = json.loads((out / ".report-files.json").read_text())
+    assert written == ["records.csv", "report.html"] + [f"tables/renamed.{x}" for x in ("csv", "md", "tex")]
     assert list(tmp_path.glob(".out*")) == []
 
 
-@pytest.mark.parametrize("broken", ["to_latex", "render_page", "_swap"])
+def test_a_report_without_a_list_gives_up_only_what_is_replaced(small, records, tmp_path):
+    out = tmp_path / "out"
+    page = build_report(small, records, [], out)
+    page.write_text(
+        page.read_text().replace('<meta name="generator" content="twinbench">', "")
+    )  # an older page
+    (out / ".report-files.json").unlink()
+    (out / "tables" / "mine.csv").write_text("mine")
+    build_report({**small, "title": "Second"}, records, [], out)
+    assert "Second" in page.read_text()
+    assert (out / "tables" / "mine.csv").read_text() == "mine"
+    assert list(tmp_path.glob(".out*")) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["tables/a.csv", "figures/a.png", "records.csv", "report.html", "tables", "figures/sub/a"]
+)
+def test_a_folder_that_is_no_report_is_refused(small, records, tmp_path, name):
+    out = tmp_path / "out"
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_text("<html>mine</html>")
+    before = tree(tmp_path)
+    for refused in (lambda: check_out(out), lambda: build_report(small, records, [], out)):
+        with pytest.raises(ReportError, match=r"no report of twinbench(.|\n)*where:(.|\n)*next:"):
+            refused()
+    assert tree(tmp_path) == before
+
+
+def test_a_file_and_the_current_folder_are_refused(small, records, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here" / "below")
+    before = tree(tmp_path)
+    for out in ("../../file", "../../file/out", ".", "..", "../below", "../../link", tmp_path, "/"):
+        with pytest.raises(ReportError, match=r"where:(.|\n)*next:"):
+            check_out(Path(out))
+        with pytest.raises(ReportError):
+            build_report(small, records, [], Path(out))
+    assert tree(tmp_path) == before
+    check_out(Path("new/er"))
+    assert tree(tmp_path) == before
+    assert not Path("new").exists()
+
+
+def test_a_folder_of_other_files_and_a_linked_folder_are_taken(small, records, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "notes.txt").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for _ in range(2):
+        page = build_report(small, records, [], tmp_path / "link")
+        assert page == tmp_path / "link" / "report.html"
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "real" / "report.html").is_file()
+        assert (tmp_path / "real" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("clash", ["tables/renamed.md", "tables/renamed.md/sub"])
+def test_a_foreign_file_with_a_name_of_the_new_report_is_refused(small, records, tmp_path, clash):
+    out = tmp_path / "out"
+    build_report(small, records, [], out)
+    (out / clash).parent.mkdir(exist_ok=True)
+    (out / clash).write_text("mine")
+    before = tree(tmp_path)
+    small["tables"][0]["name"] = "renamed"
+    with pytest.raises(ReportError, match=r"renamed\.md"):
+        build_report(small, records, [], out)
+    assert tree(tmp_path) == before
+
+
+def test_a_linked_tables_folder_is_not_emptied(small, records, tmp_path):
+    out = tmp_path / "out"
+    build_report(small, records, [], out)
+    (out / "tables").rename(tmp_path / "elsewhere")
+    (out / "tables").symlink_to(tmp_path / "elsewhere")
+    before = tree(tmp_path)
+    with pytest.raises(ReportError, match="tables"):
+        build_report(small, records, [], out)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("broken", ["to_latex", "render_page", "swap"])
 def test_a_crash_leaves_the_old_report(study, records, tmp_path, monkeypatch, broken):
     study["figures"] = [{"kind": "bars"}]
     out = tmp_path / "out"
@@ -168,10 +272,10 @@ def test_a_crash_leaves_the_old_report(study, records, tmp_path, monkeypatch, br
     before = {name: (out / name).read_bytes() for name in listing(out)}
 
     def crash(*arguments):
-        raise OSError("disk full") if broken == "_swap" else RuntimeError("crash")
+        raise OSError("disk full") if broken == "swap" else RuntimeError("crash")
 
     monkeypatch.setattr(build, broken, crash)
-    with pytest.raises((RuntimeError, ReportError)):
+    with pytest.raises(ReportFailure if broken == "swap" else RuntimeError, match=r"disk full|crash"):
         build_report({**study, "title": "new"}, records, [], out)
     assert {name: (out / name).read_bytes() for name in listing(out)} == before
     assert list(tmp_path.glob(".out*")) == []
@@ -186,6 +290,59 @@ def test_a_swap_cut_short_is_undone(study, records, tmp_path):
     build_report(study, records, [], out)
     assert (out / "notes.txt").read_text() == "mine"
     assert list(tmp_path.glob(".out*")) == []
+
+
+def test_a_swap_cut_short_after_the_new_report_is_in_place(small, records, tmp_path):
+    out = tmp_path / "out"
+    build_report(small, records, [], out)
+    (out / "tables" / "mine.csv").write_text("mine")
+    out.rename(tmp_path / ".out.old")
+    small["tables"][0]["name"] = "renamed"
+    build_report(small, records, [], tmp_path / "new")
+    (tmp_path / "new").rename(out)  # as if the process had died before the old report was cleared away
+    build_report(small, records, [], out)
+    assert sorted(p.stem for p in (out / "tables").iterdir()) == ["mine", "renamed", "renamed", "renamed"]
+    assert list(tmp_path.glob(".out*")) == []
+
+
+def test_a_fault_of_the_machine_is_no_wrong_use(small, records, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    out = tmp_path / "out"
+    build_report(small, records, [], out)
+    readme = tmp_path / "README.md"
+    readme.write_text("old")
+    before = tree(tmp_path)
+    monkeypatch.setattr(os, "fsync", full)
+    for write in (lambda: build_report(small, records, [], out), lambda: write_atomically(readme, "new")):
+        with pytest.raises(ReportFailure, match=r"No space left(.|\n)*where:(.|\n)*next:") as caught:
+            write()
+        assert not isinstance(caught.value, ReportError)
+    assert tree(tmp_path) == before
+    failure = ReportFailure("what", "where", "nearest", "next")
+    copy = pickle.loads(pickle.dumps(failure))
+    assert (type(copy), str(copy)) == (ReportFailure, str(ReportError("what", "where", "nearest", "next")))
+
+
+def test_every_file_is_synced_before_the_swap(small, records, tmp_path, monkeypatch):
+    small["figures"] = [{"kind": "bars"}]
+    synced, at_swap = set(), []
+    fsync, swap = os.fsync, build.swap
+
+    def note(descriptor):
+        fsync(descriptor)
+        synced.add(os.fstat(descriptor).st_ino)
+
+    def watch(staging, out):
+        at_swap.extend((path.name, path.stat().st_ino in synced) for path in staging.rglob("*.*"))
+        swap(staging, out)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(build, "swap", watch)
+    build_report(small, records, [], tmp_path / "out")
+    assert len(at_swap) == len(listing(tmp_path / "out")) == 9
+    assert all(done for _, done in at_swap), at_swap
 
 
 def test_loss_curve_reading(tmp_path):
@@ -212,9 +369,13 @@ def test_smoothing_and_correlation_facts():
     assert correlation_facts(matrix) == pytest.approx((np.trace(matrix) / 5, np.sqrt((off**2).mean())))
 
 
-def test_seconds_of_a_job_count_once(make_row):
+def test_seconds_of_a_job_count_once(make_row, tmp_path):
     rows = [make_row("byol", 1.0), make_row("byol", 2.0, metric="top5"), make_row("byol", 1.0, seed=1)]
     assert wall_seconds(read_records(pd.DataFrame(rows))) == 20.0
+    shared = [RunInfo("byol", variant, 0, "done", "", tmp_path / "0", seconds=100.0) for variant in ("", "a")]
+    other = RunInfo("byol", "", 1, "collapsed", "flat", tmp_path / "1", seconds=7.5)
+    unknown = RunInfo("byol", "", 2, "failed", "not run", tmp_path / "2")
+    assert wall_seconds(read_records(pd.DataFrame(rows)), [*shared, other, unknown]) == 127.5
     assert duration(3942) == "3942 s (1 h 05 min)"
     assert duration(75) == "75 s (1 min 15 s)"
 
