@@ -1,5 +1,6 @@
 # Two commands matter: `make run` (from nothing to the report) and `make test`.
-PYTHON ?= python3.11
+# Any Python from 3.11 on will do.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3,$(shell command -v $(name))))
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -10,7 +11,7 @@ run: $(STAMP)
 	$(BIN)/twinbench run quick
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -19,20 +20,22 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 # The tables and figures in the README are generated: run the four studies, then this.
-SHOWN := cifar10-cpu quick quick-lambda quick-batch-size
+SHOWN := cifar10-cpu:linear-top1 quick:linear-top1 quick-lambda:lambda quick-batch-size:batch-size
 readme: $(STAMP)
-	for study in $(SHOWN); do \
-	  rm -rf docs/results/$$study && mkdir -p docs/results/$$study/figures && \
-	  cp -r results/$$study/tables results/$$study/records.csv docs/results/$$study/ && \
-	  cp results/$$study/figures/*.svg docs/results/$$study/figures/ || exit 1; done
-	$(BIN)/python -m reports.readme README.md $(foreach study,$(SHOWN),$(study)=docs/results/$(study))
+	for shown in $(SHOWN); do \
+	  from=results/$${shown%%:*}; to=docs/$$from; \
+	  rm -rf $$to && mkdir -p $$to/figures && cp -r $$from/tables $$from/records.csv $$to/ && \
+	  cp $$from/figures/$${shown##*:}.svg $$to/figures/ || exit 1; done
+	$(BIN)/python -m reports.readme README.md \
+	  $(foreach shown,$(SHOWN),$(firstword $(subst :, ,$(shown)))=docs/results/$(firstword $(subst :, ,$(shown))))
 
 clean:
 	rm -rf $(VENV) build *.egg-info
 
 # Installs again whenever the dependencies change.
 $(STAMP): pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; next: make PYTHON=/path/to/python3.11 (3.11 or newer)"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: no Python 3.11 or newer found; next: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $(STAMP)
