@@ -155,7 +155,7 @@ def _loss_curves(
             for run, curve in members:
                 _paint_loss(axes, run, curve)
             axes.set_title(label)
-            axes.set_xlabel("epoch")
+            axes.set_xlabel("step")
             axes.set_ylabel("loss")
 
     caption = (
@@ -166,13 +166,13 @@ def _loss_curves(
 
 
 def _paint_loss(axes: Axes, run: RunInfo, curve: LossCurve) -> None:
-    epochs, losses = np.asarray(curve.epochs), np.asarray(curve.losses)
+    steps, losses = np.asarray(curve.steps), np.asarray(curve.losses)
     shade = names.colour(run.method)
-    keep = _thin(len(epochs))
-    axes.plot(epochs[keep], losses[keep], color=shade, alpha=0.25, linewidth=0.8)
+    keep = _thin(len(steps))
+    axes.plot(steps[keep], losses[keep], color=shade, alpha=0.25, linewidth=0.8)
     broken = run.status in ("failed", "collapsed")
     smooth = smoothed(losses)
-    axes.plot(epochs[keep], smooth[keep], color=shade, linewidth=1.5, linestyle="--" if broken else "-")
+    axes.plot(steps[keep], smooth[keep], color=shade, linewidth=1.5, linestyle="--" if broken else "-")
 
 
 def _thin(count: int) -> np.ndarray[Any, np.dtype[np.intp]]:

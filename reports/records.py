@@ -92,9 +92,9 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class LossCurve:
-    """The loss over training; ``epochs`` and ``losses`` have equal lengths and finite values only."""
+    """The loss over training; ``steps`` and ``losses`` have equal lengths and finite values only."""
 
-    epochs: tuple[float, ...]
+    steps: tuple[int, ...]
     losses: tuple[float, ...]
 
 
@@ -194,19 +194,19 @@ def read_loss_curve(folder: Path) -> LossCurve | None:
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return None
-    points: dict[int, tuple[float, float]] = {}
+    points: dict[int, float] = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-            step, epoch, loss = int(row["step"]), float(row["epoch"]), float(row["loss"])
+            step, loss = int(row["step"]), float(row["loss"])
         except (ValueError, KeyError, TypeError):
             continue
         if math.isfinite(loss):
-            points[step] = (epoch, loss)
+            points[step] = loss
     if not points:
         return None
-    ordered = [points[step] for step in sorted(points)]
-    return LossCurve(tuple(epoch for epoch, _ in ordered), tuple(loss for _, loss in ordered))
+    steps = sorted(points)
+    return LossCurve(tuple(steps), tuple(points[step] for step in steps))
 
 
 def read_diagnostics(folder: Path) -> Diagnostics | None:

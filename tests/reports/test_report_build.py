@@ -350,7 +350,7 @@ def test_loss_curve_reading(tmp_path):
     lines += ['{"step": 1, "epoch": 1, "loss": 1.5}', '{"step": 2, "epoch": 2, "loss": NaN}']
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     curve = read_loss_curve(tmp_path)
-    assert (curve.epochs, curve.losses) == ((0.0, 1.0), (3.0, 1.5))
+    assert (curve.steps, curve.losses) == ((0, 1), (3.0, 1.5))
     assert read_loss_curve(tmp_path / "none") is None
 
 
