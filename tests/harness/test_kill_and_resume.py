@@ -54,25 +54,20 @@ def test_a_killed_study_goes_on_where_it_was(tiny_study, tmp_path):
     written = finished.stat().st_mtime_ns
     assert not list(tmp_path.glob("killed/barlow_twins*/encoder"))
 
-    resumed = subprocess.run(
-        command(tiny_study, "killed"),
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    whole = subprocess.run(
-        command(tiny_study, "whole"),
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
+    resumed, whole = (
+        subprocess.run(
+            command(tiny_study, runs),
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        for runs in ("killed", "whole")
     )
     assert finished.stat().st_mtime_ns == written, "a finished job was repeated"
-    assert "already finished" in resumed.stderr
-    assert "2 already finished" not in whole.stderr
+    assert "6 jobs, 3 already finished" in resumed.stderr
+    assert "6 jobs, 0 already finished" in whole.stderr
     columns = ["method", "protocol", "metric", "value", "encoder_checksum"]
     first, second = (
         pd.read_csv(tmp_path / f"results-{side}/tiny/records.csv")[columns] for side in ("killed", "whole")
