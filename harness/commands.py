@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from data.errors import InputError, RunFailure, unknown_name
 from data.image_sets import ImageSet, image_set_names, load_image_set
@@ -22,7 +23,7 @@ from harness.recipes import load_recipe, parse_overrides, recipe_names
 from harness.records import collect, collect_stored
 from harness.store import check_writable, record_place, stored_runs, write_json
 from harness.studies import Study, load_study, study_names
-from harness.workers import ImageSetSource, default_workers, execute_in_parallel
+from harness.workers import ImageSetSource, default_workers, execute_in_parallel, threads_each
 from pretraining.encoder import INFO_FILE, Encoder
 from pretraining.method import method_names
 from reports.build import build_report, check_out
@@ -98,6 +99,7 @@ def _chosen(study: Study, seeds: int | None, methods: list[str] | None) -> Study
 
 def _print_plan(study: Study, plan: list[Job], image_set: ImageSet, workers: int) -> None:
     cache: dict[str, float] = {}
+    torch.set_num_threads(threads_each(workers))
     print(f"{study.title}: {len(plan)} jobs on {image_set.name}")
     total = 0.0
     for job in plan:
@@ -107,7 +109,7 @@ def _print_plan(study: Study, plan: list[Job], image_set: ImageSet, workers: int
         print(f"  {job.label:<60} {when}")
     print(
         f"estimated time: {total / workers / 60:.1f} min with {workers} at a time "
-        "(timed on a few real steps; nothing was written)"
+        "(timed on a few real steps, one at a time; nothing was written)"
     )
 
 

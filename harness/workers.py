@@ -49,6 +49,11 @@ def default_workers() -> int:
     return 1 if torch.cuda.is_available() else min(_MOST_WORKERS, usable_cores())
 
 
+def threads_each(workers: int) -> int:
+    """The threads of each of so many workers."""
+    return max(1, usable_cores() // workers)
+
+
 def execute_in_parallel(
     plan: Iterable[Job],
     source: ImageSetSource,
@@ -62,8 +67,7 @@ def execute_in_parallel(
     """
     context = multiprocessing.get_context("spawn")
     messages: Any = context.Queue()
-    threads = max(1, usable_cores() // workers)
-    arguments = (source, threads, messages, os.getpid())
+    arguments = (source, threads_each(workers), messages, os.getpid())
     with ProcessPoolExecutor(workers, context, _become_worker, arguments) as pool:
         futures = [pool.submit(_work, task) for task in _unfinished_runs(plan)]
         try:
