@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from importlib.resources import files
@@ -18,6 +19,10 @@ from pretraining.recipe import Recipe
 
 NUMERICS_VERSION = 1
 """Part of every recipe hash. Raise it when a change to the code changes what a recipe computes."""
+
+_ADDED_LATER = {"accumulate": 1, "corrupt_images": "refuse", "schedule.warmup_start": 0.0}
+"""Keys that recipes did not always have, with the value that means what recipes without them meant. At that
+value a key stays out of the hash, so that runs from before keep their names."""
 
 _CHOSEN_ELSEWHERE = {
     "method": "name the method on the command line, or with --methods",
@@ -145,4 +150,9 @@ def recipe_hash(recipe: Recipe) -> str:
     document = recipe.model_dump(mode="json")
     document["image_set"] = recipe.image_set.partition(":")[0]
     document["numerics_version"] = NUMERICS_VERSION
+    for dotted, neutral in _ADDED_LATER.items():
+        *path, last = dotted.split(".")
+        place = functools.reduce(dict.__getitem__, path, document)
+        if place[last] == neutral:
+            del place[last]
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:12]

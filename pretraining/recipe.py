@@ -39,9 +39,10 @@ class OptimizerSpec(Strict):
 
 
 class ScheduleSpec(Strict):
-    """Linear warm-up, then cosine to ``final_factor`` of the peak, stepping every ``per``."""
+    """Linear warm-up from ``warmup_start`` of the peak, then cosine to ``final_factor`` of it, every ``per``."""
 
     warmup_epochs: float = Field(0.0, ge=0)
+    warmup_start: float = Field(0.0, ge=0, le=1)
     final_factor: float = Field(0.0, ge=0, le=1)
     per: Literal["step", "epoch"] = "step"
 
@@ -58,7 +59,11 @@ class Recipe(Strict):
     batch_size: int = Field(256, ge=2)
     optimizer: OptimizerSpec | None = None
     schedule: ScheduleSpec = ScheduleSpec()
+    accumulate: int = Field(1, ge=1)
+    """Micro-batches per step. Batch norm sees one of them at a time, so this changes the numbers."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    corrupt_images: Literal["refuse", "skip"] = "refuse"
+    """What to do with training images that cannot be decoded: end with their name, or leave them out."""
     seed: int = Field(0, ge=0, lt=2**24)
     options: dict[str, Any] = Field(default_factory=dict)
     views: dict[str, Any] | list[dict[str, Any]] | None = None

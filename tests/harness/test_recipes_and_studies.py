@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pandas as pd
 import pytest
 
 from data.image_sets import load_image_set
@@ -13,6 +16,7 @@ from pretraining.method import method_names
 from pretraining.recipe import Recipe
 
 SIZE = 32
+SHOWN = Path(__file__).parents[2] / "docs" / "results"
 
 
 def resolved(method: str = "barlow_twins", **overrides) -> Recipe:
@@ -46,6 +50,9 @@ def test_every_study_names_recipes_methods_and_protocols_that_exist(name):
         {"backbone.width": 8},
         {"views.grayscale": 0.9},
         {"precision": "fp32"},
+        {"accumulate": 2},
+        {"corrupt_images": "skip"},
+        {"schedule.warmup_start": 0.1},
     ],
 )
 def test_the_hash_changes_with_everything_that_changes_the_numbers(change):
@@ -63,6 +70,15 @@ def test_the_hash_covers_seed_and_image_set_but_no_path():
 def test_a_default_written_out_does_not_change_the_hash():
     written = resolved(**{"options.loss_scale": 1.0})
     assert recipe_hash(written) == recipe_hash(resolved())
+
+
+def test_the_shown_results_belong_to_the_recipes_as_they_are_now():
+    """Hashes are stable: what the README shows was made by these very recipes."""
+    records = pd.read_csv(SHOWN / "quick" / "records.csv")
+    image_set = load_image_set("digit-scenes")
+    for method, hashes in records.groupby("method").recipe_hash.unique().items():
+        recipe = load_recipe("digit-scenes", str(method), image_set.name, {})
+        assert list(hashes) == [recipe_hash(resolve(recipe, SIZE, image_set.fingerprint))]
 
 
 @pytest.mark.parametrize(
