@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -35,6 +37,9 @@ class BYOL(Method):
     mode with its own batch-norm statistics and follows the online network after every optimizer step; it
     starts as a copy (the official code draws it anew, "no significant difference").
     """
+
+    accumulates: ClassVar[bool] = True
+    """The loss is a mean of terms that each concern one image."""
 
     class Options(MethodOptions):
         """Hyperparameters of BYOL; ``tau_base`` is the momentum of the target at the first step."""

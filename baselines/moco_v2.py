@@ -18,6 +18,7 @@ from pretraining.method import LossParts, Method, MethodOptions, Progress, regis
 from pretraining.momentum import ema_update, momentum_copy
 from pretraining.norms import average_running_statistics, split_batch_norms
 from pretraining.numerics import in_full_precision
+from pretraining.queues import check_queue_length
 from pretraining.view_policies import moco_views, two_views
 
 
@@ -60,6 +61,8 @@ class MoCoV2(Method):
 
     The loss goes one way, as in the paper. ``symmetric=True`` takes the mean of both directions and puts both
     views' keys into the one queue: more work and a better result from a short run.
+
+    Micro-batches cannot stand in for a batch: every forward pass moves the queue on.
     """
 
     class Options(MethodOptions):
@@ -92,16 +95,17 @@ class MoCoV2(Method):
         """The official code's views; no blur up to 32 pixels."""
         return moco_views(size)
 
-    def check(self, batch_size: int, views: int) -> None:
-        """Two views; the queue must hold whole steps of keys, and the batch whole groups."""
-        super().check(batch_size, views)
-        self._check_queue(batch_size * (2 if self.options.symmetric else 1))
-        if batch_size % self.options.bn_splits:
-            divisors = [n for n in range(1, batch_size + 1) if batch_size % n == 0 and n < batch_size]
+    def check(self, batch_size: int, views: int, ranks: int = 1) -> None:
+        """Two views; the queue must hold whole steps of keys, the batch whole groups, a rank whole groups."""
+        super().check(batch_size, views, ranks)
+        check_queue_length(self.options.queue_length, batch_size * (2 if self.options.symmetric else 1))
+        splits = self.options.bn_splits
+        if splits > 1 and (batch_size % splits or splits % ranks):
+            working = [n for n in range(1, batch_size) if batch_size % n == 0 and (n == 1 or n % ranks == 0)]
             raise InputError(
-                f"bn_splits={self.options.bn_splits} does not divide batch_size={batch_size}",
+                f"bn_splits={splits} does not divide batch_size={batch_size} on {ranks} device(s) evenly",
                 where="options.bn_splits",
-                next_step=f"set options.bn_splits to one of {', '.join(map(str, divisors))}",
+                next_step=f"set options.bn_splits to one of {', '.join(map(str, working))}",
             )
 
     def before_step(self, progress: Progress) -> None:
@@ -120,7 +124,7 @@ class MoCoV2(Method):
         """
         view_a, view_b = two_views(views)
         directions = [(view_a, view_b), (view_b, view_a)] if self.options.symmetric else [(view_a, view_b)]
-        self._check_queue(view_a.shape[0] * world_size() * len(directions))
+        check_queue_length(self.options.queue_length, view_a.shape[0] * world_size() * len(directions))
         losses, accuracies, new_keys = [], [], []
         for index, (query_view, key_view) in enumerate(directions):
             q = self.projector(self.backbone(query_view))
@@ -132,17 +136,6 @@ class MoCoV2(Method):
             new_keys.append(keys)
         self._enqueue(torch.cat(new_keys))
         return LossParts(torch.stack(losses).mean(), {"accuracy": torch.stack(accuracies).mean()})
-
-    def _check_queue(self, keys: int) -> None:
-        length = self.options.queue_length
-        if length % keys:
-            below, above = length // keys * keys, (length // keys + 1) * keys
-            choices = f"{below} or {above}" if below else str(above)
-            raise InputError(
-                f"queue_length={length} is not a multiple of the {keys} keys of a step",
-                where="options.queue_length",
-                next_step=f"set options.queue_length to {choices}, or change batch_size",
-            )
 
     @torch.no_grad()
     def _keys(self, images: Tensor, seed: int) -> Tensor:

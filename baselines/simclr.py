@@ -41,6 +41,8 @@ class SimCLR(Method):
 
     Both views go through the network together, as in the official code: batch statistics mix them. The
     projector ends in batch norm with a scale and no shift, also as there.
+
+    Micro-batches cannot stand in for a batch: the other images of the batch are the candidates.
     """
 
     class Options(MethodOptions):

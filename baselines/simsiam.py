@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -35,6 +35,9 @@ class SimSiam(Method):
     without parameters after it cancels. Each view is forwarded separately. Weight decay applies to all
     tensors and the predictor's learning rate stays constant, as in the released runs.
     """
+
+    accumulates: ClassVar[bool] = True
+    """The loss is a mean of terms that each concern one image."""
 
     class Options(MethodOptions):
         """Hyperparameters of SimSiam."""

@@ -27,6 +27,8 @@ class Supervised(Method):
     """A linear classifier on the backbone, trained with it on one randomly cropped and flipped view."""
 
     needs_labels: ClassVar[bool] = True
+    accumulates: ClassVar[bool] = True
+    """The loss is a mean of terms that each concern one image."""
 
     class Options(MethodOptions):
         """``classes`` is the width of the classifier: at least the number of classes of the image set."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 
 import torch
 from pydantic import Field
@@ -24,7 +23,10 @@ from pretraining.collectives import (
 from pretraining.heads import mlp
 from pretraining.method import LossParts, Method, MethodOptions, Progress, register_method
 from pretraining.numerics import in_full_precision
+from pretraining.queues import check_queue_length
 from pretraining.view_policies import strong_colour_views
+
+_LOWEST_EXPONENT = -60.0  # far from where fp32 ends (-87), also after a division by the size of a batch
 
 
 @torch.no_grad()
@@ -37,7 +39,10 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tens
     the samples of all ranks; each rank gets the codes of its own rows. No gradient.
     """
     # The largest score cancels in the result, and without it the exponential cannot overflow.
-    codes = torch.exp((scores - all_reduce_max_nograd(scores.max())) / epsilon)
+    exponents = (scores - all_reduce_max_nograd(scores.max())) / epsilon
+    # A sample far below it would vanish. The scale of a row does not change what the iteration converges to.
+    lift = (_LOWEST_EXPONENT - exponents.amax(dim=1, keepdim=True)).clamp_min(0.0)
+    codes = torch.exp(exponents + lift)
     smallest = torch.finfo(codes.dtype).tiny  # a prototype that nobody scores must not become 0 / 0
     for _ in range(iterations):
         codes = codes / all_reduce_sum(codes.sum(dim=0)).clamp_min(smallest)
@@ -81,11 +86,13 @@ def swapped_prediction_loss(
 class SwAV(Method):
     """Online clustering: each crop predicts the cluster assignment of another one.
 
-    The first two crops give codes and any number of further (smaller) ones may follow. Crops of one
-    resolution are forwarded together, and the head runs once over all crops, as in the official code. The
-    queue holds the embeddings of the latest ``queue_length`` images of all ranks and is the same on every
-    rank, each of which scores its own part; the official code keeps the parts on their ranks, which is the
-    same set.
+    The first two crops give codes and any number of further (smaller) ones may follow, of any number of
+    resolutions. Crops of one resolution are forwarded together, and the head runs once over all crops, as in
+    the official code. The queue holds the embeddings of the latest ``queue_length`` images of all ranks and
+    is the same on every rank, each of which scores its own part; the official code keeps the parts on their
+    ranks, which is the same set.
+
+    Micro-batches cannot stand in for a batch: a code depends on every sample that Sinkhorn sees with it.
     """
 
     class Options(MethodOptions):
@@ -116,13 +123,14 @@ class SwAV(Method):
         """Two full-size crops, without multi-crop; half the colour strength and no blur up to 32 pixels."""
         return strong_colour_views(size, interpolation="bilinear")
 
-    def check(self, batch_size: int, views: int) -> None:
-        """At least the two views that assignments are made from."""
+    def check(self, batch_size: int, views: int, ranks: int = 1) -> None:
+        """At least the two views that assignments are made from; the queue must hold whole batches."""
+        check_queue_length(self.options.queue_length, batch_size)
         if views < 2:
             raise InputError(
                 f"SwAV takes 2 views or more, the recipe gives {views}",
                 where="views",
-                next_step="list two, and small crops after them for multi-crop",
+                next_step="list two, and small crops after them for multi-crop, or leave `views` out",
             )
 
     def before_step(self, progress: Progress) -> None:
@@ -135,12 +143,6 @@ class SwAV(Method):
 
     def loss(self, views: list[Tensor], labels: Tensor | None, progress: Progress) -> LossParts:
         """Swapped prediction over all crops."""
-        if len(views) < 2:
-            raise InputError(
-                f"swav takes at least 2 views, the recipe gives {len(views)}",
-                where="views",
-                next_step="list two views of full size first, or leave `views` out for the method's own",
-            )
         embeddings = self._embed_crops(views)
         scores = [self._score(z) for z in embeddings]
         codes = self._codes(embeddings[:2], scores[:2], progress)
@@ -149,13 +151,15 @@ class SwAV(Method):
         return LossParts(total, {"code_entropy": entropy})
 
     def _embed_crops(self, views: list[Tensor]) -> list[Tensor]:
-        """Unit embeddings ``[N, D]`` of every crop."""
-        features = [
-            self.backbone(torch.cat(list(crops)))
-            for _, crops in groupby(views, key=lambda view: view.shape[-1])
-        ]
-        embeddings = self.projector(torch.cat(features))
-        return list(_unit(embeddings).split(views[0].shape[0]))
+        """Unit embeddings ``[N, D]`` of every crop; one forward pass of the backbone per resolution."""
+        count, sizes = views[0].shape[0], [view.shape[-1] for view in views]
+        features: dict[int, Tensor] = {}
+        for size in dict.fromkeys(sizes):
+            crops = [i for i, own in enumerate(sizes) if own == size]
+            together = self.backbone(torch.cat([views[i] for i in crops]))
+            features.update(zip(crops, together.split(count), strict=True))
+        embeddings = self.projector(torch.cat([features[i] for i in range(len(views))]))
+        return list(_unit(embeddings).split(count))
 
     def _score(self, embeddings: Tensor) -> Tensor:
         """Cosines ``[N, K]`` with the prototypes, in full precision."""

@@ -20,7 +20,12 @@ from pretraining.recipe import Recipe
 NUMERICS_VERSION = 1
 """Part of every recipe hash. Raise it when a change to the code changes what a recipe computes."""
 
-_ADDED_LATER = {"accumulate": 1, "corrupt_images": "refuse", "schedule.warmup_start": 0.0}
+_ADDED_LATER = {
+    "accumulate": 1,
+    "corrupt_images": "refuse",
+    "schedule.warmup_start": 0.0,
+    "optimizer.exclude_nothing": False,
+}
 """Keys that recipes did not always have, with the value that means what recipes without them meant. At that
 value a key stays out of the hash, so that runs from before keep their names."""
 
@@ -153,6 +158,6 @@ def recipe_hash(recipe: Recipe) -> str:
     for dotted, neutral in _ADDED_LATER.items():
         *path, last = dotted.split(".")
         place = functools.reduce(dict.__getitem__, path, document)
-        if place[last] == neutral:
+        if place and place[last] == neutral:  # a recipe without training has no optimizer
             del place[last]
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:12]

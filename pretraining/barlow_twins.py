@@ -78,6 +78,8 @@ class BarlowTwins(Method):
     """Two views, one shared network, and a correlation matrix pulled towards the identity.
 
     The views go through the network one after the other, so batch statistics are per view.
+
+    Micro-batches cannot stand in for a batch: the correlation matrix is a statistic of all its images.
     """
 
     class Options(MethodOptions):

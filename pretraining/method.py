@@ -60,6 +60,8 @@ class Method(nn.Module):
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     needs_labels: ClassVar[bool] = False
     trains: ClassVar[bool] = True
+    accumulates: ClassVar[bool] = False
+    """Whether the loss is a mean over images, so that the gradients of micro-batches average to the batch's."""
 
     def __init__(self, backbone: ResNet, options: MethodOptions) -> None:
         super().__init__()
@@ -89,8 +91,8 @@ class Method(nn.Module):
         """Parameter groups for the optimizer: one-dimensional tensors without decay and LARS adaptation."""
         return split_parameter_groups(self, weight_decay)
 
-    def check(self, batch_size: int, views: int) -> None:
-        """Raise InputError if the method cannot work with this global batch and number of views."""
+    def check(self, batch_size: int, views: int, ranks: int = 1) -> None:
+        """Raise InputError if the method cannot work with this global batch, number of views and of ranks."""
         expected = len(self.default_views(32))
         if views != expected:
             raise InputError(

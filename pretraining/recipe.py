@@ -31,11 +31,15 @@ class BackboneSpec(Strict):
 class OptimizerSpec(Strict):
     """The optimizer. ``base_lr`` is scaled by global batch / 256 once, in `pretraining.optim.resolved_lr`."""
 
-    name: Literal["sgd", "lars", "adamw"] = "sgd"
+    name: Literal["sgd", "lars", "lars_simclr", "larc", "adamw"] = "sgd"
+    """The variants of LARS are those of `pretraining.optim.LARS`."""
     base_lr: float = Field(gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
+    """Of the first moment where the optimizer is ``adamw``."""
     weight_decay: float = Field(0.0, ge=0)
     trust_coefficient: float = Field(0.001, gt=0)
+    exclude_nothing: bool = False
+    """Decay and adapt norm parameters and biases too, where the method's parameter groups leave them out."""
 
 
 class ScheduleSpec(Strict):
@@ -61,7 +65,7 @@ class Recipe(Strict):
     schedule: ScheduleSpec = ScheduleSpec()
     accumulate: int = Field(1, ge=1)
     """Micro-batches per step. Batch norm sees one of them at a time, so this changes the numbers."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     corrupt_images: Literal["refuse", "skip"] = "refuse"
     """What to do with training images that cannot be decoded: end with their name, or leave them out."""
     seed: int = Field(0, ge=0, lt=2**24)

@@ -10,13 +10,15 @@ from pretraining.recipe import ScheduleSpec
 def lr_factor(spec: ScheduleSpec, step: int, total_steps: int, steps_per_epoch: int) -> float:
     """What the peak learning rate is multiplied by at ``step``.
 
-    Linear warm-up from 0 (``step / warm-up steps``), then a cosine from 1 to ``spec.final_factor`` which it
-    reaches at ``total_steps``. With ``spec.per == "epoch"`` the cosine only moves at epoch boundaries, as in
-    the official SimSiam and MoCo code; the warm-up always moves every step, or its first epoch would be lost.
+    Linear warm-up from ``spec.warmup_start`` at step 0 to 1 at the end of the warm-up, then a cosine from 1
+    to ``spec.final_factor`` which it reaches at ``total_steps``, one step after the last. (The official SwAV
+    code reaches the peak one step earlier.) With ``spec.per == "epoch"`` the cosine only moves at epoch
+    boundaries, as in the official SimSiam and MoCo code; the warm-up always moves every step, or its first
+    epoch would be lost.
     """
     warmup_steps = min(total_steps, round(spec.warmup_epochs * steps_per_epoch))
     if step < warmup_steps:
-        return step / warmup_steps
+        return spec.warmup_start + (1.0 - spec.warmup_start) * (step / warmup_steps)
     if spec.per == "epoch":
         step = max(warmup_steps, step - step % steps_per_epoch)
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)

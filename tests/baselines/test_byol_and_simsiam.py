@@ -11,6 +11,9 @@ from baselines.byol import BYOL, byol_loss
 from baselines.simsiam import SimSiam, negative_cosine
 from pretraining.backbones import build_backbone
 from pretraining.method import Progress
+from pretraining.optim import build_optimizer, set_learning_rates
+from pretraining.recipe import OptimizerSpec, ScheduleSpec
+from pretraining.schedules import lr_factor
 
 
 def vectors(n=6, d=4, seed=0):
@@ -37,6 +40,7 @@ def test_bounds():
     assert byol_loss(p, p).item() == pytest.approx(0, abs=1e-12)
     assert byol_loss(p, -p).item() == pytest.approx(4)
     assert negative_cosine(p, p).item() == pytest.approx(-1)
+    assert negative_cosine(p, -p).item() == pytest.approx(1)
 
 
 def test_byol_is_four_plus_four_times_simsiam():
@@ -53,6 +57,7 @@ def test_gradients(loss):
     assert grad_z is None
     torch.testing.assert_close((grad_p * p).sum(1), torch.zeros(6, dtype=torch.float64), atol=1e-12, rtol=0)
     tripled = (3 * p).detach().requires_grad_()
+    torch.testing.assert_close(loss(tripled, z), loss(p, z))
     (grad_tripled,) = torch.autograd.grad(loss(tripled, z), (tripled,))
     torch.testing.assert_close(grad_tripled, grad_p / 3)
     torch.autograd.gradcheck(lambda x: loss(x, z.detach()), (p,))
@@ -125,6 +130,7 @@ def test_simsiam_loss_is_the_mean_of_both_directions():
     p_a, p_b = method.predictor(z_a), method.predictor(z_b)
     expected = -(torch.cosine_similarity(p_a, z_b) + torch.cosine_similarity(p_b, z_a)).mean() / 2
     torch.testing.assert_close(result.total, expected)
+    torch.testing.assert_close(method.loss([b, a], None, Progress(0, 1, 1)).total, expected)
     spread = torch.nn.functional.normalize(z_a, dim=1).std(0).mean()
     torch.testing.assert_close(result.parts["embedding_std"], spread.detach())
 
@@ -137,3 +143,31 @@ def test_simsiam_decays_everything_and_keeps_the_predictor_rate():
     assert {id(p) for p in predictor["params"]} == {id(p) for p in method.predictor.parameters()}
     assert method.projector[6].bias is None
     assert method.predictor[-1].bias is not None
+
+
+def test_simsiam_encoder_learns_through_the_predictor_alone():
+    """The gradient is the one with the projections as constants; without the predictor's path there is none."""
+    method = simsiam()
+    twin = copy.deepcopy(method)
+    a, b = images()
+    method.loss([a, b], None, Progress(0, 1, 1)).total.backward()
+    z_a, z_b = (twin.projector(twin.backbone(x)) for x in (a, b))
+    constants = z_a.detach(), z_b.detach()
+    p_a, p_b = twin.predictor(z_a), twin.predictor(z_b)
+    loss = -sum(
+        torch.cosine_similarity(p, z).mean() for p, z in zip((p_a, p_b), constants[::-1], strict=True)
+    )
+    (loss / 2).backward()
+    for (name, p), q in zip(method.named_parameters(), twin.parameters(), strict=True):
+        assert p.grad.abs().sum() > 0, name
+        torch.testing.assert_close(p.grad, q.grad)
+
+
+@pytest.mark.parametrize("epoch", [0, 50, 99])
+def test_simsiam_encoder_follows_the_cosine_and_the_predictor_does_not(epoch):
+    optimizer = build_optimizer(OptimizerSpec(base_lr=0.05), simsiam().parameter_groups(1e-4), 512)
+    for step in (10 * epoch, 10 * epoch + 9):
+        set_learning_rates(optimizer, lr_factor(ScheduleSpec(per="epoch"), step, 1000, 10))
+        encoder, predictor = (group["lr"] for group in optimizer.param_groups)
+        assert encoder == pytest.approx(0.1 * (1 + math.cos(math.pi * epoch / 100)) / 2)
+        assert predictor == 0.1

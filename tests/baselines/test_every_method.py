@@ -155,3 +155,19 @@ def test_supervised_training_explains_unusable_labels(labels):
 
 def test_random_init_does_not_train():
     assert not method_class("random_init").trains
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_micro_batches_give_the_gradient_of_the_batch_where_a_method_says_so(name):
+    """In evaluation mode, where batch norm does not tie the images of a batch together."""
+    views, labels = batch()
+    whole, parts = build(name).eval(), build(name).eval()
+    whole.loss(views, labels, Progress(0, 1, 1)).total.backward()
+    for half in (slice(0, 4), slice(4, 8)):
+        (parts.loss([view[half] for view in views], labels[half], Progress(0, 1, 1)).total / 2).backward()
+    same = all(
+        torch.allclose(p.grad, q.grad, rtol=1e-3, atol=1e-6)
+        for p, q in zip(whole.parameters(), parts.parameters(), strict=True)
+        if p.requires_grad
+    )
+    assert same == method_class(name).accumulates

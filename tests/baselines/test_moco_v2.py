@@ -42,7 +42,8 @@ def test_only_queries_get_a_gradient():
 def test_random_vectors_cost_the_logarithm_of_the_choices():
     generator = torch.Generator().manual_seed(0)
     q, k, queue = (normalize(torch.randn(n, 128, generator=generator), dim=1) for n in (256, 256, 4096))
-    assert info_nce_loss(q, k, queue, temperature=1.0).item() == pytest.approx(math.log(4097), abs=0.02)
+    assert info_nce_loss(q, k, queue, temperature=1.0).item() == pytest.approx(8.3180, abs=0.02)
+    assert math.log(4097) == pytest.approx(8.3180, abs=1e-4)
 
 
 def moco(queue_length=16, **options):
@@ -104,6 +105,8 @@ def test_logits_use_the_queue_of_the_steps_before(symmetric):
     pairs = [direction(a, b)] + ([direction(b, a)] if symmetric else [])
     expected = torch.stack([info_nce_loss(q, k, twin.queue) for q, k in pairs]).mean()
     torch.testing.assert_close(result.total, expected)
+    right = [(q * k).sum(1) > (q @ twin.queue.T).amax(1) for q, k in pairs]
+    torch.testing.assert_close(result.parts["accuracy"], torch.stack(right).float().mean())
     keys = torch.cat([k for _, k in pairs])
     torch.testing.assert_close(method.queue[: len(keys)], keys)
     leaked = torch.stack([info_nce_loss(q, k, method.queue) for q, k in pairs]).mean()
@@ -147,9 +150,27 @@ def test_shuffling_does_not_change_keys_without_batch_norm():
 )
 def test_a_queue_that_does_not_divide_names_the_lengths_that_work(queue_length, symmetric, choices):
     method = moco(queue_length, symmetric=symmetric)
-    with pytest.raises(InputError) as caught:
-        method.loss(images(), None, Progress(0, 1, 1))
-    assert choices in str(caught.value)
+    for refuse in (
+        lambda: method.loss(images(), None, Progress(0, 1, 1)),
+        lambda: method.check(batch_size=4, views=2),
+    ):
+        with pytest.raises(InputError) as caught:
+            refuse()
+        assert choices in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("splits", "ranks", "choices"),
+    [(3, 1, "one of 1, 2, 4, 8"), (2, 4, "one of 1, 4, 8"), (6, 2, "one of 1, 2, 4, 8")],
+)
+def test_groups_that_do_not_divide_name_the_numbers_that_work(splits, ranks, choices):
+    with pytest.raises(InputError, match=choices):
+        moco(bn_splits=splits).check(batch_size=16, views=2, ranks=ranks)
+
+
+@pytest.mark.parametrize(("splits", "ranks"), [(1, 4), (4, 4), (8, 2), (2, 1)])
+def test_groups_that_divide_pass(splits, ranks):
+    moco(bn_splits=splits).check(batch_size=16, views=2, ranks=ranks)
 
 
 def test_one_split_keeps_plain_batch_norm_and_every_tensor_is_decayed():

@@ -51,6 +51,25 @@ def test_aligned_positives_and_orthogonal_negatives():
     assert expected == pytest.approx(1.06288, abs=1e-5)
 
 
+def test_one_pair_has_no_other_candidate():
+    """With the anchor itself among the candidates this would be log(1 + exp(...)) > 0."""
+    z_a, z_b = embeddings(1)
+    assert nt_xent_loss(z_a, -z_a).item() == 0.0
+    assert nt_xent_loss(z_a, z_b).item() == 0.0
+
+
+def test_the_official_loss_is_twice_this_one():
+    """Its two cross-entropies: a view's anchors against the other view, then against their own, masked."""
+    z_a, z_b = (z / z.norm(dim=1, keepdim=True) for z in embeddings())
+    masked = torch.diag(torch.full((6,), 1e9, dtype=torch.float64))
+    labels = torch.arange(6)
+    official = sum(
+        torch.nn.functional.cross_entropy(torch.cat([a @ b.T / 0.5, a @ a.T / 0.5 - masked], dim=1), labels)
+        for a, b in ((z_a, z_b), (z_b, z_a))
+    )
+    torch.testing.assert_close(official, 2 * nt_xent_loss(z_a, z_b, 0.5))
+
+
 def test_symmetries():
     z_a, z_b = embeddings()
     loss = nt_xent_loss(z_a, z_b)

@@ -53,6 +53,16 @@ def test_sinkhorn_invariances():
     torch.testing.assert_close(sinkhorn(scores.flip(0)), codes.flip(0))
 
 
+def test_a_sample_far_below_the_others_still_gets_its_code():
+    """In fp32 exp(-200) is zero, so the row used to vanish; the limit is the one of the algorithm in float64."""
+    scores = cosine_scores(16, 5)
+    scores[3] -= 10
+    codes = sinkhorn(scores.float(), 0.05, 500)
+    torch.testing.assert_close(codes.sum(1), torch.ones(16))
+    expected = official_sinkhorn(scores, 0.05, 500)
+    torch.testing.assert_close(codes, expected.float(), rtol=1e-3, atol=1e-5)
+
+
 def test_sinkhorn_survives_extreme_scores_in_half_precision():
     codes = sinkhorn(torch.tensor([[1.0, -1.0], [1.0, -1.0]], dtype=torch.bfloat16) * 100)
     assert codes.dtype == torch.float32
@@ -129,7 +139,27 @@ def test_crops_of_one_resolution_are_forwarded_together():
     features = torch.cat([twin.backbone(torch.cat(views[:2])), twin.backbone(torch.cat(views[2:]))])
     embeddings = torch.nn.functional.normalize(twin.projector(features), dim=1)
     scores = list((embeddings @ twin.prototypes.weight.T).split(4))
-    torch.testing.assert_close(total, multi_crop_loss(scores, [sinkhorn(s) for s in scores[:2]]))
+    assert max(s.abs().max() for s in scores) <= 1 + 1e-6
+    codes = [sinkhorn(s).detach() for s in scores[:2]]
+    expected = multi_crop_loss(scores, codes)
+    torch.testing.assert_close(total, expected)
+    total.backward()
+    expected.backward()
+    torch.testing.assert_close(method.prototypes.weight.grad, twin.prototypes.weight.grad)
+
+
+@pytest.mark.parametrize("sizes", [(16, 16), (16, 16, 8, 8, 8), (16, 8, 16, 8, 12), (16, 16, 12, 8, 12)])
+def test_every_resolution_is_forwarded_once_whatever_the_order(sizes):
+    method = swav()
+    batches = []
+    method.backbone.register_forward_hook(lambda _, inputs, __: batches.append(inputs[0].shape[:3:2]))
+    method.eval()
+    views = crops(sizes)
+    embeddings = method._embed_crops(views)
+    assert sorted(batches) == sorted((4 * sizes.count(size), size) for size in set(sizes))
+    for view, embedding in zip(views, embeddings, strict=True):
+        alone = torch.nn.functional.normalize(method.embed(view), dim=1)
+        torch.testing.assert_close(embedding, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_prototypes_have_unit_length_before_the_forward():
@@ -161,11 +191,13 @@ def test_queue_fills_in_order_and_then_widens_the_assignment(monkeypatch):
     history = []
     for step in range(8):
         before = method.queue.clone()
+        newest = torch.stack(copy.deepcopy(method)._embed_crops(crops(seed=step)))
         method.loss(crops(seed=step), None, Progress(step, 20, 2))
         if step < 2:
             assert torch.equal(method.queue, torch.zeros_like(method.queue))
         else:
             torch.testing.assert_close(method.queue[:, 4:], before[:, :-4])
+            torch.testing.assert_close(method.queue[:, :4], newest)
             torch.testing.assert_close(method.queue[:, :4].norm(dim=2), torch.ones(2, 4))
         history.append(widths[-1])
     assert history == [4, 4, 4, 4, 4, 16, 16, 16]
@@ -173,5 +205,12 @@ def test_queue_fills_in_order_and_then_widens_the_assignment(monkeypatch):
 
 
 def test_one_view_is_an_input_error():
-    with pytest.raises(InputError, match="at least 2 views"):
-        swav().loss(crops((16,)), None, Progress(0, 1, 1))
+    with pytest.raises(InputError, match="2 views or more"):
+        swav().check(batch_size=4, views=1)
+
+
+@pytest.mark.parametrize(("length", "choices"), [(18, "to 16 or 24"), (3, "to 8,")])
+def test_a_queue_of_no_whole_batches_names_the_lengths_that_work(length, choices):
+    with pytest.raises(InputError, match=choices):
+        swav(queue_length=length).check(batch_size=8, views=2)
+    swav(queue_length=16).check(batch_size=8, views=8)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from data.image_sets import load_image_set
 from downstream.protocol import protocol
 from harness.recipes import load_recipe, parse_overrides, recipe_hash, recipe_names
 from harness.studies import load_study, study_names
 from pretraining.build import build_method, resolve
-from pretraining.method import method_names
+from pretraining.method import Method, method_names
+from pretraining.optim import build_optimizer, resolved_lr, set_learning_rates
 from pretraining.recipe import Recipe
+from pretraining.schedules import lr_factor
 
 SIZE = 32
 SHOWN = Path(__file__).parents[2] / "docs" / "results"
@@ -23,12 +29,127 @@ def resolved(method: str = "barlow_twins", **overrides) -> Recipe:
     return resolve(load_recipe("digit-scenes", method, "digit-scenes", overrides), SIZE, "print")
 
 
-@pytest.mark.parametrize("name", recipe_names())
-def test_every_recipe_builds_its_method(name):
+def shipped(name: str) -> tuple[Recipe, Method]:
+    """A recipe at the image size it is for, and its method without memory for the weights."""
     folder, method = name.split("/")
-    recipe = resolve(load_recipe(folder, method, "digit-scenes", {}), SIZE, "print")
-    assert recipe.method == method
-    assert build_method(recipe).backbone.feature_dim > 0
+    size = 224 if folder.startswith("imagenet") else SIZE
+    recipe = resolve(load_recipe(folder, method, "digit-scenes", {}), size, "print")
+    with torch.device("meta"):
+        return recipe, build_method(recipe)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_builds_its_method_and_passes_its_check(name):
+    recipe, method = shipped(name)
+    assert recipe.method == name.split("/")[1]
+    method.check(recipe.batch_size, len(recipe.views))
+    if method.trains:
+        groups = method.parameter_groups(recipe.optimizer.weight_decay)
+        optimizer = build_optimizer(recipe.optimizer, groups, recipe.batch_size)
+        set_learning_rates(optimizer, lr_factor(recipe.schedule, 0, 100, 10))
+
+
+def header(name: str) -> dict[str, str]:
+    """The labelled comment lines that open a recipe."""
+    text = (files("recipes") / f"{name}.yaml").read_text()
+    comments = text[: text.index("\nmethod:")]
+    return dict(re.findall(r"^# (\w+):\s+(.+)$", comments, flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_opens_with_command_hardware_time_score_and_source(name):
+    folder, method = name.split("/")
+    lines = header(name)
+    assert {"Command", "Hardware", "Time", "Expected", "Source"} <= lines.keys()
+    program, command, subject, *options = shlex.split(lines["Command"])
+    values = dict(zip(options[::2], options[1::2], strict=True))
+    assert program == "twinbench"
+    if command == "run":
+        study = load_study(subject)
+        assert (study.recipes, values["--methods"]) == (folder, method)
+        assert method in study.methods
+    else:
+        assert (command, subject) == ("pretrain", method)
+        assert values.get("--recipe", values["--image-set"].partition(":")[0]) == folder
+
+
+@pytest.mark.parametrize(
+    ("name", "peak", "first", "last"),
+    [
+        ("imagenet/barlow_twins", 1.6, 0.0, 0.0016),
+        ("imagenet/simclr", 4.8, 0.0, 0.0),
+        ("imagenet/byol", 3.2, 0.0, 0.0),
+        ("imagenet/swav", 4.8, 0.3, 0.0048),
+        ("imagenet-two-crop/swav", 4.8, 0.3, 0.0048),
+        ("imagenet-256/swav", 0.6, 0.6, 0.0006),
+        ("imagenet-256/barlow_twins", 0.4, 0.0, 0.0004),
+        ("imagenet/simsiam", 0.1, 0.1, 0.0),
+        ("imagenet/moco_v2", 0.03, 0.03, 0.0),
+        ("cifar10/simclr", 0.06, 0.06, 0.0),
+        ("cifar10/simsiam", 0.06, 0.06, 0.0),
+        ("cifar10/swav", 0.001, 0.001, 0.0),
+    ],
+)
+def test_learning_rates_are_the_published_ones(name, peak, first, last):
+    """Peak, first step and end of the schedule as the official code hands them to its optimizer."""
+    recipe, _ = shipped(name)
+    steps = 1_281_167 // recipe.batch_size
+    total = steps * recipe.epochs
+    rate = resolved_lr(recipe.optimizer, recipe.batch_size)
+    assert rate == pytest.approx(peak)
+    assert rate * lr_factor(recipe.schedule, 0, total, steps) == pytest.approx(first)
+    assert rate * lr_factor(recipe.schedule, total, total, steps) == pytest.approx(last, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "parameters"),
+    [
+        ("imagenet/barlow_twins", "backbone", 23_508_032),
+        ("imagenet/barlow_twins", "projector", 150_994_944 + 32_768),
+        ("imagenet/simclr", "projector", 4_460_672),
+        ("imagenet/byol", "projector", 9_449_472),
+        ("imagenet/byol", "predictor", 2_109_440),
+        ("imagenet/swav", "projector", 4_462_720),
+        ("imagenet/swav", "prototypes", 384_000),
+        ("imagenet/simsiam", "predictor", 2_100_224),
+        ("imagenet/moco_v2", "projector", 4_458_624),
+        ("cifar10/simclr", "backbone", 11_168_832),
+    ],
+)
+def test_networks_have_the_published_sizes(name, part, parameters):
+    _, method = shipped(name)
+    assert sum(p.numel() for p in getattr(method, part).parameters() if p.requires_grad) == parameters
+
+
+def test_norm_parameters_of_barlow_twins_have_the_published_rate_and_swav_excludes_nothing():
+    for name, weights, norms in (("imagenet/barlow_twins", 1.6, 0.0384), ("imagenet/swav", 4.8, 4.8)):
+        recipe, method = shipped(name)
+        groups = method.parameter_groups(recipe.optimizer.weight_decay)
+        first, second = build_optimizer(recipe.optimizer, groups, recipe.batch_size).param_groups
+        assert (first["lr"], second["lr"]) == pytest.approx((weights, norms))
+        assert (first["weight_decay"], second["weight_decay"]) == (1e-6, 0 if norms < weights else 1e-6)
+        assert (first["lars_exclude"], second["lars_exclude"]) == (False, norms < weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "factor", "rate"), [("cifar10/byol", 4.0, 0.06), ("cifar10/moco_v2", 0.5, 0.06)]
+)
+def test_a_loss_that_differs_by_a_factor_gets_the_sgd_of_its_source(name, factor, rate):
+    """Ours is ``factor`` times the source's loss; the same parameters must come out of several steps."""
+    recipe, _ = shipped(name)
+    spec = recipe.optimizer
+    start = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    group = {"params": [ours], "weight_decay": spec.weight_decay, "lr_scale": 1.0}
+    optimizers = [
+        build_optimizer(spec, [group], recipe.batch_size),
+        torch.optim.SGD([theirs], lr=rate, momentum=0.9, weight_decay=5e-4),
+    ]
+    for step in range(4):
+        for p, scale, optimizer in zip((ours, theirs), (factor, 1.0), optimizers, strict=True):
+            p.grad = scale * torch.cos(p.detach() * (step + 1))
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("name", study_names())
@@ -53,6 +174,7 @@ def test_every_study_names_recipes_methods_and_protocols_that_exist(name):
         {"accumulate": 2},
         {"corrupt_images": "skip"},
         {"schedule.warmup_start": 0.1},
+        {"optimizer.exclude_nothing": True},
     ],
 )
 def test_the_hash_changes_with_everything_that_changes_the_numbers(change):

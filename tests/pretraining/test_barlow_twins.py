@@ -10,6 +10,8 @@ from torch import nn
 from pretraining.backbones import build_backbone
 from pretraining.barlow_twins import BarlowTwins, barlow_twins_loss, correlation_terms, cross_correlation
 from pretraining.method import Progress
+from pretraining.optim import build_optimizer, set_learning_rates
+from pretraining.recipe import OptimizerSpec
 
 
 def embeddings(n=12, d=5, seed=0, dtype=torch.float64):
@@ -155,3 +157,19 @@ def test_the_method_forwards_views_separately_and_scales_the_loss(method):
     torch.testing.assert_close(parts["diagonal_mean"], c.diagonal().mean())
     off = c[~torch.eye(8, dtype=torch.bool)]
     torch.testing.assert_close(parts["off_diagonal_rms"], off.square().mean().sqrt())
+
+
+def test_a_smaller_batch_is_divided_by_its_own_size():
+    """The official code divides by the nominal batch: there the diagonal of a half batch stops at one half."""
+    z, _ = embeddings(64, 8)
+    assert cross_correlation(z[:32], z[:32]).diagonal().min() > 0.999
+
+
+def test_the_rate_of_norm_parameters_keeps_its_ratio_through_the_schedule(method):
+    spec = OptimizerSpec(name="lars", base_lr=0.2)
+    optimizer = build_optimizer(spec, method.parameter_groups(1e-6), 2048)
+    for factor in (0.0, 0.3, 1.0, 0.001):
+        set_learning_rates(optimizer, factor)
+        weights, norms = (group["lr"] for group in optimizer.param_groups)
+        assert weights == pytest.approx(1.6 * factor)
+        assert norms == pytest.approx(0.024 * weights)

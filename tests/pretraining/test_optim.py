@@ -1,12 +1,16 @@
 """LARS against worked numbers and a plain loop; the scaling of the learning rate."""
 
+import ast
 import copy
+from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, AdamW
 
+import pretraining.optim
 from pretraining.optim import LARS, build_optimizer, resolved_lr, set_learning_rates
 from pretraining.recipe import OptimizerSpec
 
@@ -17,30 +21,55 @@ def parameter(values, gradient):
     return p
 
 
-def test_worked_numbers():
+@pytest.mark.parametrize(
+    ("variant", "moved"),
+    [
+        ("lars", [-0.00223607, 0.00447214]),
+        ("lars_simclr", [-0.00223607, 0.00447214]),
+        ("larc", [-0.00166667, 0.00333333]),
+    ],
+)
+def test_worked_numbers(variant, moved):
+    """|p| = 5, |g| = 1, g + 0.1 p = (-0.5, 1)."""
     p = parameter([3.0, 4.0], [-0.8, 0.6])
-    LARS([p], lr=1.0, weight_decay=0.1, trust_coefficient=0.001).step()
-    moved = torch.tensor([3.0, 4.0], dtype=torch.float64) - p.detach()
-    expected = torch.tensor([-0.00223607, 0.00447214], dtype=torch.float64)
-    torch.testing.assert_close(moved, expected, rtol=0, atol=1e-8)
+    LARS([p], lr=1.0, weight_decay=0.1, trust_coefficient=0.001, variant=variant).step()
+    step = torch.tensor([3.0, 4.0], dtype=torch.float64) - p.detach()
+    torch.testing.assert_close(step, torch.tensor(moved, dtype=torch.float64), rtol=0, atol=1e-8)
 
 
-def test_the_learning_rate_stays_outside_the_momentum_buffer():
-    """Variant A moves by 1.19 where the variant with the rate inside the buffer moves by 2.0."""
+def displacement(variant, rates):
+    """How far a tensor moves whose adapted gradient is 1 at every step."""
     p = parameter([0.0], [1.0])
-    optimizer = LARS([{"params": [p], "lars_exclude": True}], lr=1.0)
-    optimizer.step()
-    optimizer.param_groups[0]["lr"] = 0.1
-    optimizer.step()
-    assert -p.item() == pytest.approx(1.19)
+    optimizer = LARS([{"params": [p], "lars_exclude": True}], lr=1.0, variant=variant)
+    for rate in rates:
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+    return -p.item()
 
 
+def test_only_simclr_has_the_learning_rate_inside_the_momentum_buffer():
+    """By hand, momentum 0.9: 1 + 0.1 * 1.9 where the rate is outside, 1 + (0.9 + 0.1) where it is inside."""
+    assert displacement("lars", [1.0, 0.1]) == pytest.approx(1.19)
+    assert displacement("larc", [1.0, 0.1]) == pytest.approx(1.19)
+    assert displacement("lars_simclr", [1.0, 0.1]) == pytest.approx(2.0)
+    assert displacement("lars_simclr", [0.3] * 5) == pytest.approx(displacement("lars", [0.3] * 5))
+
+
+@pytest.mark.parametrize("variant", ["lars", "lars_simclr", "larc"])
 @pytest.mark.parametrize(("values", "gradient"), [([0.0, 0.0], [1.0, 2.0]), ([1.0, 2.0], [0.0, 0.0])])
-def test_a_zero_norm_means_no_scaling(values, gradient):
+def test_a_zero_norm_means_no_scaling(values, gradient, variant):
     p = parameter(values, gradient)
-    LARS([p], lr=0.5).step()
+    LARS([p], lr=0.5, variant=variant).step()
     expected = torch.tensor(values, dtype=torch.float64) - 0.5 * torch.tensor(gradient, dtype=torch.float64)
     torch.testing.assert_close(p.detach(), expected)
+
+
+@pytest.mark.parametrize(("variant", "left"), [("lars", 5 - 0.001 * 5), ("larc", 5.0)])
+def test_without_a_gradient_only_larc_leaves_the_decay_out(variant, left):
+    """LARS scales the decay alone to 0.001 of the norm; LARC takes the gradient, zero, as it is."""
+    p = parameter([3.0, 4.0], [0.0, 0.0])
+    LARS([p], lr=1.0, weight_decay=0.1, variant=variant).step()
+    assert p.detach().norm().item() == pytest.approx(left, abs=1e-12)
 
 
 def test_excluded_tensors_are_plain_sgd_without_decay():
@@ -57,20 +86,36 @@ def test_excluded_tensors_are_plain_sgd_without_decay():
     torch.testing.assert_close(ours, reference)
 
 
-def test_several_steps_equal_a_plain_loop():
+def plain_step(variant, p, g, buffer, lr):
+    """One tensor at a time, as the three official codes write it; weight decay 0.01, trust 0.02."""
+    if variant == "larc":
+        direction = g
+        if p.norm() > 0 and g.norm() > 0:
+            direction = 0.02 * p.norm() / (g.norm() + 0.01 * p.norm() + 1e-8) * (g + 0.01 * p)
+    else:
+        d = g + 0.01 * p
+        direction = 0.02 * p.norm() / d.norm() * d if p.norm() > 0 and d.norm() > 0 else d
+    if variant == "lars_simclr":
+        buffer.mul_(0.9).add_(lr * direction)
+        p.sub_(buffer)
+    else:
+        buffer.mul_(0.9).add_(direction)
+        p.sub_(lr * buffer)
+
+
+@pytest.mark.parametrize("variant", ["lars", "lars_simclr", "larc"])
+def test_several_steps_equal_a_plain_loop(variant):
     torch.manual_seed(0)
-    shapes = [(4, 3), (2, 4), (3,)]
-    params = [nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in shapes]
+    start = [torch.randn(4, 3), torch.randn(2, 4), torch.randn(3), torch.zeros(5)]
+    params = [nn.Parameter(values.double()) for values in start]
     plain = [p.detach().clone() for p in params]
     buffers = [torch.zeros_like(p) for p in plain]
-    optimizer = LARS(params, lr=0.3, weight_decay=0.01, trust_coefficient=0.02)
+    optimizer = LARS(params, lr=0.3, weight_decay=0.01, trust_coefficient=0.02, variant=variant)
     for step in range(5):
         optimizer.param_groups[0]["lr"] = lr = 0.3 / (step + 1)
-        for p, q, u in zip(params, plain, buffers, strict=True):
-            p.grad = torch.randn(p.shape, dtype=torch.float64)
-            d = p.grad + 0.01 * q
-            u.mul_(0.9).add_(0.02 * q.norm() / d.norm() * d)
-            q.sub_(lr * u)
+        for p, q, buffer in zip(params, plain, buffers, strict=True):
+            p.grad = torch.randn(p.shape, dtype=torch.float64) * (step != 2 or p.ndim > 1)
+            plain_step(variant, q, p.grad, buffer, lr)
         optimizer.step()
     for p, q in zip(params, plain, strict=True):
         torch.testing.assert_close(p.detach(), q)
@@ -109,8 +154,11 @@ def group(params, **changes):
     return {**common, "params": params, "schedule": "scheduled", **changes}
 
 
-@pytest.mark.parametrize(("name", "kind"), [("sgd", SGD), ("lars", LARS), ("adamw", AdamW)])
-def test_build_optimizer_scales_the_rate_once_and_keeps_group_settings(name, kind):
+KINDS = {"sgd": SGD, "lars": LARS, "lars_simclr": LARS, "larc": LARS, "adamw": AdamW}
+
+
+@pytest.mark.parametrize("name", get_args(OptimizerSpec.model_fields["name"].annotation))
+def test_build_optimizer_scales_the_rate_once_and_keeps_group_settings(name):
     spec = OptimizerSpec(name=name, base_lr=0.2)
     assert resolved_lr(spec, 2048) == pytest.approx(1.6)
     first, second = parameter([1.0], [1.0]), parameter([1.0], [1.0])
@@ -120,8 +168,38 @@ def test_build_optimizer_scales_the_rate_once_and_keeps_group_settings(name, kin
         group([]),
     ]
     optimizer = build_optimizer(spec, groups, 2048)
-    assert isinstance(optimizer, kind)
+    assert isinstance(optimizer, KINDS[name])
+    assert getattr(optimizer, "variant", name) == name
     assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([1.6, 0.0384])
     assert [g["weight_decay"] for g in optimizer.param_groups] == [0.1, 0.0]
     set_learning_rates(optimizer, 0.5)
     assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.8, 0.0384])
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_momentum_of_a_recipe_reaches_every_optimizer(name):
+    optimizer = build_optimizer(
+        OptimizerSpec(name=name, base_lr=0.2, momentum=0.7), [group([parameter([1.0], [1.0])])], 256
+    )
+    (settings,) = optimizer.param_groups
+    assert settings.get("momentum", settings.get("betas", (None,))[0]) == 0.7
+
+
+def test_excluding_nothing_decays_and_adapts_the_groups_that_a_method_leaves_out():
+    groups = [group([parameter([1.0], [1.0])], weight_decay=0.0, lars_exclude=True)]
+    for nothing, expected in ((False, (0.0, True)), (True, (0.5, False))):
+        spec = OptimizerSpec(name="larc", base_lr=0.2, weight_decay=0.5, exclude_nothing=nothing)
+        (settings,) = build_optimizer(spec, groups, 256).param_groups
+        assert (settings["weight_decay"], settings["lars_exclude"]) == expected
+
+
+def test_the_learning_rate_of_a_recipe_is_read_in_one_place():
+    root = Path(pretraining.optim.__file__).parents[1]
+    readers = [
+        (path.name, node.lineno)
+        for folder in ("pretraining", "baselines", "harness")
+        for path in (root / folder).glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == "base_lr"
+    ]
+    assert [name for name, _ in readers] == ["optim.py"]
