@@ -18,7 +18,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 
 Interpolation = Literal["bilinear", "bicubic"]
 Channels = tuple[float, float, float]
@@ -28,6 +28,8 @@ _CROP_TRIES = 10
 _LUMA = (0.2989, 0.587, 0.114)
 # on the CPU the batch is worked on in parts whose temporaries stay in the cache
 _CACHE_FLOATS = 2**18
+# above this many pixels a side the CPU does not resize and blur by dense matrices, whose cost grows with its cube
+_LARGEST_DENSE_SIDE = 128
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,12 @@ class ViewParameters:
 
 
 def draw_parameters(
-    policy: ViewPolicy, n: int, height: int, width: int, generator: torch.Generator
+    policy: ViewPolicy, n: int, height: int | Tensor, width: int | Tensor, generator: torch.Generator
 ) -> ViewParameters:
     """Draw the parameters of ``n`` views of images of ``height`` x ``width`` pixels.
 
-    ``generator`` is a CPU generator. It advances by the same amount whatever is drawn.
+    Images of different sizes have int64 tensors ``[n]`` for them. ``generator`` is a CPU generator. It advances by
+    the same amount whatever is drawn, and nothing but a view's own crop depends on the size of its image.
     """
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -103,7 +106,8 @@ def draw_parameters(
     def factor(strength: float) -> Tensor:
         return uniform(max(0.0, 1.0 - strength), 1.0 + strength)
 
-    top, left, crop_height, crop_width = _draw_crops(policy, height, width, uniform)
+    heights, widths = torch.as_tensor(height).expand(n), torch.as_tensor(width).expand(n)
+    top, left, crop_height, crop_width = _draw_crops(policy, heights, widths, uniform)
     return ViewParameters(
         top=top,
         left=left,
@@ -124,22 +128,22 @@ def draw_parameters(
 
 
 def _draw_crops(
-    policy: ViewPolicy, height: int, width: int, uniform: Callable[..., Tensor]
+    policy: ViewPolicy, height: Tensor, width: Tensor, uniform: Callable[..., Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Crops as torchvision's RandomResizedCrop draws them: ten tries, then the largest central crop.
 
-    Returns top, left, height and width, int64 ``[N]`` each. All the tries are drawn at once; the first that
-    fits in the image counts.
+    ``height`` and ``width`` of the images and the returned top, left, height and width are int64 ``[N]``. All the
+    tries are drawn at once; the first that fits in the image counts.
     """
-    area = height * width * uniform(*policy.crop_scale, _CROP_TRIES)
+    area = (height * width).unsqueeze(1) * uniform(*policy.crop_scale, _CROP_TRIES)
     low_ratio, high_ratio = policy.crop_ratio
     ratio = uniform(math.log(low_ratio), math.log(high_ratio), _CROP_TRIES).exp()
     widths, heights = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
-    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    fits = (widths > 0) & (widths <= width.unsqueeze(1)) & (heights > 0) & (heights <= height.unsqueeze(1))
     first, found = fits.int().argmax(dim=1, keepdim=True), fits.any(dim=1)
 
-    central_width = min(width, round(height * high_ratio))
-    central_height = min(height, round(width / low_ratio))
+    central_width = torch.minimum(width, (height.double() * high_ratio).round().long())
+    central_height = torch.minimum(height, (width.double() / low_ratio).round().long())
     crop_width = torch.where(found, widths.gather(1, first).squeeze(1), central_width)
     crop_height = torch.where(found, heights.gather(1, first).squeeze(1), central_height)
     top = torch.where(found, uniform(0, 1) * (height - crop_height + 1), (height - central_height) // 2)
@@ -147,7 +151,6 @@ def _draw_crops(
     return top.long(), left.long(), crop_height, crop_width
 
 
-@torch.no_grad()
 def apply(
     images: Tensor,
     parameters: ViewParameters,
@@ -162,18 +165,49 @@ def apply(
     ``dtype`` on the same device, normalised by ``mean`` and ``std``. The arithmetic is float32 under any
     autocast. Of ``policy`` only the size, the interpolation and which jitter strengths are zero matter here.
     """
+    return _views(_resized_crop, images, parameters, policy, mean, std, dtype)
+
+
+def finish(
+    crops: Tensor,
+    parameters: ViewParameters,
+    policy: ViewPolicy,
+    mean: Channels,
+    std: Channels,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Everything of `apply` after crop and flip, for crops that were cut and flipped elsewhere.
+
+    ``crops`` is ``[N, 3, size, size]``, uint8 or float in [0, 1], on any device; the rest is as in `apply`.
+    """
+    return _views(
+        lambda part, chosen, policy: _as_unit_floats(part), crops, parameters, policy, mean, std, dtype
+    )
+
+
+@torch.no_grad()
+def _views(
+    crop: Callable[[Tensor, ViewParameters, ViewPolicy], Tensor],
+    images: Tensor,
+    parameters: ViewParameters,
+    policy: ViewPolicy,
+    mean: Channels,
+    std: Channels,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The normalised views ``[N, 3, size, size]`` of what ``crop`` makes of the images, part by part."""
     chunk = len(images) if images.is_cuda else max(1, _CACHE_FLOATS // (3 * policy.size**2))
     views = torch.empty(len(images), 3, policy.size, policy.size, dtype=dtype, device=images.device)
     with torch.autocast(images.device.type, enabled=False):
         for start in range(0, len(images), max(chunk, 1)):
             part = slice(start, start + chunk)
-            views[part] = _normalise(_pixels(images[part], parameters[part], policy), mean, std)
+            x = crop(images[part], parameters[part], policy)
+            views[part] = _normalise(_photometric(x, parameters[part], policy), mean, std)
     return views
 
 
-def _pixels(images: Tensor, parameters: ViewParameters, policy: ViewPolicy) -> Tensor:
-    """The views in [0, 1], float32 ``[N, 3, size, size]``, before normalisation."""
-    x = _resized_crop(images, parameters, policy)
+def _photometric(x: Tensor, parameters: ViewParameters, policy: ViewPolicy) -> Tensor:
+    """Jitter, grayscale, blur and solarisation of crops in [0, 1], float32 ``[N, 3, size, size]``, in place."""
     x = _edit(x, parameters.jitter, lambda part, chosen: _jitter(part, chosen, policy), parameters)
     x = _edit(x, parameters.grayscale, lambda part, _: _luma(part).expand_as(part), parameters)
     x = _edit(x, parameters.blur, lambda part, chosen: _gaussian_blur(part, chosen.sigma), parameters)
@@ -247,6 +281,13 @@ def _resized_crop(images: Tensor, parameters: ViewParameters, policy: ViewPolicy
 
     Bicubic weights overshoot; like 8-bit image libraries, the result is clamped to [0, 1].
     """
+    large = max(policy.size, *images.shape[-2:]) > _LARGEST_DENSE_SIDE
+    make = _crop_one_by_one if large and not images.is_cuda else _crop_at_once
+    return make(images, parameters, policy).clamp_(0, 1)
+
+
+def _crop_at_once(images: Tensor, parameters: ViewParameters, policy: ViewPolicy) -> Tensor:
+    """Crops of all the images by dense matrices: no work for each image, but most of the products are with zeros."""
     height, width = images.shape[-2:]
     rows = _resize_matrices(parameters.top, parameters.height, height, policy)
     columns = _resize_matrices(parameters.left, parameters.width, width, policy)
@@ -254,8 +295,19 @@ def _resized_crop(images: Tensor, parameters: ViewParameters, policy: ViewPolicy
     if images.dtype == torch.uint8:
         rows = rows / 255
     device = images.device
-    x = _separable(images.float(), rows.to(device), columns.to(device))
-    return x.clamp_(0, 1)
+    return _separable(images.float(), rows.to(device), columns.to(device))
+
+
+def _crop_one_by_one(images: Tensor, parameters: ViewParameters, policy: ViewPolicy) -> Tensor:
+    """The same crops by torch's sparse filter, an image at a time."""
+    crops = torch.empty(len(images), 3, policy.size, policy.size, device=images.device)
+    boxes = torch.stack([parameters.top, parameters.left, parameters.height, parameters.width], dim=1)
+    for i, (top, left, height, width) in enumerate(boxes.tolist()):
+        source = images[i : i + 1, :, top : top + height, left : left + width].float()
+        crops[i] = interpolate(source, crops.shape[2:], mode=policy.interpolation, antialias=True)[0]
+    if images.dtype == torch.uint8:
+        crops /= 255
+    return _edit(crops, parameters.flip, lambda part, _: part.flip(3), parameters)
 
 
 def _resize_matrices(start: Tensor, length: Tensor, side: int, policy: ViewPolicy) -> Tensor:
@@ -299,19 +351,38 @@ def blur_taps(size: int) -> int:
 
 def _gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
     """Gaussian blur with reflected borders, one standard deviation an image; torchvision's kernel."""
-    rows = _blur_matrices(sigma, x.shape[-2], blur_taps(x.shape[-2])).to(x.device)
-    columns = _blur_matrices(sigma, x.shape[-1], blur_taps(x.shape[-2])).to(x.device)
+    taps = blur_taps(x.shape[-2])
+    if x.shape[-1] > _LARGEST_DENSE_SIDE and not x.is_cuda:
+        kernels = _gaussian_kernels(sigma, taps)
+        return _convolve_rows(_convolve_rows(x, kernels).transpose(2, 3), kernels).transpose(2, 3)
+    rows = _blur_matrices(sigma, x.shape[-2], taps).to(x.device)
+    columns = _blur_matrices(sigma, x.shape[-1], taps).to(x.device)
     return _separable(x, rows, columns)
 
 
-def _blur_matrices(sigma: Tensor, side: int, taps: int) -> Tensor:
-    """``[N, side, side]`` matrices that convolve an axis with a Gaussian of ``taps`` taps, borders reflected.
+def _convolve_rows(x: Tensor, kernels: Tensor) -> Tensor:
+    """Symmetric kernels ``[N, taps]`` over the third axis of ``[N, 3, H, W]``, which is reflected at its ends."""
+    radius, height = kernels.shape[1] // 2, x.shape[2]
+    padded = pad(x, (0, 0, radius, radius), mode="reflect")
+    weights = kernels.view(*kernels.shape, 1, 1, 1)
+    result = padded[:, :, radius : radius + height] * weights[:, radius]
+    for tap in range(radius):
+        mirrored = 2 * radius - tap
+        pair = padded[:, :, tap : tap + height] + padded[:, :, mirrored : mirrored + height]
+        result.addcmul_(pair, weights[:, tap])
+    return result
 
-    The kernel is torchvision's: exp(-x^2 / 2 sigma^2) at the integers, normalised.
-    """
-    radius = taps // 2
-    offsets = torch.arange(-radius, radius + 1)
-    kernels = torch.softmax(-0.5 * (offsets / sigma.view(-1, 1)).square(), dim=1).float()
+
+def _gaussian_kernels(sigma: Tensor, taps: int) -> Tensor:
+    """``[N, taps]`` (float32): torchvision's kernel, exp(-x^2 / 2 sigma^2) at the integers, normalised."""
+    offsets = torch.arange(-(taps // 2), taps // 2 + 1)
+    return torch.softmax(-0.5 * (offsets / sigma.view(-1, 1)).square(), dim=1).float()
+
+
+def _blur_matrices(sigma: Tensor, side: int, taps: int) -> Tensor:
+    """``[N, side, side]`` matrices that convolve an axis with a Gaussian of ``taps`` taps, borders reflected."""
+    kernels = _gaussian_kernels(sigma, taps)
+    offsets = torch.arange(-(taps // 2), taps // 2 + 1)
     source = (torch.arange(side).view(-1, 1) + offsets).abs()
     source = torch.where(source < side, source, 2 * (side - 1) - source)
     matrices = torch.zeros(len(sigma), side, side)

@@ -4,28 +4,38 @@ The layout is ``train/<class>/*`` with ``test/<class>/*`` or ``val/<class>/*`` o
 ``test`` (ImageNet's layout) ``val`` is the test split. Without class folders, directly below ``train`` or the
 folder itself, the images are unlabelled: fit for pretraining. A picture's shorter side is resized (bilinear,
 antialiased) to the image size and the centre is cut out.
+
+A file that cannot be decoded is refused by name, or, where the caller chose ``skip``, left out and counted.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
+from data.cores import usable_cores
 from data.errors import InputError, nearest_name
+
+_log = logging.getLogger(__name__)
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"})
 LARGEST_NATURAL_SIZE = 224
 
+Corrupt = Literal["refuse", "skip"]
+
 _LOOKED_AT_FOR_SIZE = 64
-_FILES_PER_TASK = 64
+_FILES_PER_TASK = 8
+_NAMED_SKIPPED = 20
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
@@ -53,6 +63,31 @@ class ImageFiles:
                 entry = (split, path.relative_to(self.root).as_posix(), label, path.stat().st_size)
                 digest.update(repr(entry).encode())
         return digest.hexdigest()
+
+
+class CorruptImage(InputError):
+    """A file whose content cannot be decoded; not one that cannot be read, which no recipe may skip."""
+
+
+class SkippedFiles:
+    """The corrupt images of a split that were left out, by their row: counted all, named in a warning the first."""
+
+    def __init__(self) -> None:
+        self.paths: dict[int, Path] = {}
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def add(self, errors: Mapping[int, CorruptImage]) -> None:
+        """Count the rows whose decoding ended in these errors; a row counts once."""
+        for row, error in sorted(errors.items()):
+            if row in self.paths:
+                continue
+            self.paths[row] = Path(str(error.where))
+            if len(self) <= _NAMED_SKIPPED:
+                _log.warning("skipped %s: %s", error.where, error.what)
+            elif len(self) == _NAMED_SKIPPED + 1:
+                _log.warning("more than %d corrupt images: the others are counted only", _NAMED_SKIPPED)
 
 
 def list_images(root: Path) -> ImageFiles:
@@ -164,17 +199,31 @@ def nearest_entry(folder: Path, name: str) -> str | None:
     return None if nearest is None else str(folder / nearest)
 
 
-def natural_size(files: ImageFiles) -> int:
-    """The median shorter side of 64 training images spread over the list, at most 224."""
+def natural_size(files: ImageFiles, corrupt: Corrupt = "refuse") -> int:
+    """The median shorter side of about 64 training images spread over the list, at most 224.
+
+    Raises InputError naming an image that cannot be opened, or with ``skip`` if none of them can.
+    """
     paths = files.splits["train"].paths
     sides = []
     for path in paths[:: max(1, len(paths) // _LOOKED_AT_FOR_SIZE)]:
         try:
-            with Image.open(path) as image:
-                sides.append(min(image.size))
-        except _DECODING_ERRORS as error:
-            raise _unreadable(path, error) from error
+            sides.append(min(picture_size(path)))
+        except CorruptImage:
+            if corrupt == "refuse":
+                raise
+    if not sides:
+        raise all_corrupt(len(paths), paths[0], paths[-1])
     return max(8, min(LARGEST_NATURAL_SIZE, int(median(sides))))
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height by the file's header; raises as `open_rgb` does."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except _DECODING_ERRORS as error:
+        raise _unreadable(path, error) from error
 
 
 def decode(paths: Sequence[Path], size: int) -> np.ndarray:
@@ -182,15 +231,47 @@ def decode(paths: Sequence[Path], size: int) -> np.ndarray:
 
     Raises InputError naming the first file that cannot be decoded, or if the images cannot fit in memory.
     """
-    _require_memory(len(paths), size)
-    images = np.empty((len(paths), 3, size, size), np.uint8)
+    return fit_all(lambda i: open_rgb(paths[i]), len(paths), size)
 
-    def decode_some(start: int) -> None:
-        for i, path in enumerate(paths[start : start + _FILES_PER_TASK], start):
-            images[i] = _decode_one(path, size)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(decode_some, range(0, len(paths), _FILES_PER_TASK)):
+def decode_readable(paths: Sequence[Path], size: int, skipped: SkippedFiles) -> tuple[np.ndarray, np.ndarray]:
+    """Decode the files that can be decoded and add the others to ``skipped``.
+
+    Returns uint8 ``[n, 3, size, size]`` and the ascending int64 indices ``[n]`` of those files. Raises InputError if
+    there are none, or if the images cannot fit in memory.
+    """
+    blank = Image.new("RGB", (size, size))
+    errors: dict[int, CorruptImage] = {}
+
+    def read(i: int) -> Image.Image:
+        try:
+            return open_rgb(paths[i])
+        except CorruptImage as error:
+            errors[i] = error
+            return blank
+
+    images = fit_all(read, len(paths), size)
+    skipped.add(errors)
+    kept = np.array([i for i in range(len(paths)) if i not in errors], np.int64)
+    if len(kept) == 0:
+        raise all_corrupt(len(paths), paths[0], paths[-1])
+    return images if len(kept) == len(paths) else images[kept], kept
+
+
+def fit_all(read: Callable[[int], Image.Image], n: int, size: int) -> np.ndarray:
+    """Pictures ``read(0)`` to ``read(n - 1)``, read in parallel threads: uint8 ``[n, 3, size, size]``.
+
+    Raises the first error of ``read``, and InputError if the result cannot fit in memory.
+    """
+    _require_memory(n, size)
+    images = np.empty((n, 3, size, size), np.uint8)
+
+    def fit_some(start: int) -> None:
+        for i in range(start, min(n, start + _FILES_PER_TASK)):
+            images[i] = _fit(read(i), size).transpose(2, 0, 1)
+
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        for _ in pool.map(fit_some, range(0, n, _FILES_PER_TASK)):
             pass
     return images
 
@@ -202,10 +283,11 @@ def resize_arrays(images: np.ndarray, size: int) -> np.ndarray:
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
-def _decode_one(path: Path, size: int) -> np.ndarray:
+def open_rgb(path: Path) -> Image.Image:
+    """The decoded picture in RGB at its full size; raises CorruptImage, or InputError for a file it may not read."""
     try:
         with Image.open(path) as image:
-            return _fit(image.convert("RGB"), size).transpose(2, 0, 1)
+            return image.convert("RGB")
     except _DECODING_ERRORS as error:
         raise _unreadable(path, error) from error
 
@@ -221,10 +303,23 @@ def _fit(image: Image.Image, size: int) -> np.ndarray:
 
 
 def _unreadable(path: Path, error: BaseException) -> InputError:
-    return InputError(
+    if isinstance(error, OSError) and error.errno is not None:
+        return InputError(
+            f"cannot read this file: {error.strerror}", where=path, next_step="make it readable"
+        )
+    return CorruptImage(
         f"cannot decode this image: {error}",
         where=path,
-        next_step="replace the file or remove it",
+        next_step="replace the file or remove it, or go on without such files: --set corrupt_images=skip",
+    )
+
+
+def all_corrupt(n: int, first: Path, last: Path) -> InputError:
+    """The error for ``n`` files, from ``first`` to ``last``, of which not one can be decoded."""
+    return InputError(
+        f"none of the {n} images can be decoded",
+        where=os.path.commonpath([first.parent, last.parent]),
+        next_step="check that they were downloaded and unpacked whole",
     )
 
 

@@ -1,14 +1,18 @@
-"""Image sets: labelled images in memory, by name.
+"""Image sets: labelled images by name.
 
 ``digit-scenes`` is embedded (`data.digit_scenes`), ``cifar10`` is read from a data folder, ``folder:PATH`` is
-any folder of images (`data.folders`). Every set has the splits ``train``, ``val`` and ``test``. Where a set
-brings no validation images, a tenth of its training images (stratified, always the same) becomes ``val`` and
-is no longer in ``train``. Hyperparameters are selected on ``val``; ``test`` is for the final number.
+any folder of images (`data.folders`), which stays on disk when it is large (`data.streaming`). ``voc:PATH`` and
+``coco:PATH`` are pictures with annotated objects (`data.voc`, `data.coco`). Every set has the
+splits ``train``, ``val`` and ``test``. Where a set brings no validation images, a tenth of its training images
+(stratified, always the same) becomes ``val`` and is no longer in ``train``. Hyperparameters are selected on
+``val``; ``test`` is for the final number.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +24,14 @@ import torch
 from torch import Tensor
 
 from data import digit_scenes, folders
+from data.coco import read_coco
+from data.detection import AnnotatedSet, DetectionSplit, detection_split
 from data.errors import InputError, unknown_name
+from data.folders import Corrupt
+from data.streaming import Images, StreamedImages
+from data.voc import read_voc
+
+_log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 Channels = tuple[float, float, float]
@@ -32,36 +43,24 @@ CIFAR10_STD: Channels = (0.2470, 0.2435, 0.2616)
 DIGIT_SCENES_MEAN: Channels = (0.5, 0.5, 0.5)
 DIGIT_SCENES_STD: Channels = (0.23, 0.20, 0.25)
 
+_IN_MEMORY_BYTES = 4 * 2**30
 _HELD_OUT = 0.1
 _SUBSET_SEED = 0
 _CIFAR10_SIZE = 32
 _CIFAR10_FOLDERS = ("cifar10-jpeg", "cifar10")
 _FOLDER_PREFIX = "folder:"
+_ANNOTATED = {"voc:": read_voc, "coco:": read_coco}
 
 
 @dataclass(frozen=True)
 class Split:
-    """``images`` uint8 ``[N, 3, H, W]`` RGB and ``labels`` int64 ``[N]``, -1 where unlabelled."""
+    """``images`` uint8 ``[N, 3, H, W]`` RGB and ``labels`` int64 ``[N]``, -1 where unlabelled.
 
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-
-@dataclass(frozen=True)
-class DetectionSplit:
-    """Images with objects; one tensor per image for each annotation.
-
-    ``images`` uint8 ``[N, 3, H, W]``; ``boxes`` float32 ``[n, 4]`` xyxy in pixels; ``labels`` int64 ``[n]``
-    from 0; ``masks`` bool ``[n, H, W]``.
+    The images of a streamed set are a `StreamedImages`, which decodes what is asked of it.
     """
 
-    images: Tensor
-    boxes: list[Tensor]
-    labels: list[Tensor]
-    masks: list[Tensor]
+    images: Images
+    labels: Tensor
 
     def __len__(self) -> int:
         return len(self.images)
@@ -70,7 +69,8 @@ class DetectionSplit:
 class ImageSet(ABC):
     """Images of one kind and size with their splits, loaded when first asked for.
 
-    ``limits`` maps split names to the largest number of images; a smaller split is a stratified subset.
+    ``limits`` maps split names to the largest number of images; a smaller split is a stratified subset. Every
+    split of a ``streamed`` set is a `StreamedImages`.
     """
 
     name: str
@@ -78,6 +78,7 @@ class ImageSet(ABC):
     image_size: int
     mean: Channels
     std: Channels
+    streamed: bool = False
     has_detection: bool = False
     detection_classes: tuple[str, ...] = ()
 
@@ -100,9 +101,19 @@ class ImageSet(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of everything that determines the pixels and labels of every split."""
-        parts = (self.content, self.image_size, sorted(self._limits.items()))
+        """SHA-256 of everything that determines the pixels and labels of every split and of training's views.
+
+        Training cuts its views from whole pictures where a set is streamed, else from squares of the image size.
+        """
+        parts: tuple[object, ...] = (self.content, self.image_size, sorted(self._limits.items()))
+        if self.streamed:
+            parts += ("streamed",)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many corrupt images of each split were left out so far; only splits with such images."""
+        return {}
 
     def split(self, name: str) -> Split:
         """The images and labels of ``train``, ``val`` or ``test``; raises InputError if there are none."""
@@ -111,9 +122,12 @@ class ImageSet(ABC):
         if name not in self._splits:
             labels = self._labels(name)
             index = stratified_subset(labels, self._limits.get(name, len(labels)), _SUBSET_SEED)
-            images = torch.from_numpy(self._images(name, index))
-            self._splits[name] = Split(images, torch.from_numpy(labels[index].astype(np.int64)))
+            self._splits[name] = self._load(name, index, labels[index].astype(np.int64))
         return self._splits[name]
+
+    def _load(self, name: str, index: np.ndarray, labels: np.ndarray) -> Split:
+        """Some images of a split with their labels."""
+        return Split(torch.from_numpy(self._images(name, index)), torch.from_numpy(labels))
 
     def detection(self, name: str) -> DetectionSplit:
         """The images with boxes and masks; raises InputError, for most sets have none."""
@@ -180,10 +194,6 @@ class _HeldOut(ImageSet):
     def _stored_labels(self, name: str) -> np.ndarray | None:
         """The labels of a split as it is stored, or None where the set has no such split."""
 
-    @abstractmethod
-    def _stored_images(self, name: str, index: np.ndarray) -> np.ndarray:
-        """Some images of a split as it is stored."""
-
     @cached_property
     def _validation_index(self) -> np.ndarray:
         """Which of the stored training images are held out, in ascending order."""
@@ -214,13 +224,14 @@ class _HeldOut(ImageSet):
         assert labels is not None
         return labels[index]
 
-    def _images(self, name: str, index: np.ndarray) -> np.ndarray:
-        stored, place = self._stored(name)
-        return self._stored_images(stored, place[index])
-
 
 class FolderImages(_HeldOut):
-    """Images in folders, decoded when a split is first asked for."""
+    """Images in folders, decoded when a split is first asked for, or streamed.
+
+    ``stream`` None streams a set whose decoded splits are larger than 4 GiB together. That depends on the set
+    alone, so another machine makes the same views. What becomes of corrupt images says ``corrupt``: ``refuse`` them
+    by name, or ``skip``: a split in memory goes without them, a streamed one has substitutes.
+    """
 
     def __init__(
         self,
@@ -229,24 +240,99 @@ class FolderImages(_HeldOut):
         image_size: int,
         normalisation: tuple[Channels, Channels],
         limits: Mapping[str, int],
+        corrupt: Corrupt = "refuse",
+        stream: bool | None = None,
     ) -> None:
         super().__init__(limits)
         self.name, self.classes, self.image_size = name, files.classes, image_size
         self.mean, self.std = normalisation
-        self._files = files
+        self._files, self._corrupt = files, corrupt
+        self._skipped: dict[str, folders.SkippedFiles] = {}
+        self.streamed = self._decoded_bytes() > _IN_MEMORY_BYTES if stream is None else stream
 
     @property
     def content(self) -> str:
         """Names below the folder and their sizes in bytes."""
         return self._files.fingerprint()
 
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many corrupt images of each split were left out so far; only splits with such images."""
+        return {name: len(files) for name, files in self._skipped.items() if len(files)}
+
+    def _decoded_bytes(self) -> int:
+        """Of all the splits together."""
+        names = [name for name in SPLITS if name != "test" or name in self._files.splits]
+        images = sum(min(len(self._labels(name)), self._limits.get(name, sys.maxsize)) for name in names)
+        return images * 3 * self.image_size**2
+
     def _stored_labels(self, name: str) -> np.ndarray | None:
         listed = self._files.splits.get(name)
         return None if listed is None else listed.labels
 
-    def _stored_images(self, name: str, index: np.ndarray) -> np.ndarray:
-        listed = self._files.splits[name]
-        return folders.decode([listed.paths[i] for i in index], self.image_size)
+    def _paths(self, name: str, index: np.ndarray) -> list[Path]:
+        stored, place = self._stored(name)
+        listed = self._files.splits[stored].paths
+        return [listed[i] for i in place[index]]
+
+    def _images(self, name: str, index: np.ndarray) -> np.ndarray:
+        return folders.decode(self._paths(name, index), self.image_size)
+
+    def _load(self, name: str, index: np.ndarray, labels: np.ndarray) -> Split:
+        if self.streamed:
+            images = StreamedImages(self._paths(name, index), labels, self.image_size, self._corrupt)
+            self._skipped[name] = images.skipped
+            return Split(images, torch.from_numpy(labels))
+        if self._corrupt == "refuse":
+            return super()._load(name, index, labels)
+        self._skipped[name] = folders.SkippedFiles()
+        paths = self._paths(name, index)
+        pixels, kept = folders.decode_readable(paths, self.image_size, self._skipped[name])
+        if name in self.skipped:
+            _log.warning("skipped %d of %d images of %s", self.skipped[name], len(paths), name)
+        return Split(torch.from_numpy(pixels), torch.from_numpy(labels[kept]))
+
+
+class AnnotatedPictures(FolderImages):
+    """Pictures with annotated objects: a Pascal VOC folder (`data.voc`) or COCO's (`data.coco`).
+
+    Whole pictures are for detection, which has the splits ``train`` and ``test``. As squares they are unlabelled:
+    fit for pretraining.
+    """
+
+    has_detection = True
+
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        annotations: AnnotatedSet,
+        image_size: int | None,
+        limits: Mapping[str, int],
+        corrupt: Corrupt = "refuse",
+        stream: bool | None = None,
+    ) -> None:
+        listed = {
+            split: folders.FileList([image.path for image in images], np.full(len(images), -1, np.int64))
+            for split, images in annotations.splits.items()
+        }
+        files = folders.ImageFiles(root, (), listed)
+        size = image_size or folders.natural_size(files, corrupt)
+        super().__init__(name, files, size, (IMAGENET_MEAN, IMAGENET_STD), limits, corrupt, stream)
+        self.detection_classes = annotations.classes
+        self._annotations = annotations
+
+    @property
+    def content(self) -> str:
+        """Names and sizes of the pictures, and every annotation."""
+        return f"{super().content} {self._annotations.digest()}"
+
+    def detection(self, name: str) -> DetectionSplit:
+        """The annotated pictures of ``train`` or ``test``; a limit on the split takes the first."""
+        if name not in self._annotations.splits:
+            raise unknown_name("split", name, self._annotations.splits, where=self.name)
+        images = self._annotations.splits[name]
+        return detection_split(images[: self._limits.get(name, len(images))])
 
 
 class Cifar10Batches(_HeldOut):
@@ -269,9 +355,9 @@ class Cifar10Batches(_HeldOut):
     def _stored_labels(self, name: str) -> np.ndarray | None:
         return self._arrays[name][1] if name in self._arrays else None
 
-    def _stored_images(self, name: str, index: np.ndarray) -> np.ndarray:
-        images = self._arrays[name][0][index]
-        return folders.resize_arrays(images, self.image_size)
+    def _images(self, name: str, index: np.ndarray) -> np.ndarray:
+        stored, place = self._stored(name)
+        return folders.resize_arrays(self._arrays[stored][0][place[index]], self.image_size)
 
 
 def _read_cifar10(root: Path, train: bool) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
@@ -309,8 +395,8 @@ def stratified_subset(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
 
 
 def image_set_names() -> list[str]:
-    """The names `load_image_set` knows; ``folder:PATH`` stands for any folder."""
-    return ["cifar10", "digit-scenes", "folder:PATH"]
+    """The names `load_image_set` knows; with ``PATH`` they stand for any folder of that format."""
+    return ["cifar10", "coco:PATH", "digit-scenes", "folder:PATH", "voc:PATH"]
 
 
 def load_image_set(
@@ -318,13 +404,16 @@ def load_image_set(
     data_root: Path | None = None,
     image_size: int | None = None,
     limit: Mapping[str, int] | None = None,
+    corrupt: Corrupt = "refuse",
+    stream: bool | None = None,
 ) -> ImageSet:
     """The image set called ``name``.
 
     ``data_root`` is the folder that holds ``cifar10``; ``image_size`` the side of the square images in pixels
     (default: 32 for ``cifar10`` and ``digit-scenes``, see `data.folders.natural_size` for folders); ``limit``
-    the largest number of images of a split. Raises InputError for an unknown name, missing or unreadable
-    files and limits that make no sense.
+    the largest number of images of a split. ``corrupt`` and ``stream`` are about images in files, see
+    `FolderImages`. Raises InputError for an unknown name, missing or unreadable files and limits that make no
+    sense.
     """
     limits = _checked_limits(limit or {})
     if image_size is not None and not 8 <= image_size <= 1024:
@@ -333,11 +422,15 @@ def load_image_set(
         config = digit_scenes.DigitScenesConfig()
         return DigitScenes(replace(config, image_size=image_size or config.image_size), limits)
     if name == "cifar10":
-        return _load_cifar10(data_root, image_size or _CIFAR10_SIZE, limits)
+        return _load_cifar10(data_root, image_size or _CIFAR10_SIZE, limits, corrupt, stream)
     if name.startswith(_FOLDER_PREFIX):
         files = folders.list_images(Path(name.removeprefix(_FOLDER_PREFIX)).expanduser())
-        size = image_size or folders.natural_size(files)
-        return FolderImages(name, files, size, (IMAGENET_MEAN, IMAGENET_STD), limits)
+        size = image_size or folders.natural_size(files, corrupt)
+        return FolderImages(name, files, size, (IMAGENET_MEAN, IMAGENET_STD), limits, corrupt, stream)
+    for prefix, read in _ANNOTATED.items():
+        if name.startswith(prefix):
+            root = Path(name.removeprefix(prefix)).expanduser()
+            return AnnotatedPictures(name, root, read(root), image_size, limits, corrupt, stream)
     raise unknown_name("image set", name, image_set_names())
 
 
@@ -350,7 +443,9 @@ def _checked_limits(limits: Mapping[str, int]) -> Mapping[str, int]:
     return limits
 
 
-def _load_cifar10(data_root: Path | None, image_size: int, limits: Mapping[str, int]) -> ImageSet:
+def _load_cifar10(
+    data_root: Path | None, image_size: int, limits: Mapping[str, int], corrupt: Corrupt, stream: bool | None
+) -> ImageSet:
     if data_root is None:
         raise InputError(
             "cifar10 is not embedded and no data folder is given",
@@ -363,7 +458,8 @@ def _load_cifar10(data_root: Path | None, image_size: int, limits: Mapping[str, 
     for candidate in _CIFAR10_FOLDERS:
         if (data_root / candidate).is_dir():
             files = folders.list_images(data_root / candidate)
-            return FolderImages("cifar10", files, image_size, (CIFAR10_MEAN, CIFAR10_STD), limits)
+            normalisation = (CIFAR10_MEAN, CIFAR10_STD)
+            return FolderImages("cifar10", files, image_size, normalisation, limits, corrupt, stream)
     raise _no_cifar10(data_root)
 
 

@@ -1,12 +1,14 @@
 """Batched augmentation against torchvision's functional operations, one image at a time."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
+import data.augment
 from data.augment import ViewParameters, ViewPolicy, apply, augment, blur_taps, draw_parameters, eval_view
 
 ZERO, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -153,6 +155,27 @@ def test_the_whole_pipeline_is_the_operations_in_order() -> None:
         # a pixel within rounding of the solarisation threshold may fall on its other side
         wrong = (result[i].double() - expected).abs() > 2e-5
         assert wrong.float().mean() < 0.001
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_large_images_take_another_way_to_the_same_pixels(
+    interpolation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU large sides are resized and blurred without the dense matrices of small ones."""
+    images = random_images(12, 150, 140)
+    policy = replace(EVERYTHING, size=132, solarize=0.0, interpolation=interpolation)  # type: ignore[arg-type]
+    drawn = draw_parameters(policy, 12, 150, 140, torch.Generator().manual_seed(2))
+    assert 0 < drawn.blur.sum() < 12
+    assert 0 < drawn.flip.sum() < 12
+    result = apply(images, drawn, policy, ZERO, ONE)
+    for i in range(12):
+        expected = reference(images[i], drawn[i : i + 1], policy)
+        torch.testing.assert_close(result[i].double(), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(apply(images / 255, drawn, policy, ZERO, ONE), result, atol=1e-5, rtol=0)
+    monkeypatch.setattr(data.augment, "_LARGEST_DENSE_SIDE", 200)
+    dense = apply(images, drawn, policy, ZERO, ONE)
+    torch.testing.assert_close(dense, result, atol=1e-5, rtol=0)
+    assert not torch.equal(dense, result)
 
 
 def test_an_image_of_the_batch_is_the_image_alone() -> None:

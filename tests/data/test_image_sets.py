@@ -15,7 +15,7 @@ from data.image_sets import image_set_names, load_image_set, stratified_subset
 
 
 def test_names() -> None:
-    assert image_set_names() == ["cifar10", "digit-scenes", "folder:PATH"]
+    assert image_set_names() == ["cifar10", "coco:PATH", "digit-scenes", "folder:PATH", "voc:PATH"]
     with pytest.raises(InputError) as caught:
         load_image_set("digitscenes")
     assert caught.value.nearest == "digit-scenes"

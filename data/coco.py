@@ -1,0 +1,266 @@
+"""COCO JSON: boxes, polygons, run-length masks and crowds.
+
+A folder holds ``annotations/instances_train*.json`` and ``instances_test*.json`` or, where there is no such file,
+``instances_val*.json``, with the pictures in ``<name>/`` or ``images/<name>/``, <name> being what follows
+``instances_``, or directly in ``images/``. Training is the first file, testing the second. Labels number the
+categories of the training file in the order of their identifiers.
+
+A box is x, y, width, height; the rules about bad boxes are those of `data.detection`. A mask is a list of polygons
+(x, y, x, y ...), compressed or uncompressed run lengths, which must have the size of the image and decode to it. A
+polygon of fewer than three corners is left out and counted as a repair; a mask without a polygon that reaches into the
+image is refused. Either every object of a set has a mask or none has. Malformed JSON, missing keys, identifiers that
+occur twice or refer to nothing, and an image in both splits are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as run_length
+
+from data.detection import AnnotatedImage, AnnotatedObject, AnnotatedSet, Repairs, check_pictures, checked_box
+from data.errors import InputError
+from data.folders import existing_folder
+
+_CORRECT = "correct the annotation"
+
+
+def list_coco(root: Path) -> dict[str, Path]:
+    """The annotation files of ``train`` and ``test``; raises InputError where one is missing or ambiguous."""
+    existing_folder(root)
+    files = {"train": _annotation_file(root, "train"), "test": _annotation_file(root, "test")}
+    if files["test"] is None:
+        files["test"] = _annotation_file(root, "val")
+    found = {split: file for split, file in files.items() if file is not None}
+    for split in files:
+        if split not in found:
+            raise InputError(
+                f"there is no annotations/instances_{split}*.json",
+                where=root,
+                next_step="give the folder that holds annotations/ and the pictures, as COCO unpacks them",
+            )
+    return found
+
+
+def _annotation_file(root: Path, split: str) -> Path | None:
+    found = sorted((root / "annotations").glob(f"instances_{split}*.json"))
+    if len(found) > 1:
+        raise InputError(
+            f"more than one annotation file for {split}: {', '.join(path.name for path in found)}",
+            where=root / "annotations",
+            next_step="leave one of them",
+        )
+    return found[0] if found else None
+
+
+def read_coco(root: Path) -> AnnotatedSet:
+    """Every annotation of a COCO folder, checked against the pictures' headers.
+
+    Raises InputError naming file and object for whatever `data.detection` and this module refuse.
+    """
+    files = list_coco(root)
+    documents = {split: _parse(file) for split, file in files.items()}
+    categories = _by_id(documents["train"], "categories", ("name",), files["train"])
+    names = tuple(str(categories[i]["name"]) for i in sorted(categories))
+    labels = {identifier: label for label, identifier in enumerate(sorted(categories))}
+    repairs = Repairs()
+    splits = {
+        split: _images(documents[split], file, _picture_folder(root, file), labels, repairs)
+        for split, file in files.items()
+    }
+    _require_consistent(splits, root)
+    for images in splits.values():
+        check_pictures(images)
+    return AnnotatedSet(names, splits, repairs.count)
+
+
+def _parse(file: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(file.read_bytes())
+    except (ValueError, OSError) as error:
+        raise InputError(f"malformed JSON: {error}", where=file, next_step="download it again") from error
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(document, dict) or not isinstance(document.get(key), list):
+            raise InputError(
+                f"this is no COCO file: it has no list {key!r}",
+                where=file,
+                next_step="use an instances_*.json with images, annotations and categories",
+            )
+    return document
+
+
+def _picture_folder(root: Path, file: Path) -> Path:
+    name = re.sub(r"^instances_", "", file.stem)
+    candidates = (root / name, root / "images" / name, root / "images")
+    return next((folder for folder in candidates if folder.is_dir()), candidates[0])
+
+
+def _by_id(document: dict[str, Any], kind: str, keys: Sequence[str], file: Path) -> dict[Any, dict[str, Any]]:
+    """The entries of a list by their identifier; raises InputError for a missing key or a repeated identifier."""
+    entries: dict[Any, dict[str, Any]] = {}
+    for position, entry in enumerate(document[kind]):
+        where = f"{file}, {kind}[{position}]"
+        missing = [key for key in ("id", *keys) if not isinstance(entry, dict) or key not in entry]
+        if missing:
+            raise InputError(f"missing key: {', '.join(missing)}", where=where, next_step=_CORRECT)
+        if entry["id"] in entries:
+            raise InputError(f"the identifier {entry['id']!r} occurs twice", where=where, next_step=_CORRECT)
+        entries[entry["id"]] = entry
+    return entries
+
+
+def _images(
+    document: dict[str, Any], file: Path, folder: Path, labels: dict[Any, int], repairs: Repairs
+) -> list[AnnotatedImage]:
+    images = _by_id(document, "images", ("file_name", "height", "width"), file)
+    if not images:
+        raise InputError("this file lists no image", where=file, next_step="use a file with images")
+    for identifier, image in images.items():
+        if not all(isinstance(image[side], int) and image[side] > 0 for side in ("height", "width")):
+            what = f"not a size: {image['width']!r}x{image['height']!r}"
+            raise InputError(what, where=f"{file}, image {identifier}", next_step=_CORRECT)
+    objects: dict[Any, list[AnnotatedObject]] = {identifier: [] for identifier in images}
+    annotations = _by_id(document, "annotations", ("image_id", "category_id", "bbox"), file)
+    for identifier, annotation in annotations.items():
+        where = f"{file}, annotation {identifier}"
+        image = _referred(images, annotation["image_id"], "image", where)
+        label = _referred(labels, annotation["category_id"], "category", where)
+        found = _object(annotation, label, image["height"], image["width"], where, repairs)
+        if found is not None:
+            objects[annotation["image_id"]].append(found)
+    return [
+        AnnotatedImage(
+            _picture(folder, str(image["file_name"]), f"{file}, image {identifier}"),
+            image["height"],
+            image["width"],
+            tuple(objects[identifier]),
+        )
+        for identifier, image in images.items()
+    ]
+
+
+def _picture(folder: Path, name: str, where: str) -> Path:
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise InputError(f"the file name {name!r} leads out of {folder}", where=where, next_step=_CORRECT)
+    return folder / name
+
+
+def _referred(table: dict[Any, Any], identifier: Any, kind: str, where: str) -> Any:
+    if identifier not in table:
+        raise InputError(f"there is no {kind} {identifier!r}", where=where, next_step=_CORRECT)
+    return table[identifier]
+
+
+def _object(
+    annotation: dict[str, Any], label: int, height: int, width: int, where: str, repairs: Repairs
+) -> AnnotatedObject | None:
+    box = annotation["bbox"]
+    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, int | float) for side in box):
+        raise InputError(f"bbox is not x, y, width, height: {box!r}", where=where, next_step=_CORRECT)
+    left, top, box_width, box_height = box
+    edges = checked_box((left, top, left + box_width, top + box_height), height, width, where, repairs)
+    if edges is None:
+        return None
+    mask = _mask(annotation.get("segmentation"), height, width, where, repairs)
+    return AnnotatedObject(edges, label, crowd=bool(annotation.get("iscrowd", 0)), mask=mask)
+
+
+def _mask(segmentation: Any, height: int, width: int, where: str, repairs: Repairs) -> dict[str, Any] | None:
+    """A mask's compressed run lengths, None where there is no mask."""
+    if not segmentation:
+        return None
+    if isinstance(segmentation, dict):
+        return _run_lengths(segmentation, height, width, where)
+    polygons = _polygons(segmentation, height, width, where, repairs)
+    merged: dict[str, Any] = run_length.merge(run_length.frPyObjects(polygons, height, width))
+    return merged
+
+
+def _run_lengths(code: dict[str, Any], height: int, width: int, where: str) -> dict[str, Any]:
+    if code.get("size") != [height, width]:
+        raise InputError(
+            f"the mask is of size {code.get('size')}, the image of {[height, width]} (height, width)",
+            where=where,
+            next_step=_CORRECT,
+        )
+    try:
+        counts = code["counts"]
+        runs = counts if isinstance(counts, list) else _unpacked(counts)
+        if min(runs, default=0) < 0 or sum(runs) != height * width:
+            raise ValueError(f"the runs cover {sum(runs)} of {height * width} pixels")
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise InputError(f"the mask cannot be decoded: {error!r}", where=where, next_step=_CORRECT) from error
+    compressed: dict[str, Any] = run_length.frPyObjects(
+        {"size": [height, width], "counts": runs}, height, width
+    )
+    return compressed
+
+
+def _unpacked(counts: str) -> list[int]:
+    """The runs in a compressed string: signed numbers of five bits a character, from the third on differences.
+
+    pycocotools reads a string that was cut short as if the rest were background; so it is read here. Raises ValueError
+    or IndexError for a string that is none.
+    """
+    runs: list[int] = []
+    position = 0
+    while position < len(counts):
+        number, shift, more = 0, 0, True
+        while more:
+            bits = ord(counts[position]) - 48
+            if not 0 <= bits < 64:
+                raise ValueError(f"{counts[position]!r} at position {position}")
+            number |= (bits & 31) << shift
+            position, shift, more = position + 1, shift + 5, bool(bits & 32)
+        if bits & 16:
+            number -= 1 << shift
+        runs.append(number + (runs[-2] if len(runs) > 2 else 0))
+    return runs
+
+
+def _polygons(segmentation: Any, height: int, width: int, where: str, repairs: Repairs) -> list[list[float]]:
+    """The polygons that have an area, at least one of them inside the image."""
+    try:
+        corners = [np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation]
+        valid = all(np.isfinite(polygon).all() for polygon in corners)
+    except (ValueError, TypeError):
+        valid = False
+    if not valid:
+        raise InputError("a polygon is not a list of points x, y, x, y", where=where, next_step=_CORRECT)
+    proper = [polygon for polygon in corners if len(polygon) >= 3]
+    if len(proper) < len(corners):
+        repairs.add("left out a polygon of fewer than three corners", where)
+    if not any((p.max(0) >= 0).all() and (p.min(0) <= (width, height)).all() for p in proper):
+        raise InputError(
+            f"no polygon of the mask lies inside the image of {width}x{height} pixels",
+            where=where,
+            next_step=_CORRECT,
+        )
+    return [polygon.ravel().tolist() for polygon in proper]
+
+
+def _require_consistent(splits: dict[str, list[AnnotatedImage]], root: Path) -> None:
+    objects = [o for images in splits.values() for image in images for o in image.objects]
+    without = sum(o.mask is None for o in objects)
+    if 0 < without < len(objects):
+        raise InputError(
+            f"{without} of {len(objects)} objects have no mask",
+            where=root / "annotations",
+            next_step="give every object a mask, or none",
+        )
+    both = _paths(splits["train"]) & _paths(splits["test"])
+    if both:
+        raise InputError(
+            f"{len(both)} images are listed for training and for testing",
+            where=min(both),
+            next_step="take them out of one of the annotation files",
+        )
+
+
+def _paths(images: Iterable[AnnotatedImage]) -> set[Path]:
+    return {image.path for image in images}

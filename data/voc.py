@@ -1,0 +1,189 @@
+"""Pascal VOC folders: XML annotations, ImageSets lists, the union of 2007 and 2012.
+
+Two layouts. A devkit holds ``VOC2007`` and ``VOC2012`` or one of them: training is the union of their ``trainval``
+lists, testing the ``test`` list of 2007 (that of 2012 has no public annotations; without 2007 training is ``train``
+and testing ``val`` of 2012), the classes are the twenty of VOC. A single folder holds ``Annotations``,
+``ImageSets/Main`` and ``JPEGImages``: training is ``trainval`` and testing ``test``, or ``train`` and ``val`` where
+there is no ``test``; the classes are the names that occur in training, sorted.
+
+Coordinates in the files are 1-based and inclusive: a box from 1 to W covers the image. One is subtracted from the left
+and top edges alone, which makes the box [0, W) (as Detectron2 does). Difficult objects are kept and flagged. The
+rules about bad boxes are those of `data.detection`; malformed XML, an object without name or box, and an image listed
+for training and for testing are refused. A picture is ``<name>.jpg``, or ``.jpeg`` or ``.png`` where there is no such
+file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+from data.detection import AnnotatedImage, AnnotatedObject, AnnotatedSet, Repairs, check_pictures, checked_box
+from data.errors import InputError, unknown_name
+from data.folders import existing_folder, nearest_entry
+
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+_EDGES = ("xmin", "ymin", "xmax", "ymax")
+_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An image that a list names: its annotation and its picture."""
+
+    annotation: Path
+    picture: Path
+
+
+def list_voc(root: Path) -> tuple[dict[str, list[Listed]], tuple[str, ...] | None]:
+    """The images of ``train`` and ``test`` of a devkit or a single folder, and the classes if the layout fixes them.
+
+    Raises InputError for a folder of neither layout, a missing or empty list, and an image in both splits.
+    """
+    existing_folder(root)
+    years = [year for year in ("VOC2007", "VOC2012") if (root / year / "Annotations").is_dir()]
+    if not years and not (root / "Annotations").is_dir():
+        raise InputError(
+            "this is no Pascal VOC folder: there is no Annotations, VOC2007 or VOC2012",
+            where=root,
+            nearest=nearest_entry(root, "Annotations"),
+            next_step="give the folder that holds Annotations, ImageSets and JPEGImages, or the VOCdevkit",
+        )
+    if not years:
+        splits = _single_folder(root)
+    elif "VOC2007" in years:
+        splits = {
+            "train": [listed for year in years for listed in _list(root / year, "trainval")],
+            "test": _list(root / "VOC2007", "test"),
+        }
+    else:
+        splits = {"train": _list(root / "VOC2012", "train"), "test": _list(root / "VOC2012", "val")}
+    _require_disjoint(splits)
+    return splits, VOC_CLASSES if years else None
+
+
+def _single_folder(root: Path) -> dict[str, list[Listed]]:
+    train, test = ("trainval", "test") if _list_file(root, "test").is_file() else ("train", "val")
+    if not _list_file(root, train).is_file():
+        train = "train"
+    return {"train": _list(root, train), "test": _list(root, test)}
+
+
+def _list_file(folder: Path, split: str) -> Path:
+    return folder / "ImageSets" / "Main" / f"{split}.txt"
+
+
+def _list(folder: Path, split: str) -> list[Listed]:
+    file = _list_file(folder, split)
+    if not file.is_file():
+        raise InputError("this list of images is missing", where=file, next_step="write one name a line")
+    names = [line.split()[0] for line in file.read_text(errors="replace").splitlines() if line.strip()]
+    if not names:
+        raise InputError("this list names no image", where=file, next_step="write one name a line")
+    return [Listed(folder / "Annotations" / f"{name}.xml", _picture(folder, name)) for name in names]
+
+
+def _picture(folder: Path, name: str) -> Path:
+    candidates = [folder / "JPEGImages" / f"{name}{suffix}" for suffix in _SUFFIXES]
+    return next((path for path in candidates if path.is_file()), candidates[0])
+
+
+def _require_disjoint(splits: dict[str, list[Listed]]) -> None:
+    both = {listed.picture for listed in splits["train"]} & {listed.picture for listed in splits["test"]}
+    if both:
+        raise InputError(
+            f"{len(both)} images are listed for training and for testing",
+            where=min(both),
+            next_step="take them out of one of the lists in ImageSets/Main",
+        )
+
+
+def read_voc(root: Path) -> AnnotatedSet:
+    """Every annotation of a Pascal VOC folder, checked against its picture's header.
+
+    Raises InputError naming file and object for whatever `data.detection` and this module refuse.
+    """
+    listed, classes = list_voc(root)
+    trees = {name: [(each, _parse(each.annotation)) for each in images] for name, images in listed.items()}
+    if classes is None:
+        names = (_name(obj, each, i) for each, tree in trees["train"] for i, obj in _objects(tree))
+        classes = tuple(sorted(set(names)))
+    repairs = Repairs()
+    splits = {
+        name: [_image(each, tree, classes, repairs) for each, tree in images]
+        for name, images in trees.items()
+    }
+    for images in splits.values():
+        check_pictures(images)
+    return AnnotatedSet(classes, splits, repairs.count)
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"cannot read this annotation: {error.strerror}",
+            where=file,
+            next_step="restore it, or take its image out of the list in ImageSets/Main",
+        ) from error
+
+
+def _parse(file: Path) -> ElementTree.Element:
+    try:
+        return ElementTree.fromstring(_read(file))
+    except ElementTree.ParseError as error:
+        raise InputError(f"malformed XML: {error}", where=file, next_step="correct or restore it") from error
+
+
+def _objects(tree: ElementTree.Element) -> Iterable[tuple[int, ElementTree.Element]]:
+    return enumerate(tree.findall("object"), start=1)
+
+
+def _where(listed: Listed, index: int, name: str = "") -> str:
+    return f"{listed.annotation}, object {index}{f' ({name})' if name else ''}"
+
+
+def _name(obj: ElementTree.Element, listed: Listed, index: int) -> str:
+    name = (obj.findtext("name") or "").strip()
+    if not name:
+        raise InputError("an object without name", where=_where(listed, index), next_step="name its class")
+    return name
+
+
+def _image(
+    listed: Listed, tree: ElementTree.Element, classes: Sequence[str], repairs: Repairs
+) -> AnnotatedImage:
+    height, width = (
+        int(_number(tree, f"size/{side}", str(listed.annotation))) for side in ("height", "width")
+    )
+    objects = []
+    for index, obj in _objects(tree):
+        name = _name(obj, listed, index)
+        where = _where(listed, index, name)
+        if name not in classes:
+            raise unknown_name("class", name, classes, where=where)
+        left, top, right, bottom = (_number(obj, f"bndbox/{edge}", where) for edge in _EDGES)
+        box = checked_box((left - 1, top - 1, right, bottom), height, width, where, repairs)
+        if box is not None:
+            difficult = (obj.findtext("difficult") or "0").strip() == "1"
+            objects.append(AnnotatedObject(box, classes.index(name), difficult=difficult))
+    return AnnotatedImage(listed.picture, height, width, tuple(objects))
+
+
+def _number(element: ElementTree.Element, path: str, where: str) -> float:
+    text = element.findtext(path)
+    try:
+        number = float(text or "")
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        what = f"{path} is missing" if text is None else f"{path} is not a number: {text.strip()!r}"
+        raise InputError(what, where=where, next_step="correct the annotation")
+    return number

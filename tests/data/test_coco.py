@@ -1,0 +1,231 @@
+import copy
+import json
+import logging
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as run_length
+
+from data.coco import read_coco
+from data.errors import InputError
+from data.image_sets import load_image_set
+
+HEIGHT, WIDTH = 20, 30
+
+
+def block(top, bottom, left, right):
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[top:bottom, left:right] = 1
+    return mask
+
+
+def compressed(mask):
+    code = run_length.encode(np.asfortranarray(mask))
+    return {"size": code["size"], "counts": code["counts"].decode()}
+
+
+def uncompressed(mask):
+    """Run lengths in column order, beginning with zeros, written down independently of pycocotools."""
+    counts, value = [0], 0
+    for pixel in mask.flatten(order="F").tolist():
+        if pixel != value:
+            counts.append(0)
+            value = pixel
+        counts[-1] += 1
+    return {"size": [HEIGHT, WIDTH], "counts": counts}
+
+
+def annotation(identifier, box, **others):
+    return {"id": identifier, "image_id": 7, "category_id": 90, "bbox": box, "iscrowd": 0, **others}
+
+
+def document(image_id, name, annotations):
+    return {
+        "images": [{"id": image_id, "file_name": name, "height": HEIGHT, "width": WIDTH}],
+        "categories": [{"id": 90, "name": "toothbrush"}, {"id": 1, "name": "person"}],
+        "annotations": annotations,
+    }
+
+
+TRAIN = [
+    annotation(1, [2, 3, 10, 5], segmentation=[[2, 3, 12, 3, 12, 8, 2, 8]]),
+    annotation(2, [0, 0, 30, 20], segmentation=uncompressed(block(4, 9, 1, 6)), iscrowd=1, category_id=1),
+    annotation(3, [1, 4, 5, 5], segmentation=compressed(block(4, 9, 1, 6))),
+]
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a COCO folder with the given training annotations, or a changed document, and returns it."""
+
+    def write(annotations=TRAIN, change=lambda document: None):
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        for split, identifier in (("train2017", 7), ("val2017", 8)):
+            (tmp_path / split).mkdir(exist_ok=True)
+            Image.new("RGB", (WIDTH, HEIGHT), (identifier, 0, 0)).save(tmp_path / split / f"{identifier}.png")
+            content = document(identifier, f"{identifier}.png", [])
+            if split == "train2017":
+                content["annotations"] = copy.deepcopy(annotations)
+                change(content)
+            (tmp_path / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+        return tmp_path
+
+    return write
+
+
+def test_boxes_labels_crowds_and_all_kinds_of_masks(write):
+    image_set = load_image_set(f"coco:{write()}")
+    split = image_set.detection("train")
+    assert image_set.detection_classes == ("person", "toothbrush"), "in the order of the identifiers"
+    assert split.boxes[0].tolist() == [[2, 3, 12, 8], [0, 0, 30, 20], [1, 4, 6, 9]]
+    assert split.labels[0].tolist() == [1, 0, 1]
+    assert split.crowd[0].tolist() == [False, True, False]
+    assert split.ignored(0).tolist() == [False, True, False]
+    expected = np.stack([block(3, 8, 2, 12), block(4, 9, 1, 6), block(4, 9, 1, 6)]).astype(bool)
+    assert torch.equal(split.masks[0], torch.from_numpy(expected))
+    assert split.images[0][0].unique().tolist() == [7]
+    empty = image_set.detection("test")
+    assert (len(empty), empty.boxes[0].shape, len(empty.labels[0])) == (1, (0, 4), 0)
+
+
+def test_a_test_file_goes_before_the_validation_file(write):
+    folder = write()
+    (folder / "annotations" / "instances_val2017.json").rename(
+        folder / "annotations" / "instances_test2017.json"
+    )
+    (folder / "val2017").rename(folder / "images")
+    assert len(read_coco(folder).splits["test"]) == 1
+
+
+def test_a_set_without_masks_has_boxes_alone(write):
+    folder = write([annotation(1, [0, 0, 5, 5]), annotation(2, [0, 0, 5, 5], segmentation=[])])
+    assert load_image_set(f"coco:{folder}").detection("train").masks is None
+
+
+@pytest.mark.parametrize(
+    ("box", "repaired", "message"),
+    [
+        ([-2, 3, 10, 5], [0, 3, 8, 8], "clipped a box"),
+        ([25, 15, 10, 10], [25, 15, 30, 20], "clipped a box"),
+        ([5, 5, 0, 4], None, "without area"),
+        ([31, 5, 4, 4], None, "without area"),
+    ],
+)
+def test_boxes_outside_or_without_area_are_repaired_and_named(write, caplog, box, repaired, message):
+    with caplog.at_level(logging.WARNING):
+        found = read_coco(write([annotation(1, [0, 0, 5, 5]), annotation(33, box)]))
+    boxes = [list(o.box) for o in found.splits["train"][0].objects]
+    assert boxes == [[0, 0, 5, 5]] + ([] if repaired is None else [repaired])
+    assert found.repaired == 1
+    (record,) = caplog.records
+    assert message in record.getMessage()
+    assert "instances_train2017.json, annotation 33" in record.getMessage()
+
+
+def test_compressed_masks_of_any_shape_are_read(write):
+    draw = np.random.default_rng(0)
+    masks = [(draw.random((HEIGHT, WIDTH)) < share).astype(np.uint8) for share in (0, 0.02, 0.5, 0.98, 1)]
+    folder = write([annotation(i, [0, 0, 9, 9], segmentation=compressed(m)) for i, m in enumerate(masks)])
+    expected = torch.from_numpy(np.stack(masks).astype(bool))
+    assert torch.equal(load_image_set(f"coco:{folder}").detection("train").masks[0], expected)
+
+
+def test_a_polygon_of_two_corners_is_left_out_and_named(write, caplog):
+    polygons = [[2, 3, 12, 3, 12, 8, 2, 8], [1, 1, 2, 2]]
+    folder = write([annotation(33, [2, 3, 10, 5], segmentation=polygons)])
+    with caplog.at_level(logging.WARNING):
+        image_set = load_image_set(f"coco:{folder}")
+    assert "annotation 33" in caplog.text
+    assert torch.equal(
+        image_set.detection("train").masks[0][0], torch.from_numpy(block(3, 8, 2, 12).astype(bool))
+    )
+
+
+BOX = [1, 4, 5, 5]
+SHIFTED = [[40, 30, 50, 30, 50, 40]]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (annotation(33, [1, 4, -5, 5]), "not a box"),
+        (annotation(33, [1, 4, float("nan"), 5]), "not a box"),
+        (annotation(33, [1, 4, 5]), "bbox is not x, y, width, height"),
+        (annotation(33, BOX, category_id=4), "there is no category 4"),
+        (annotation(33, BOX, image_id=4), "there is no image 4"),
+        (annotation(33, BOX, segmentation={"size": [WIDTH, HEIGHT], "counts": [600]}), "the mask is of size"),
+        (annotation(33, BOX, segmentation={"size": [HEIGHT, WIDTH], "counts": [5, 5]}), "cover 10 of 600"),
+        (annotation(33, BOX, segmentation={"size": [HEIGHT, WIDTH], "counts": "0"}), "cover 0 of 600"),
+        (annotation(33, BOX, segmentation={"size": [HEIGHT, WIDTH], "counts": "~~"}), "cannot be decoded"),
+        (annotation(33, BOX, segmentation={"size": [HEIGHT, WIDTH], "counts": "P"}), "cannot be decoded"),
+        (annotation(33, BOX, segmentation={"size": [HEIGHT, WIDTH], "counts": 5}), "cannot be decoded"),
+        (annotation(33, BOX, segmentation={"size": [HEIGHT, WIDTH]}), "cannot be decoded"),
+        (annotation(33, BOX, segmentation=[[1, 2, 3, 4, 5]]), "not a list of points"),
+        (annotation(33, BOX, segmentation=[["a", 2, 3, 4, 5, 6]]), "not a list of points"),
+        (annotation(33, BOX, segmentation=7), "not a list of points"),
+        (annotation(33, BOX, segmentation=[[1, 2, 3, 4]]), "no polygon of the mask lies inside"),
+        (annotation(33, BOX, segmentation=SHIFTED), "no polygon of the mask lies inside"),
+    ],
+)
+def test_wrong_annotations_are_refused_by_name(write, wrong, message):
+    with pytest.raises(InputError, match=message) as error:
+        read_coco(write([*TRAIN, wrong]))
+    assert "instances_train2017.json, annotation 33" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["annotations"][1].pop("bbox"), r"missing key: bbox(.|\n)*annotations\[1\]"),
+        (lambda d: d["annotations"].append(d["annotations"][0]), r"1 occurs twice(.|\n)*annotations\[3\]"),
+        (lambda d: d["images"][0].pop("height"), r"missing key: height(.|\n)*images\[0\]"),
+        (lambda d: d["images"][0].update(height="20"), r"not a size(.|\n)*image 7"),
+        (lambda d: d.update(images=[], annotations=[]), "lists no image"),
+        (lambda d: d.pop("categories"), "no list 'categories'"),
+        (lambda d: d["annotations"][0].pop("segmentation"), "1 of 3 objects have no mask"),
+        (lambda d: d["images"][0].update(file_name="gone.png"), r"missing(.|\n)*gone.png"),
+        (lambda d: d["images"][0].update(width=WIDTH + 1), "the mask is of size"),
+        (lambda d: (d["images"][0].update(width=WIDTH + 1), d["annotations"].clear()), "30x20 pixels, its"),
+        (lambda d: d["images"][0].update(file_name="../val2017/8.png"), r"leads out of(.|\n)*image 7"),
+    ],
+)
+def test_wrong_files_are_refused_by_name(write, change, message):
+    with pytest.raises(InputError) as error:
+        read_coco(write(change=change))
+    assert re.search(message, str(error.value))
+
+
+def test_an_image_in_both_splits_is_refused(write):
+    folder = write()
+    for file in (folder / "annotations").iterdir():
+        file.write_text(file.read_text().replace("8.png", "7.png"))
+    (folder / "images").mkdir()
+    (folder / "train2017" / "7.png").rename(folder / "images" / "7.png")
+    for name in ("train2017", "val2017"):
+        for rest in (folder / name).iterdir():
+            rest.unlink()
+        (folder / name).rmdir()
+    with pytest.raises(InputError, match="for training and for testing"):
+        read_coco(folder)
+
+
+def test_malformed_json_is_refused_by_name(write):
+    folder = write()
+    file = folder / "annotations" / "instances_val2017.json"
+    file.write_text(file.read_text()[:-9])
+    with pytest.raises(InputError, match=r"malformed JSON(.|\n)*instances_val2017.json"):
+        read_coco(folder)
+
+
+def test_missing_and_ambiguous_files_are_refused(write):
+    folder = write()
+    (folder / "annotations" / "instances_train2014.json").write_text("{}")
+    with pytest.raises(InputError, match="more than one annotation file for train"):
+        read_coco(folder)
+    for file in (folder / "annotations").glob("*train*"):
+        file.unlink()
+    with pytest.raises(InputError, match="instances_train"):
+        read_coco(folder)

@@ -1,0 +1,187 @@
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.errors import InputError
+from data.image_sets import load_image_set
+from data.voc import VOC_CLASSES, read_voc
+
+OBJECT = """<object><name>{name}</name><difficult>{difficult}</difficult>
+<bndbox><xmin>{box[0]}</xmin><ymin>{box[1]}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox></object>"""
+WIDTH, HEIGHT = 40, 30
+
+
+def write_image(folder, name, *objects, size=(WIDTH, HEIGHT)):
+    """One picture of 40x30 pixels and its annotation; an object is (name, box) or (name, box, difficult)."""
+    for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(len(name)).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "JPEGImages" / f"{name}.jpg")
+    text = "".join(OBJECT.format(name=o[0], box=o[1], difficult=int(len(o) > 2)) for o in objects)
+    size_text = f"<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>"
+    (folder / "Annotations" / f"{name}.xml").write_text(f"<annotation>{size_text}{text}</annotation>")
+
+
+def write_lists(folder, **splits):
+    for split, names in splits.items():
+        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_image(tmp_path, "one", ("cat", (1, 1, WIDTH, HEIGHT)), ("dog", (5, 6, 20, 25), "difficult"))
+    write_image(tmp_path, "two", ("dog", (3, 3, 3, 3)))
+    write_image(tmp_path, "three")
+    write_lists(tmp_path, trainval=["one", "two"], train=["one"], val=["two"], test=["three"])
+    return tmp_path
+
+
+def test_boxes_are_one_based_and_inclusive_in_the_file(folder):
+    split = load_image_set(f"voc:{folder}").detection("train")
+    assert split.boxes[0].tolist() == [[0, 0, WIDTH, HEIGHT], [4, 5, 20, 25]]
+    assert split.boxes[1].tolist() == [[2, 2, 3, 3]], "equal edges are a box of one pixel"
+    assert split.labels[0].tolist() == [0, 1]
+    assert [flags.tolist() for flags in split.difficult] == [[False, True], [False]]
+    assert split.crowd is None
+    assert split.masks is None
+
+
+def test_pictures_are_whole_and_decoded_on_demand(folder):
+    split = load_image_set(f"voc:{folder}").detection("train")
+    expected = np.asarray(Image.open(folder / "JPEGImages" / "two.jpg").convert("RGB"))
+    assert torch.equal(split.images[1], torch.from_numpy(expected.transpose(2, 0, 1).copy()))
+    assert split.size(1) == (HEIGHT, WIDTH)
+    assert [image.shape for image in split.images[:2]] == 2 * [(3, HEIGHT, WIDTH)]
+
+
+def test_a_set_serves_pretraining_as_unlabelled_squares(folder):
+    image_set = load_image_set(f"voc:{folder}", image_size=16, limit={"test": 1})
+    assert image_set.split("test").images.shape == (1, 3, 16, 16)
+    assert image_set.split("train").labels.tolist() == [-1]
+    assert image_set.detection_classes == ("cat", "dog")
+
+
+def test_a_limit_takes_the_first_images(folder):
+    assert len(load_image_set(f"voc:{folder}", limit={"train": 1}).detection("train")) == 1
+
+
+def test_without_a_test_list_train_and_val_are_used(folder):
+    (folder / "ImageSets" / "Main" / "test.txt").unlink()
+    found = read_voc(folder)
+    assert [image.path.stem for image in found.splits["train"]] == ["one"]
+    assert [image.path.stem for image in found.splits["test"]] == ["two"]
+
+
+def test_a_devkit_is_the_union_of_both_years(tmp_path):
+    for year, name in (("VOC2007", "000001"), ("VOC2012", "2008_000001")):
+        write_image(tmp_path / year, name, ("cat", (1, 1, 10, 10)))
+        write_lists(tmp_path / year, trainval=[name])
+    write_image(tmp_path / "VOC2007", "000002", ("tvmonitor", (1, 1, 10, 10)))
+    write_lists(tmp_path / "VOC2007", test=["000002"])
+    found = read_voc(tmp_path)
+    assert [image.path.stem for image in found.splits["train"]] == ["000001", "2008_000001"]
+    assert [image.path.stem for image in found.splits["test"]] == ["000002"]
+    assert found.classes == VOC_CLASSES == tuple(sorted(VOC_CLASSES))
+    assert len(VOC_CLASSES) == 20
+    assert found.splits["test"][0].objects[0].label == 19
+
+
+def test_a_devkit_of_2012_alone_is_tested_on_val(tmp_path):
+    for name in ("a", "b"):
+        write_image(tmp_path / "VOC2012", name, ("cat", (1, 1, 10, 10)))
+    write_lists(tmp_path / "VOC2012", train=["a"], val=["b"], trainval=["a", "b"])
+    found = read_voc(tmp_path)
+    assert [len(found.splits[split]) for split in ("train", "test")] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("box", "repaired", "message"),
+    [
+        ((-4, 1, 10, 10), [0, 0, 10, 10], "clipped a box"),
+        ((30, 20, 90, 90), [29, 19, WIDTH, HEIGHT], "clipped a box"),
+        ((WIDTH + 1, 1, WIDTH + 9, 10), None, "without area"),
+        ((8, 5, 7, 10), None, "without area"),
+    ],
+)
+def test_boxes_outside_or_without_area_are_repaired_and_named(folder, caplog, box, repaired, message):
+    write_image(folder, "one", ("cat", (1, 1, 9, 9)), ("dog", box))
+    with caplog.at_level(logging.WARNING):
+        found = read_voc(folder)
+    boxes = [list(o.box) for o in found.splits["train"][0].objects]
+    assert boxes == [[0, 0, 9, 9]] + ([] if repaired is None else [repaired])
+    assert found.repaired == 1
+    (record,) = caplog.records
+    assert message in record.getMessage()
+    assert "one.xml, object 2 (dog)" in record.getMessage()
+
+
+@pytest.mark.parametrize("box", [(20, 5, 10, 10), (5, 20, 10, 10), ("nan", 1, 5, 5), ("x", 1, 5, 5)])
+def test_boxes_that_are_none_are_refused_by_name(folder, box):
+    write_image(folder, "two", ("dog", box))
+    with pytest.raises(InputError) as error:
+        read_voc(folder)
+    assert "two.xml, object 1 (dog)" in str(error.value)
+
+
+def refused(folder):
+    with pytest.raises(InputError) as error:
+        load_image_set(f"voc:{folder}")
+    return str(error.value)
+
+
+def test_malformed_xml_is_refused_by_name(folder):
+    (folder / "Annotations" / "two.xml").write_text("<annotation><size>")
+    assert "malformed XML" in refused(folder)
+    assert "two.xml" in refused(folder)
+
+
+def test_missing_parts_are_refused_by_name(folder):
+    annotation = folder / "Annotations" / "two.xml"
+    annotation.write_text(annotation.read_text().replace("<name>dog</name>", ""))
+    assert "two.xml, object 1" in refused(folder)
+    annotation.write_text(f"<annotation><size><width>{WIDTH}</width></size></annotation>")
+    assert "size/height is missing" in refused(folder)
+    annotation.unlink()
+    assert "two.xml" in refused(folder)
+
+
+def test_a_missing_image_is_refused_by_name(folder):
+    (folder / "JPEGImages" / "three.jpg").unlink()
+    assert "missing" in refused(folder)
+    assert "three.jpg" in refused(folder)
+
+
+def test_another_version_of_a_picture_is_refused(folder):
+    write_image(folder, "two", size=(WIDTH * 2, HEIGHT))
+    assert f"{WIDTH}x{HEIGHT} pixels, its annotation says {2 * WIDTH}x{HEIGHT}" in refused(folder)
+
+
+def test_a_class_that_occurs_in_the_test_alone_is_refused(folder):
+    write_image(folder, "three", ("dgo", (1, 1, 5, 5)))
+    message = refused(folder)
+    assert "three.xml, object 1 (dgo)" in message
+    assert "nearest: dog" in message
+
+
+def test_an_image_in_both_splits_is_refused(folder):
+    write_lists(folder, test=["three", "one"])
+    assert "listed for training and for testing" in refused(folder)
+
+
+def test_missing_and_empty_lists_are_refused(folder):
+    write_lists(folder, test=[])
+    assert "test.txt" in refused(folder)
+    for name in ("test", "val"):
+        (folder / "ImageSets" / "Main" / f"{name}.txt").unlink()
+    assert "val.txt" in refused(folder)
+    assert "no Pascal VOC folder" in refused(folder / "ImageSets")
+
+
+def test_the_fingerprint_follows_the_annotations(folder):
+    before = load_image_set(f"voc:{folder}").fingerprint
+    annotation = folder / "Annotations" / "two.xml"
+    annotation.write_text(annotation.read_text().replace("<xmax>3<", "<xmax>4<"))
+    assert load_image_set(f"voc:{folder}").fingerprint != before
