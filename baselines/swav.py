@@ -39,14 +39,13 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tens
     the samples of all ranks; each rank gets the codes of its own rows. No gradient.
     """
     # The largest score cancels in the result, and without it the exponential cannot overflow.
-    exponents = (scores - all_reduce_max_nograd(scores.max())) / epsilon
+    codes = (scores - all_reduce_max_nograd(scores.max())).div_(epsilon)
     # A sample far below it would vanish. The scale of a row does not change what the iteration converges to.
-    lift = (_LOWEST_EXPONENT - exponents.amax(dim=1, keepdim=True)).clamp_min(0.0)
-    codes = torch.exp(exponents + lift)
+    codes.add_((_LOWEST_EXPONENT - codes.amax(dim=1, keepdim=True)).clamp_min_(0.0)).exp_()
     smallest = torch.finfo(codes.dtype).tiny  # a prototype that nobody scores must not become 0 / 0
     for _ in range(iterations):
-        codes = codes / all_reduce_sum(codes.sum(dim=0)).clamp_min(smallest)
-        codes = codes / codes.sum(dim=1, keepdim=True).clamp_min(smallest)
+        codes.div_(all_reduce_sum(codes.sum(dim=0)).clamp_min(smallest))
+        codes.div_(codes.sum(dim=1, keepdim=True).clamp_min(smallest))
     return codes
 
 

@@ -58,14 +58,16 @@ def _plain_lines(total_jobs: int) -> StartJob:
         count += 1
         prefix = f"[{count}/{total_jobs}] {label}"
         say(prefix)
-        started = last_line = time.monotonic()
+        last_line = time.monotonic()
+        first: tuple[float, float] | None = None
 
         def report(fraction: float, text: str) -> None:
-            nonlocal last_line
+            nonlocal last_line, first
             now = time.monotonic()
-            if now - last_line >= _LINE_SECONDS and 0 < fraction < 1:
+            first = first or (now, fraction)  # a resumed job does not begin at 0
+            if now - last_line >= _LINE_SECONDS and first[1] < fraction < 1:
                 last_line = now
-                remaining = (now - started) * (1 - fraction) / fraction
+                remaining = (now - first[0]) * (1 - fraction) / (fraction - first[1])
                 say(f"{prefix}: {fraction:.0%}, ETA {remaining:.0f} s  {text}")
 
         return report

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
+from data.cores import usable_cores
 from data.errors import InputError, RunFailure
 from data.image_sets import image_set_names, load_image_set
-from harness.environment import environment, usable_cores
+from downstream.detection.detectron2_c4 import INSTALLATION_GUIDE, detectron2_found
+from harness.environment import environment
 from harness.store import check_writable
 
 _DETECTRON2 = (
-    "not found. It is optional and not in the package index: build it from its public source against the "
-    "installed torch, as its installation guide says "
-    "(https://detectron2.readthedocs.io/en/latest/tutorials/install.html)"
+    "not found; detection/*-torchvision-* work without it. It is not in the package index: build it from its public "
+    f"source against the installed torch, as its installation guide says ({INSTALLATION_GUIDE})"
 )
+_ANY_FOLDER = {
+    "folder:PATH": "any image folder with train/<class>/* and test/<class>/*",
+    "voc:PATH": "any Pascal VOC folder with Annotations, ImageSets and JPEGImages, or a VOCdevkit",
+    "coco:PATH": "any folder with annotations/instances_*.json and pictures, as COCO unpacks",
+}
 
 
 def examine(data_root: Path | None, runs: Path) -> list[str]:
@@ -27,10 +34,22 @@ def examine(data_root: Path | None, runs: Path) -> list[str]:
         f"torch       {facts['torch']}, torchvision {facts['torchvision']}",
         f"device      {_device()}",
         f"bf16        {_bf16()}",
-        f"Detectron2  {'found' if find_spec('detectron2') else _DETECTRON2}",
+        f"Detectron2  {_detectron2()}",
     ]
     lines += [f"image set   {name}: {_image_set(name, data_root)}" for name in image_set_names()]
     return [*lines, f"run store   {runs}: {_writable(runs)}"]
+
+
+def _detectron2() -> str:
+    if not detectron2_found():
+        return _DETECTRON2
+    try:
+        import_module("detectron2._C")
+    except ImportError as error:
+        return (
+            f"found, but built against another torch: build it again as {INSTALLATION_GUIDE} says ({error})"
+        )
+    return f"found, {version('detectron2')}"
 
 
 def _device() -> str:
@@ -50,8 +69,8 @@ def _bf16() -> str:
 
 
 def _image_set(name: str, data_root: Path | None) -> str:
-    if ":" in name:
-        return "any image folder with train/<class>/* and test/<class>/*"
+    if name in _ANY_FOLDER:
+        return _ANY_FOLDER[name]
     try:
         found = load_image_set(name, data_root)
     except InputError as error:

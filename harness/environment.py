@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+
+from data.cores import usable_cores
 
 _PACKAGES = ("twinbench", "torch", "torchvision", "numpy", "scikit-learn", "pycocotools")
 
@@ -20,11 +21,6 @@ def environment() -> dict[str, str]:
     facts["commit"] = _commit()
     facts["machine"] = f"{platform.system()} {platform.machine()}, {usable_cores()} cores"
     return facts
-
-
-def usable_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _commit() -> str:

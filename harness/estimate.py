@@ -9,8 +9,9 @@ import torch
 from data.image_sets import ImageSet
 from harness.plan import Job
 from pretraining.backbones import build_backbone
+from pretraining.batches import steps_in_epoch
 from pretraining.recipe import BackboneSpec, Recipe
-from pretraining.train import pretrain_step_seconds, steps_in_epoch
+from pretraining.train import pretrain_step_seconds
 
 _BATCH = 256
 
@@ -18,7 +19,7 @@ _BATCH = 256
 def estimate_seconds(job: Job, image_set: ImageSet, cache: dict[str, float]) -> float:
     """Seconds this machine will need for a job; ``cache`` keeps what was timed before."""
     recipe = job.run.recipe
-    if job.is_finished():
+    if job.is_finished() or (job.protocol is None and job.run.source is not None):
         return 0.0
     if job.protocol is not None:
         key = f"forward {recipe.backbone} {recipe.image_size}"

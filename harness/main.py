@@ -34,3 +34,7 @@ def _fail(error: Exception, debug: bool, code: int) -> None:
         raise error
     print(f"error: {error}", file=sys.stderr)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from importlib.resources import files
@@ -17,17 +16,8 @@ from data.errors import InputError, unknown_name
 from pretraining.build import explain_validation
 from pretraining.recipe import Recipe
 
-NUMERICS_VERSION = 1
+NUMERICS_VERSION = 2
 """Part of every recipe hash. Raise it when a change to the code changes what a recipe computes."""
-
-_ADDED_LATER = {
-    "accumulate": 1,
-    "corrupt_images": "refuse",
-    "schedule.warmup_start": 0.0,
-    "optimizer.exclude_nothing": False,
-}
-"""Keys that recipes did not always have, with the value that means what recipes without them meant. At that
-value a key stays out of the hash, so that runs from before keep their names."""
 
 _CHOSEN_ELSEWHERE = {
     "method": "name the method on the command line, or with --methods",
@@ -155,9 +145,4 @@ def recipe_hash(recipe: Recipe) -> str:
     document = recipe.model_dump(mode="json")
     document["image_set"] = recipe.image_set.partition(":")[0]
     document["numerics_version"] = NUMERICS_VERSION
-    for dotted, neutral in _ADDED_LATER.items():
-        *path, last = dotted.split(".")
-        place = functools.reduce(dict.__getitem__, path, document)
-        if place and place[last] == neutral:  # a recipe without training has no optimizer
-            del place[last]
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:12]

@@ -23,11 +23,13 @@ from typing import Any
 
 import torch
 
+from data.cores import usable_cores
 from data.errors import RunFailure
+from data.folders import Corrupt
 from data.image_sets import ImageSet, load_image_set
-from harness.environment import usable_cores
 from harness.execute import StartJob, execute
 from harness.plan import Job
+from pretraining.interrupt import Interrupted, StopRequest
 from pretraining.train import ReportProgress
 
 _MOST_WORKERS = 8
@@ -42,6 +44,11 @@ class ImageSetSource:
     name: str
     data_root: Path | None
     limit: dict[str, int]
+    corrupt: Corrupt
+
+    def load(self) -> ImageSet:
+        """The image set; raises InputError as `load_image_set` does."""
+        return load_image_set(self.name, self.data_root, limit=self.limit, corrupt=self.corrupt)
 
 
 def default_workers() -> int:
@@ -63,15 +70,16 @@ def execute_in_parallel(
 ) -> int:
     """Do every unfinished job with ``workers`` processes; returns how many jobs failed.
 
-    Raises RunFailure if a worker dies (of too little memory, say); what was finished is kept.
+    Raises RunFailure if a worker dies (of too little memory, say); what was finished is kept. Raises
+    Interrupted after a signal to stop, when every worker has saved.
     """
     context = multiprocessing.get_context("spawn")
     messages: Any = context.Queue()
     arguments = (source, threads_each(workers), messages, os.getpid())
-    with ProcessPoolExecutor(workers, context, _become_worker, arguments) as pool:
+    with StopRequest() as stop, ProcessPoolExecutor(workers, context, _become_worker, arguments) as pool:
         futures = [pool.submit(_work, task) for task in _unfinished_runs(plan)]
         try:
-            _follow(futures, messages, start_job, say)
+            _follow(futures, messages, start_job, say, stop)
             return sum(future.result() for future in futures)
         except BrokenProcessPool as error:
             raise RunFailure(
@@ -82,7 +90,7 @@ def execute_in_parallel(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
-                process.terminate()
+                process.terminate()  # a training saves first; leaving the pool waits for it
             raise
 
 
@@ -96,11 +104,20 @@ def _unfinished_runs(plan: Iterable[Job]) -> list[list[Job]]:
 
 
 def _follow(
-    futures: list[Future[int]], messages: Any, start_job: StartJob, say: Callable[[str], None]
+    futures: list[Future[int]],
+    messages: Any,
+    start_job: StartJob,
+    say: Callable[[str], None],
+    stop: StopRequest,
 ) -> None:
     """Show what the workers tell until every task has ended."""
     reports: dict[str, ReportProgress] = {}
     while True:
+        if stop.name is not None:
+            raise Interrupted(
+                f"stopped by {stop.name}; every training has saved",
+                next_step="run the same command again: it goes on from there",
+            )
         ended = all(future.done() for future in futures)
         try:
             kind, label, content = messages.get(timeout=_MESSAGE_SECONDS)
@@ -121,13 +138,14 @@ class _Worker:
 
     image_set: ImageSet
     messages: Any
+    stopped: Interrupted | None = None
 
 
 def _become_worker(source: ImageSetSource, threads: int, messages: Any, parent: int) -> None:
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    _Worker.image_set = load_image_set(source.name, source.data_root, limit=source.limit)
+    _Worker.image_set = source.load()
     _Worker.messages = messages
 
 
@@ -139,8 +157,16 @@ def _end_with(parent: int) -> None:
 
 
 def _work(task: list[Job]) -> int:
-    """The jobs of one run; returns how many failed."""
-    return execute(task, _Worker.image_set, _announce, lambda text: _Worker.messages.put(("say", "", text)))
+    """The jobs of one run; returns how many failed. After a signal to stop, no further task is begun."""
+    if _Worker.stopped is not None:
+        raise _Worker.stopped
+    try:
+        return execute(
+            task, _Worker.image_set, _announce, lambda text: _Worker.messages.put(("say", "", text))
+        )
+    except Interrupted as error:
+        _Worker.stopped = error
+        raise
 
 
 def _announce(label: str) -> ReportProgress:

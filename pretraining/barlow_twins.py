@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from data.augment import ViewPolicy
 from pretraining.backbones import ResNet
@@ -42,7 +43,8 @@ def cross_correlation(z_a: Tensor, z_b: Tensor) -> Tensor:
     the images of all ranks, and every rank gets the same matrix.
     """
     a, b = _standardise(z_a), _standardise(z_b)
-    return all_reduce_sum(a.T @ b) / (z_a.shape[0] * world_size())
+    # N divides the small factor: at the paper's width a [D, D] matrix is 256 MiB
+    return all_reduce_sum((a / (z_a.shape[0] * world_size())).T @ b)
 
 
 def correlation_terms(c: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,7 +52,26 @@ def correlation_terms(c: Tensor) -> tuple[Tensor, Tensor]:
 
     ``sum_i (1 - c_ii)^2`` (invariance) and ``sum_{i != j} c_ij^2`` (redundancy reduction), both plain sums.
     """
-    return (1.0 - c.diagonal()).square().sum(), _off_diagonal(c).square().sum()
+    invariance, redundancy = _CorrelationTerms.apply(c)
+    return invariance, redundancy
+
+
+class _CorrelationTerms(torch.autograd.Function):
+    """Both terms with a gradient written into one matrix, where autograd would keep four of them."""
+
+    @staticmethod
+    def forward(ctx: Any, c: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(c)
+        return (1.0 - c.diagonal()).square().sum(), _off_diagonal(c).square().sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        of_invariance, of_redundancy = grads
+        (c,) = ctx.saved_tensors
+        gradient: Tensor = c * (2.0 * of_redundancy)
+        gradient.diagonal().copy_((c.diagonal() - 1.0) * (2.0 * of_invariance))
+        return gradient
 
 
 def _off_diagonal(c: Tensor) -> Tensor:

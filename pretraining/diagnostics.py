@@ -8,7 +8,7 @@ of the entropy of the normalised singular values (Roy and Vetterli 2007; RankMe,
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,24 @@ MIN_EFFECTIVE_RANK = 2.0
 FEWEST_SAMPLES = 32
 """The rank is not judged on fewer samples: N of them span N - 1 directions at most."""
 _LARGEST_MATRIX = 128
+
+
+class Probe(NamedTuple):
+    """What is measured while training; see `spread` and `effective_rank`."""
+
+    feature_std: float
+    spread: float
+    effective_rank: float
+
+    def collapse(self, samples: int) -> str | None:
+        """Why embeddings of so many samples count as collapsed, or None."""
+        if not self.spread >= MIN_SPREAD:
+            return (
+                f"embedding std {self.feature_std:.2e} is {self.spread:.3f} of 1/sqrt(d), below {MIN_SPREAD}"
+            )
+        if samples >= FEWEST_SAMPLES and self.effective_rank < MIN_EFFECTIVE_RANK:
+            return f"effective rank {self.effective_rank:.2f} of the embeddings, below {MIN_EFFECTIVE_RANK}"
+        return None
 
 
 @dataclass(frozen=True)
@@ -42,13 +60,7 @@ class Diagnostics:
 
     def collapse(self) -> str | None:
         """Why this counts as collapsed, or None."""
-        if self.spread < MIN_SPREAD:
-            return (
-                f"embedding std {self.feature_std:.2e} is {self.spread:.3f} of 1/sqrt(d), below {MIN_SPREAD}"
-            )
-        if self.samples >= FEWEST_SAMPLES and self.effective_rank < MIN_EFFECTIVE_RANK:
-            return f"effective rank {self.effective_rank:.2f} of the embeddings, below {MIN_EFFECTIVE_RANK}"
-        return None
+        return Probe(self.feature_std, self.spread, self.effective_rank).collapse(self.samples)
 
 
 def spread(embeddings: Tensor) -> tuple[float, float]:
@@ -69,6 +81,11 @@ def effective_rank(values: Tensor) -> float:
     share = values / values.sum().clamp_min(1e-300)
     share = share[share > 0]
     return float(torch.exp(-(share * share.log()).sum()))
+
+
+def probe(z: Tensor) -> Probe:
+    """Spread and effective rank of embeddings ``[N, D]``."""
+    return Probe(*spread(z), effective_rank(singular_values(z)))
 
 
 def diagnose(z_a: Tensor, z_b: Tensor) -> Diagnostics:

@@ -7,43 +7,46 @@ was not.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
-import math
-import resource
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
+from torch.optim import Optimizer
 
 from data.augment import ViewPolicy, augment
-from data.errors import InputError, RunFailure
+from data.errors import InputError
 from data.files import write_atomically
 from data.image_sets import ImageSet
+from data.randomness import seed_for, seeded_generator
+from pretraining.batches import Batches, MicroBatch
 from pretraining.build import build_method, view_policies
 from pretraining.checkpoint import load_latest, save_checkpoint
-from pretraining.diagnostics import Diagnostics, diagnose
+from pretraining.collectives import mean_over_ranks
+from pretraining.diagnostics import Diagnostics, diagnose, probe
 from pretraining.encoder import Encoder, EncoderInfo
+from pretraining.engine import Engine, Hardware, check_shares, launch
+from pretraining.finite import check_finite, check_parameters
+from pretraining.interrupt import Interrupted, StopRequest
+from pretraining.memory import peak_memory_mb
 from pretraining.method import LossParts, Method, Progress
+from pretraining.metrics_log import MetricsLog, wants_probe, wants_row
 from pretraining.optim import build_optimizer, set_learning_rates
 from pretraining.recipe import Recipe
 from pretraining.schedules import lr_factor
 
-_FABRIC_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
 _CHECKPOINT_SECONDS = 30.0
-_LOGGED_STEPS = 200
 _DIAGNOSED_IMAGES = 1024
-
-# Fabric announces the precision of every instance; the recipe already says it
-logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+_PROBED_IMAGES = 256
 
 ReportProgress = Callable[[float, str], None]
+"""Takes the fraction that is done and a line about it."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class TrainingSummary:
     peak_memory_mb: float
     parameters: int
     device: str
+    skipped_images: int
 
 
 def pretrain(
@@ -65,24 +69,33 @@ def pretrain(
     image_set: ImageSet,
     folder: Path,
     report: ReportProgress = lambda fraction, text: None,
-    checkpoint_seconds: float = _CHECKPOINT_SECONDS,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+    engine: Engine | None = None,
+    tensorboard: bool = False,
+    checkpoint_seconds: float | None = None,
 ) -> TrainingSummary:
     """Train the recipe's method, or go on where an interrupted run stopped, and write ``folder/encoder``.
 
-    Raises InputError if the recipe does not fit the image set, RunFailure on a non-finite loss.
+    Every rank of ``engine`` calls this; rank 0 writes. Raises InputError if the recipe does not fit the image
+    set or the hardware, RunFailure on a non-finite loss, Interrupted after a signal to stop.
     """
+    engine = engine or launch(Hardware(), recipe.precision)
     method = build_method(recipe)
     started = time.monotonic()
-    rate = 0.0
+    rate, skipped = 0.0, 0
     if method.trains and recipe.epochs > 0:
-        rate = _optimise(_start(recipe, method, image_set), folder, report, checkpoint_seconds)
-    device = _fabric(recipe).device
-    diagnostics = _diagnose(
-        method.to(device), view_policies(recipe, image_set.image_size), image_set, recipe.seed
-    )
-    write_atomically(folder / "diagnostics.json", json.dumps(diagnostics.as_dict()).encode())
+        session = start_session(recipe, method, image_set, engine)
+        rate = _optimise(session, folder, report, say, tensorboard, checkpoint_seconds)
+        check_parameters(method)
+        skipped = session.batches.skipped_images()
+    policies = view_policies(recipe, image_set.image_size)
+    method.to(engine.device)
+    pair = (policies[0], policies[min(1, len(policies) - 1)])
+    diagnostics = diagnose(*_embed_held_out(method, pair, image_set, recipe.seed, _DIAGNOSED_IMAGES))
+    if engine.is_main:
+        _write_results(folder, recipe, recipe_hash, method, image_set, diagnostics)
     reason = diagnostics.collapse() if method.trains else None
-    Encoder.save(folder / "encoder", method.backbone, _encoder_info(recipe, recipe_hash, method, image_set))
     return TrainingSummary(
         status="collapsed" if reason else "done",
         reason=reason or "",
@@ -90,98 +103,201 @@ def pretrain(
         images_per_second=rate,
         peak_memory_mb=peak_memory_mb(),
         parameters=sum(p.numel() for p in method.parameters()),
-        device=device_name(device),
+        device=device_name(engine.device, engine.hardware.ranks),
+        skipped_images=skipped,
     )
 
 
 @dataclass
-class _Session:
+class Session:
     """What every step of a run needs."""
 
-    fabric: Fabric
     recipe: Recipe
     image_set: ImageSet
-    policies: tuple[ViewPolicy, ...]
+    engine: Engine
     method: Method
     model: Any
-    optimizer: Any
-    images: Tensor
-    labels: Tensor
-    steps_per_epoch: int
-    total_steps: int
+    optimizer: Optimizer
+    batches: Batches
 
-    def train_step(self, progress: Progress) -> LossParts:
-        """One update; the order of hooks is the contract of `Method`."""
-        factor = lr_factor(self.recipe.schedule, progress.step, self.total_steps, self.steps_per_epoch)
+    def progress(self, step: int) -> Progress:
+        """Where a step is in the run."""
+        return Progress(step, self.batches.total_steps, self.batches.steps_per_epoch)
+
+    def gradients(self, batch: list[MicroBatch], progress: Progress) -> LossParts:
+        """The first half of a step, up to the gradients of the global batch; returns the mean loss.
+
+        The order of hooks here and in `update` is the contract of `Method`.
+        """
+        factor = lr_factor(
+            self.recipe.schedule, progress.step, progress.total_steps, progress.steps_per_epoch
+        )
         set_learning_rates(self.optimizer, factor)
-        rows = batch_rows(len(self.images), self.recipe.batch_size, self.recipe.seed, progress)
-        views = _views(self.images[rows], self.policies, self.image_set, self.recipe.seed, progress.step)
-
+        _seed_everything(self.recipe.seed, progress.step)
         self.method.before_step(progress)
-        loss: LossParts = self.model(views, self.labels[rows] if self.method.needs_labels else None, progress)
-        _check_finite(loss.total, progress.step, self.optimizer.param_groups[0]["lr"])
         self.optimizer.zero_grad(set_to_none=True)
-        self.fabric.backward(loss.total)
+        losses = []
+        for index, (views, labels) in enumerate(batch):
+            is_last = index == len(batch) - 1
+            with self.engine.without_averaging(self.model, enabled=not is_last):
+                loss = self.model(views, labels if self.method.needs_labels else None, progress)
+                self.engine.backward(loss.total / len(batch))
+            losses.append(loss)
+        return _mean_loss(losses)
+
+    def update(self, progress: Progress) -> None:
+        """The second half of a step."""
         self.method.before_optimizer(progress)
         self.optimizer.step()
         self.method.after_step(progress)
-        return loss
 
 
-def _start(recipe: Recipe, method: Method, image_set: ImageSet) -> _Session:
+def start_session(recipe: Recipe, method: Method, image_set: ImageSet, engine: Engine) -> Session:
     """Everything on its device, ready for the first step."""
-    if recipe.optimizer is None:
+    spec = recipe.optimizer
+    if spec is None:
         raise InputError(
             "the recipe has no optimizer", where=recipe.method, next_step="add the key 'optimizer'"
         )
-    fabric = _fabric(recipe)
-    train = image_set.split("train")
-    steps_per_epoch = steps_in_epoch(recipe, len(train), image_set.name)
-    method.to(memory_format=torch.channels_last)
-    groups = method.parameter_groups(recipe.optimizer.weight_decay)
-    optimizer = build_optimizer(recipe.optimizer, groups, recipe.batch_size)
-    model, optimizer = fabric.setup(method, optimizer)
-    model.train()
-    return _Session(
-        fabric=fabric,
-        recipe=recipe,
-        image_set=image_set,
-        policies=view_policies(recipe, image_set.image_size),
-        method=method,
-        model=model,
-        optimizer=optimizer,
-        images=train.images.to(fabric.device),
-        labels=train.labels.to(fabric.device),
-        steps_per_epoch=steps_per_epoch,
-        total_steps=steps_per_epoch * recipe.epochs,
+    policies = view_policies(recipe, image_set.image_size)
+    method.check(recipe.batch_size, len(policies), engine.hardware.ranks)
+    check_shares(recipe.batch_size, recipe.accumulate, engine.hardware.ranks)
+    batches = Batches(recipe, policies, image_set, engine)
+    model, optimizer = engine.setup(
+        method,
+        lambda method: build_optimizer(spec, method.parameter_groups(spec.weight_decay), recipe.batch_size),
+    )
+    return Session(recipe, image_set, engine, method, model, optimizer, batches)
+
+
+def _optimise(
+    session: Session,
+    folder: Path,
+    report: ReportProgress,
+    say: Callable[[str], None],
+    tensorboard: bool,
+    checkpoint_seconds: float | None,
+) -> float:
+    """Take every step that is still to do; returns images per second."""
+    recipe, batches, optimizer = session.recipe, session.batches, session.optimizer
+    first_step, total_steps = _resume(folder, session), batches.total_steps
+    say(_launch_line(session, first_step))
+    keeper = _Keeper(session, folder, first_step, say, tensorboard, checkpoint_seconds)
+    started = speed = 0.0
+    feed = batches.from_step(first_step)
+    batch = next(feed, None)
+    with StopRequest() as stop:
+        for step in range(first_step, total_steps):
+            progress = session.progress(step)
+            assert batch is not None
+            loss = session.gradients(batch, progress)
+            current, batch = batch, next(feed, None)  # while the device still works, its next views queue up
+            check_finite(loss, session.model, current, progress, optimizer.param_groups[0]["lr"])
+            session.update(progress)
+
+            if step == first_step:
+                started = time.monotonic()  # the first step also allocates, or compiles
+            speed = (step - first_step) * recipe.batch_size / max(time.monotonic() - started, 1e-9)
+            keeper.after_step(progress, loss, speed)
+            if session.engine.any_rank(stop.name is not None) and step + 1 < total_steps:
+                keeper.save(step + 1)
+                raise Interrupted(
+                    f"stopped by {stop.name or 'a signal to another rank'} after step {step + 1}; saved",
+                    where=folder,
+                    next_step="run the same command again: it goes on from there",
+                )
+            report((step + 1) / total_steps, _progress_line(session, progress, loss, speed))
+    return speed
+
+
+class _Keeper:
+    """What rank 0 does after a step: log rows, measure collapse, write checkpoints."""
+
+    def __init__(
+        self,
+        session: Session,
+        folder: Path,
+        first_step: int,
+        say: Callable[[str], None],
+        tensorboard: bool,
+        checkpoint_seconds: float | None,
+    ) -> None:
+        self._session, self._folder, self._say = session, folder, say
+        self._seconds = _CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
+        self._last_saved = time.monotonic()
+        self._warned = False
+        self._log = MetricsLog(folder, first_step, tensorboard) if session.engine.is_main else None
+
+    def after_step(self, progress: Progress, loss: LossParts, speed: float) -> None:
+        """Called after every step, on every rank; the rows speak of the global batch."""
+        if wants_row(progress.step, progress.total_steps):
+            row = {"step": progress.step, "epoch": progress.epoch, "loss": loss.total.item()}
+            row["lr"] = self._session.optimizer.param_groups[0]["lr"]
+            row["images_per_second"] = round(speed, 1)
+            row.update({name: mean_over_ranks(value.detach()).item() for name, value in loss.parts.items()})
+            if self._log is not None:
+                self._log.write({**row, **self._probe(progress)})
+        if time.monotonic() - self._last_saved >= self._seconds and progress.step + 1 < progress.total_steps:
+            self.save(progress.step + 1)
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint of the state after ``step`` steps, on rank 0."""
+        if self._session.engine.is_main:
+            _save(self._folder, step, self._session)
+        self._last_saved = time.monotonic()
+
+    def _probe(self, progress: Progress) -> dict[str, float]:
+        session = self._session
+        if not wants_probe(progress.step, progress.total_steps):
+            return {}
+        one = session.batches.policies[:1]
+        (z,) = _embed_held_out(session.method, one, session.image_set, session.recipe.seed, _PROBED_IMAGES)
+        session.model.train()
+        if not z.isfinite().all():
+            return {}  # the next step's loss will say what went wrong
+        measured = probe(z)
+        reason = measured.collapse(len(z))
+        if reason and not self._warned:
+            self._say(f"COLLAPSING at step {progress.step}: {reason}")
+        self._warned = self._warned or reason is not None
+        return measured._asdict()
+
+
+def _mean_loss(losses: list[LossParts]) -> LossParts:
+    """The mean over micro-batches."""
+    if len(losses) == 1:
+        return losses[0]
+    total = torch.stack([loss.total.detach() for loss in losses]).mean()
+    parts = {name: torch.stack([loss.parts[name] for loss in losses]).mean() for name in losses[0].parts}
+    return LossParts(total, parts)
+
+
+def _seed_everything(seed: int, step: int) -> None:
+    """Makes whatever a method draws from the global generators a function of (seed, step) too."""
+    mixed = seed_for(seed, "method", step)
+    random.seed(mixed)
+    np.random.seed(mixed)
+    torch.manual_seed(mixed)
+
+
+def _launch_line(session: Session, first_step: int) -> str:
+    recipe, hardware = session.recipe, session.engine.hardware
+    rates = ", ".join(f"{group['name']} {group['peak_lr']:.4g}" for group in session.optimizer.param_groups)
+    steps = f"{session.batches.total_steps} steps" + (f" from {first_step}" if first_step else "")
+    share = recipe.batch_size // hardware.ranks // recipe.accumulate
+    micro = f" x {recipe.accumulate} micro-batches" if recipe.accumulate > 1 else ""
+    return (
+        f"{recipe.method} (seed {recipe.seed}): peak learning rate {rates}; {steps}, "
+        f"{device_name(session.engine.device, hardware.ranks)} x {share} images{micro}, {recipe.precision}"
     )
 
 
-def _optimise(session: _Session, folder: Path, report: ReportProgress, checkpoint_seconds: float) -> float:
-    """Take every step that is still to do; returns images per second."""
-    recipe, total_steps = session.recipe, session.total_steps
-    first_step = _resume(folder, session.method, session.optimizer)
-    log = _MetricsLog(folder / "metrics.jsonl", first_step, max(1, total_steps // _LOGGED_STEPS))
-    started = last_saved = time.monotonic()
-    speed = 0.0
-    for step in range(first_step, total_steps):
-        progress = Progress(step, total_steps, session.steps_per_epoch)
-        loss = session.train_step(progress)
-
-        now = time.monotonic()
-        speed = (step + 1 - first_step) * recipe.batch_size / (now - started)
-        lr = session.optimizer.param_groups[0]["lr"]
-        if log.wants(step, total_steps):
-            log.write(progress, lr, speed, loss)
-        if now - last_saved >= checkpoint_seconds and step + 1 < total_steps:
-            _save(folder, step + 1, session.method, session.optimizer)
-            last_saved = now
-        report(
-            (step + 1) / total_steps,
-            f"epoch {progress.epoch + 1}/{recipe.epochs}  loss {loss.total.item():.4g}  lr {lr:.3g}  "
-            f"{speed:.0f} images/s",
-        )
-    return speed
+def _progress_line(session: Session, progress: Progress, loss: LossParts, speed: float) -> str:
+    lr = session.optimizer.param_groups[0]["lr"]
+    return (
+        f"epoch {progress.epoch + 1}/{session.recipe.epochs}  loss {loss.total.item():.4g}  lr {lr:.3g}  "
+        f"{speed:.0f} images/s"
+    )
 
 
 def pretrain_step_seconds(recipe: Recipe, image_set: ImageSet, steps: int = 3) -> float:
@@ -189,123 +305,75 @@ def pretrain_step_seconds(recipe: Recipe, image_set: ImageSet, steps: int = 3) -
     method = build_method(recipe)
     if not method.trains:
         return 0.0
-    session = _start(recipe, method, image_set)
+    long_enough = recipe.model_copy(update={"epochs": max(recipe.epochs, steps + 1)})
+    session = start_session(long_enough, method, image_set, launch(Hardware(), recipe.precision))
     times = []
+    feed = session.batches.from_step(0)
     for step in range(steps + 1):
         started = time.perf_counter()
-        session.train_step(Progress(step, max(steps + 1, session.total_steps), session.steps_per_epoch))
+        session.gradients(next(feed), session.progress(step)).total.item()
+        session.update(session.progress(step))
         times.append(time.perf_counter() - started)
     return min(times[1:])
 
 
-def _fabric(recipe: Recipe) -> Fabric:
-    return Fabric(accelerator="auto", devices=1, precision=_FABRIC_PRECISION[recipe.precision])
-
-
-def steps_in_epoch(recipe: Recipe, images: int, where: str) -> int:
-    """Full batches in an epoch; the partial last one is dropped, as the statistics of a batch are the method."""
-    if images < recipe.batch_size:
-        raise InputError(
-            f"batch_size {recipe.batch_size} is larger than the {images} training images",
-            where=where,
-            next_step=f"set batch_size to {images} or less (--set batch_size={2 ** int(math.log2(max(2, images)))})",
-        )
-    return images // recipe.batch_size
-
-
-def batch_rows(images: int, batch_size: int, seed: int, progress: Progress) -> Tensor:
-    """Which images make up this step's batch: a fresh permutation every epoch, a function of (seed, step)."""
-    order = torch.randperm(images, generator=_generator(seed, "order", progress.epoch))
-    start = (progress.step % progress.steps_per_epoch) * batch_size
-    return order[start : start + batch_size]
-
-
-def _views(
-    images: Tensor, policies: tuple[ViewPolicy, ...], image_set: ImageSet, seed: int, step: int
-) -> list[Tensor]:
-    generator = _generator(seed, "views", step)
-    return [
-        augment(images, policy, image_set.mean, image_set.std, generator).contiguous(
-            memory_format=torch.channels_last
-        )
-        for policy in policies
-    ]
-
-
-_PURPOSES = {"order": 1, "views": 2, "diagnostics": 3}
-
-
-def _generator(seed: int, purpose: str, counter: int) -> torch.Generator:
-    """A generator that depends on nothing but its arguments; no two purposes share a stream."""
-    return torch.Generator().manual_seed((seed * 4 + _PURPOSES[purpose]) * 2**32 + counter)
-
-
-def _check_finite(loss: Tensor, step: int, lr: float) -> None:
-    if not math.isfinite(loss.item()):
-        raise RunFailure(
-            f"the loss became {loss.item()}",
-            where=f"step {step}, learning rate {lr:.3g}",
-            next_step="lower optimizer.base_lr or lengthen schedule.warmup_epochs",
-        )
-
-
-def _save(folder: Path, step: int, method: Method, optimizer: Any) -> None:
-    state = {"step": step, "method": method.state_dict(), "optimizer": optimizer.state_dict()}
+def _save(folder: Path, step: int, session: Session) -> None:
+    state = {
+        "step": step,
+        "method": session.method.state_dict(),
+        "optimizer": session.optimizer.state_dict(),
+        "precision": session.engine.precision_state(),
+    }
     save_checkpoint(folder / "checkpoints", step, state)
 
 
-def _resume(folder: Path, method: Method, optimizer: Any) -> int:
+def _resume(folder: Path, session: Session) -> int:
+    """Load the newest intact checkpoint on every rank; returns how many steps lie before it."""
+    engine = session.engine
+    if engine.is_main:
+        load_latest(folder / "checkpoints")  # drops damaged files before another rank may read them
+    engine.barrier()
     state = load_latest(folder / "checkpoints")
-    if state is None:
-        return 0
-    method.load_state_dict(state["method"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
-
-
-class _MetricsLog:
-    """metrics.jsonl: at most a few hundred rows a run; rows past a resumed step are dropped first."""
-
-    def __init__(self, path: Path, first_step: int, every: int) -> None:
-        self.path, self.every = path, every
-        rows = path.read_text().splitlines() if path.exists() and first_step > 0 else []
-        kept = [row for row in rows if _row_step(row) < first_step]
-        write_atomically(path, "".join(row + "\n" for row in kept).encode())
-
-    def wants(self, step: int, total_steps: int) -> bool:
-        return step % self.every == 0 or step == total_steps - 1
-
-    def write(self, progress: Progress, lr: float, speed: float, loss: LossParts) -> None:
-        row = {"step": progress.step, "epoch": progress.epoch, "loss": loss.total.item(), "lr": lr}
-        row["images_per_second"] = round(speed, 1)
-        row.update({name: float(value) for name, value in loss.parts.items()})
-        with self.path.open("a") as handle:
-            handle.write(json.dumps(row) + "\n")
-
-
-def _row_step(row: str) -> float:
-    """The step of a log row; a row cut short by a kill counts as past everything."""
-    try:
-        return float(json.loads(row)["step"])
-    except (ValueError, KeyError):
-        return math.inf
-
-
-def _diagnose(
-    method: Method, policies: tuple[ViewPolicy, ...], image_set: ImageSet, seed: int
-) -> Diagnostics:
-    """Two views of held-out images through the method in evaluation mode; one view's policy if it has one."""
-    held_out = image_set.split("val").images[:_DIAGNOSED_IMAGES]
-    generator = _generator(seed, "diagnostics", 0)
-    device = next(method.parameters()).device
-    pair = (policies[0], policies[min(1, len(policies) - 1)])
-    method.eval()
-    with torch.no_grad():
-        z_a, z_b = (
-            _embed(method, augment(held_out, policy, image_set.mean, image_set.std, generator).to(device))
-            for policy in pair
+    step = 0 if state is None else int(state["step"])
+    if engine.any_rank(step != engine.from_main(step)):
+        raise InputError(
+            "the ranks do not see the same checkpoints",
+            where=folder,
+            next_step="give --runs a folder that all nodes share",
         )
-    return diagnose(z_a, z_b)
+    if state is not None:
+        session.method.load_state_dict(state["method"])
+        session.optimizer.load_state_dict(state["optimizer"])
+        engine.load_precision_state(state["precision"])
+    return step
+
+
+def _write_results(
+    folder: Path,
+    recipe: Recipe,
+    recipe_hash: str,
+    method: Method,
+    image_set: ImageSet,
+    diagnostics: Diagnostics,
+) -> None:
+    write_atomically(folder / "diagnostics.json", json.dumps(diagnostics.as_dict()).encode())
+    info = _encoder_info(recipe, recipe_hash, method, image_set)
+    Encoder.save(folder / "encoder", method.backbone, info)
+
+
+@torch.no_grad()
+def _embed_held_out(
+    method: Method, policies: tuple[ViewPolicy, ...], image_set: ImageSet, seed: int, images: int
+) -> list[Tensor]:
+    """A view of held-out images for each policy, embedded in evaluation mode."""
+    held_out = image_set.split("val").images[:images]
+    generator = seeded_generator(seed, "diagnostics", 0)
+    device = next(method.parameters()).device
+    method.eval()
+    return [
+        _embed(method, augment(held_out, policy, image_set.mean, image_set.std, generator).to(device))
+        for policy in policies
+    ]
 
 
 def _embed(method: Method, views: Tensor) -> Tensor:
@@ -327,27 +395,9 @@ def _encoder_info(recipe: Recipe, recipe_hash: str, method: Method, image_set: I
     )
 
 
-def reset_peak_memory() -> None:
-    """Let `peak_memory_mb` count from here; outside Linux a process keeps the peak of its lifetime."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory_mb() -> float:
-    """Peak memory in MiB: of the GPU where there is one, else of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def device_name(device: torch.device) -> str:
-    """The name of the device as people know it."""
+def device_name(device: torch.device, count: int = 1) -> str:
+    """The name of the device as people know it, and how many of them."""
+    times = f"{count} x " if count > 1 else ""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU ({torch.get_num_threads()} threads)"
+        return times + torch.cuda.get_device_name(device)
+    return f"{times}CPU ({torch.get_num_threads()} threads)"

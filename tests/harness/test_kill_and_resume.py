@@ -17,7 +17,6 @@ import pretraining.train
 from harness.main import main
 
 pretraining.train._CHECKPOINT_SECONDS = 0.0  # a checkpoint after every step
-pretraining.train.pretrain.__defaults__ = (pretraining.train.pretrain.__defaults__[0], 0.0)
 sys.argv = ["twinbench", *sys.argv[1:]]
 main()
 """

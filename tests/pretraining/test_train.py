@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from data.errors import InputError, RunFailure
 from data.image_sets import load_image_set
+from data.streaming import StreamedImages
+from pretraining.batches import Batches, batch_rows, steps_in_epoch
 from pretraining.build import build_method, resolve, view_policies
 from pretraining.checkpoint import load_latest
 from pretraining.encoder import Encoder
+from pretraining.engine import Hardware, launch
 from pretraining.method import Progress, method_class, method_names
 from pretraining.recipe import OptimizerSpec, Recipe, ScheduleSpec
-from pretraining.train import batch_rows, pretrain, steps_in_epoch
+from pretraining.train import pretrain, start_session
 
 OPTIONS = {
     "barlow_twins": {"projector": [32, 32]},
@@ -99,8 +106,10 @@ def test_a_non_finite_loss_names_step_and_learning_rate(image_set, tmp_path):
     broken = recipe(
         "barlow_twins", optimizer=OptimizerSpec(name="sgd", base_lr=1e30), schedule=ScheduleSpec()
     )
-    with pytest.raises(RunFailure, match=r"step \d+, learning rate \d\.\d+e\+29"):
+    with pytest.raises(RunFailure) as stopped:
         pretrain(broken, "hash", image_set, tmp_path)
+    assert re.fullmatch(r"step \d+, learning rate \d\.\d+e\+29", str(stopped.value.where))
+    assert re.search(r"first tensor to go wrong: (output of|parameter) [a-z0-9_.]+$", stopped.value.what)
     assert not (tmp_path / "encoder").exists()
 
 
@@ -156,3 +165,146 @@ def test_a_resolved_recipe_writes_out_every_default():
 
 def test_the_six_methods_and_both_reference_rows_are_registered():
     assert set(OPTIONS) | {"random_init"} <= set(method_names())
+
+
+@pytest.mark.parametrize("method", ["byol", "simsiam", "supervised"])
+def test_micro_batches_give_the_mean_of_their_gradients(method, image_set):
+    """Against the two halves of the batch, each on its own: what accumulation promises."""
+    whole = recipe(method, accumulate=2, batch_size=32)
+    session = start_session(whole, build_method(whole), image_set, launch(Hardware(), "fp32"))
+    batch = next(session.batches.from_step(0))
+    assert [len(micro.labels) for micro in batch] == [16, 16]
+    loss = session.gradients(batch, session.progress(0))
+
+    halves, losses = [], []
+    for micro in batch:
+        alone = build_method(whole).to(memory_format=torch.channels_last).train()
+        labels = micro.labels if alone.needs_labels else None
+        part = alone.loss(micro.views, labels, session.progress(0)).total
+        part.backward()
+        losses.append(part.detach())
+        halves.append({name: p.grad for name, p in alone.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(loss.total, torch.stack(losses).mean())
+    for name, parameter in session.method.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, (halves[0][name] + halves[1][name]) / 2)
+
+
+def test_micro_batches_see_the_views_of_the_whole_batch(image_set):
+    def batch(accumulate: int):
+        chosen = recipe("byol", accumulate=accumulate)
+        engine = launch(Hardware(), "fp32")
+        return next(Batches(chosen, view_policies(chosen, 32), image_set, engine).from_step(1))
+
+    (whole,), parts = batch(1), batch(4)
+    assert len(parts) == 4
+    assert torch.equal(whole.labels, torch.cat([part.labels for part in parts]))
+    for index, view in enumerate(whole.views):
+        torch.testing.assert_close(view, torch.cat([part.views[index] for part in parts]))
+
+
+def test_a_compiled_network_computes_the_same(image_set, tmp_path):
+    """One step through the real compiler."""
+    small = recipe("simsiam", epochs=1, batch_size=96, schedule=ScheduleSpec())
+    pretrain(small, "hash", image_set, tmp_path / "plain")
+    engine = launch(Hardware(compile=True), "fp32")
+    pretrain(small, "hash", image_set, tmp_path / "compiled", engine=engine)
+    plain, compiled = (Encoder.load(tmp_path / side / "encoder") for side in ("plain", "compiled"))
+    untrained = build_method(small).backbone.state_dict()
+    for name, tensor in plain.backbone.state_dict().items():
+        torch.testing.assert_close(compiled.backbone.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+    moved = plain.backbone.state_dict()["conv1.weight"] - untrained["conv1.weight"]
+    assert moved.abs().max() > 1e-3
+
+
+def test_collapse_is_measured_during_training_and_announced(image_set, tmp_path, monkeypatch):
+    said = []
+    pretrain(recipe("simclr", epochs=4), "hash", image_set, tmp_path / "healthy", say=said.append)
+    rows = [json.loads(row) for row in (tmp_path / "healthy/metrics.jsonl").read_text().splitlines()]
+    assert all(0.1 < row["spread"] < 1.5 and row["effective_rank"] > 2 for row in rows)
+    assert not any("COLLAPSING" in line for line in said)
+
+    monkeypatch.setattr(method_class("simclr"), "embed", lambda self, view: torch.ones(len(view), 8))
+    pretrain(recipe("simclr", epochs=4), "hash", image_set, tmp_path / "constant", say=said.append)
+    assert sum("COLLAPSING at step 0: embedding std" in line for line in said) == 1
+
+
+def test_tensorboard_gets_what_the_log_gets(image_set, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    pretrain(recipe("simclr"), "hash", image_set, tmp_path, tensorboard=True)
+    rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, pytest.approx(event.value)) for event in events.Scalars("loss")] == [
+        (row["step"], row["loss"]) for row in rows
+    ]
+
+
+def test_the_launch_line_states_the_resolved_learning_rates(image_set, tmp_path):
+    said = []
+    twins = recipe(
+        "barlow_twins",
+        optimizer=OptimizerSpec(name="lars", base_lr=0.2),
+        options={**OPTIONS["barlow_twins"], "norm_lr_scale": 0.024},
+    )
+    pretrain(twins, "hash", image_set, tmp_path, say=said.append)
+    assert "peak learning rate weights 0.025, norm_and_bias 0.0006" in said[0], (
+        "0.2 * 32 / 256, and 0.024 of it"
+    )
+
+
+def test_method_randomness_is_a_function_of_the_step(image_set, tmp_path, monkeypatch):
+    """A method that draws from the global generators also resumes to the same bits."""
+    plain = method_class("simclr").loss
+
+    def noisy(self, views, labels, progress):
+        noise = torch.rand(1).item() + random.random() + np.random.rand()
+        return plain(self, [view + 0.1 * noise for view in views], labels, progress)
+
+    monkeypatch.setattr(method_class("simclr"), "loss", noisy)
+    pretrain(recipe("simclr"), "hash", image_set, tmp_path / "whole")
+    with pytest.raises(Killed):
+        pretrain(recipe("simclr"), "hash", image_set, tmp_path / "cut", kill_after(4), checkpoint_seconds=0.0)
+    torch.rand(7)
+    pretrain(recipe("simclr"), "hash", image_set, tmp_path / "cut")
+    whole, cut = (Encoder.load(tmp_path / side / "encoder") for side in ("whole", "cut"))
+    assert whole.checksum == cut.checksum
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Pictures of several sizes, as files."""
+    root = tmp_path_factory.mktemp("photos")
+    images = load_image_set("digit-scenes", limit={"train": 48}).split("train").images
+    for index, image in enumerate(images):
+        folder = root / "train" / str(index % 4)
+        folder.mkdir(parents=True, exist_ok=True)
+        side = (32 + index % 5, 40 - index % 7)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).resize(side).save(folder / f"{index}.png")
+    return root
+
+
+def test_streamed_images_train_resume_and_count_what_is_corrupt(photos, tmp_path):
+    def streamed(corrupt="refuse"):
+        return load_image_set(f"folder:{photos}", image_size=32, stream=True, corrupt=corrupt)
+
+    assert isinstance(streamed().split("train").images, StreamedImages)
+    small = recipe("byol", image_set="photos", batch_size=16, epochs=3)
+    pretrain(small, "hash", streamed(), tmp_path / "whole")
+    with pytest.raises(Killed):
+        pretrain(small, "hash", streamed(), tmp_path / "cut", kill_after(3), checkpoint_seconds=0.0)
+    summary = pretrain(small, "hash", streamed(), tmp_path / "cut")
+    whole, cut = (Encoder.load(tmp_path / side / "encoder") for side in ("whole", "cut"))
+    assert whole.checksum == cut.checksum
+    assert summary.skipped_images == 0
+
+    broken = sorted((photos / "train" / "2").iterdir())[-1]
+    content = broken.read_bytes()
+    try:
+        broken.write_bytes(content[: len(content) // 2])
+        with pytest.raises(InputError, match="cannot decode") as refused:
+            pretrain(small, "hash", streamed(), tmp_path / "refused")
+        assert refused.value.where == broken
+        assert pretrain(small, "hash", streamed("skip"), tmp_path / "skipped").skipped_images == 1
+    finally:
+        broken.write_bytes(content)

@@ -1,0 +1,200 @@
+"""Devices, nodes, precision and averaged gradients: the one module that knows Lightning Fabric.
+
+Nothing here changes what a run computes, apart from the order of floating-point sums, so `Hardware` is no part
+of a recipe. Precision is: it changes the numbers.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning_fabric.strategies import DDPStrategy
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from data.cores import usable_cores
+from data.errors import InputError
+from pretraining.collectives import all_reduce_max_nograd, rank, world_size
+from pretraining.memory import keep_freed_memory
+from pretraining.method import Method
+from pretraining.norms import synchronise_batch_norms
+
+_FABRIC_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+# the older name is deprecated where there is a newer one
+_DDP_OPTIONS = inspect.signature(DistributedDataParallel).parameters
+_BUFFER_SYNC = "forward_sync_buffers" if "forward_sync_buffers" in _DDP_OPTIONS else "broadcast_buffers"
+
+# Fabric announces the precision of every instance; the recipe already says it
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where a run computes: ``devices`` processes on each of ``nodes`` machines, compiled or not."""
+
+    devices: int = 1
+    nodes: int = 1
+    compile: bool = False
+
+    @property
+    def ranks(self) -> int:
+        """Processes in all."""
+        return self.devices * self.nodes
+
+
+def hardware_here(devices: int | None, nodes: int | None, compile: bool = False) -> Hardware:
+    """What was asked for, or else what torchrun or SLURM started; a single device otherwise."""
+    found_devices, found_nodes = 1, 1
+    if TorchElasticEnvironment.detect():
+        found_devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        found_nodes = int(os.environ["WORLD_SIZE"]) // found_devices
+    elif SLURMEnvironment.detect():
+        found_nodes = int(os.environ.get("SLURM_NNODES", "1"))
+        found_devices = int(os.environ["SLURM_NTASKS"]) // found_nodes
+    return Hardware(devices or found_devices, nodes or found_nodes, compile)
+
+
+class Engine:
+    """Runs one method on the hardware; made by `launch`."""
+
+    def __init__(self, fabric: Fabric, hardware: Hardware) -> None:
+        self._fabric = fabric
+        self.hardware = hardware
+
+    @property
+    def device(self) -> torch.device:
+        """This rank's device."""
+        return self._fabric.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, the only one that writes and prints."""
+        return rank() == 0
+
+    def setup(
+        self, method: Method, build_optimizer: Callable[[Method], Optimizer]
+    ) -> tuple[nn.Module, Optimizer]:
+        """The method in training mode on its device, and its optimizer; gradients are averaged over the ranks."""
+        method.to(memory_format=torch.channels_last)
+        if world_size() > 1:
+            synchronise_batch_norms(method, self.device.type)
+        if self.hardware.compile:
+            for child in method.children():
+                child.compile()
+        model, optimizer = self._fabric.setup(method, build_optimizer(method))
+        return model.train(), optimizer
+
+    def backward(self, loss: Tensor) -> None:
+        """The backward pass, with the loss scaled where the precision needs it."""
+        self._fabric.backward(loss)
+
+    def without_averaging(self, model: Any, enabled: bool) -> AbstractContextManager[None]:
+        """Leaves the gradients of a micro-batch that is not the last one on their rank."""
+        context: AbstractContextManager[None] = self._fabric.no_backward_sync(model, enabled=enabled)
+        return context
+
+    def share(self, batch: int) -> slice:
+        """This rank's rows of a global batch."""
+        own = batch // world_size()
+        return slice(rank() * own, (rank() + 1) * own)
+
+    def any_rank(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank; every rank must ask."""
+        if world_size() == 1:
+            return flag
+        return bool(all_reduce_max_nograd(torch.tensor(float(flag), device=self.device)).item())
+
+    def from_main(self, value: int) -> int:
+        """Rank 0's value, on every rank."""
+        return int(self._fabric.broadcast(value))
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self._fabric.barrier()
+
+    def precision_state(self) -> dict[str, Any]:
+        """The loss scale of fp16; empty for the other precisions."""
+        return dict(self._fabric.strategy.precision.state_dict())
+
+    def load_precision_state(self, state: dict[str, Any]) -> None:
+        """Go on with a saved loss scale."""
+        self._fabric.strategy.precision.load_state_dict(state)
+
+
+def launch(hardware: Hardware, precision: str) -> Engine:
+    """Start the other ranks and join them; a single device joins nothing.
+
+    torchrun and SLURM have started every rank already. Otherwise the other ranks of this machine are started
+    with this process's own command line. Raises InputError for a precision or a number of devices that the
+    machine lacks.
+    """
+    check_hardware(hardware, precision)
+    if not torch.cuda.is_available():
+        keep_freed_memory()
+    strategy: Any = "auto"
+    if hardware.ranks > 1:
+        # buffers are equal on all ranks by construction: batch norm and queues see the global batch
+        options: dict[str, Any] = {_BUFFER_SYNC: False, "gradient_as_bucket_view": True}
+        strategy = DDPStrategy(**options)
+    fabric = Fabric(
+        accelerator="cuda" if torch.cuda.is_available() else "cpu",
+        devices=hardware.devices,
+        num_nodes=hardware.nodes,
+        precision=_FABRIC_PRECISION[precision],
+        strategy=strategy,
+    )
+    if hardware.ranks > 1:
+        fabric.launch()
+        if not torch.cuda.is_available():
+            torch.set_num_threads(max(1, usable_cores() // hardware.devices))
+    return Engine(fabric, hardware)
+
+
+def check_hardware(hardware: Hardware, precision: str) -> None:
+    """Raise InputError for devices or a precision that this machine lacks, with those it has."""
+    gpus = torch.cuda.device_count()
+    if gpus and hardware.devices > gpus:
+        raise InputError(
+            f"{hardware.devices} devices asked for, this machine has {gpus}",
+            where="--devices",
+            next_step=f"give --devices {gpus} or fewer, or more --nodes",
+        )
+    if precision == "fp16" and not gpus:
+        raise InputError(
+            "fp16 needs a GPU",
+            where="precision",
+            nearest="bf16",
+            next_step="use --precision bf16 or --precision fp32",
+        )
+    if precision == "bf16" and gpus and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise InputError(
+            f"{torch.cuda.get_device_name()} has no bf16",
+            where="precision",
+            nearest="fp16",
+            next_step="use --precision fp16 or --precision fp32",
+        )
+
+
+def check_shares(batch_size: int, accumulate: int, ranks: int) -> None:
+    """Raise InputError unless every rank gets an equal share of the batch in equal micro-batches."""
+    parts = ranks * accumulate
+    if batch_size % parts == 0:
+        return
+    below, above = batch_size // parts * parts, (batch_size // parts + 1) * parts
+    what = f"{ranks} device{'s' * (ranks > 1)}" + (f" x {accumulate} micro-batches" if accumulate > 1 else "")
+    raise InputError(
+        f"batch_size {batch_size} does not divide evenly over {what}",
+        where="batch_size",
+        next_step=f"set batch_size to {f'{below} or ' if below else ''}{above}",
+    )

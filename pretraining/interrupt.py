@@ -1,0 +1,36 @@
+"""Signals that ask a run to save and leave: SIGTERM, and SIGUSR1, which SLURM sends before a time limit."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+from data.errors import RunFailure
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Interrupted(RunFailure):
+    """The run was asked to stop; it has saved and the same command goes on from there."""
+
+
+class StopRequest:
+    """While entered, a signal sets ``name`` instead of ending the process; only the main thread can listen."""
+
+    name: str | None = None
+
+    def __enter__(self) -> StopRequest:
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.name = signal.Signals(number).name

@@ -1,0 +1,206 @@
+"""One command on several processes: the weights of one process, whoever started the ranks."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from data.image_sets import load_image_set
+from pretraining.build import build_method
+from pretraining.encoder import Encoder
+from pretraining.recipe import Recipe
+
+MAIN = "from harness.main import main; main()"
+# no AdamW: its first steps amplify the rounding of tiny gradients to full size
+SETTINGS = {
+    "epochs": 1,
+    "batch_size": 64,
+    "precision": "fp32",
+    "backbone.width": 8,
+    "optimizer": "{name: sgd, base_lr: 0.1}",
+    "schedule": "{warmup_epochs: 0}",
+}
+OPTIONS = {
+    "barlow_twins": {"options.lambd": 0.1, "options.loss_scale": 0.01},
+    "moco_v2": {"options.queue_length": 384, "options.bn_splits": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> str:
+    """A few digit-scenes images as files, so that an epoch has three steps."""
+    root = tmp_path_factory.mktemp("photos")
+    train = load_image_set("digit-scenes", limit={"train": 220}).split("train")
+    for index, (image, label) in enumerate(zip(train.images, train.labels.tolist(), strict=True)):
+        folder = root / "train" / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{index}.png")
+    return f"folder:{root}"
+
+
+def arguments(method: str, photos: str, runs: str, *more: str, **changes) -> list[str]:
+    settings = {**SETTINGS, **OPTIONS.get(method, {}), **changes}
+    assignments = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    where = ["--image-set", photos, "--recipe", "digit-scenes", "--runs", runs]
+    return ["pretrain", method, *where, *assignments, *more]
+
+
+def environment(**variables: object) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in variables.items()}}
+
+
+def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    finished = subprocess.run(
+        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=240
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished
+
+
+def twinbench(*words: str) -> list[str]:
+    return [sys.executable, "-c", MAIN, *words]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    (encoder,) = folder.glob("*/encoder")
+    return Encoder.load(encoder).backbone.state_dict()
+
+
+def difference(folder: Path, other: Path) -> float:
+    """How far two trainings are apart, relative to how far they went."""
+    recipe = Recipe(**yaml.safe_load(next(folder.glob("*/recipe.yaml")).read_text()))
+    start = dict(build_method(recipe).backbone.named_parameters())
+    ours, theirs = weights(folder), weights(other)
+    apart = sum((ours[name] - theirs[name]).square().sum() for name in start)
+    gone = sum((ours[name] - before).square().sum() for name, before in start.items())
+    return (apart / gone).sqrt().item()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.mark.parametrize("method", OPTIONS)
+def test_two_devices_train_what_one_device_trains(method, photos, tmp_path):
+    """One step, since rounding grows quickly from step to step; `test_exact_across_ranks` has more in fp64."""
+    run(twinbench(*arguments(method, photos, "one", batch_size=192)), tmp_path)
+    run(twinbench(*arguments(method, photos, "other", "--seed", "1", batch_size=192)), tmp_path)
+    finished = run([*torchrun(2), *arguments(method, photos, "two", batch_size=192)], tmp_path)
+    assert finished.stderr.count("peak learning rate") == 1, "one rank speaks for all"
+    assert "2 x CPU" in finished.stderr
+    assert "x 96 images" in finished.stderr
+    assert difference(tmp_path / "one", tmp_path / "two") < 0.02
+    assert difference(tmp_path / "one", tmp_path / "other") > 0.5
+
+
+def test_a_signal_to_one_rank_stops_all_and_one_device_can_go_on(photos, tmp_path):
+    words = arguments("simsiam", photos, "stopped", epochs=20)
+    stopped_by(signal.SIGUSR1, [sys.executable, "-m", "harness.main", *words, "--devices", "2"], tmp_path)
+    assert "60 steps from" in run(twinbench(*words), tmp_path).stderr
+
+
+def torchrun(ranks: int) -> list[str]:
+    return [
+        *(sys.executable, "-m", "torch.distributed.run"),
+        *("--nproc-per-node", str(ranks), "--master-port", str(free_port())),
+        *("-m", "harness.main"),
+    ]
+
+
+def test_the_option_devices_starts_the_ranks_itself(photos, tmp_path):
+    command = [sys.executable, "-m", "harness.main", *arguments("simsiam", photos, "two", "--devices", "2")]
+    assert "2 x CPU" in run(command, tmp_path).stderr
+
+
+def test_slurm_tasks_find_each_other(photos, tmp_path):
+    """Two tasks on one machine with the variables that srun sets."""
+    port = free_port()
+    tasks = [
+        subprocess.Popen(
+            twinbench(*arguments("simsiam", photos, "slurm")),
+            cwd=tmp_path,
+            env=environment(
+                SLURM_JOB_ID=77,
+                SLURM_JOB_NAME="pretrain",
+                SLURM_NTASKS=2,
+                SLURM_NTASKS_PER_NODE=2,
+                SLURM_NNODES=1,
+                SLURM_NODELIST="127.0.0.1",
+                SLURM_PROCID=task,
+                SLURM_LOCALID=task,
+                SLURM_NODEID=0,
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=port,
+            ),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for task in range(2)
+    ]
+    messages = [task.communicate(timeout=240)[1] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], messages
+    assert "2 x CPU" in messages[0]
+    assert len(weights(tmp_path / "slurm")) > 0
+
+
+def stopped_by(number: signal.Signals, command: list[str], tmp_path: Path) -> None:
+    """Begin, send the signal in the middle of training, and check that it saved and said so."""
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not any(log.read_text().count("\n") > 5 for log in tmp_path.glob("stopped/*/metrics.jsonl")):
+        assert time.monotonic() < deadline, "training did not begin"
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"stopped by {number.name} after step" in message
+    assert "run the same command again" in message
+    assert list(tmp_path.glob("stopped/*/checkpoints/step-*.pt"))
+    assert not list(tmp_path.glob("stopped/*/encoder"))
+
+
+def test_signals_save_and_the_same_command_goes_on_to_the_same_bits(photos, tmp_path):
+    stopped, whole = (twinbench(*arguments("byol", photos, runs, epochs=20)) for runs in ("stopped", "whole"))
+    stopped_by(signal.SIGTERM, stopped, tmp_path)
+    run(stopped, tmp_path)
+    run(whole, tmp_path)
+    first, second = (weights(tmp_path / side) for side in ("stopped", "whole"))
+    assert all(torch.equal(first[name], second[name]) for name in second)
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "changes", "expected"),
+    [
+        ("simclr", ["--devices", "3"], {}, ["batch_size 64", "3 devices", "63 or 66"]),
+        ("simclr", ["--devices", "100"], {}, ["set batch_size to 100"]),
+        ("moco_v2", ["--devices", "8"], {"options.bn_splits": 4}, ["bn_splits=4", "1, 8, 16, 32"]),
+        ("moco_v2", [], {"options.queue_length": 100}, ["options.queue_length", "64 or 128"]),
+        ("swav", [], {"options.queue_length": 100}, ["options.queue_length", "64 or 128"]),
+        ("simclr", [], {"accumulate": 2}, ["accumulate=2", "byol", "simsiam"]),
+        ("byol", [], {"accumulate": 3}, ["3 micro-batches", "63 or 66"]),
+        ("simclr", [], {"views": "[{}, {}, {size: 16}]"}, ["takes 2 views", "gives 3"]),
+        ("simclr", ["--precision", "fp16"], {}, ["fp16 needs a GPU", "bf16"]),
+    ],
+)
+def test_impossible_combinations_are_refused_before_any_work(
+    cli, photos, tmp_path, method, more, changes, expected
+):
+    if method == "moco_v2" and "options.queue_length" in changes:
+        changes = {**changes, "options.symmetric": "false"}
+    if "--precision" in more and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU, which does fp16")
+    outcome = cli(*arguments(method, photos, "runs", *more, **changes))
+    assert outcome.code == 2
+    for words in expected:
+        assert words in outcome.err
+    assert not list(tmp_path.glob("runs/*"))
