@@ -1,0 +1,225 @@
+"""What the benchmark scripts share: fresh processes, clocks, peak memory, and tables between markers.
+
+Every measurement is a process of its own, so that none finds the memory or the caches of another, and every
+ratio comes from measurements of one run of a script, with the sides taking turns.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.errors import InputError, RunFailure
+from data.files import write_atomically
+from harness.environment import environment
+from reports.readme import update_blocks
+
+Document = dict[str, Any]
+
+KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+"""Environment that makes glibc keep freed memory instead of handing it back to the system.
+
+By default every large tensor of a training step on the CPU is new memory that the system clears page by page,
+which costs up to a third of the step. Ignored by other allocators, and by CUDA."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of repeated measurements with their smallest and largest."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """The spread of at least one value."""
+        return cls(statistics.median(values), min(values), max(values))
+
+    def text(self, digits: int = 1) -> str:
+        """``median (low to high)``, or the median alone where nothing varied."""
+        if self.low == self.high:
+            return f"{self.median:.{digits}f}"
+        return f"{self.median:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
+
+
+def run_fresh(script: str, job: Mapping[str, Any], extra: Mapping[str, str] | None = None) -> Document:
+    """``python SCRIPT --job JSON`` in a new process with ``extra`` environment: the JSON it prints last.
+
+    Raises RunFailure with the end of its error output if the process fails.
+    """
+    command = [sys.executable, script, "--job", json.dumps(job)]
+    done = subprocess.run(command, env={**os.environ, **(extra or {})}, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RunFailure(
+            f"a measurement ended with exit code {done.returncode}: {done.stderr.strip()[-2000:]}",
+            where=json.dumps(job),
+            next_step="run this alone to see more: " + shlex.join(command),
+        )
+    answer: Document = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer
+
+
+def take_turns(
+    script: str, jobs: Sequence[tuple[Mapping[str, Any], Mapping[str, str]]], repetitions: int
+) -> list[list[Document]]:
+    """Measure every (job, environment) ``repetitions`` times, A B C A B C; the answers of each job.
+
+    Taking turns spreads a slow minute of the machine over all sides.
+    """
+    answers: list[list[Document]] = [[] for _ in jobs]
+    started = time.monotonic()
+    for repetition in range(repetitions):
+        for index, (job, extra) in enumerate(jobs):
+            answers[index].append(run_fresh(script, job, extra))
+            done = repetition * len(jobs) + index + 1
+            print(
+                f"\r{done}/{repetitions * len(jobs)} measurements, {time.monotonic() - started:.0f} s",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
+    print(file=sys.stderr)
+    return answers
+
+
+def peak_memory_mb(workers: Iterable[int] = ()) -> float:
+    """Peak memory in MiB since the process began.
+
+    With CUDA: what torch held allocated on the device at most. Otherwise: the largest resident set of this
+    process (VmHWM) plus what its worker processes hold for themselves now (private pages only: what a forked
+    worker shares with this process is counted once).
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    own = _kilobytes(Path("/proc/self/status"), ("VmHWM:",))
+    private = sum(
+        _kilobytes(Path(f"/proc/{pid}/smaps_rollup"), ("Private_Clean:", "Private_Dirty:")) for pid in workers
+    )
+    return (own + private) / 1024
+
+
+def resident_mb() -> float:
+    """The resident set of this process now, in MiB."""
+    return _kilobytes(Path("/proc/self/status"), ("VmRSS:",)) / 1024
+
+
+def _kilobytes(path: Path, fields: tuple[str, ...]) -> int:
+    return sum(int(line.split()[1]) for line in path.read_text().splitlines() if line.startswith(fields))
+
+
+def synchronise() -> None:
+    """Wait until the device has done what it was given, so that a clock read now is true."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def device() -> torch.device:
+    """The first GPU, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_description() -> str:
+    """The GPU's name, or the processor's with the threads that torch uses."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def facts() -> dict[str, str]:
+    """What the numbers were measured on: versions, commit, machine, date and the command."""
+    known = dict(environment())
+    if has_lightly():
+        known["lightly"] = version("lightly")
+    known["date"] = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    known["command"] = _command(sys.argv)
+    return known
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """The command as another machine would type it: where the data and the results lie is left open."""
+    shown = ["python", *arguments]
+    for index, argument in enumerate(shown[:-1]):
+        if argument in ("--data-root", "--out", "--markdown"):
+            shown[index + 1] = {"--data-root": "DIR", "--out": "FILE"}.get(argument, "README.md")
+    return " ".join(shown)
+
+
+def has_lightly() -> bool:
+    """Whether the package `lightly` is installed."""
+    try:
+        version("lightly")
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def require_lightly() -> None:
+    """Raises InputError where `lightly` is not installed."""
+    if not has_lightly():
+        raise InputError(
+            "the package 'lightly', which this benchmark compares with, is not installed",
+            next_step='pip install "twinbench[bench]" (in a checkout: pip install -e ".[bench]")',
+        )
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, its columns aligned so that it reads well on a terminal too."""
+    cells = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    lines = [
+        "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |"
+        for row in cells
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def footnote(document: Document) -> str:
+    """One line under a table: what it was measured on, when, and by which command."""
+    known = document["facts"]
+    packages = [name for name in ("torch", "torchvision", "lightly") if name in known]
+    versions = ", ".join(f"{name} {known[name]}" for name in packages)
+    return (
+        f"{document['device']}; {known['machine']}; Python {known['python']}, {versions}; commit "
+        f"{known['commit'] or 'unknown'}; {known['date']}; `{known['command']}`"
+    )
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run ``main``; an error of the user's ends with its text and code 2, one of the machine's with code 1."""
+    try:
+        main()
+    except (InputError, RunFailure) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, InputError) else 1)
+
+
+def publish(document: Document, text: str, block: str, out: Path | None, markdown: Path | None) -> None:
+    """Print ``text``; write the document to ``out`` and the text into the block of ``markdown``, if given."""
+    print(text)
+    if out is not None:
+        write_atomically(out, (json.dumps(document, indent=1) + "\n").encode())
+    if markdown is not None:
+        update_blocks(markdown, {block: text})

@@ -1,0 +1,532 @@
+"""Pretraining throughput: twinbench and lightly side by side, and the floor under both.
+
+The same work on every side: two views of CIFAR-10 images, ResNet-18 with the small stem, the same head, batch
+256, plain SGD. README.md in this folder says what each row is. Every measurement is a fresh process; the clock
+runs from the end of the last warm-up step to the end of the last step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import (
+    KEEP_FREED_MEMORY,
+    Document,
+    Spread,
+    device,
+    device_description,
+    facts,
+    footnote,
+    markdown_table,
+    peak_memory_mb,
+    publish,
+    require_lightly,
+    run_fresh,
+    run_script,
+    synchronise,
+    take_turns,
+)
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from data.cores import usable_cores
+from data.errors import InputError
+from data.image_sets import ImageSet, load_image_set
+from harness.recipes import recipe_hash
+from pretraining.build import build_method, resolve
+from pretraining.method import Method, Progress
+from pretraining.optim import build_optimizer
+from pretraining.recipe import BackboneSpec, OptimizerSpec, Recipe
+from pretraining.train import pretrain
+
+METHODS = ("barlow_twins", "simclr")
+DOCUMENTED_WORKERS = 8  # num_workers in all of lightly's examples
+# Shapes of the heads in lightly's examples for CIFAR-10.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "barlow_twins": {"projector": [2048, 2048, 2048]},
+    "simclr": {"projector": [512, 128], "temperature": 0.5},
+}
+# Small enough for any of the losses from random weights; its value changes no cost.
+_LEARNING_RATE = 1e-3
+_COUNTED_BATCH = 8
+
+# Dense bf16 peak in FLOP/s by the name CUDA gives, from the makers' data sheets.
+_PEAK_BF16 = {
+    "H200": 989e12,
+    "H100 80GB HBM3": 989e12,
+    "H100 PCIe": 756e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One measurement. ``channels_last`` and ``workers`` are choices of lightly's user; the others fix theirs."""
+
+    side: str
+    method: str
+    precision: str
+    batch_size: int
+    warm_up: int
+    steps: int
+    channels_last: bool = True
+    workers: int = 0
+    data_root: str | None = None
+
+    @property
+    def last_step(self) -> int:
+        """The step that the clock stops after."""
+        return self.warm_up + self.steps
+
+
+class Stopwatch:
+    """Times the steps after the warm-up; both sides call `step_done` after every step."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._started = self._stopped = self.peak_memory_mb = math.nan
+
+    def step_done(self, step: int, workers: Sequence[int] = ()) -> None:
+        """``step`` counts from 1; ``workers`` are the processes that prepare data."""
+        if step == self._job.warm_up:
+            synchronise()
+            self._started = time.perf_counter()
+        if step == self._job.last_step:
+            synchronise()
+            self._stopped = time.perf_counter()
+            self.peak_memory_mb = peak_memory_mb(workers)
+
+    def pairs_per_second(self) -> float:
+        """Images a second, each of them a pair of views."""
+        return self._job.steps * self._job.batch_size / (self._stopped - self._started)
+
+
+def image_set(job: Job) -> ImageSet:
+    """CIFAR-10 from the data root, else the embedded set at the same size.
+
+    As many images as one step more than the timed ones needs: the loop prepares the next views during a step,
+    so the last step of all has less to do. Few held-out images: collapse is measured at every tenth of a run,
+    which here is every step and in a real run one of thousands.
+    """
+    limits = {"train": (job.last_step + 1) * job.batch_size, "val": 16}
+    name = "digit-scenes" if job.data_root is None else "cifar10"
+    return load_image_set(name, Path(job.data_root) if job.data_root else None, limit=limits)
+
+
+def recipe(job: Job, images: ImageSet) -> Recipe:
+    """The work as a recipe; views are bilinear, as lightly's are."""
+    steps_per_epoch = max(1, len(images.split("train")) // job.batch_size)
+    document = Recipe(
+        method=job.method,
+        image_set=images.name,
+        backbone=BackboneSpec(name="resnet18", width=64, stem="small"),
+        epochs=math.ceil((job.last_step + 1) / steps_per_epoch),
+        batch_size=job.batch_size,
+        optimizer=OptimizerSpec(name="sgd", base_lr=_LEARNING_RATE, momentum=0.0),
+        precision="bf16" if job.precision == "bf16" else "fp32",
+        options=_OPTIONS[job.method],
+        views={"interpolation": "bilinear"},
+    )
+    return resolve(document, images.image_size, images.fingerprint)
+
+
+def measure_twinbench(job: Job) -> Document:
+    """The real thing: `pretraining.train.pretrain` from the recipe to the encoder on disk."""
+    images = image_set(job)
+    work = recipe(job, images)
+    planned = work.epochs * (len(images.split("train")) // job.batch_size)
+    watch = Stopwatch(job)
+    with tempfile.TemporaryDirectory() as folder:
+        summary = pretrain(
+            work,
+            recipe_hash(work),
+            images,
+            Path(folder),
+            report=lambda fraction, text: watch.step_done(round(fraction * planned)),
+        )
+    return {"parameters": summary.parameters, "images": images.name, **_answer(watch)}
+
+
+def measure_lightly(job: Job) -> Document:
+    """lightly's example loop: its transforms, its head, its loss, a DataLoader, plain SGD."""
+    torch.manual_seed(0)
+    images = image_set(job)
+    model, criterion = lightly_model(job.method), lightly_loss(job.method)
+    layout = torch.channels_last if job.channels_last else torch.contiguous_format
+    model.to(device()).to(memory_format=layout)
+    optimizer = torch.optim.SGD(model.parameters(), lr=_LEARNING_RATE)
+    # Workers run two batches each ahead; more batches than are used keep them at work until the end.
+    batches_in_all = job.last_step + 2 * job.workers + 1
+    loader = DataLoader(
+        _PilImages(images, lightly_transform(job.method), batches_in_all * job.batch_size),
+        batch_size=job.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=job.workers,
+    )
+    watch = Stopwatch(job)
+    batches = iter(loader)
+    for step, (views, _) in enumerate(islice(batches, job.last_step), start=1):
+        x0, x1 = (view.to(device(), memory_format=layout) for view in views)
+        with torch.autocast(device().type, torch.bfloat16, enabled=job.precision == "bf16"):
+            loss = criterion(model(x0), model(x1))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        watch.step_done(step, [worker.pid for worker in getattr(batches, "_workers", [])])
+    parameters = sum(p.numel() for p in model.parameters())
+    return {"parameters": parameters, "images": images.name, **_answer(watch)}
+
+
+def measure_floor(job: Job) -> Document:
+    """twinbench's model and optimizer on two random views that never change: no data work at all."""
+    images = image_set(job)
+    work = recipe(job, images)
+    method = build_method(work).to(device()).to(memory_format=torch.channels_last)
+    method.train()
+    assert work.optimizer is not None
+    optimizer = build_optimizer(
+        work.optimizer, method.parameter_groups(work.optimizer.weight_decay), job.batch_size
+    )
+    views = random_views(job.batch_size, images.image_size)
+    watch = Stopwatch(job)
+    for step in range(job.last_step):
+        progress = Progress(step, job.last_step, job.last_step)
+        method.before_step(progress)
+        optimizer.zero_grad(set_to_none=True)
+        floor_loss(method, views, progress, job.precision).backward()
+        method.before_optimizer(progress)
+        optimizer.step()
+        method.after_step(progress)
+        watch.step_done(step + 1)
+    parameters = sum(p.numel() for p in method.parameters())
+    answer = {"parameters": parameters, "images": "random", **_answer(watch)}
+    few = [view[:_COUNTED_BATCH] for view in views]
+    return {**answer, "flops_per_pair": flops_per_pair(method, few, Progress(0, 1, 1))}
+
+
+def random_views(batch_size: int, size: int) -> list[Tensor]:
+    """Two float32 views ``[N, 3, size, size]`` in the layout that convolutions prefer."""
+    return [
+        torch.randn(batch_size, 3, size, size, device=device()).contiguous(memory_format=torch.channels_last)
+        for _ in range(2)
+    ]
+
+
+def floor_loss(method: Method, views: list[Tensor], progress: Progress, precision: str) -> Tensor:
+    """The method's loss, under autocast for bf16."""
+    with torch.autocast(device().type, torch.bfloat16, enabled=precision == "bf16"):
+        return method(views, None, progress).total
+
+
+def flops_per_pair(method: Method, views: list[Tensor], progress: Progress) -> float:
+    """Floating-point operations (a multiply-add is two) of the network's forward and backward pass, one pair.
+
+    Counted by torch on a few images; the loss's own products are part of it and count for little.
+    """
+    with FlopCounterMode(display=False) as counter:
+        floor_loss(method, views, progress, "fp32").backward()
+    return counter.get_total_flops() / len(views[0])
+
+
+def _answer(watch: Stopwatch) -> Document:
+    return {
+        "pairs_per_second": watch.pairs_per_second(),
+        "peak_memory_mb": watch.peak_memory_mb,
+        "device": device_description(),
+    }
+
+
+# lightly's side
+
+
+class _PilImages(Dataset[tuple[list[Tensor], int]]):
+    """Images in memory, each handed to the transform as a PIL image, like torchvision's CIFAR10.
+
+    ``length`` items over and over, so that a run is one epoch and workers start once.
+    """
+
+    def __init__(self, images: ImageSet, transform: Callable[..., Any], length: int) -> None:
+        split = images.split("train")
+        assert isinstance(split.images, Tensor), "images of 32 pixels are in memory"
+        self._arrays = split.images.permute(0, 2, 3, 1).contiguous().numpy()
+        self._labels = split.labels.tolist()
+        self._transform, self._length = transform, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> tuple[list[Tensor], int]:
+        from PIL import Image
+
+        place = index % len(self._arrays)
+        return self._transform(Image.fromarray(self._arrays[place])), self._labels[place]
+
+
+def lightly_transform(method: str) -> Callable[..., Any]:
+    """The transforms of lightly's CIFAR-10 examples, at the colour strength it recommends for small images."""
+    from lightly.transforms.byol_transform import BYOLTransform, BYOLView1Transform, BYOLView2Transform
+    from lightly.transforms.simclr_transform import SimCLRTransform
+
+    if method == "simclr":
+        return SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0)
+    return BYOLTransform(
+        BYOLView1Transform(input_size=32, gaussian_blur=0.0),
+        BYOLView2Transform(input_size=32, gaussian_blur=0.0),
+    )
+
+
+def lightly_model(method: str) -> nn.Module:
+    """torchvision's ResNet-18 with the small stem and lightly's head, as its examples put them together."""
+    import torchvision
+    from lightly.models.modules import BarlowTwinsProjectionHead, SimCLRProjectionHead
+
+    resnet = torchvision.models.resnet18()
+    resnet.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+    resnet.maxpool = nn.Identity()
+    backbone = nn.Sequential(*list(resnet.children())[:-1], nn.Flatten())
+    if method == "simclr":
+        return nn.Sequential(backbone, SimCLRProjectionHead(512, 512, 128))
+    head = BarlowTwinsProjectionHead(512, 2048, 2048)
+    # The authors' head has no bias here; without it both sides have the same parameters.
+    head.layers[-1].register_parameter("bias", None)
+    return nn.Sequential(backbone, head)
+
+
+def lightly_loss(method: str) -> nn.Module:
+    """lightly's loss at twinbench's hyperparameters."""
+    from lightly.loss import BarlowTwinsLoss, NTXentLoss
+
+    loss: nn.Module = (
+        NTXentLoss(temperature=0.5) if method == "simclr" else BarlowTwinsLoss(lambda_param=0.0051)
+    )
+    return loss
+
+
+_SIDES = {"twinbench": measure_twinbench, "lightly": measure_lightly, "floor": measure_floor}
+
+
+# The whole run
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: a name, what is measured, and the environment it runs in."""
+
+    name: str
+    job: Job
+    keeps_freed_memory: bool = False
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Environment variables of the measurement."""
+        return KEEP_FREED_MEMORY if self.keeps_freed_memory else {}
+
+
+def rows_of(job: Job, workers: int) -> list[Row]:
+    """Everything measured for ``job.method``; ``workers`` is what serves lightly best here."""
+    ours = replace(job, side="twinbench")
+    documented = replace(job, side="lightly", channels_last=False, workers=DOCUMENTED_WORKERS)
+    tuned = replace(job, side="lightly", workers=workers)
+    floor = replace(job, side="floor")
+    return [
+        Row("twinbench", replace(ours, precision="fp32")),
+        Row("twinbench", replace(ours, precision="bf16")),
+        Row("lightly as documented", replace(documented, precision="fp32")),
+        Row("lightly tuned", replace(tuned, precision="fp32")),
+        Row("lightly tuned", replace(tuned, precision="bf16")),
+        Row("lightly tuned + allocator", replace(tuned, precision="bf16"), keeps_freed_memory=True),
+        Row("floor", replace(floor, precision="fp32"), keeps_freed_memory=True),
+        Row("floor", replace(floor, precision="bf16"), keeps_freed_memory=True),
+    ]
+
+
+def best_workers(job: Job) -> int:
+    """The number of data workers that makes lightly fastest here, each tried once, in bf16."""
+    cores = usable_cores()
+    rates = {}
+    for workers in sorted({0, 1, 2, cores // 2, cores}):
+        tried = replace(job, side="lightly", precision="bf16", workers=workers)
+        rates[workers] = run_fresh(__file__, asdict(tried))["pairs_per_second"]
+    print("lightly, pairs/s by workers:", {n: round(rate, 1) for n, rate in rates.items()}, file=sys.stderr)
+    return max(rates, key=lambda workers: rates[workers])
+
+
+def measure_all(job: Job, methods: Sequence[str], repetitions: int) -> Document:
+    """Measure every row of every method; returns the document that `render` shows."""
+    workers = best_workers(replace(job, method=methods[0]))
+    rows = [row for method in methods for row in rows_of(replace(job, method=method), workers)]
+    jobs = [(asdict(row.job), row.environment) for row in rows]
+    answers = take_turns(__file__, jobs, repetitions)
+    results = [
+        {
+            "name": row.name,
+            "keeps_freed_memory": row.keeps_freed_memory,
+            **{key: value for key, value in asdict(row.job).items() if key != "data_root"},
+            **_merged(repeated),
+        }
+        for row, repeated in zip(rows, answers, strict=True)
+    ]
+    _check_same_network(results)
+    return {"facts": facts(), "device": answers[0][0]["device"], "repetitions": repetitions, "rows": results}
+
+
+def _merged(repeated: Sequence[Document]) -> Document:
+    """Repeated answers as one: lists of what varies, the first of what does not."""
+    varying = ("pairs_per_second", "peak_memory_mb")
+    return {**repeated[0], **{key: [answer[key] for answer in repeated] for key in varying}}
+
+
+def _check_same_network(results: Sequence[Document]) -> None:
+    for method in {row["method"] for row in results}:
+        counts = {row["name"]: row["parameters"] for row in results if row["method"] == method}
+        assert len(set(counts.values())) == 1, f"{method}: the sides differ in parameters: {counts}"
+
+
+def _rate(rows: Sequence[Document]) -> Spread:
+    """The fastest of some rows, by its median."""
+    return max((Spread.of(row["pairs_per_second"]) for row in rows), key=lambda spread: spread.median)
+
+
+def ratios(rows: Sequence[Document]) -> dict[str, float]:
+    """The ratios of one method's medians that the goals speak of, by what they compare."""
+
+    def rate(name: str, precision: str | None = None) -> float:
+        chosen = [row for row in rows if row["name"] == name and precision in (None, row["precision"])]
+        return _rate(chosen).median
+
+    documented = rate("lightly as documented")
+    return {
+        "twinbench / lightly as documented": rate("twinbench") / documented,
+        "fp32: twinbench / the faster lightly": rate("twinbench", "fp32")
+        / max(documented, rate("lightly tuned", "fp32")),
+        "bf16: twinbench / lightly tuned": rate("twinbench", "bf16") / rate("lightly tuned", "bf16"),
+        "each at its best, allocator included": rate("twinbench")
+        / max(rate("lightly tuned"), rate("lightly tuned + allocator")),
+        "fp32: twinbench / floor": rate("twinbench", "fp32") / rate("floor", "fp32"),
+        "bf16: twinbench / floor": rate("twinbench", "bf16") / rate("floor", "bf16"),
+    }
+
+
+def render(document: Document) -> str:
+    """The document as Markdown: what was measured, then the ratios of the medians."""
+    rows = document["rows"]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    measured = markdown_table(
+        ["method", "side", "precision", "layout", "workers", "pairs/s", "peak memory, MiB"],
+        [_line(row) for row in rows],
+    )
+    compared = {method: ratios([row for row in rows if row["method"] == method]) for method in methods}
+    names = list(compared[methods[0]])
+    summary = markdown_table(
+        ["ratio of medians", *methods],
+        [[name, *(f"{compared[method][name]:.2f}" for method in methods)] for name in names],
+    )
+    first = rows[0]
+    images = "CIFAR-10" if first["images"] == "cifar10" else f"{first['images']} (32 pixels, as CIFAR-10)"
+    setting = (
+        f"Images: {images}. Batch {first['batch_size']}, {first['warm_up']} warm-up and {first['steps']} timed "
+        f"steps, {document['repetitions']} repetitions: median (lowest to highest)."
+    )
+    return "\n\n".join(
+        [setting, measured, summary, *_operations(rows, document["device"]), footnote(document)]
+    )
+
+
+def _line(row: Document) -> list[str]:
+    lightly = row["side"] == "lightly"
+    return [
+        row["method"],
+        row["name"],
+        row["precision"],
+        "channels last" if row["channels_last"] else "channels first",
+        str(row["workers"]) if lightly else "none",
+        Spread.of(row["pairs_per_second"]).text(1),
+        Spread.of(row["peak_memory_mb"]).text(0),
+    ]
+
+
+def _operations(rows: Sequence[Document], name: str) -> list[str]:
+    """Parameters, operations a pair, operations a second and, on a known GPU, the share of its bf16 peak."""
+    peak = next((peak for known, peak in _PEAK_BF16.items() if known in name), None)
+    lines = []
+    for floor in (row for row in rows if row["name"] == "floor" and row["precision"] == "bf16"):
+        same = [row for row in rows if row["method"] == floor["method"]]
+        rate = _rate([row for row in same if row["name"] == "twinbench"]).median
+        done = rate * floor["flops_per_pair"]
+        share = f", {done / peak:.0%} of the card's dense bf16 peak" if peak else ""
+        lines.append(
+            f"- {floor['method']}: {floor['parameters']:,} parameters on every side; "
+            f"{floor['flops_per_pair'] / 1e9:.2f} GFLOP a pair, twinbench does {done / 1e12:.2f} TFLOP/s{share}."
+        )
+    return ["\n".join(lines)]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data-root", type=Path, help="folder that holds CIFAR-10 (default: digit-scenes)")
+    parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument(
+        "--steps", type=int, default=2, help="timed steps of a measurement (GPU: 100 or more)"
+    )
+    parser.add_argument("--warm-up", type=int, default=1, help="steps before the clock (GPU: 20 or more)")
+    parser.add_argument("--repetitions", type=int, default=3, help="measurements of each row, taking turns")
+    parser.add_argument("--out", type=Path, help="JSON file for everything measured")
+    parser.add_argument("--markdown", type=Path, help="file whose block 'throughput' gets the tables")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _checked_methods(text: str) -> list[str]:
+    methods = text.split(",")
+    for name in methods:
+        if name not in METHODS:
+            raise InputError(
+                f"no such method here: {name!r}", where="--methods", next_step=f"use {' or '.join(METHODS)}"
+            )
+    return methods
+
+
+def main() -> None:
+    """Measure one job if asked to by a parent process, else everything."""
+    arguments = _arguments()
+    if arguments.job:
+        job = Job(**json.loads(arguments.job))
+        with contextlib.redirect_stdout(sys.stderr):
+            answer = _SIDES[job.side](job)
+        print(json.dumps(answer))
+        return
+    require_lightly()
+    job = Job(
+        side="twinbench",
+        method="",
+        precision="fp32",
+        batch_size=arguments.batch_size,
+        warm_up=arguments.warm_up,
+        steps=arguments.steps,
+        data_root=str(arguments.data_root) if arguments.data_root else None,
+    )
+    document = measure_all(job, _checked_methods(arguments.methods), arguments.repetitions)
+    publish(document, render(document), "throughput", arguments.out, arguments.markdown)
+
+
+if __name__ == "__main__":
+    run_script(main)
