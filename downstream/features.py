@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.errors import InputError, RunFailure
 from data.files import write_atomically
@@ -18,6 +19,28 @@ from data.image_sets import ImageSet
 from pretraining.encoder import Encoder
 
 _log = logging.getLogger(__name__)
+
+
+def frozen_copy(encoder: Encoder, device: torch.device) -> nn.Module:
+    """The encoder's backbone on a device, in evaluation mode and without gradients."""
+    return copy.deepcopy(encoder.backbone).to(device).to(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def pooled(backbone: nn.Module, views: Tensor) -> Tensor:
+    """Features ``[N, D]`` (float32) of normalised views ``[N, 3, H, W]``, both on the backbone's device."""
+    features: Tensor = backbone(views.contiguous(memory_format=torch.channels_last))
+    return features.float()
+
+
+def require_finite(features: Tensor, encoder: Encoder, of: str) -> None:
+    """Raise RunFailure unless every feature is finite; ``of`` says of which images they are."""
+    if not torch.isfinite(features).all():
+        raise RunFailure(
+            f"the encoder's features of {of} are not all finite",
+            where=f"encoder {encoder.checksum[:12]}",
+            next_step="look at the encoder's pretraining loss; the run has probably diverged",
+        )
 
 
 class FeatureStore:
@@ -71,12 +94,7 @@ def _key(encoder: Encoder, image_set: ImageSet, split: str) -> str:
 def _extract(encoder: Encoder, image_set: ImageSet, split: str) -> tuple[Tensor, Tensor]:
     data = image_set.split(split)
     features = encoder.features(data.images)
-    if not torch.isfinite(features).all():
-        raise RunFailure(
-            f"the encoder's features of the split {split!r} are not all finite",
-            where=f"encoder {encoder.checksum[:12]} on {image_set.name}",
-            next_step="look at the encoder's pretraining loss; the run has probably diverged",
-        )
+    require_finite(features, encoder, f"the split {split!r} of {image_set.name}")
     return features, data.labels
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
-from typing import ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from torch import Tensor
 from data.errors import InputError, unknown_name
 from data.image_sets import ImageSet
 from downstream.features import FeatureStore
+from downstream.label_lists import LabelList
 from pretraining.encoder import Encoder
 
 
@@ -46,24 +47,32 @@ def _ignore_progress(fraction: float) -> None:
 
 @dataclass
 class EvaluationContext:
-    """What a protocol gets besides the encoder. ``progress`` is told the fraction done, from 0 to 1."""
+    """What a protocol gets besides the encoder. ``progress`` is told the fraction done, from 0 to 1.
+
+    ``label_list`` says which images count as labelled where a protocol uses a share of them. A protocol leaves in
+    ``details`` (names to JSON values) what it chose and used, for the record to keep beside the measurements.
+    """
 
     image_set: ImageSet
     features: FeatureStore
     seed: int = 0
     progress: Callable[[float], None] = _ignore_progress
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    label_list: LabelList | None = None
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 class Protocol(ABC):
     """Base class of every protocol. It leaves the encoder as it found it, bit for bit.
 
     ``metrics`` names everything that `evaluate` may measure, so that a table's columns are checked beforehand.
+    ``uses_label_list`` says that a list of labelled images changes what it does.
     """
 
     name: ClassVar[str]
     needs: ClassVar[Literal["labels", "detection"]]
     metrics: ClassVar[tuple[str, ...]]
+    uses_label_list: ClassVar[bool] = False
 
     @abstractmethod
     def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from data.augment import ViewPolicy, augment, eval_view
+from data.augment import augment, eval_view
 from data.errors import InputError, RunFailure
-from data.image_sets import ImageSet
+from data.image_sets import ImageSet, Split
+from downstream.label_lists import read_label_list
+from downstream.linear_sgd import linear_head
 from downstream.protocol import EvaluationContext, Measurement, Protocol, accuracies, register_protocol
 from downstream.randomness import seeded, shuffled_indices
+from downstream.views import EpochOrder, all_training_images, central_views, crop_and_flip, training_views
 from pretraining.encoder import Encoder
 
 BACKBONE_LR = 0.002
-HEAD_LR = 0.1
 _LIST_SEED = 0
 _BATCH = 256
 
@@ -44,19 +47,65 @@ def lr_factor(step: int, steps: int) -> float:
 
 
 class FineTuned(nn.Module):
-    """A backbone and a linear classifier on its pooled features; the head starts at N(0, 0.01), bias 0."""
+    """A backbone and a linear classifier on its pooled features."""
 
     def __init__(self, backbone: nn.Module, feature_dim: int, classes: int) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = nn.Linear(feature_dim, classes)
-        nn.init.normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)
+        self.head = linear_head(feature_dim, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Class scores ``[N, classes]`` of normalised images ``[N, 3, H, W]``."""
         scores: Tensor = self.head(self.backbone(images))
         return scores
+
+
+def fine_tune(
+    model: FineTuned,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    steps: int,
+    head_lr: float,
+    progress: Callable[[float], None],
+) -> None:
+    """Train backbone and head with the cross-entropy of ``steps`` batches of views and labels, on their device.
+
+    SGD with momentum 0.9, no weight decay, batch norm in training mode, both learning rates times `lr_factor`.
+    Raises RunFailure if the loss is not finite.
+    """
+    optimizer = torch.optim.SGD(
+        [
+            {"params": model.backbone.parameters(), "lr": BACKBONE_LR},
+            {"params": model.head.parameters(), "lr": head_lr},
+        ],
+        momentum=0.9,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, steps))
+    model.train()
+    for step, (views, labels) in enumerate(batches):
+        loss = cross_entropy(model(views), labels)
+        if not torch.isfinite(loss):
+            raise RunFailure(f"the fine-tuning loss became {loss.item()} at step {step}")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        progress((step + 1) / steps)
+
+
+@torch.no_grad()
+def _measure(model: FineTuned, views: Iterator[Tensor], labels: Tensor) -> list[Measurement]:
+    model.eval()
+    return accuracies(torch.cat([model(chunk).float().cpu() for chunk in views]), labels)
+
+
+def _require_labels(chosen: Tensor, known: Tensor, protocol: str, image_set: ImageSet) -> None:
+    """Raise InputError unless there are labelled images to train on and to test on."""
+    if len(chosen) < 2 or not len(known):
+        raise InputError(
+            f"{protocol} needs labelled training and test images",
+            where=image_set.name,
+            next_step="choose an image set with labels, or leave out the protocols that need them",
+        )
 
 
 class FineTuning(Protocol):
@@ -73,28 +122,28 @@ class FineTuning(Protocol):
 
     needs: ClassVar[Literal["labels", "detection"]] = "labels"
     metrics: ClassVar[tuple[str, ...]] = ("top1", "top5")
+    head_lr: ClassVar[float] = 0.1
     fraction: ClassVar[float]
     steps: ClassVar[int]
 
     def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:
         """``top1`` and ``top5`` on the test split. Raises RunFailure if the loss is not finite."""
-        image_set = context.image_set
-        train, test = image_set.split("train"), image_set.split("test")
+        train, test = context.image_set.split("train"), context.image_set.split("test")
         chosen = labelled_subset(train.labels, self.fraction)
-        known = test.labels >= 0
-        if len(chosen) < 2 or not known.any():
-            raise InputError(
-                f"{self.name} needs labelled training and test images",
-                where=image_set.name,
-                next_step="choose an image set with labels, or leave out the protocols that need them",
-            )
+        known = torch.nonzero(test.labels >= 0).flatten()
+        _require_labels(chosen, known, self.name, context.image_set)
         with seeded(context.seed, context.device) as generator:
-            model = FineTuned(encoder.fresh_backbone(), encoder.feature_dim, len(image_set.classes))
+            model = FineTuned(encoder.fresh_backbone(), encoder.feature_dim, len(context.image_set.classes))
             model.to(context.device)
-            self._train(model, train.images[chosen], train.labels[chosen], encoder, context, generator)
-        scores = _scores(model, test.images[known], encoder, context.device)
+            batches = self._batches(train, chosen, encoder, context.device, generator)
+            fine_tune(model, batches, self.steps, self.head_lr, lambda done: context.progress(0.9 * done))
+        views = (
+            eval_view(test.images[rows].to(context.device), encoder.input_size, encoder.mean, encoder.std)
+            for rows in known.split(_BATCH)
+        )
+        measured = _measure(model, views, test.labels[known])
         context.progress(1.0)
-        return accuracies(scores, test.labels[known])
+        return measured
 
     def forward_passes(self, image_set: ImageSet) -> float:
         """Three passes for every image trained on, one over test."""
@@ -102,50 +151,77 @@ class FineTuning(Protocol):
         batch = min(_BATCH, len(labelled_subset(train.labels, self.fraction)))
         return float(3 * self.steps * batch + len(image_set.split("test")))
 
-    def _train(
+    def _batches(
         self,
-        model: FineTuned,
-        images: Tensor,
-        labels: Tensor,
+        train: Split,
+        chosen: Tensor,
         encoder: Encoder,
-        context: EvaluationContext,
+        device: torch.device,
         generator: torch.Generator,
-    ) -> None:
-        optimizer = torch.optim.SGD(
-            [
-                {"params": model.backbone.parameters(), "lr": BACKBONE_LR},
-                {"params": model.head.parameters(), "lr": HEAD_LR},
-            ],
-            momentum=0.9,
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, self.steps))
-        policy = _crop_and_flip(encoder.input_size)
-        batch = min(_BATCH, len(images))
-        order = shuffled_indices(len(images), self.steps * batch, generator)
-        model.train()
-        for step, indices in enumerate(order.split(batch)):
-            views = augment(images[indices], policy, encoder.mean, encoder.std, generator)
-            loss = cross_entropy(model(views.to(context.device)), labels[indices].to(context.device))
-            if not torch.isfinite(loss):
-                raise RunFailure(f"the fine-tuning loss became {loss.item()} at step {step}", where=self.name)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            context.progress(0.9 * (step + 1) / self.steps)
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        policy = crop_and_flip(encoder.input_size)
+        batch = min(_BATCH, len(chosen))
+        order = shuffled_indices(len(chosen), self.steps * batch, generator)
+        for rows in chosen[order].split(batch):
+            views = augment(train.images[rows], policy, encoder.mean, encoder.std, generator)
+            yield views.to(device), train.labels[rows].to(device)
 
 
-def _crop_and_flip(size: int) -> ViewPolicy:
-    return ViewPolicy(size=size, flip=0.5, jitter=0.0, grayscale=0.0, interpolation="bilinear")
+class PublishedFineTuning(Protocol):
+    """Fine-tuning of the whole network on a labelled share, as published (BT-paper B.2), for sets like ImageNet.
 
+    20 epochs, batch 256, SGD with momentum 0.9 without weight decay, learning rates 0.002 (backbone) and 0.5 (head)
+    for both shares, x0.2 after epochs 12 and 16, batch norm in training mode. The official code's later command has
+    0.005 with a cosine instead. The labelled images are those of `context.label_list`, or where there is none a
+    stratified share that never changes (`labelled_subset`), drawn from ``train`` and ``val``, for nothing is
+    selected. Views are those of the linear evaluation (`downstream.views`). The state after the last epoch counts.
+    """
 
-@torch.no_grad()
-def _scores(model: FineTuned, images: Tensor, encoder: Encoder, device: torch.device) -> Tensor:
-    model.eval()
-    chunks = (
-        eval_view(c.to(device), encoder.input_size, encoder.mean, encoder.std) for c in images.split(_BATCH)
-    )
-    return torch.cat([model(chunk).float().cpu() for chunk in chunks])
+    needs: ClassVar[Literal["labels", "detection"]] = "labels"
+    metrics: ClassVar[tuple[str, ...]] = ("top1", "top5")
+    uses_label_list: ClassVar[bool] = True
+    epochs: ClassVar[int] = 20
+    head_lr: ClassVar[float] = 0.5
+    fraction: ClassVar[float]
+
+    def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:
+        """``top1`` and ``top5`` on the test split; `context.details` says which labels were used.
+
+        Raises InputError for a list that does not fit, and RunFailure if the loss is not finite.
+        """
+        device = context.device
+        train, test = all_training_images(context.image_set), context.image_set.split("test")
+        chosen = self._chosen(train, context)
+        known = torch.nonzero(test.labels >= 0).flatten()
+        _require_labels(chosen, known, self.name, context.image_set)
+        order = EpochOrder(chosen, context.seed)
+        steps = self.epochs * order.steps_per_epoch
+        views = training_views(train.images, order, steps, context.seed, encoder, device)
+        batches = ((batch, train.labels[order(step)].to(device)) for step, batch in enumerate(views))
+        with seeded(context.seed, device):
+            model = FineTuned(encoder.fresh_backbone(), encoder.feature_dim, len(context.image_set.classes))
+        model.to(device)
+        fine_tune(model, batches, steps, self.head_lr, lambda done: context.progress(0.9 * done))
+        measured = _measure(model, central_views(test.images, known, encoder, device), test.labels[known])
+        context.progress(1.0)
+        return measured
+
+    def forward_passes(self, image_set: ImageSet) -> float:
+        """Three passes for every image trained on, one over test."""
+        images = len(image_set.split("train")) + len(image_set.split("val"))
+        return float(3 * self.epochs * self.fraction * images + len(image_set.split("test")))
+
+    def _chosen(self, train: Split, context: EvaluationContext) -> Tensor:
+        """The rows of the labelled images, int64 ``[n]``."""
+        if context.label_list is None:
+            chosen, source = labelled_subset(train.labels, self.fraction), "stratified"
+        else:
+            chosen, digest = read_label_list(
+                context.label_list, train, context.image_set.classes, self.fraction
+            )
+            source = f"{'own' if context.label_list.own else 'published'} list, SHA-256 {digest}"
+        context.details["labels"] = {"source": source, "images": len(chosen)}
+        return chosen
 
 
 @register_protocol
@@ -164,3 +240,19 @@ class TenPercent(FineTuning):
     name: ClassVar[str] = "semi-10pct/finetune-v1"
     fraction: ClassVar[float] = 0.1
     steps: ClassVar[int] = 40
+
+
+@register_protocol
+class OnePercentPublished(PublishedFineTuning):
+    """The published recipe on 1 % of the labels."""
+
+    name: ClassVar[str] = "semi-1pct/paper-v1"
+    fraction: ClassVar[float] = 0.01
+
+
+@register_protocol
+class TenPercentPublished(PublishedFineTuning):
+    """The published recipe on 10 % of the labels."""
+
+    name: ClassVar[str] = "semi-10pct/paper-v1"
+    fraction: ClassVar[float] = 0.1

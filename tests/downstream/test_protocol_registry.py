@@ -29,6 +29,12 @@ def test_every_protocol_of_the_house_is_found():
     assert {
         "knn/cosine-v1",
         "linear/cached-v1",
+        "linear/sgd-v1",
+        "linear/places205-v1",
+        "linear/inat18-v1",
+        "svm/voc07-v1",
+        "semi-1pct/paper-v1",
+        "semi-10pct/paper-v1",
         "semi-1pct/finetune-v1",
         "semi-10pct/finetune-v1",
         "detection/torchvision-fpn-v1",
@@ -64,13 +70,17 @@ def test_a_family_means_its_newest_version():
     for version in (2, 10, 9):
         register_protocol(toy(f"knn/cosine-v{version}"))
     assert protocol("knn").name == "knn/cosine-v10"
-    assert protocol("semi-1pct").name == "semi-1pct/finetune-v1"
+    assert protocol("svm").name == "svm/voc07-v1"
 
 
 def test_a_family_with_two_variants_of_one_version_must_be_named_in_full():
     register_protocol(toy("knn/euclidean-v1"))
     with pytest.raises(InputError, match="knn/cosine-v1, knn/euclidean-v1"):
         protocol("knn")
+    with pytest.raises(
+        InputError, match="linear/cached-v1, linear/inat18-v1, linear/places205-v1, linear/sgd-v1"
+    ):
+        protocol("linear")
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,38 @@
+import hashlib
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from data.errors import InputError, RunFailure
-from data.image_sets import Split
+from data.image_sets import Split, load_image_set
 from downstream.features import FeatureStore
+from downstream.label_lists import LabelList
 from downstream.protocol import EvaluationContext, protocol
-from downstream.semi_supervised import FineTuning, labelled_subset, lr_factor
+from downstream.semi_supervised import (
+    FineTuning,
+    OnePercentPublished,
+    PublishedFineTuning,
+    TenPercentPublished,
+    labelled_subset,
+    lr_factor,
+)
+from downstream.views import training_views
 
 
 class Short(FineTuning):
     name = "semi-test/finetune-v1"
     fraction = 0.5
     steps = 30
+
+
+class Half(PublishedFineTuning):
+    name = "semi-test/paper-v1"
+    fraction = 0.5
+    epochs = 25
+    head_lr = 0.1  # half of 360 images are too few for the published 0.5
 
 
 def unbalanced_labels():
@@ -54,12 +73,13 @@ def test_learning_rate_drops_after_three_and_four_fifths():
     assert factors == pytest.approx([1.0] * 12 + [0.2] * 4 + [0.04] * 4)
 
 
-def test_fine_tuning_learns_repeats_itself_and_leaves_the_encoder_alone(encoder, image_set):
+@pytest.mark.parametrize("protocol", [Short(), Half()])
+def test_fine_tuning_learns_repeats_itself_and_leaves_the_encoder_alone(encoder, image_set, protocol):
     before = {name: tensor.clone() for name, tensor in encoder.backbone.state_dict().items()}
     results = []
     for _ in range(2):
         state = torch.get_rng_state()
-        results.append(Short().evaluate(encoder, EvaluationContext(image_set, FeatureStore(None), seed=3)))
+        results.append(protocol.evaluate(encoder, EvaluationContext(image_set, FeatureStore(None), seed=3)))
         assert torch.equal(torch.get_rng_state(), state)
     assert results[0] == results[1]
     assert results[0][0].value > 60
@@ -73,7 +93,7 @@ def test_unlabelled_test_images_do_not_count(encoder, context, image_set):
     test = image_set.split("test")
     image_set.splits["test"] = Split(test.images, torch.where(torch.arange(90) < 30, test.labels, -1))
     context.progress = (fractions := []).append
-    (top1,) = protocol("semi-1pct").evaluate(encoder, context)
+    (top1,) = protocol("semi-1pct/finetune-v1").evaluate(encoder, context)
     assert top1.n == 30
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
@@ -81,6 +101,55 @@ def test_unlabelled_test_images_do_not_count(encoder, context, image_set):
 
 def test_estimate_counts_training_three_times(image_set):
     assert Short().forward_passes(image_set) == 3 * 30 * 150 + 90
+    assert Half().forward_passes(image_set) == 3 * 25 * 180 + 90
+
+
+@pytest.mark.parametrize("protocol", [OnePercentPublished(), TenPercentPublished()])
+def test_the_published_recipe_drops_after_epochs_12_and_16(protocol):
+    steps_per_epoch = 7
+    factors = [lr_factor(epoch * steps_per_epoch, protocol.epochs * steps_per_epoch) for epoch in range(20)]
+    assert [protocol.head_lr * f for f in factors] == pytest.approx([0.5] * 12 + [0.1] * 4 + [0.02] * 4)
+
+
+def write_colours(root):
+    rng = np.random.default_rng(0)
+    for split, n in (("train", 40), ("test", 5)):
+        for channel, name in enumerate(("red", "green")):
+            (root / split / name).mkdir(parents=True)
+            for i in range(n):
+                pixels = rng.integers(0, 160, (20, 24, 3), dtype=np.uint8)
+                pixels[..., channel] += 60
+                Image.fromarray(pixels).save(root / split / name / f"{name}_{i}.png")
+
+
+def test_a_list_says_what_is_labelled_wherever_val_was_taken_from(encoder, tmp_path, monkeypatch):
+    """The list names every fourth image, of which some are in val, since the set has no validation images."""
+    write_colours(tmp_path / "set")
+    image_set = load_image_set(f"folder:{tmp_path / 'set'}", image_size=16, stream=True)
+    names = sorted(f"{name}_{i}.png" for name in ("red", "green") for i in range(0, 40, 4))
+    held_out = image_set.split("val").images
+    assert set(names) & {held_out.path(row).name for row in range(len(held_out))}
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    seen = set()
+
+    def spy(images, rows, steps, *others):
+        seen.update(images.path(row).name for step in range(steps) for row in rows(step).tolist())
+        return training_views(images, rows, steps, *others)
+
+    monkeypatch.setattr("downstream.semi_supervised.training_views", spy)
+    context = EvaluationContext(
+        image_set, FeatureStore(None), label_list=LabelList(tmp_path / "list.txt", own=True)
+    )
+    (top1,) = Half().evaluate(encoder, context)
+    assert seen == set(names)
+    assert top1.n == 10
+    digest = hashlib.sha256((tmp_path / "list.txt").read_bytes()).hexdigest()
+    assert context.details["labels"] == {"source": f"own list, SHA-256 {digest}", "images": 20}
+
+
+def test_without_a_list_the_labels_are_a_stratified_share_of_train_and_val(encoder, context):
+    Half().evaluate(encoder, context)
+    assert context.details["labels"] == {"source": "stratified", "images": 180}
 
 
 def test_an_image_set_without_labels_is_an_input_error(encoder, context, image_set):

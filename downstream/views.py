@@ -1,0 +1,110 @@
+"""Views as the published protocols cut them: random crops to train on, a central crop of a larger view to test on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
+
+import torch
+from torch import Tensor
+
+from data.augment import ViewPolicy, augment, draw_parameters, eval_view, finish
+from data.cores import usable_cores
+from data.image_sets import ImageSet, Split
+from data.randomness import seeded_generator
+from data.streaming import CropStream, Images, StreamedImages
+from pretraining.encoder import Encoder
+
+_BATCH = 256
+_ENLARGED = 256 / 224
+
+
+def crop_and_flip(size: int) -> ViewPolicy:
+    """torchvision's RandomResizedCrop and RandomHorizontalFlip with their defaults, ``size`` in pixels."""
+    return ViewPolicy(size=size, flip=0.5, jitter=0.0, grayscale=0.0, interpolation="bilinear")
+
+
+def all_training_images(image_set: ImageSet) -> Split:
+    """The splits ``train`` and ``val`` in this order, for protocols that select nothing and so need no ``val``.
+
+    What the publications train on is then trained on: a set without validation images of its own lends ``val`` a
+    tenth of its training images.
+    """
+    train, val = image_set.split("train"), image_set.split("val")
+    labels = torch.cat([train.labels, val.labels])
+    if isinstance(train.images, StreamedImages) and isinstance(val.images, StreamedImages):
+        parts = (train.images, val.images)
+        paths = [images.path(row) for images in parts for row in range(len(images))]
+        return Split(StreamedImages(paths, labels.numpy(), train.images.size, train.images.corrupt), labels)
+    assert isinstance(train.images, Tensor)
+    assert isinstance(val.images, Tensor)
+    return Split(torch.cat([train.images, val.images]), labels)
+
+
+class EpochOrder:
+    """The images of every step: each epoch is a fresh permutation of all the ``rows``, a function of (seed, epoch).
+
+    An epoch is cut into ceil(N / 256) batches as equal as possible, so that no batch is small. ``rows`` is int64
+    ``[N]``.
+    """
+
+    def __init__(self, rows: Tensor, seed: int) -> None:
+        self.rows, self.seed = rows, seed
+        self.steps_per_epoch = -(-len(rows) // _BATCH)
+
+    def __call__(self, step: int) -> Tensor:
+        """The rows of a step, int64 ``[n]`` with n at most 256."""
+        epoch, part = divmod(step, self.steps_per_epoch)
+        order = _permutation(len(self.rows), self.seed, epoch)
+        return self.rows[order.tensor_split(self.steps_per_epoch)[part]]
+
+
+@lru_cache(maxsize=2)
+def _permutation(n: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(n, generator=seeded_generator(seed, "order", epoch))
+
+
+def training_views(
+    images: Images,
+    rows: Callable[[int], Tensor],
+    steps: int,
+    seed: int,
+    encoder: Encoder,
+    device: torch.device,
+) -> Iterator[Tensor]:
+    """Randomly cropped and flipped views ``[n, 3, size, size]`` of the images ``rows(step)``, for every step.
+
+    ``rows`` gives int64 ``[n]``. The views are normalised, on ``device``, and a function of (seed, step). Streamed
+    images are decoded and cropped by worker processes; images in memory are taken to the device whole.
+    """
+    policy = crop_and_flip(encoder.input_size)
+    generator = partial(seeded_generator, seed, "views")
+    if isinstance(images, StreamedImages):
+        stream = CropStream(images, [policy], rows, generator, 0, steps, usable_cores())
+        for step, (crops,) in enumerate(stream):
+            drawn = draw_parameters(policy, len(crops), images.size, images.size, generator(step))
+            yield finish(crops.to(device, non_blocking=True), drawn, policy, encoder.mean, encoder.std)
+        return
+    images = images.to(device)
+    for step in range(steps):
+        chosen = images[rows(step).to(device)]
+        yield augment(chosen, policy, encoder.mean, encoder.std, generator(step))
+
+
+def central_views(images: Images, rows: Tensor, encoder: Encoder, device: torch.device) -> Iterator[Tensor]:
+    """The central crops of the images ``rows`` (int64 ``[N]``): normalised ``[n, 3, size, size]`` on ``device``.
+
+    The shorter side is resized to 256/224 of the encoder's input size and the centre is cut out, as ImageNet's
+    Resize(256) and CenterCrop(224); of a streamed picture this starts from its full size. Images in memory that are
+    stored at the input size have no margin left to cut off: they are seen whole.
+    """
+    size, large = encoder.input_size, round(_ENLARGED * encoder.input_size)
+    if isinstance(images, StreamedImages):
+        paths = [images.path(row) for row in range(len(images))]
+        images = StreamedImages(paths, images.labels, large, images.corrupt)
+    elif images.shape[-1] == size:
+        large = size
+    margin = (large - size) // 2
+    for chunk in rows.split(_BATCH):
+        views = eval_view(images[chunk].to(device), large, encoder.mean, encoder.std)
+        yield views[..., margin : margin + size, margin : margin + size]

@@ -1,0 +1,208 @@
+"""Multi-label transfer: one linear SVM per class on frozen features, measured by mean average precision."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import cross_val_score
+from sklearn.svm import LinearSVC
+from sklearn.utils.parallel import Parallel, delayed
+from torch import Tensor
+
+from data.detection import DetectionSplit, PictureFiles
+from data.errors import InputError
+from data.image_sets import ImageSet
+from data.streaming import Images, StreamedImages
+from downstream.features import frozen_copy, pooled, require_finite
+from downstream.protocol import EvaluationContext, Measurement, Protocol, register_protocol
+from downstream.views import central_views
+from pretraining.encoder import Encoder
+
+PENALTIES = (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0)
+"""The grid of C, as in VISSL's configuration of VOC07."""
+FOLDS = 3
+
+
+def multi_labels(labels: Sequence[Tensor], difficult: Sequence[Tensor] | None, classes: int) -> np.ndarray:
+    """What VOC's own class lists say of every image: int8 ``[N, classes]``.
+
+    1 present, -1 absent, 0 present in objects that are all difficult. ``labels`` int64 and ``difficult`` bool are
+    one tensor ``[n]`` of objects for each image; None means that no object is difficult.
+    """
+    table = np.full((len(labels), classes), -1, np.int8)
+    for row, present in enumerate(labels):
+        flagged = torch.zeros(len(present), dtype=torch.bool) if difficult is None else difficult[row]
+        table[row, present[flagged]] = 0
+        table[row, present[~flagged]] = 1
+    return table
+
+
+def precision_recall(present: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """True positives and precision at every distinct score, from the highest: int64 ``[T]`` and float64 ``[T]``.
+
+    ``present`` bool ``[N]``, ``scores`` ``[N]``. Images of equal score are retrieved together, so that the order of
+    the images is of no consequence.
+    """
+    order = np.argsort(-scores, kind="stable")
+    last_of_ties = np.append(np.nonzero(np.diff(scores[order]))[0], len(scores) - 1)
+    hits = np.cumsum(present[order])[last_of_ties]
+    return hits, hits / (last_of_ties + 1)
+
+
+def average_precision_all_points(present: np.ndarray, scores: np.ndarray) -> float:
+    """Area under precision made monotone, at every recall (VOC since 2010, VISSL), in [0, 1].
+
+    At least the average precision of scikit-learn, which does not make it monotone. ``present`` bool ``[N]`` has a
+    True; ``scores`` ``[N]``.
+    """
+    hits, precision = precision_recall(present, scores)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(np.sum(np.diff(hits, prepend=0) * envelope) / hits[-1])
+
+
+def average_precision_11point(present: np.ndarray, scores: np.ndarray) -> float:
+    """Mean of the highest precision at a recall of at least 0, 0.1, ... 1 (VOC 2007), in [0, 1].
+
+    ``present`` bool ``[N]`` has a True; ``scores`` ``[N]``.
+    """
+    hits, precision = precision_recall(present, scores)
+    # in integers, for 0.1 * 3 is not 0.3
+    return float(np.mean([precision[10 * hits >= tenths * hits[-1]].max() for tenths in range(11)]))
+
+
+def unit_rows(features: Tensor) -> np.ndarray:
+    """Features ``[N, D]`` divided by their norm + 1e-5, float64 (vissl svm_utils)."""
+    rows = features.double().numpy()
+    return rows / (np.linalg.norm(rows, axis=1, keepdims=True) + 1e-5)
+
+
+def linear_svm(penalty: float, seed: int) -> LinearSVC:
+    """VISSL's classifier: squared hinge, L2 penalty, dual, positives count twice; ``seed`` orders its updates."""
+    return LinearSVC(
+        C=penalty,
+        class_weight={1: 2, -1: 1},
+        loss="squared_hinge",
+        penalty="l2",
+        dual=True,
+        intercept_scaling=1.0,
+        max_iter=2000,
+        tol=1e-4,
+        random_state=seed,
+    )
+
+
+def fit_class(features: np.ndarray, targets: np.ndarray, seed: int) -> tuple[float, LinearSVC]:
+    """The C of `PENALTIES` with the best average precision in 3-fold cross-validation, and the SVM fitted with it.
+
+    ``features`` ``[N, D]`` and ``targets`` ``[N]`` (1 or -1) are training images only. Of equals the smallest C wins.
+    """
+    with warnings.catch_warnings():
+        # 2000 iterations are the published protocol, whether they suffice for a large C or not
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        validated = [
+            cross_val_score(
+                linear_svm(penalty, seed), features, targets, cv=FOLDS, scoring="average_precision"
+            ).mean()
+            for penalty in PENALTIES
+        ]
+        chosen = PENALTIES[int(np.argmax(validated))]
+        return chosen, linear_svm(chosen, seed).fit(features, targets)
+
+
+@register_protocol
+class VocSvm(Protocol):
+    """VOC07 classification with linear SVMs, as in VISSL's configuration (BT-paper C.1 follows it).
+
+    Training uses every trainval image, those with only difficult objects of a class as negatives of it; testing
+    leaves those images out for that class. Images are resized to 256/224 of the input size and cropped centrally
+    (SwAV-paper A.5), features are pooled and scaled to unit length. C is chosen for each class on the training
+    images alone. ``map_all_points`` is the published number of Barlow Twins, SwAV and VISSL; ``map_11point`` is the
+    convention of VOC 2007, used by SimCLR and BYOL with another classifier. A devkit with both years is used as if
+    it held 2007 alone; any other set with annotated objects works as well.
+    """
+
+    name: ClassVar[str] = "svm/voc07-v1"
+    needs: ClassVar[Literal["labels", "detection"]] = "detection"
+    metrics: ClassVar[tuple[str, ...]] = ("map_all_points", "map_11point")
+
+    def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:
+        """Both mAPs on the test split; `context.details` gets the C and the average precisions of every class."""
+        image_set = context.image_set
+        train, test = image_set.detection("train"), image_set.detection("test")
+        classes = image_set.detection_classes
+        chosen = _rows_of_2007(train)
+        table = multi_labels(train.labels, train.difficult, len(classes))[chosen.numpy()]
+        truth = multi_labels(test.labels, test.difficult, len(classes))
+        _require_examples(table, truth, classes, image_set.name)
+        features = _features(encoder, train, chosen, context)
+        context.progress(0.2)
+        test_features = _features(encoder, test, torch.arange(len(test)), context)
+        context.progress(0.3)
+
+        details = {}
+        for done, (penalty, svm) in enumerate(_fit_all(features, table, context.seed)):
+            counted = truth[:, done] != 0
+            present, scores = truth[counted, done] == 1, svm.decision_function(test_features[counted])
+            details[classes[done]] = {
+                "C": penalty,
+                "ap_all_points": 100 * average_precision_all_points(present, scores),
+                "ap_11point": 100 * average_precision_11point(present, scores),
+            }
+            context.progress(0.3 + 0.7 * (done + 1) / len(classes))
+        context.details["classes"] = details
+        return [
+            Measurement(f"m{kind}", float(np.mean([row[kind] for row in details.values()])), len(test))
+            for kind in ("ap_all_points", "ap_11point")
+        ]
+
+    def forward_passes(self, image_set: ImageSet) -> float:
+        """One pass for every image; the SVMs, whose time hardly depends on the encoder, come on top."""
+        return float(len(image_set.detection("train")) + len(image_set.detection("test")))
+
+
+def _fit_all(features: np.ndarray, table: np.ndarray, seed: int) -> Iterator[tuple[float, LinearSVC]]:
+    """`fit_class` for every class in order, difficult images as negatives."""
+    # processes, since liblinear's random numbers are global; as many as this process may use threads
+    pool = Parallel(n_jobs=torch.get_num_threads(), return_as="generator")
+    return pool(delayed(fit_class)(features, np.where(column == 1, 1, -1), seed) for column in table.T)
+
+
+def _rows_of_2007(split: DetectionSplit) -> Tensor:
+    """The images that are not of VOC2012, int64 ``[n]``."""
+    if not isinstance(split.images, PictureFiles):
+        return torch.arange(len(split))
+    return torch.tensor([i for i, path in enumerate(split.images.paths) if "VOC2012" not in path.parts])
+
+
+def _features(
+    encoder: Encoder, split: DetectionSplit, rows: Tensor, context: EvaluationContext
+) -> np.ndarray:
+    """Normalised features float64 ``[n, D]`` of some images of a split."""
+    images: Images
+    if isinstance(split.images, PictureFiles):
+        images = StreamedImages(split.images.paths, np.zeros(len(split), np.int64), encoder.input_size)
+    else:
+        images = split.images
+    backbone = frozen_copy(encoder, context.device)
+    views = central_views(images, rows, encoder, context.device)
+    features = torch.cat([pooled(backbone, chunk).cpu() for chunk in views])
+    require_finite(features, encoder, f"images of {context.image_set.name}")
+    return unit_rows(features)
+
+
+def _require_examples(table: np.ndarray, truth: np.ndarray, classes: Sequence[str], where: str) -> None:
+    """Raise InputError where a class is too rare, or too common, to be cross-validated or measured."""
+    for label, name in enumerate(classes):
+        present, tested = table[:, label] == 1, truth[:, label] == 1
+        if min(present.sum(), (~present).sum()) < FOLDS or not tested.any():
+            raise InputError(
+                f"class {name!r} is in {present.sum()} of {len(table)} training and {tested.sum()} test images: "
+                f"{FOLDS} training images with it, {FOLDS} without it and a test image with it are needed",
+                where=where,
+                next_step="use a larger share of the set, or leave this protocol out",
+            )

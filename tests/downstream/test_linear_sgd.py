@@ -1,0 +1,207 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from data.augment import eval_view
+from data.errors import InputError, RunFailure
+from data.image_sets import Split, load_image_set
+from downstream.features import FeatureStore
+from downstream.linear_sgd import ImageNetLinear, INaturalistLinear, PlacesLinear
+from downstream.protocol import EvaluationContext
+from downstream.views import EpochOrder, training_views
+
+CPU = torch.device("cpu")
+
+
+class Short(ImageNetLinear):
+    name = "linear-test/sgd-v1"
+    epochs = 6
+
+
+class Longer(ImageNetLinear):
+    name = "linear-test/longer-v1"
+    epochs = 60
+
+
+class ShortTransfer(INaturalistLinear):
+    name = "linear-test/transfer-v1"
+    epochs = 6
+
+
+@pytest.fixture
+def scores(monkeypatch):
+    """The class scores of every evaluation, in order."""
+    seen = []
+    from downstream import linear_sgd
+
+    original = linear_sgd.accuracies
+
+    def spy(measured, labels):
+        seen.append(measured)
+        return original(measured, labels)
+
+    monkeypatch.setattr(linear_sgd, "accuracies", spy)
+    return seen
+
+
+def test_the_learning_rate_is_torchs_cosine_stepped_once_an_epoch():
+    protocol = ImageNetLinear()
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100)
+    for epoch in range(100):
+        for inside in (0, 0.5, 0.99):
+            rate = protocol.lr * protocol.lr_factor(epoch + inside)
+            assert rate == pytest.approx(schedule.get_last_lr()[0], abs=1e-9)
+        optimizer.step()
+        schedule.step()
+
+
+@pytest.mark.parametrize(
+    ("protocol", "epochs", "drops"),
+    [(PlacesLinear(), 14, (14 / 3, 28 / 3)), (INaturalistLinear(), 84, (28, 56))],
+)
+def test_the_transfer_protocols_drop_twice(protocol, epochs, drops):
+    assert protocol.epochs == epochs
+    first, second = drops
+    moments = [0, first - 0.01, first + 0.01, second - 0.01, second + 0.01, epochs - 0.01]
+    rates = [protocol.lr * protocol.lr_factor(moment) for moment in moments]
+    assert rates == pytest.approx([1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4])
+
+
+@pytest.mark.parametrize("protocol", [Short(), ShortTransfer()])
+def test_scores_are_those_of_a_plain_loop_with_torchs_optimizer_and_scheduler(
+    encoder, context, image_set, scores, protocol
+):
+    """The official recipes written out: all features at once, torch's SGD and schedulers, every epoch to the last."""
+    transfer = protocol.batch_norm
+    protocol.evaluate(encoder, context)
+    train, val, test = (image_set.split(name) for name in ("train", "val", "test"))
+    images, labels = torch.cat([train.images, val.images]), torch.cat([train.labels, val.labels])
+    torch.manual_seed(context.seed)
+    head = nn.Linear(encoder.feature_dim, 3)
+    nn.init.normal_(head.weight, std=0.01)
+    nn.init.zeros_(head.bias)
+    norm = nn.BatchNorm1d(encoder.feature_dim)
+    if transfer:
+        groups = [{"params": head.parameters(), "weight_decay": 5e-4}, {"params": norm.parameters()}]
+        optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9)
+        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 4])
+    else:
+        optimizer = torch.optim.SGD(head.parameters(), lr=0.3, momentum=0.9, weight_decay=1e-6)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)
+    order = EpochOrder(torch.arange(360), context.seed)
+    views = training_views(images, order, 12, context.seed, encoder, CPU)
+    for step, batch in enumerate(views):
+        features = encoder.backbone(batch)
+        loss = cross_entropy(head(norm(features) if transfer else features), labels[order(step)])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 2:
+            schedule.step()
+    features = encoder.backbone(eval_view(test.images, 16, encoder.mean, encoder.std))
+    expected = head(norm.eval()(features) if transfer else features)
+    torch.testing.assert_close(scores[0], expected, atol=1e-3, rtol=1e-3)
+
+
+def test_it_learns_repeats_itself_and_leaves_encoder_and_randomness_alone(encoder, image_set):
+    before = {name: tensor.clone() for name, tensor in encoder.backbone.state_dict().items()}
+    state = torch.get_rng_state()
+    results = [
+        Longer().evaluate(encoder, EvaluationContext(image_set, FeatureStore(None), seed=3)) for _ in range(2)
+    ]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert results[0] == results[1]
+    assert results[0][0].value > 60
+    assert results[0][0].n == 90
+    assert not encoder.backbone.training
+    for name, tensor in encoder.backbone.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_another_seed_is_another_training(encoder, image_set, scores):
+    for seed in (3, 4):
+        Short().evaluate(encoder, EvaluationContext(image_set, FeatureStore(None), seed=seed))
+    assert not torch.equal(*scores)
+
+
+def test_a_backbone_that_changes_is_a_failure(encoder, context):
+    encoder.backbone.bn1.train()
+    with pytest.raises(RunFailure, match=r"changed during the evaluation: bn1\.running_mean"):
+        Short().evaluate(encoder, context)
+
+
+def test_the_test_labels_play_no_part_in_training(encoder, context, image_set, scores):
+    Short().evaluate(encoder, context)
+    image_set.splits["test"].labels.copy_(image_set.splits["test"].labels.flip(0))
+    Short().evaluate(encoder, context)
+    assert torch.equal(*scores)
+
+
+def test_images_without_label_are_neither_trained_on_nor_counted(encoder, context, image_set, scores):
+    Short().evaluate(encoder, context)
+    for name in ("train", "test"):
+        split = image_set.split(name)
+        junk = Split(torch.zeros_like(split.images[:40]), torch.full((40,), -1))
+        image_set.splits[name] = Split(
+            torch.cat([split.images, junk.images]), torch.cat([split.labels, junk.labels])
+        )
+    # behind train, val moves by 40 rows; its images are the same
+    (top1,) = Short().evaluate(encoder, context)
+    assert top1.n == 90
+    assert torch.equal(*scores)
+
+
+def test_the_images_held_out_for_selection_are_trained_on(encoder, context, image_set):
+    train = image_set.split("train")
+    image_set.splits["train"] = replace(train, labels=torch.full_like(train.labels, -1))
+    (top1,) = Longer().evaluate(encoder, context)
+    assert top1.value > 50
+
+
+def test_a_streamed_set_is_evaluated(encoder, tmp_path):
+    rng = np.random.default_rng(0)
+    for split, n in (("train", 30), ("test", 10)):
+        for channel, name in enumerate(("red", "green")):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(n):
+                pixels = rng.integers(0, 160, (20, 26, 3), dtype=np.uint8)
+                pixels[..., channel] += 60
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{i}.png")
+    results = []
+    for stream in (True, False):
+        image_set = load_image_set(f"folder:{tmp_path}", image_size=16, stream=stream)
+        context = EvaluationContext(image_set, FeatureStore(None))
+        (top1,) = Longer().evaluate(encoder, context)
+        results.append(top1)
+    assert all(top1.n == 20 and top1.value >= 75 for top1 in results)
+
+
+def test_estimate_counts_every_epoch(image_set):
+    assert ImageNetLinear().forward_passes(image_set) == 100 * 360 + 90
+    assert PlacesLinear().forward_passes(image_set) == 14 * 360 + 90
+
+
+def test_progress_ends_at_one(encoder, context):
+    context.progress = (fractions := []).append
+    Short().evaluate(encoder, context)
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+
+
+def test_an_image_set_without_labels_is_an_input_error(encoder, context, image_set):
+    test = image_set.split("test")
+    image_set.splits["test"] = replace(test, labels=torch.full_like(test.labels, -1))
+    with pytest.raises(InputError, match="needs labelled"):
+        Short().evaluate(encoder, context)
+
+
+def test_a_loss_that_is_not_finite_is_a_failure(encoder, context):
+    encoder.backbone.conv1.weight.fill_(float("nan"))
+    with pytest.raises(RunFailure, match="loss became nan"):
+        Short().evaluate(encoder, context)
