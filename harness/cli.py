@@ -31,6 +31,9 @@ def run(
     study: Annotated[str, typer.Argument(help="A study's name (twinbench ls studies) or a YAML file.")],
     seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds, counted from 0.")] = None,
     methods: Annotated[str | None, typer.Option(help="Only these methods, separated by commas.")] = None,
+    image_set: Annotated[
+        str | None, typer.Option(help="Other images than the study's: a name, or folder:PATH.")
+    ] = None,
     set_: Overrides = [],  # noqa: B006  (typer reads the default, nobody changes it)
     data_root: DataRoot = None,
     runs: RunsRoot = _RUNS,
@@ -48,6 +51,7 @@ def run(
         study,
         seeds=seeds,
         methods=methods.split(",") if methods else None,
+        image_set_name=image_set,
         assignments=set_,
         data_root=data_root,
         runs=runs,
@@ -58,21 +62,45 @@ def run(
     )
 
 
-@app.command(epilog="Example: twinbench pretrain barlow_twins --image-set folder:photos --set epochs=100")
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@app.command(
+    epilog="Examples: twinbench pretrain barlow_twins --image-set folder:photos --set epochs=100\n\n"
+    "twinbench pretrain barlow_twins --image-set folder:IMAGENET --recipe imagenet --devices 8\n\n"
+    "srun twinbench pretrain ... in a SLURM job, or torchrun --nproc-per-node 8 -m harness.main pretrain ..."
+)
 def pretrain(
     method: Annotated[str, typer.Argument(help="A method's name (twinbench ls methods).")],
     image_set: Annotated[str, typer.Option(help="An image set's name, or folder:PATH.")],
     recipe: Annotated[str | None, typer.Option(help="Recipe folder. [default: the image set's own]")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     set_: Overrides = [],  # noqa: B006
+    devices: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes on each machine. [default: as torchrun or SLURM says; else 1]"),
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Machines. [default: likewise]")] = None,
+    precision: Annotated[
+        Precision | None, typer.Option(help="Arithmetic of the network. [default: the recipe's]")
+    ] = None,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Compile the network with torch.compile.")
+    ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write TensorBoard events into the run's folder.")
+    ] = False,
     data_root: DataRoot = None,
     runs: RunsRoot = _RUNS,
     debug: Debug = False,
 ) -> None:
     """Train one encoder, or go on where an interrupted run stopped."""
     from harness.commands import pretrain_one
+    from pretraining.engine import hardware_here
 
-    pretrain_one(method, image_set, recipe, seed, set_, data_root, runs)
+    overrides = [*set_, f"precision={precision}"] if precision else set_
+    hardware = hardware_here(devices, nodes, compile_)
+    pretrain_one(method, image_set, recipe, seed, overrides, data_root, runs, hardware, tensorboard)
 
 
 @app.command(epilog="Example: twinbench evaluate runs/RUN/encoder --protocol linear --image-set digit-scenes")
@@ -91,6 +119,42 @@ def evaluate(
     evaluate_one(encoder, protocol, image_set, seed, data_root, out)
 
 
+@app.command("import", epilog="Example: twinbench import resnet50.pth --out encoders/barlow-twins")
+def import_(
+    file: Annotated[Path, typer.Argument(help="A checkpoint of another project.")],
+    out: Annotated[Path, typer.Option(help="Folder for the encoder.")],
+    format_: Annotated[
+        str | None,
+        typer.Option("--format", help="Its format (twinbench ls formats). [default: as its keys say]"),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="Its name in tables. [default: the format's method, else the file's name]"),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Make an encoder of another project's checkpoint; every key is accounted for, no code of it is run."""
+    from harness.transfer_commands import import_one
+
+    import_one(file, format_, method, out)
+
+
+ExportFormat = Literal["torchvision", "detectron2", "timm"]
+
+
+@app.command(epilog="Example: twinbench export runs/RUN/encoder --format detectron2 --out barlow-twins.pkl")
+def export(
+    encoder: Annotated[Path, typer.Argument(help="An encoder folder, or the run that holds it.")],
+    format_: Annotated[ExportFormat, typer.Option("--format", help="Whose format.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    debug: Debug = False,
+) -> None:
+    """Write an encoder for torchvision, Detectron2 or timm, load it there and compare the feature maps."""
+    from harness.transfer_commands import export_one
+
+    export_one(encoder, format_, out)
+
+
 @app.command(epilog="Example: twinbench report runs --out results/all")
 def report(
     runs: Annotated[Path, typer.Argument(help="A run store.")],
@@ -103,7 +167,7 @@ def report(
     report_runs(runs, out)
 
 
-Thing = Literal["methods", "protocols", "image-sets", "recipes", "studies", "runs"]
+Thing = Literal["methods", "protocols", "image-sets", "recipes", "studies", "formats", "runs"]
 
 
 @app.command(epilog="Example: twinbench ls studies --json")
@@ -112,7 +176,7 @@ def ls(
     json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
     runs: RunsRoot = _RUNS,
 ) -> None:
-    """List methods, protocols, image sets, recipes, studies or runs."""
+    """List methods, protocols, image sets, recipes, studies, formats that can be imported, or runs."""
     from harness.commands import list_names
 
     list_names(thing, json, runs)

@@ -17,14 +17,17 @@ from data.image_sets import ImageSet, image_set_names, load_image_set
 from downstream.protocol import protocol, protocol_names
 from harness.console import job_progress, say
 from harness.estimate import estimate_seconds
-from harness.execute import evaluate_encoder, execute
-from harness.plan import Job, jobs, load_splits, plan_run, plan_study
-from harness.recipes import load_recipe, parse_overrides, recipe_names
+from harness.execute import Training, evaluate_encoder, execute, train_run
+from harness.plan import Job, corrupt_images, jobs, load_splits, plan_run, plan_study
+from harness.published import encoder_folder
+from harness.recipes import load_recipe, parse_overrides, recipe_folder_names, recipe_names
 from harness.records import collect, collect_stored
 from harness.store import check_writable, record_place, stored_runs, write_json
 from harness.studies import Study, load_study, study_names
 from harness.workers import ImageSetSource, default_workers, execute_in_parallel, threads_each
 from pretraining.encoder import INFO_FILE, Encoder
+from pretraining.engine import Hardware, check_hardware, launch
+from pretraining.formats import format_names
 from pretraining.method import method_names
 from reports.build import build_report, check_out
 from reports.console import render_study
@@ -36,6 +39,7 @@ def run_study(
     *,
     seeds: int | None,
     methods: list[str] | None,
+    image_set_name: str | None,
     assignments: list[str],
     data_root: Path | None,
     runs: Path,
@@ -46,10 +50,12 @@ def run_study(
 ) -> None:
     """Plan a study, do what is missing, write its report, print its tables."""
     started = time.monotonic()
-    command = _command(name, seeds, methods, assignments, data_root)
-    study = _chosen(load_study(name), seeds, methods)
-    image_set = load_image_set(study.image_set, data_root, limit=study.limit)
-    planned = plan_study(study, image_set, runs, parse_overrides(assignments))
+    command = _command(name, seeds, methods, image_set_name, assignments, data_root)
+    study = _chosen(load_study(name), seeds, methods, image_set_name)
+    overrides = parse_overrides(assignments)
+    source = ImageSetSource(study.image_set, data_root, study.limit, corrupt_images(study, overrides))
+    image_set = source.load()
+    planned = plan_study(study, image_set, runs, overrides, encoder_folder(study, data_root))
     plan = list(jobs(planned))
     workers = 1 if debug else workers or default_workers()
     if dry_run:
@@ -61,7 +67,6 @@ def run_study(
         check_writable(folder)
     missing = sum(not job.is_finished() for job in plan)
     say(f"{study.name}: {len(plan)} jobs, {len(plan) - missing} already finished, {workers} at a time")
-    source = ImageSetSource(study.image_set, data_root, study.limit)
     with job_progress(missing) as start_job:
         if workers > 1 and missing:
             failures = execute_in_parallel(plan, source, workers, start_job, say)
@@ -79,22 +84,34 @@ def run_study(
 
 
 def _command(
-    name: str, seeds: int | None, methods: list[str] | None, assignments: list[str], data_root: Path | None
+    name: str,
+    seeds: int | None,
+    methods: list[str] | None,
+    image_set_name: str | None,
+    assignments: list[str],
+    data_root: Path | None,
 ) -> str:
     """The command line that makes the report again; the data folder is the reader's own."""
     words = ["twinbench", "run", name]
     words += ["--seeds", str(seeds)] if seeds else []
     words += ["--methods", ",".join(methods)] if methods else []
+    words += ["--image-set", image_set_name] if image_set_name else []
     words += [word for assignment in assignments for word in ("--set", assignment)]
     return shlex.join(words) + (" --data-root DIR" if data_root else "")
 
 
-def _chosen(study: Study, seeds: int | None, methods: list[str] | None) -> Study:
-    """The study with what the command line narrowed or widened."""
+def _chosen(study: Study, seeds: int | None, methods: list[str] | None, image_set_name: str | None) -> Study:
+    """The study with what the command line narrowed, widened or replaced."""
     for method in methods or []:
         if method not in study.methods:
             raise unknown_name("method", method, study.methods, where=f"study {study.name}")
-    return study.model_copy(update={"seeds": seeds or study.seeds, "methods": methods or study.methods})
+    return study.model_copy(
+        update={
+            "seeds": seeds or study.seeds,
+            "methods": methods or study.methods,
+            "image_set": image_set_name or study.image_set,
+        }
+    )
 
 
 def _print_plan(study: Study, plan: list[Job], image_set: ImageSet, workers: int) -> None:
@@ -128,21 +145,31 @@ def pretrain_one(
     assignments: list[str],
     data_root: Path | None,
     runs: Path,
+    hardware: Hardware,
+    tensorboard: bool,
 ) -> None:
-    """Train one encoder and print where it is."""
+    """Train one encoder and print where it is; every rank calls this, rank 0 writes and prints."""
     if method not in method_names():
         raise unknown_name("method", method, method_names())
-    image_set = load_image_set(image_set_name, data_root)
     folder = recipe_folder or image_set_name.partition(":")[0]
-    recipe = load_recipe(folder, method, image_set.name, parse_overrides(assignments), seed)
+    if folder not in recipe_folder_names() and recipe_folder is None:
+        raise unknown_name("image set", image_set_name, image_set_names())
+    recipe = load_recipe(folder, method, image_set_name, parse_overrides(assignments), seed)
+    image_set = load_image_set(image_set_name, data_root, corrupt=recipe.corrupt_images)
+    check_hardware(hardware, recipe.precision)
     load_splits(image_set, ())
-    run = plan_run(recipe, image_set, runs)
+    run = plan_run(recipe, image_set, runs, hardware.ranks)
     check_writable(runs)
     if run.is_trained():
         say("already trained")
     else:
+        engine = launch(hardware, recipe.precision)
+        training = Training(engine, tensorboard)
+        if not engine.is_main:
+            train_run(run, image_set, training)
+            return
         with job_progress(1) as start_job:
-            failures = execute([Job("pretrain", run)], image_set, start_job, say)
+            failures = execute([Job("pretrain", run)], image_set, start_job, say, training=training)
         if failures:
             reason = (run.status() or {})["reason"]
             raise RunFailure(
@@ -222,6 +249,7 @@ def list_names(thing: str, as_json: bool, runs: Path) -> None:
         "image-sets": image_set_names,
         "recipes": recipe_names,
         "studies": study_names,
+        "formats": format_names,
         "runs": lambda: [run.folder.name for run in stored_runs(runs)],
     }[thing]()
     print(json.dumps(names) if as_json else "\n".join(names))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,30 @@ from downstream.features import FeatureStore
 from downstream.protocol import EvaluationContext, Protocol
 from harness.environment import environment
 from harness.plan import Job
+from harness.published import import_run
 from harness.store import Run, write_json
 from pretraining.checkpoint import remove_checkpoints
 from pretraining.encoder import Encoder
-from pretraining.train import ReportProgress, device_name, peak_memory_mb, pretrain, reset_peak_memory
+from pretraining.engine import Engine
+from pretraining.interrupt import Interrupted
+from pretraining.memory import peak_memory_mb, reset_peak_memory
+from pretraining.train import (
+    ReportProgress,
+    TrainingSummary,
+    device_name,
+    pretrain,
+)
 
 StartJob = Callable[[str], ReportProgress]
 """Announces a job by its label and returns where its progress goes."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How trainings are done: on several devices, with TensorBoard events. The default is one device."""
+
+    engine: Engine | None = None
+    tensorboard: bool = False
 
 
 def execute(
@@ -29,8 +47,9 @@ def execute(
     start_job: StartJob,
     say: Callable[[str], None],
     debug: bool = False,
+    training: Training = Training(),
 ) -> int:
-    """Run every job that is not finished; returns how many failed."""
+    """Run every job that is not finished; returns how many failed. Raises Interrupted after a signal to stop."""
     failures = 0
     for job in plan:
         if job.is_finished() or (job.protocol is not None and _is_blocked(job.run)):
@@ -39,7 +58,12 @@ def execute(
             if job.is_finished():  # by another process, while this one waited for the lock
                 continue
             try:
-                run_job(job, image_set, start_job(job.label))
+                run_job(job, image_set, training, start_job(job.label), say)
+            except Interrupted as error:
+                job.run.write_status(
+                    {"status": "interrupted", "reason": _reason(error), "recipe_hash": job.run.hash}
+                )
+                raise
             except Exception as error:
                 if debug:
                     raise
@@ -49,19 +73,43 @@ def execute(
     return failures
 
 
-def run_job(job: Job, image_set: ImageSet, report: ReportProgress) -> None:
+def run_job(
+    job: Job, image_set: ImageSet, training: Training, report: ReportProgress, say: Callable[[str], None]
+) -> None:
     """Do one job and leave its result in the run store."""
-    if job.protocol is None:
-        train_run(job.run, image_set, report)
-    else:
+    if job.protocol is not None:
         evaluate_run(job.run, job.protocol, image_set, report)
-
-
-def train_run(run: Run, image_set: ImageSet, report: ReportProgress) -> None:
-    """Train a run, resuming where it was interrupted."""
-    run.begin()
+        return
+    if job.run.source is not None:
+        import_run(job.run)
+        return
+    job.run.begin()
     reset_peak_memory()
-    summary = pretrain(run.recipe, run.hash, image_set, run.folder, report)
+    finish_run(job.run, train_run(job.run, image_set, training, report, say))
+
+
+def train_run(
+    run: Run,
+    image_set: ImageSet,
+    training: Training,
+    report: ReportProgress = lambda fraction, text: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> TrainingSummary:
+    """Train a run, resuming where it was interrupted; on every rank."""
+    return pretrain(
+        run.recipe,
+        run.hash,
+        image_set,
+        run.folder,
+        report,
+        say=say,
+        engine=training.engine,
+        tensorboard=training.tensorboard,
+    )
+
+
+def finish_run(run: Run, summary: TrainingSummary) -> None:
+    """Mark a run as trained; its checkpoints are no longer needed."""
     run.write_status(
         {
             "status": summary.status,
@@ -72,6 +120,7 @@ def train_run(run: Run, image_set: ImageSet, report: ReportProgress) -> None:
             "peak_memory_mb": summary.peak_memory_mb,
             "parameters": summary.parameters,
             "device": summary.device,
+            "skipped_images": summary.skipped_images,
             "environment": environment(),
         }
     )

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.errors import InputError, unknown_name
+from data.folders import Corrupt
 from data.image_sets import ImageSet
 from downstream.protocol import Protocol, protocol
+from harness.published import imported_runs
 from harness.recipes import load_recipe, read_value
 from harness.store import Run, open_run
 from harness.studies import Study
+from pretraining.batches import steps_in_epoch
 from pretraining.build import build_method, resolve
+from pretraining.engine import check_shares
+from pretraining.method import Method, method_class, method_names
 from pretraining.recipe import Recipe
-from pretraining.train import steps_in_epoch
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Job:
-    """One node of the plan: train a run, or evaluate its encoder under a protocol (which needs the training)."""
+    """One node of the plan: train or import a run, or evaluate its encoder under a protocol (which needs that)."""
 
     kind: Literal["pretrain", "evaluate"]
     run: Run
@@ -41,7 +45,10 @@ class Job:
         """How the job is called in progress lines; no two jobs of a plan share it."""
         variant = f" {self.variant}" if self.variant else ""
         name = f"{self.run.recipe.method}{variant} (seed {self.run.recipe.seed})"
-        return f"pretrain {name}" if self.protocol is None else f"{self.protocol.name} {name}"
+        if self.run.source is not None:
+            name = f"{self.run.recipe.method} from {self.run.source.name}"
+        begin = "pretrain" if self.run.source is None else "import"
+        return f"{begin} {name}" if self.protocol is None else f"{self.protocol.name} {name}"
 
     def is_finished(self) -> bool:
         """Whether the run store already holds its result; a collapsed run is not evaluated."""
@@ -51,34 +58,62 @@ class Job:
 
 
 def plan_study(
-    study: Study, image_set: ImageSet, runs_root: Path, overrides: dict[str, Any]
+    study: Study,
+    image_set: ImageSet,
+    runs_root: Path,
+    overrides: dict[str, Any],
+    encoders: Path | None = None,
 ) -> list[PlannedRun]:
     """Every run of the study, each checked against its method's contract and the image set before any work.
 
-    Raises InputError for whatever a recipe, a protocol name or an override gets wrong.
+    ``encoders`` is the folder of checkpoints to import. Raises InputError for whatever a recipe, a protocol name, an
+    override or a checkpoint gets wrong.
     """
     protocols = tuple(protocol(name) for name in study.protocols)
     _check_metrics(study, protocols)
     _check_ablated_key(study, overrides)
     load_splits(image_set, protocols)
-    planned = []
+    imported = imported_runs(encoders, image_set, runs_root) if encoders else []
+    return [
+        *(PlannedRun(run, "", protocols) for run in imported),
+        *(
+            PlannedRun(plan_run(recipe, image_set, runs_root), variant, protocols)
+            for variant, recipe in _recipes(study, overrides)
+        ),
+    ]
+
+
+def _recipes(study: Study, overrides: dict[str, Any]) -> Iterator[tuple[str, Recipe]]:
+    """Every recipe of the study with the variant it stands for."""
     for variant, changes in _variants(study):
         for method in study.methods:
             for seed in range(study.seeds):
                 merged = {**study.overrides, **changes, **overrides}
-                recipe = load_recipe(study.recipes, method, image_set.name, merged, seed)
-                planned.append(PlannedRun(plan_run(recipe, image_set, runs_root), variant, protocols))
-    return planned
+                yield variant, load_recipe(study.recipes, method, study.image_set, merged, seed)
 
 
-def plan_run(recipe: Recipe, image_set: ImageSet, runs_root: Path) -> Run:
-    """Resolve and check one recipe, and open its run."""
+def corrupt_images(study: Study, overrides: dict[str, Any]) -> Corrupt:
+    """What the study's recipes say about corrupt images; raises InputError unless they agree."""
+    modes = {recipe.corrupt_images for _, recipe in _recipes(study, overrides)}
+    if len(modes) > 1:
+        raise InputError(
+            "the recipes differ in corrupt_images, but the methods of a study see the same images",
+            where=f"recipes/{study.recipes}",
+            next_step="set it for all: --set corrupt_images=skip",
+        )
+    return modes.pop() if modes else "refuse"
+
+
+def plan_run(recipe: Recipe, image_set: ImageSet, runs_root: Path, ranks: int = 1) -> Run:
+    """Resolve and check one recipe for a number of ranks, and open its run."""
     resolved = resolve(recipe, image_set.image_size, image_set.fingerprint)
     method = build_method(resolved)
     if method.trains:
         train = image_set.split("train")
         steps_in_epoch(resolved, len(train), image_set.name)
-        method.check(resolved.batch_size, len(resolved.views or ()))
+        method.check(resolved.batch_size, len(resolved.views or ()), ranks)
+        check_shares(resolved.batch_size, resolved.accumulate, ranks)
+        _check_accumulation(resolved, method)
         if method.needs_labels and bool((train.labels < 0).any()):
             raise InputError(
                 f"{resolved.method} needs labels, but training images have none",
@@ -86,6 +121,17 @@ def plan_run(recipe: Recipe, image_set: ImageSet, runs_root: Path) -> Run:
                 next_step="sort them into train/<class>/ folders, or choose another method",
             )
     return open_run(runs_root, resolved)
+
+
+def _check_accumulation(recipe: Recipe, method: Method) -> None:
+    if recipe.accumulate > 1 and not method.accumulates:
+        able = [name for name in method_names() if method_class(name).accumulates]
+        raise InputError(
+            f"the loss of {recipe.method} compares the images of a batch with each other: micro-batches would "
+            "change it",
+            where=f"accumulate={recipe.accumulate}",
+            next_step=f"set accumulate=1 and use more devices; it is exact for {', '.join(able)}",
+        )
 
 
 def load_splits(image_set: ImageSet, protocols: tuple[Protocol, ...]) -> None:

@@ -54,16 +54,17 @@ def _frame(rows: list[dict[str, Any]], study: str) -> pd.DataFrame:
 
 def _common(run: Run, variant: str) -> dict[str, Any]:
     spec, status = run.recipe.backbone, run.status() or {}
+    trained = run.origin == "run"
     return {
         "method": run.recipe.method,
         "variant": variant,
         "image_set": run.recipe.image_set,
         "seed": run.recipe.seed,
-        "origin": "run",
+        "origin": run.origin,
         "recipe_hash": run.hash,
         "backbone": f"{spec.name}, width {spec.width}, {spec.stem} stem",
-        "epochs": run.recipe.epochs,
-        "batch_size": run.recipe.batch_size,
+        "epochs": run.recipe.epochs if trained else None,
+        "batch_size": run.recipe.batch_size if trained else None,
         "parameters": status.get("parameters"),
         "images_per_second": status.get("images_per_second"),
     }

@@ -33,11 +33,20 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Run:
-    """A resolved recipe and the folder where its results live."""
+    """A resolved recipe and the folder where its results live.
+
+    ``source`` is the checkpoint that a planned run imports instead of training.
+    """
 
     folder: Path
     recipe: Recipe
     hash: str
+    source: Path | None = None
+
+    @property
+    def origin(self) -> str:
+        """``imported`` where the encoder comes from a checkpoint, ``run`` where it is trained here."""
+        return "imported" if "imported" in self.recipe.options else "run"
 
     @property
     def encoder_folder(self) -> Path:

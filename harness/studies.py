@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from data.errors import unknown_name
+from data.errors import InputError, unknown_name
 from harness.recipes import read_yaml
 from pretraining.build import explain_validation
 from pretraining.recipe import Strict
@@ -20,15 +20,18 @@ class Study(Strict):
     """A comparison: every method of the list under every protocol, for every seed.
 
     ``recipes`` is a folder of ``recipes/``; ``overrides`` changes keys of all its recipes; ``limit`` cuts splits
-    of the image set to so many images. Tables, figures and the ablation are checked by `reports.study`.
+    of the image set to so many images. ``encoders`` is a folder below the data root: the checkpoints in it are
+    imported and evaluated beside the methods, or alone. Tables, figures and the ablation are checked by
+    `reports.study`.
     """
 
     name: str
     title: str
     description: str
     image_set: str
-    recipes: str
-    methods: list[str] = Field(min_length=1)
+    recipes: str = ""
+    methods: list[str] = Field(default_factory=list)
+    encoders: str = ""
     seeds: int = Field(1, ge=1)
     protocols: list[str] = Field(min_length=1)
     overrides: dict[str, Any] = Field(default_factory=dict)
@@ -75,6 +78,12 @@ def load_study(name: str) -> Study:
         study = Study(**{"name": stem, **read_yaml(source)})
     except ValidationError as error:
         raise explain_validation(error, Study, source) from error
+    if not study.methods and not study.encoders:
+        raise InputError(
+            "the study has neither methods nor encoders",
+            where=source,
+            next_step="list methods to train, or name the folder of checkpoints to evaluate",
+        )
     for column in study.columns():
         if column.protocol not in study.protocols:
             raise unknown_name("protocol", column.protocol, study.protocols, where=f"the tables of {source}")

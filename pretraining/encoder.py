@@ -1,7 +1,8 @@
 """The encoder: a pretrained backbone on disk, and the features it gives.
 
 A folder with ``encoder.safetensors`` (torchvision parameter names) and ``encoder.json`` (architecture, stem,
-feature width, input size, channel order, mean and standard deviation, recipe hash, origin, SHA-256). No pickle.
+feature width, input size, channel order, mean and standard deviation, recipe hash, origin, SHA-256; of an imported
+one also the file it came from). No pickle.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from torch import Tensor
 from data.augment import eval_view
 from data.errors import InputError
 from data.files import write_atomically
+from data.streaming import Images
 from pretraining.backbones import ResNet, Stem, build_backbone
+from pretraining.deviations import Deviation, deviate
 
 WEIGHTS_FILE = "encoder.safetensors"
 INFO_FILE = "encoder.json"
@@ -29,7 +32,11 @@ _BATCH = 256
 
 @dataclass(frozen=True)
 class EncoderInfo:
-    """What a user of an encoder must know besides its weights."""
+    """What a user of an encoder must know besides its weights.
+
+    ``deviation`` says how its network computes differently from torchvision's. The fields ``source_*`` are those of an
+    imported encoder: the checkpoint's file name, format and SHA-256.
+    """
 
     architecture: str
     width: int
@@ -42,6 +49,14 @@ class EncoderInfo:
     recipe_hash: str
     origin: str = "run"
     channel_order: str = "RGB"
+    deviation: Deviation = "none"
+    source_file: str = ""
+    source_format: str = ""
+    source_sha256: str = ""
+
+    def build(self) -> ResNet:
+        """A freshly initialised backbone that this describes; raises InputError for an unknown name."""
+        return deviate(build_backbone(self.architecture, self.width, self.stem), self.deviation)
 
 
 class Encoder:
@@ -73,8 +88,11 @@ class Encoder:
         return self.info.std
 
     @torch.no_grad()
-    def features(self, images: Tensor) -> Tensor:
-        """Pooled features ``[N, feature_dim]`` (float32, on the CPU) of uint8 images ``[N, 3, H, W]``."""
+    def features(self, images: Images) -> Tensor:
+        """Pooled features ``[N, feature_dim]`` (float32, on the CPU) of uint8 images ``[N, 3, H, W]``.
+
+        The images may be streamed; they are decoded batch by batch then.
+        """
         device = next(self.backbone.parameters()).device
         batches = [
             self.backbone(eval_view(chunk.to(device), self.input_size, self.mean, self.std)).float().cpu()
@@ -124,7 +142,7 @@ class Encoder:
                 where=weights_file,
                 next_step="delete the run folder and run the command again",
             )
-        backbone = build_backbone(info.architecture, info.width, info.stem)
+        backbone = info.build()
         try:
             backbone.load_state_dict(load_file(weights_file))
         except (RuntimeError, SafetensorError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -16,8 +16,9 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
+from data.detection import DetectionSplit, PictureFiles
 from data.errors import InputError, RunFailure
-from data.image_sets import DetectionSplit, ImageSet
+from data.image_sets import ImageSet
 from downstream.detection.coco_eval import Detections, average_precision
 from downstream.protocol import EvaluationContext, Measurement, Protocol, register_protocol
 from downstream.randomness import seeded, shuffled_indices
@@ -164,21 +165,22 @@ class TorchvisionFpn(Protocol):
         """
         image_set = context.image_set
         train, test = image_set.detection("train"), image_set.detection("test")
+        train_images, test_images = _pixels_and_masks(train)[0], _pixels_and_masks(test)[0]
         classes = len(image_set.detection_classes)
         with seeded(context.seed, context.device) as generator:
-            detector = build_detector(encoder, classes, *train.images.shape[-2:]).to(context.device)
-            assert_body_is_encoder(detector, encoder, train.images[:2])
+            detector = build_detector(encoder, classes, *train_images.shape[-2:]).to(context.device)
+            assert_body_is_encoder(detector, encoder, train_images[:2])
             for step in train_detector(detector, train, STEPS, generator, context.device):
                 context.progress(0.8 * (step + 1) / STEPS)
-        detections = detect(detector, test.images, context.device)
+        detections = detect(detector, test_images, context.device)
         context.progress(0.95)
         precision = average_precision(test, detections, classes)
         context.progress(1.0)
-        return [Measurement(metric, value, len(test.images)) for metric, value in precision.items()]
+        return [Measurement(metric, value, len(test)) for metric, value in precision.items()]
 
     def forward_passes(self, image_set: ImageSet) -> float:
         """Scenes count by their area, and for pyramid and heads several times over."""
-        test = image_set.detection("test").images
+        test, _ = _pixels_and_masks(image_set.detection("test"))
         scene = _HEAD_COST * test.shape[-2] * test.shape[-1] / image_set.image_size**2
         return scene * (3 * STEPS * BATCH + len(test))
 
@@ -187,6 +189,7 @@ def train_detector(
     detector: MaskRCNN, scenes: DetectionSplit, steps: int, generator: torch.Generator, device: torch.device
 ) -> Iterator[int]:
     """Train in place, yielding the 0-based number of every finished step; RunFailure on a non-finite loss."""
+    images, all_masks = _pixels_and_masks(scenes)
     groups: dict[float, list[nn.Parameter]] = {LEARNING_RATE: [], MASK_LEARNING_RATE: []}
     for name, parameter in detector.named_parameters():
         groups[MASK_LEARNING_RATE if name.startswith("roi_heads.mask") else LEARNING_RATE].append(parameter)
@@ -196,14 +199,14 @@ def train_detector(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, steps))
     targets = [
         {"boxes": boxes.to(device), "labels": labels.to(device) + 1, "masks": masks.to(device, torch.uint8)}
-        for boxes, labels, masks in zip(scenes.boxes, scenes.labels, scenes.masks, strict=True)
+        for boxes, labels, masks in zip(scenes.boxes, scenes.labels, all_masks, strict=True)
     ]
-    order = shuffled_indices(len(scenes.images), steps * BATCH, generator)
+    order = shuffled_indices(len(images), steps * BATCH, generator)
     detector.train()
     for step, chosen in enumerate(order.split(BATCH)):
-        images = list(_unit_floats(scenes.images[chosen], device))
+        batch = list(_unit_floats(images[chosen], device))
         loss = sum(
-            detector(images, [targets[i] for i in chosen.tolist()]).values(), torch.zeros((), device=device)
+            detector(batch, [targets[i] for i in chosen.tolist()]).values(), torch.zeros((), device=device)
         )
         if not torch.isfinite(loss):
             raise RunFailure(f"the detection loss became {loss.item()} at step {step}")
@@ -212,6 +215,17 @@ def train_detector(
         optimizer.step()
         schedule.step()
         yield step
+
+
+def _pixels_and_masks(scenes: DetectionSplit) -> tuple[Tensor, Sequence[Tensor]]:
+    """The scenes ``[N, 3, H, W]`` and their masks; InputError for pictures of different sizes or without masks."""
+    if isinstance(scenes.images, PictureFiles) or scenes.masks is None:
+        raise InputError(
+            f"{TorchvisionFpn.name} is for scenes of one size with masks",
+            nearest="detection/fpn-torchvision-v1",
+            next_step="use the nearest protocol",
+        )
+    return scenes.images, scenes.masks
 
 
 def lr_factor(step: int, steps: int) -> float:

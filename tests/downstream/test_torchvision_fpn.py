@@ -39,7 +39,7 @@ def test_another_normalisation_is_noticed(encoder, image_set):
 def test_no_number_is_measured_with_other_weights(encoder, context, make_encoder, monkeypatch):
     monkeypatch.setattr(type(encoder), "fresh_backbone", lambda self: make_encoder(7).backbone.train())
     with pytest.raises(RunFailure, match="does not start from the encoder"):
-        protocol("detection").evaluate(encoder, context)
+        protocol("detection/torchvision-fpn-v1").evaluate(encoder, context)
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 80)])
@@ -80,7 +80,7 @@ def test_evaluation_repeats_itself_and_leaves_the_encoder_alone(encoder, image_s
         state = torch.get_rng_state()
         fractions = []
         context = EvaluationContext(image_set, FeatureStore(None), seed=5, progress=fractions.append)
-        results.append(protocol("detection").evaluate(encoder, context))
+        results.append(protocol("detection/torchvision-fpn-v1").evaluate(encoder, context))
         assert torch.equal(torch.get_rng_state(), state)
         assert fractions == sorted(fractions)
         assert fractions[-1] == 1.0

@@ -83,3 +83,21 @@ def test_weights_of_another_width_are_refused(saved):
     (saved[1] / "encoder.json").write_text(json.dumps({**document, "width": 16}))
     with pytest.raises(InputError, match="do not fit"):
         Encoder.load(saved[1])
+
+
+def test_a_description_from_before_imports_existed_is_still_read(saved):
+    file = saved[1] / "encoder.json"
+    document = json.loads(file.read_text())
+    for key in ("deviation", "source_file", "source_format", "source_sha256"):
+        del document[key]
+    file.write_text(json.dumps(document))
+    encoder = Encoder.load(saved[1])
+    assert (encoder.info.origin, encoder.info.deviation, encoder.info.source_sha256) == ("run", "none", "")
+
+
+def test_an_unknown_deviation_is_refused_with_the_nearest(saved):
+    file = saved[1] / "encoder.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "deviation": "same_pading"}))
+    with pytest.raises(InputError, match="unknown deviation") as error:
+        Encoder.load(saved[1])
+    assert error.value.nearest == "same_padding"

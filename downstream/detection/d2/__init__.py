@@ -1,0 +1,1 @@
+"""What needs Detectron2. Nothing outside imports it before Detectron2 is known to be there."""

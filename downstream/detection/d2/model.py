@@ -1,0 +1,89 @@
+"""The two parts that Detectron2's C4 detector lacks: a backbone of any of our shapes, and the extra norm after res5.
+
+Both are registered with Detectron2 and chosen by name in its configuration. They are made of Detectron2's own blocks;
+for a ResNet that Detectron2 has itself the backbone is the one of its ``build_resnet_backbone``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.layers import CNNBlockBase, Conv2d, get_norm
+from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock, ResNet
+from detectron2.modeling.roi_heads import Res5ROIHeads
+from torch import Tensor, nn
+
+_BLOCKS = {
+    10: (1, 1, 1, 1),
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+
+
+class SmallStem(CNNBlockBase):
+    """A 3x3 convolution without max-pool, the stem ``small`` or ``stride2`` of `pretraining.backbones`."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, norm: str) -> None:
+        super().__init__(in_channels, out_channels, stride)
+        self.conv1 = Conv2d(
+            in_channels, out_channels, 3, stride, padding=1, bias=False, norm=get_norm(norm, out_channels)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images ``[N, 3, H, W]`` to ``[N, C, H / stride, W / stride]``."""
+        return nn.functional.relu_(self.conv1(images))
+
+
+def stage_blocks(cfg: Any, stage: int) -> list[nn.Module]:
+    """The residual blocks of res2 to res5 (``stage`` 2 to 5)."""
+    resnet = cfg.MODEL.RESNETS
+    factor = 2 ** (stage - 2)
+    out_channels = resnet.RES2_OUT_CHANNELS * factor
+    count = _BLOCKS[resnet.DEPTH][stage - 2]
+    options: dict[str, Any] = {"block_class": BasicBlock}
+    if resnet.DEPTH >= 50:
+        bottleneck = resnet.WIDTH_PER_GROUP * factor
+        options = {
+            "block_class": BottleneckBlock,
+            "bottleneck_channels": bottleneck,
+            "stride_in_1x1": resnet.STRIDE_IN_1X1,
+        }
+    blocks: list[nn.Module] = ResNet.make_stage(
+        num_blocks=count,
+        stride_per_block=[1 if stage == 2 else 2] + [1] * (count - 1),
+        in_channels=resnet.STEM_OUT_CHANNELS if stage == 2 else out_channels // 2,
+        out_channels=out_channels,
+        norm=resnet.NORM,
+        **options,
+    )
+    return blocks
+
+
+@BACKBONE_REGISTRY.register()
+def build_encoder_backbone(cfg: Any, input_shape: Any) -> ResNet:
+    """The backbone that the configuration describes, with one key more than Detectron2's: ``MODEL.RESNETS.STEM``."""
+    resnet = cfg.MODEL.RESNETS
+    channels = input_shape.channels, resnet.STEM_OUT_CHANNELS
+    if resnet.STEM == "imagenet":
+        stem = BasicStem(*channels, norm=resnet.NORM)
+    else:
+        stem = SmallStem(*channels, {"small": 1, "stride2": 2}[resnet.STEM], resnet.NORM)
+    stages = [stage_blocks(cfg, stage) for stage in (2, 3, 4, 5)]
+    return ResNet(stem, stages, out_features=resnet.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
+
+
+@ROI_HEADS_REGISTRY.register()
+class Res5ROIHeadsExtraNorm(Res5ROIHeads):
+    """Box head on res5 with one more norm on its last map before pooling (moco detection/train_net.py)."""
+
+    @classmethod
+    def _build_res5_block(cls, cfg: Any) -> tuple[nn.Sequential, int]:
+        blocks = stage_blocks(cfg, 5)
+        channels = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS * 8
+        res5 = nn.Sequential(*blocks)
+        res5.add_module("norm", get_norm(cfg.MODEL.RESNETS.NORM, channels))
+        return res5, channels

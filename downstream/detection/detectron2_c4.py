@@ -1,0 +1,102 @@
+"""Detection with Detectron2, used in-process where it is installed: Faster and Mask R-CNN C4.
+
+Detectron2 is not in the package index; its installation guide tells how to build it from source. Without it these
+protocols are known by name and refuse to start.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import ClassVar
+
+import torch
+
+from data.errors import InputError
+from data.image_sets import ImageSet
+from downstream.detection.fine_tuning import BOX_METRICS, MASK_METRICS, Detector, FineTuning
+from downstream.detection.schedules import COCO_1X, TINY, VOC_24K, Schedule
+from downstream.protocol import EvaluationContext, Measurement, register_protocol
+from pretraining.encoder import Encoder
+
+INSTALLATION_GUIDE = "https://detectron2.readthedocs.io/en/latest/tutorials/install.html"
+
+
+def detectron2_found() -> bool:
+    """Whether Detectron2 is installed; a folder of its source in the path is none."""
+    return find_spec("detectron2") is not None and find_spec("detectron2._C") is not None
+
+
+def require_detectron2(protocol_name: str) -> None:
+    """Raise InputError where Detectron2 is not installed."""
+    if not detectron2_found():
+        raise InputError(
+            f"{protocol_name} needs Detectron2, which is not installed",
+            nearest="detection/c4-torchvision-v1",
+            next_step=f"build it against the installed torch ({INSTALLATION_GUIDE}), or use the nearest protocol",
+        )
+
+
+class Detectron2C4(FineTuning):
+    """Detectron2's C4 detector; without Detectron2 it raises InputError, when a plan is made and before any work.
+
+    Masks are trained on as bitmaps (``INPUT.MASK_FORMAT``), which every image set has, not as polygons.
+    """
+
+    def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:
+        """As `FineTuning.evaluate`; raises InputError where Detectron2 is not installed."""
+        require_detectron2(self.name)
+        return super().evaluate(encoder, context)
+
+    def forward_passes(self, image_set: ImageSet) -> float:
+        """As `FineTuning.forward_passes`; raises InputError where Detectron2 is not installed."""
+        require_detectron2(self.name)
+        return super().forward_passes(image_set)
+
+    def build(self, encoder: Encoder, classes: int, masks: bool, device: torch.device) -> Detector:
+        """A Faster R-CNN C4, or a Mask R-CNN C4 for a set with masks."""
+        from downstream.detection.d2.detector import Detectron2Detector
+
+        return Detectron2Detector(encoder, self.schedule, classes, masks, device)
+
+
+@register_protocol
+class C4Detectron2(Detectron2C4):
+    """The schedule for CPUs, COCO's AP of boxes."""
+
+    name: ClassVar[str] = "detection/c4-detectron2-v1"
+    schedule: ClassVar[Schedule] = TINY
+
+
+@register_protocol
+class VocC4Detectron2(Detectron2C4):
+    """Faster R-CNN on VOC07+12 (MoCo's 24k schedule, 16 images per batch), with VOC 2007's AP."""
+
+    name: ClassVar[str] = "detection/voc-c4-detectron2-v1"
+    schedule: ClassVar[Schedule] = VOC_24K
+    evaluator = "voc2007"
+    metrics: ClassVar[tuple[str, ...]] = BOX_METRICS
+
+
+@register_protocol
+class VocC4Detectron2OneDevice(VocC4Detectron2):
+    """The same scaled to one device of two images; batch norm sees fewer of them, so its rows are apart."""
+
+    name: ClassVar[str] = "detection/voc-c4-detectron2-1gpu-v1"
+    schedule: ClassVar[Schedule] = VOC_24K.scaled(devices=1)
+
+
+@register_protocol
+class CocoC4Detectron2(Detectron2C4):
+    """Mask R-CNN on COCO (1x, 16 images per batch), with COCO's AP of boxes and masks."""
+
+    name: ClassVar[str] = "detection/coco-c4-detectron2-v1"
+    schedule: ClassVar[Schedule] = COCO_1X
+    metrics: ClassVar[tuple[str, ...]] = (*BOX_METRICS, *MASK_METRICS)
+
+
+@register_protocol
+class CocoC4Detectron2OneDevice(CocoC4Detectron2):
+    """The same scaled to one device of two images; batch norm sees fewer of them, so its rows are apart."""
+
+    name: ClassVar[str] = "detection/coco-c4-detectron2-1gpu-v1"
+    schedule: ClassVar[Schedule] = COCO_1X.scaled(devices=1)

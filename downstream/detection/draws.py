@@ -1,0 +1,89 @@
+"""What a detector trains on: images drawn one epoch after another, each with its own seed for augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data.cores import usable_cores
+from data.detection import DetectionSplit, PictureFiles
+from data.errors import InputError
+from downstream.detection.schedules import Schedule
+from downstream.randomness import shuffled_indices
+
+_MOST_WORKERS = 8
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A picture uint8 ``[3, H, W]`` with the objects to train on: boxes ``[n, 4]``, 0-based labels ``[n]``, perhaps
+    masks ``[n, H, W]``. ``seed`` determines its augmentation."""
+
+    image: Tensor
+    boxes: Tensor
+    labels: Tensor
+    masks: Tensor | None
+    seed: int
+
+
+class Draws(Dataset[Any]):
+    """Everything that a training draws, in order; each item depends on the seed and its position alone.
+
+    Crowds are left out, and with them images that have no other object, as in Detectron2. ``prepare`` turns a draw
+    into what the detector wants; it goes to worker processes. There are enough draws for the training, for the statistics of batch norm, and for
+    two batches that a grouping by shape may leave incomplete. Raises InputError where no image has an object.
+    """
+
+    def __init__(
+        self, split: DetectionSplit, schedule: Schedule, seed: int, prepare: Callable[[Draw], Any]
+    ) -> None:
+        self._split, self._prepare, self._seed = split, prepare, seed
+        usable = torch.tensor([i for i in range(len(split)) if len(self._kept(i))], dtype=torch.int64)
+        if not len(usable):
+            raise InputError(
+                "no training image has an object to train on",
+                next_step="check the annotations of the training split",
+            )
+        batches = schedule.iterations + schedule.precise_bn + 2
+        generator = torch.Generator().manual_seed(seed)
+        drawn = shuffled_indices(len(usable), batches * schedule.images_per_batch, generator)
+        self.order = usable[drawn]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, position: int) -> Any:
+        """The draw at a position, prepared; raises InputError for a picture that cannot be decoded."""
+        i = int(self.order[position])
+        kept = self._kept(i)
+        masks = self._split.masks
+        draw = Draw(
+            image=self._split.images[i],
+            boxes=self._split.boxes[i][kept],
+            labels=self._split.labels[i][kept],
+            masks=None if masks is None else masks[i][kept],
+            seed=int(np.random.SeedSequence((self._seed, position)).generate_state(1)[0]),
+        )
+        return self._prepare(draw)
+
+    def _kept(self, i: int) -> Tensor:
+        crowd = self._split.crowd
+        everything = torch.arange(len(self._split.labels[i]))
+        return everything if crowd is None else everything[~crowd[i]]
+
+    def loader(self, device: torch.device) -> Iterable[Any]:
+        """The prepared draws in order; decoded by worker processes where a GPU waits for pictures on disk."""
+        ahead = device.type == "cuda" and isinstance(self._split.images, PictureFiles)
+        return DataLoader(
+            self,
+            batch_size=None,
+            num_workers=min(_MOST_WORKERS, usable_cores()) if ahead else 0,
+            # Its own, for otherwise starting the loader would draw from the generator that the detector uses.
+            generator=torch.Generator(),
+        )

@@ -1,0 +1,136 @@
+"""What the detection protocols with a `Schedule` share, whatever library the detector comes from."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import ClassVar, Literal
+from typing import Protocol as Interface
+
+import torch
+from torch import Tensor
+
+from data.detection import DetectionSplit
+from data.errors import RunFailure
+from data.image_sets import ImageSet
+from downstream.detection.coco_eval import Detections, average_precision
+from downstream.detection.schedules import Schedule
+from downstream.detection.voc_eval import voc_average_precision
+from downstream.protocol import EvaluationContext, Measurement, Protocol
+from downstream.randomness import seeded
+from pretraining.encoder import Encoder
+
+BOX_METRICS = ("box_ap", "box_ap50", "box_ap75")
+MASK_METRICS = ("mask_ap", "mask_ap50", "mask_ap75")
+STAGES = ("res2", "res3", "res4", "res5")
+_TOLERANCE = 1e-4
+_CHECKED_PIXELS = 128
+# Region heads and backbone together, in forward passes of the backbone at the size of the schedule (measured for the
+# C4 detectors, ResNet-10 of width 32, schedule for CPUs).
+_HEAD_COST = 1.6
+
+
+class Detector(Interface):
+    """A detector that starts from an encoder's weights."""
+
+    def feature_maps(self, image: Tensor) -> Mapping[str, Tensor]:
+        """Maps res2 to res5 ``[1, C, H, W]`` of an uint8 picture ``[3, H, W]`` at its own size, in evaluation mode."""
+
+    def train(self, split: DetectionSplit, seed: int) -> Iterator[int]:
+        """Fine-tune by the schedule, yielding the 0-based number of every finished iteration."""
+
+    def detect(self, image: Tensor) -> Detections:
+        """The detections in an uint8 picture ``[3, H, W]``, in its pixels, on the CPU."""
+
+
+class FineTuning(Protocol):
+    """Box AP, and mask AP where it is said, of a detector fine-tuned from the encoder on ``train``, over ``test``.
+
+    The same schedule for every encoder; all layers are trained, with batch norm (MoCo, arXiv:1911.05722, appendix A.1);
+    the state after the last iteration counts. ``evaluator`` is COCO's AP or that of VOC 2007.
+    """
+
+    needs: ClassVar[Literal["labels", "detection"]] = "detection"
+    metrics: ClassVar[tuple[str, ...]] = BOX_METRICS
+    schedule: ClassVar[Schedule]
+    evaluator: ClassVar[Literal["coco", "voc2007"]] = "coco"
+
+    @abstractmethod
+    def build(self, encoder: Encoder, classes: int, masks: bool, device: torch.device) -> Detector:
+        """A detector for so many classes that starts from the encoder."""
+
+    def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:
+        """``box_ap``, ``box_ap50``, ``box_ap75`` and perhaps the same of masks, over the test images.
+
+        Raises InputError where the image set has no objects, RunFailure where the detector does not start from the
+        encoder or its loss is not finite.
+        """
+        image_set = context.image_set
+        train, test = image_set.detection("train"), image_set.detection("test")
+        classes = len(image_set.detection_classes)
+        masks = train.masks is not None and "mask_ap" in self.metrics
+        iterations = self.schedule.iterations
+        context.details["schedule"] = asdict(self.schedule)
+        with seeded(context.seed, context.device):
+            detector = self.build(encoder, classes, masks, context.device)
+            require_encoder_maps(detector, encoder, train.images[0])
+            for iteration in detector.train(train, context.seed):
+                context.progress(0.9 * (iteration + 1) / iterations)
+            detections = []
+            for i in range(len(test)):
+                detections.append(detector.detect(test.images[i]))
+                context.progress(0.9 + 0.1 * (i + 1) / (len(test) + 1))
+        if self.evaluator == "voc2007":
+            precision = voc_average_precision(test, detections, classes)
+        else:
+            precision = average_precision(test, detections, classes)
+        context.progress(1.0)
+        return [Measurement(metric, value, len(test)) for metric, value in precision.items()]
+
+    def forward_passes(self, image_set: ImageSet) -> float:
+        """Pictures count by the area they are resized to, and for the region heads several times over."""
+        area = self.schedule.test_size**2 / image_set.image_size**2
+        trained = self.schedule.iterations * self.schedule.images_per_batch
+        statistics = self.schedule.precise_bn * self.schedule.images_per_batch
+        return _HEAD_COST * area * (3 * trained + statistics + len(image_set.detection("test")))
+
+
+@torch.no_grad()
+def require_encoder_maps(detector: Detector, encoder: Encoder, image: Tensor) -> None:
+    """Raise RunFailure unless the detector gives the encoder's maps res2 to res5 on an uint8 picture ``[3, H, W]``.
+
+    A detector that silently starts from other weights still trains and still gives an AP: this is the check that the
+    number belongs to the encoder. It covers normalisation and channel order as well.
+    """
+    image = image[:, :_CHECKED_PIXELS, :_CHECKED_PIXELS]
+    mean, std = (torch.tensor(values)[:, None, None] for values in (encoder.mean, encoder.std))
+    pixels = ((image.float() / 255 - mean) / std)[None]
+    expected = copy.deepcopy(encoder.backbone).cpu().feature_maps(pixels)
+    found = detector.feature_maps(image)
+    for stage in STAGES:
+        scale = expected[stage].abs().max().clamp_min(1e-12)
+        difference = (found[stage].cpu() - expected[stage]).abs().max() / scale
+        if not difference < _TOLERANCE:
+            raise RunFailure(
+                f"the detector does not start from the encoder: {stage} differs by {difference.item():.2g}",
+                where=f"encoder {encoder.checksum[:12]}",
+                next_step="report this as a bug; no number was recorded",
+            )
+
+
+def finite_total(losses: Mapping[str, Tensor], iteration: int) -> Tensor:
+    """The sum of a detector's losses; raises RunFailure where it is not finite."""
+    total = torch.stack([loss.reshape(()) for loss in losses.values()]).sum()
+    if not torch.isfinite(total):
+        raise not_finite(f"the detection loss became {total.item()}", iteration)
+    return total
+
+
+def not_finite(what: str, iteration: int) -> RunFailure:
+    """The failure of a training that diverged at a 0-based iteration."""
+    return RunFailure(
+        f"{what} at iteration {iteration}",
+        next_step="the encoder's features are unusable with this schedule; other rows are not affected",
+    )

@@ -1,0 +1,266 @@
+"""Detection with torchvision's detectors, for machines without Detectron2: C4 and FPN.
+
+The same data, schedules and evaluators as with Detectron2; yet the libraries differ in the alignment and sampling of
+regions, in resizing and in the losses' normalisation, so the protocols have names of their own.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.ops import MultiScaleRoIAlign
+
+from data.detection import DetectionSplit
+from downstream.detection.coco_eval import Detections
+from downstream.detection.draws import Draw, Draws
+from downstream.detection.fine_tuning import (
+    BOX_METRICS,
+    MASK_METRICS,
+    STAGES,
+    Detector,
+    FineTuning,
+    finite_total,
+)
+from downstream.detection.schedules import TINY, VOC_24K, Schedule
+from downstream.detection.torchvision_fpn import PyramidBody
+from downstream.protocol import register_protocol
+from pretraining.backbones import ResNet
+from pretraining.encoder import Encoder
+
+_RATIOS = (0.5, 1.0, 2.0)
+_BOX_WIDTH = 256
+_MASK_CHANNELS = 64
+Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+
+
+class C4Body(nn.Module):
+    """A backbone's stem to res4, the map that regions are cut from; res5 belongs to the box head."""
+
+    def __init__(self, backbone: ResNet) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(backbone.conv1, backbone.bn1, backbone.relu, backbone.maxpool)
+        self.res2, self.res3, self.res4 = backbone.layer1, backbone.layer2, backbone.layer3
+        self.out_channels = backbone.feature_dim // 2
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """``res4`` of normalised images ``[N, 3, H, W]``."""
+        return OrderedDict(res4=self.res4(self.res3(self.res2(self.stem(images)))))
+
+
+class Res5Head(nn.Sequential):
+    """res5 on regions ``[N, C, 14, 14]``, one more batch norm (MoCo's extra norm) and global pooling: ``[N, 2C]``."""
+
+    def __init__(self, backbone: ResNet) -> None:
+        width = backbone.feature_dim
+        super().__init__(
+            OrderedDict(
+                res5=backbone.layer4,
+                norm=nn.BatchNorm2d(width),
+                pool=nn.AdaptiveAvgPool2d(1),
+                flat=nn.Flatten(),
+            )
+        )
+
+
+def c4_detector(encoder: Encoder, classes: int, schedule: Schedule) -> FasterRCNN:
+    """A Faster R-CNN with its proposals on res4 and res5 as the box head; class 0 is the background."""
+    backbone = encoder.fresh_backbone()
+    return FasterRCNN(
+        C4Body(backbone),
+        rpn_anchor_generator=AnchorGenerator((schedule.anchor_sizes,), (_RATIOS,)),
+        box_roi_pool=MultiScaleRoIAlign(["res4"], 14, 0),
+        box_head=Res5Head(backbone),
+        box_predictor=FastRCNNPredictor(backbone.feature_dim, classes + 1),
+        **_common(encoder, schedule),
+    )
+
+
+def fpn_detector(encoder: Encoder, classes: int, masks: bool, schedule: Schedule) -> FasterRCNN | MaskRCNN:
+    """A Faster or Mask R-CNN on a pyramid over res2 to res5 with heads small enough for a CPU."""
+    backbone = encoder.fresh_backbone()
+    body = PyramidBody(backbone, [backbone.feature_dim // 2**i for i in (3, 2, 1, 0)])
+    parts: dict[str, Any] = {
+        "rpn_anchor_generator": AnchorGenerator(
+            tuple((side,) for side in schedule.anchor_sizes[: len(STAGES)]), (_RATIOS,) * len(STAGES)
+        ),
+        "box_roi_pool": MultiScaleRoIAlign(list(STAGES), 7, 2, canonical_scale=schedule.test_size // 3),
+        "box_head": TwoMLPHead(body.out_channels * 49, _BOX_WIDTH),
+        "box_predictor": FastRCNNPredictor(_BOX_WIDTH, classes + 1),
+        **_common(encoder, schedule),
+    }
+    if not masks:
+        return FasterRCNN(body, **parts)
+    return MaskRCNN(
+        body,
+        mask_roi_pool=MultiScaleRoIAlign(list(STAGES), 14, 2, canonical_scale=schedule.test_size // 3),
+        mask_head=MaskRCNNHeads(body.out_channels, (_MASK_CHANNELS, _MASK_CHANNELS), 1),
+        mask_predictor=MaskRCNNPredictor(_MASK_CHANNELS, _MASK_CHANNELS, classes + 1),
+        **parts,
+    )
+
+
+def _common(encoder: Encoder, schedule: Schedule) -> dict[str, Any]:
+    """What both detectors take from the encoder and the schedule."""
+    return {
+        # The last size is that of test pictures; training draws from the list (see `TorchvisionDetector.train`).
+        "min_size": schedule.test_size,
+        "max_size": schedule.max_size,
+        "image_mean": list(encoder.mean),
+        "image_std": list(encoder.std),
+        "rpn_pre_nms_top_n_train": 6 * schedule.train_proposals,
+        "rpn_pre_nms_top_n_test": 6 * schedule.test_proposals,
+        "rpn_post_nms_top_n_train": schedule.train_proposals,
+        "rpn_post_nms_top_n_test": schedule.test_proposals,
+        "box_batch_size_per_image": schedule.regions,
+    }
+
+
+class TorchvisionDetector:
+    """A torchvision detector on a device, trained by a schedule."""
+
+    def __init__(self, model: GeneralizedRCNN, schedule: Schedule, device: torch.device) -> None:
+        self.model = model.to(device)
+        self._schedule, self._device = schedule, device
+
+    @torch.no_grad()
+    def feature_maps(self, image: Tensor) -> dict[str, Tensor]:
+        """Maps res2 to res5 ``[1, C, H, W]`` of an uint8 picture ``[3, H, W]`` at its own size, in evaluation mode."""
+        self.model.eval()
+        pixels = self.model.transform.normalize(_unit_floats(image, self._device))[None]
+        if isinstance(self.model.backbone, PyramidBody):
+            return self.model.backbone.body.feature_maps(pixels)
+        x = self.model.backbone.stem(pixels)
+        maps = {}
+        stages = (
+            *(getattr(self.model.backbone, name) for name in STAGES[:3]),
+            self.model.roi_heads.box_head.res5,
+        )
+        for name, stage in zip(STAGES, stages, strict=True):
+            maps[name] = x = stage(x)
+        return maps
+
+    def train(self, split: DetectionSplit, seed: int) -> Iterator[int]:
+        """Fine-tune by the schedule, yielding the 0-based number of every finished iteration.
+
+        Raises RunFailure where the loss is not finite.
+        """
+        schedule = self._schedule
+        optimizer = torch.optim.SGD(_groups(self.model, schedule), schedule.base_lr, schedule.momentum)
+        batches = self._batches(split, seed)
+        self.model.transform.min_size = schedule.train_sizes
+        for iteration, (images, targets) in enumerate(islice(batches, schedule.iterations)):
+            self.model.train()
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.learning_rate(iteration)
+            loss = finite_total(self.model(images, targets), iteration)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            yield iteration
+        self._estimate_statistics(islice(batches, schedule.precise_bn))
+        self.model.transform.min_size = (schedule.test_size,)
+
+    def _batches(self, split: DetectionSplit, seed: int) -> Iterator[Batch]:
+        mapper = partial(prepare, flip=self._schedule.horizontal_flip)
+        draws = iter(Draws(split, self._schedule, seed, mapper).loader(self._device))
+        while batch := list(islice(draws, self._schedule.images_per_batch)):
+            images = [_unit_floats(image, self._device) for image, _ in batch]
+            yield images, [{k: v.to(self._device) for k, v in target.items()} for _, target in batch]
+
+    @torch.no_grad()
+    def _estimate_statistics(self, batches: Iterator[Batch]) -> None:
+        """Set the running statistics of batch norm to their mean over some batches of the final weights."""
+        self.model.train()
+        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+        for images, targets in batches:
+            self.model(images, targets)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+    @torch.no_grad()
+    def detect(self, image: Tensor) -> Detections:
+        """The detections in an uint8 picture ``[3, H, W]``, in its pixels, on the CPU."""
+        self.model.eval()
+        (found,) = self.model([_unit_floats(image, self._device)])
+        masks = found["masks"][:, 0].cpu() > 0.5 if "masks" in found else None
+        return Detections(found["boxes"].cpu(), found["scores"].cpu(), found["labels"].cpu() - 1, masks)
+
+
+def prepare(draw: Draw, flip: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    """The picture and torchvision's target, every other one mirrored with ``flip``."""
+    target = {"boxes": draw.boxes, "labels": draw.labels + 1}
+    if draw.masks is not None:
+        target["masks"] = draw.masks.to(torch.uint8)
+    if not (flip and draw.seed % 2):
+        return draw.image, target
+    width = draw.image.shape[2]
+    left, top, right, bottom = draw.boxes.unbind(1)
+    target["boxes"] = torch.stack([width - right, top, width - left, bottom], dim=1)
+    if "masks" in target:
+        target["masks"] = target["masks"].flip(2)
+    return draw.image.flip(2), target
+
+
+def _groups(model: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
+    """All parameters, those of norm layers without weight decay."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    exempt = {id(parameter) for norm in norms for parameter in norm.parameters()}
+    decayed = [parameter for parameter in model.parameters() if id(parameter) not in exempt]
+    return [
+        {"params": decayed, "weight_decay": schedule.weight_decay},
+        {"params": [p for p in model.parameters() if id(p) in exempt], "weight_decay": 0.0},
+    ]
+
+
+def _unit_floats(image: Tensor, device: torch.device) -> Tensor:
+    return image.to(device).float() / 255
+
+
+@register_protocol
+class C4Torchvision(FineTuning):
+    """torchvision's Faster R-CNN C4 with the schedule for CPUs and COCO's AP."""
+
+    name: ClassVar[str] = "detection/c4-torchvision-v1"
+    schedule: ClassVar[Schedule] = TINY
+
+    def build(self, encoder: Encoder, classes: int, masks: bool, device: torch.device) -> Detector:
+        """A Faster R-CNN C4; masks are not used."""
+        return TorchvisionDetector(c4_detector(encoder, classes, self.schedule), self.schedule, device)
+
+
+@register_protocol
+class VocC4Torchvision(C4Torchvision):
+    """torchvision's Faster R-CNN C4 with the schedule of VOC07+12, 16 images per batch, and VOC 2007's AP."""
+
+    name: ClassVar[str] = "detection/voc-c4-torchvision-v1"
+    schedule: ClassVar[Schedule] = VOC_24K
+    evaluator = "voc2007"
+
+
+@register_protocol
+class FpnTorchvision(FineTuning):
+    """torchvision's R-CNN with a feature pyramid, with masks where the set has them, and the schedule for CPUs."""
+
+    name: ClassVar[str] = "detection/fpn-torchvision-v1"
+    metrics: ClassVar[tuple[str, ...]] = (*BOX_METRICS, *MASK_METRICS)
+    schedule: ClassVar[Schedule] = TINY
+
+    def build(self, encoder: Encoder, classes: int, masks: bool, device: torch.device) -> Detector:
+        """A Mask R-CNN where the set has masks, else a Faster R-CNN."""
+        model = fpn_detector(encoder, classes, masks, self.schedule)
+        return TorchvisionDetector(model, self.schedule, device)

@@ -1,0 +1,113 @@
+"""The encoders from elsewhere that a study evaluates: checkpoint files and encoder folders, all in one folder."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from data.errors import InputError, RunFailure
+from data.image_sets import ImageSet
+from harness.environment import environment
+from harness.recipes import recipe_hash
+from harness.store import Run, image_set_slug
+from harness.studies import Study
+from pretraining.backbones import ResNet
+from pretraining.encoder import INFO_FILE, Encoder, EncoderInfo
+from pretraining.importers import read_foreign
+from pretraining.recipe import BackboneSpec, Recipe
+
+_SUFFIXES = {".pth", ".pt", ".tar", ".torch", ".ckpt", ".bin", ".pkl", ".safetensors"}
+
+
+def encoder_folder(study: Study, data_root: Path | None) -> Path | None:
+    """Where a study's checkpoints are, None for a study without; raises InputError where no data root is given."""
+    if not study.encoders:
+        return None
+    if data_root is None:
+        raise InputError(
+            f"the study {study.name} evaluates the checkpoints in a folder",
+            next_step=f"--data-root DIR, with the files in DIR/{study.encoders}",
+        )
+    return data_root / study.encoders
+
+
+def imported_runs(folder: Path, image_set: ImageSet, runs_root: Path) -> list[Run]:
+    """A run for each checkpoint file and encoder folder in a folder, by name; nothing is written yet.
+
+    Raises InputError where there is none, and for the first that cannot be imported as it stands.
+    """
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    sources = [path for path in found if path.suffix in _SUFFIXES or (path / INFO_FILE).is_file()]
+    if not sources:
+        raise InputError(
+            "no checkpoint here",
+            where=folder,
+            next_step="put in files as their projects publish them, or encoders that `twinbench import` made of them",
+        )
+    return [_planned(source, image_set, runs_root) for source in sources]
+
+
+def _planned(source: Path, image_set: ImageSet, runs_root: Path) -> Run:
+    """The run of a checkpoint; its recipe trains nothing and names the file by its SHA-256."""
+    info = _read(source)[1]
+    recipe = Recipe(
+        method=info.method,
+        image_set=image_set.name,
+        image_set_fingerprint=image_set.fingerprint,
+        image_size=info.input_size,
+        backbone=BackboneSpec(name=info.architecture, width=info.width, stem=info.stem),
+        epochs=0,
+        options={
+            "imported": {
+                "file": info.source_file,
+                "format": info.source_format,
+                "sha256": info.source_sha256,
+            }
+        },
+    )
+    digest = recipe_hash(recipe)
+    slugs = f"{image_set_slug(source.stem)}-{image_set_slug(image_set.name)}"
+    return Run(runs_root / f"imported-{slugs}-{digest}", recipe, digest, source)
+
+
+def _read(source: Path) -> tuple[ResNet, EncoderInfo]:
+    """The backbone of a checkpoint file or an encoder folder, described as imported."""
+    if source.is_file():
+        foreign = read_foreign(source)
+        return foreign.backbone, foreign.info
+    encoder = Encoder.load(source)
+    info = encoder.info
+    if info.origin == "imported":
+        return encoder.backbone, info
+    described = replace(
+        info,
+        origin="imported",
+        source_file=source.name,
+        source_format="twinbench",
+        source_sha256=encoder.checksum,
+    )
+    return encoder.backbone, described
+
+
+def import_run(run: Run) -> None:
+    """Make the encoder of a run from its source; raises RunFailure if that changed since the plan was made."""
+    assert run.source is not None
+    started = time.monotonic()
+    run.begin()
+    backbone, info = _read(run.source)
+    if info.source_sha256 != run.recipe.options["imported"]["sha256"]:
+        raise RunFailure(
+            "the checkpoint changed while it was used", where=run.source, next_step="run it again"
+        )
+    Encoder.save(run.encoder_folder, backbone, info)
+    run.write_status(
+        {
+            "status": "done",
+            "reason": "",
+            "recipe_hash": run.hash,
+            "seconds": time.monotonic() - started,
+            "parameters": sum(p.numel() for p in backbone.parameters()),
+            "environment": environment(),
+        }
+    )

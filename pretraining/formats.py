@@ -1,0 +1,320 @@
+"""How other projects name the weights of a ResNet, and what their networks expect of an image.
+
+Each `Format` is read off its project's own code. A backbone's names become torchvision's; what belongs to heads,
+momentum encoders and queues is left out on purpose, each with its reason.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from data.errors import unknown_name
+from data.image_sets import CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGENET_STD
+from pretraining.backbones import Stem
+from pretraining.checkpoint_files import CheckpointFile
+from pretraining.deviations import Deviation
+
+Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
+
+IMAGENET: Normalisation = (IMAGENET_MEAN, IMAGENET_STD)
+_SWAV: Normalisation = (IMAGENET_MEAN, (0.228, 0.224, 0.225))  # swav src/multicropdataset.py
+_UNIT_RANGE: Normalisation = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # simclr data_util.py: none
+
+_STATISTIC = "(weight|bias|running_mean|running_var|num_batches_tracked)"
+_BACKBONE = re.compile(rf"(conv1|bn1|layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\.[01]))\.{_STATISTIC}")
+
+
+def _as_it_is(name: str) -> str:
+    return name
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names that begin with ``prefix`` and that ``rename`` makes torchvision's.
+
+    ``deviations`` says for which stems the network of this layout computes differently; ``note`` cautions the reader.
+    """
+
+    prefix: str = ""
+    rename: Callable[[str], str] = _as_it_is
+    deviations: Mapping[Stem, Deviation] = field(default_factory=dict)
+    note: str = ""
+
+    def names(self, keys: list[str]) -> dict[str, str]:
+        """torchvision's name of every key under the prefix, whether or not it belongs to a ResNet."""
+        return {
+            key: self.rename(key.removeprefix(self.prefix)) for key in keys if key.startswith(self.prefix)
+        }
+
+    def backbone(self, keys: list[str]) -> dict[str, str]:
+        """The key of every torchvision name of a ResNet that is there."""
+        return {name: key for key, name in self.names(keys).items() if _BACKBONE.fullmatch(name)}
+
+
+@dataclass(frozen=True)
+class Format:
+    """A project's way to write a checkpoint.
+
+    ``recognise`` decides from the keys alone. ``ignored`` maps a reason to the keys that are left out for it.
+    ``method`` is what the weights were trained with, None where the project trains many. Images with the small stem
+    are normalised with ``small_normalisation``.
+    """
+
+    name: str
+    layouts: tuple[Layout, ...]
+    recognise: Callable[[CheckpointFile], bool]
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    method: str | None = None
+    normalisation: Normalisation = IMAGENET
+    small_normalisation: Normalisation = IMAGENET
+
+    def layout(self, keys: list[str]) -> Layout:
+        """The layout that explains most of the keys."""
+        return max(self.layouts, key=lambda layout: len(layout.backbone(keys)))
+
+    def reason_to_ignore(self, key: str) -> str | None:
+        """Why a key is left out, or None where that is not known."""
+        return next((why for why, pattern in self.ignored.items() if re.match(pattern, key)), None)
+
+
+def _any(checkpoint: CheckpointFile, pattern: str) -> bool:
+    compiled = re.compile(pattern)
+    return any(compiled.match(key) for key in checkpoint.tensors)
+
+
+def _plain(checkpoint: CheckpointFile, prefixes: str = "") -> bool:
+    """Whether it holds torchvision's names at top level."""
+    return _any(checkpoint, rf"(?:{prefixes})?(conv1|bn1|layer[1-4]\.\d+)\.")
+
+
+def _classified(checkpoint: CheckpointFile) -> bool:
+    return _any(checkpoint, r"(module\.)?fc\.")
+
+
+def _counts_batches(checkpoint: CheckpointFile) -> bool:
+    return any(key.endswith("num_batches_tracked") for key in checkpoint.tensors)
+
+
+def _statistics_last(checkpoint: CheckpointFile) -> bool:
+    """Whether all running statistics follow all parameters, as no module ever writes them but a converter does."""
+    statistics = ["running_" in key for key in checkpoint.tensors]
+    return any(statistics) and statistics == sorted(statistics)
+
+
+def _never_trained_in_torch(checkpoint: CheckpointFile) -> bool:
+    """Whether every batch norm has counted no batch: the weights were copied in from elsewhere."""
+    counters = [t for key, t in checkpoint.tensors.items() if key.endswith("num_batches_tracked")]
+    return bool(counters) and not any(bool(t.any()) for t in counters)
+
+
+def _is_barlow_twins(c: CheckpointFile) -> bool:
+    trained = (
+        c.wrappers == ("model",) and _any(c, r"(module\.)?backbone\.") and _any(c, r"(module\.)?projector\.")
+    )
+    published = _plain(c) and not _any(c, r"fc\.|projection_head\.|prototypes\.")
+    return trained or published
+
+
+def _is_simsiam(c: CheckpointFile) -> bool:
+    return _any(c, r"(module\.)?encoder\.fc\.") and _any(c, r"(module\.)?predictor\.")
+
+
+def _is_swav(c: CheckpointFile) -> bool:
+    return _plain(c, r"module\.") and _any(c, r"(module\.)?(projection_head|prototypes)\.")
+
+
+def _is_byol(c: CheckpointFile) -> bool:
+    """byol-convert writes torchvision's names without batch counters, statistics last; old torchvision files lack the
+    counters as well, so without that order both are possible.
+    """
+    return _plain(c) and _classified(c) and not _counts_batches(c)
+
+
+def _is_simclr(c: CheckpointFile) -> bool:
+    v1 = c.wrappers == ("state_dict",) and not c.beside and _plain(c) and _classified(c)
+    return (v1 and _never_trained_in_torch(c)) or _any(c, r"net\.[1-4]\.blocks\.")
+
+
+def _is_torchvision(c: CheckpointFile) -> bool:
+    converted = _is_simclr(c) or (_is_byol(c) and _statistics_last(c))
+    return _plain(c, r"module\.") and _classified(c) and not converted
+
+
+_LIGHTLY_ONLY = (
+    r"(projection_head|prediction_head|online_classifier|criterion|(backbone|projection_head)_momentum"
+    r"|(student|teacher|query|key)_\w+)[._]"
+)
+
+
+def _is_solo_learn(c: CheckpointFile) -> bool:
+    own = c.wrappers == ("state_dict",) or _any(c, r"classifier\.|momentum_")
+    return _any(c, r"(backbone|encoder)\.(conv1|bn1|layer[1-4])\.") and own and not _any(c, _LIGHTLY_ONLY)
+
+
+def _is_lightly(c: CheckpointFile) -> bool:
+    named = _any(c, r"backbone\.(conv1|bn1|layer[1-4])\.") and _any(c, _LIGHTLY_ONLY)
+    return named or _any(c, r"backbone\.[0-7]\.")
+
+
+def _of_sequence(positions: Mapping[str, str]) -> Callable[[str], str]:
+    """Names of a Sequential's children made into those of the modules at these positions."""
+
+    def rename(name: str) -> str:
+        position, _, rest = name.partition(".")
+        # an unknown position keeps its number and so is no part of a backbone
+        return f"{positions.get(position, position)}.{rest}".replace(".shortcut.", ".downsample.")
+
+    return rename
+
+
+_SIMCLR_V2_BLOCK = {
+    "net.0": "conv1", "net.1.0": "bn1", "net.2": "conv2", "net.3.0": "bn2", "net.4": "conv3", "net.5.0": "bn3",
+    "projection.shortcut": "downsample.0", "projection.bn.0": "downsample.1",
+}  # fmt: skip
+
+
+def _of_simclr_v2(name: str) -> str:
+    """``net.2.blocks.0.net.1.0.weight`` is ``layer2.0.bn1.weight``; the stem is ``net.0``."""
+    stem = re.fullmatch(rf"net\.0\.(0|1\.0)\.{_STATISTIC}", name)
+    if stem:
+        return f"{'conv1' if stem[1] == '0' else 'bn1'}.{stem[2]}"
+    block = re.fullmatch(rf"net\.([1-4])\.blocks\.(\d+)\.(.+)\.{_STATISTIC}", name)
+    if block and block[3] in _SIMCLR_V2_BLOCK:
+        return f"layer{block[1]}.{block[2]}.{_SIMCLR_V2_BLOCK[block[3]]}.{block[4]}"
+    return name
+
+
+# The children of torchvision's ResNet, and of lightly's own, which has neither ReLU nor max-pool as modules.
+_TORCHVISION_CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+_LIGHTLY_CHILDREN = {"0": "conv1", "1": "bn1", "2": "layer1", "3": "layer2", "4": "layer3", "5": "layer4"}
+
+_SAME: Mapping[Stem, Deviation] = {"imagenet": "same_padding", "small": "same_padding"}
+_SAME_POOL: Mapping[Stem, Deviation] = {"imagenet": "same_max_pool"}
+_SOLO: Mapping[Stem, Deviation] = {"small": "stem_padding_2"}
+_ANYBODYS = (
+    "Barlow Twins publishes torchvision's names without a classifier, but so may anybody: "
+    "where the weights are another method's, say --method NAME"
+)
+_CLASSIFIER = {"classifier": r"(module\.)?fc\."}
+
+_FORMATS = (
+    Format(
+        name="barlow_twins",
+        layouts=(Layout(note=_ANYBODYS), Layout("module.backbone."), Layout("backbone.")),
+        recognise=_is_barlow_twins,
+        ignored={"projector": r"(module\.)?projector\.", "batch norm of the loss": r"(module\.)?bn\."},
+        method="barlow_twins",
+    ),
+    Format(
+        name="moco_v2",
+        layouts=(Layout("module.encoder_q."), Layout("encoder_q.")),
+        recognise=lambda c: _any(c, r"(module\.)?encoder_q\."),
+        ignored={
+            "momentum encoder": r"(module\.)?encoder_k\.",
+            "projector": r"(module\.)?encoder_q\.fc\.",
+            "queue": r"(module\.)?queue",
+        },
+        method="moco_v2",
+    ),
+    Format(
+        name="swav",
+        layouts=(Layout("module."), Layout()),
+        recognise=_is_swav,
+        ignored={"projector": r"(module\.)?projection_head\.", "prototypes": r"(module\.)?prototypes\."},
+        method="swav",
+        normalisation=_SWAV,
+    ),
+    Format(
+        name="simsiam",
+        layouts=(Layout("module.encoder."), Layout("encoder.")),
+        recognise=_is_simsiam,
+        ignored={"projector": r"(module\.)?encoder\.fc\.", "predictor": r"(module\.)?predictor\."},
+        method="simsiam",
+    ),
+    Format(
+        name="byol",
+        layouts=(Layout(deviations=_SAME),),
+        recognise=_is_byol,
+        ignored=_CLASSIFIER,
+        method="byol",
+    ),
+    Format(
+        name="simclr",
+        layouts=(Layout(deviations=_SAME_POOL), Layout(rename=_of_simclr_v2, deviations=_SAME_POOL)),
+        recognise=_is_simclr,
+        ignored=_CLASSIFIER,
+        method="simclr",
+        normalisation=_UNIT_RANGE,
+        small_normalisation=_UNIT_RANGE,
+    ),
+    Format(
+        name="vissl",
+        layouts=tuple(
+            Layout(f"{trunk}{base}_feature_blocks.")
+            for trunk in ("trunk.", "")
+            for base in ("", "base_model.")
+        ),
+        recognise=lambda c: _any(c, r"(trunk\.)?(base_model\.)?_feature_blocks\."),
+        ignored={"heads": r"heads\."},
+    ),
+    Format(
+        name="solo_learn",
+        layouts=(Layout("backbone.", deviations=_SOLO), Layout("encoder.", deviations=_SOLO)),
+        recognise=_is_solo_learn,
+        ignored={
+            "momentum encoder": r"momentum_",
+            "projector": r"projector\.",
+            "predictor": r"predictor\.",
+            "prototypes": r"prototypes\.",
+            "classifier": r"(classifier|(backbone|encoder)\.fc)\.",
+            "queue": r"queue",
+        },
+        small_normalisation=(CIFAR10_MEAN, CIFAR10_STD),
+    ),
+    Format(
+        name="lightly",
+        layouts=(
+            Layout("backbone."),
+            Layout("backbone.", _of_sequence(_TORCHVISION_CHILDREN)),
+            Layout("backbone.", _of_sequence(_LIGHTLY_CHILDREN), {"small": "no_stem_relu"}),
+        ),
+        recognise=_is_lightly,
+        ignored={
+            "second branch": r"(teacher|student|query|key)_|\w+_momentum\.",
+            "projector": r"projection_head\.",
+            "predictor": r"prediction_head\.",
+            "prototypes": r"prototypes\.",
+            "classifier": r"(online_classifier|backbone\.fc)\.",
+            "queue": r"criterion\.",
+        },
+    ),
+    Format(
+        name="torchvision",
+        layouts=(Layout(), Layout("module.")),
+        recognise=_is_torchvision,
+        ignored=_CLASSIFIER,
+    ),
+    Format(
+        name="timm",
+        layouts=(Layout(), Layout("module.")),
+        # its plain ResNets have torchvision's very names and arithmetic, so they are read as torchvision's
+        recognise=lambda c: False,
+        ignored=_CLASSIFIER,
+    ),
+)
+
+FORMATS: Mapping[str, Format] = {each.name: each for each in _FORMATS}
+
+
+def format_names() -> list[str]:
+    """The formats that can be imported."""
+    return sorted(FORMATS)
+
+
+def checkpoint_format(name: str) -> Format:
+    """The format of a name; raises InputError with the nearest one where there is none."""
+    if name not in FORMATS:
+        raise unknown_name("format", name, FORMATS)
+    return FORMATS[name]

@@ -1,0 +1,284 @@
+"""Bring in a checkpoint of another project as an encoder, and account for every key of it.
+
+`read_foreign` recognises the format, gives each tensor its torchvision name, finds out depth, width and stem from names
+and shapes, and refuses whatever is not a complete plain ResNet: a backbone of which a part stayed random still gives
+features, and a number in a table.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data.errors import InputError
+from pretraining.backbones import ResNet, Stem, backbone_names, build_backbone
+from pretraining.checkpoint_files import CheckpointFile, read_checkpoint
+from pretraining.encoder import INFO_FILE, Encoder, EncoderInfo
+from pretraining.formats import FORMATS, Format, Layout, checkpoint_format
+
+_SMALL_PIXELS, _IMAGENET_PIXELS = 32, 224
+_COUNTER = ".num_batches_tracked"
+
+
+@dataclass(frozen=True)
+class Accounting:
+    """Where each tensor of a file went.
+
+    ``matched`` are the file's keys that fill the backbone, ``missing`` torchvision's names that nothing fills,
+    ``unexpected`` keys that no one asked for, ``misfits`` what contradicts a plain ResNet (a foreign layer in the
+    backbone, another shape), and ``ignored`` the keys left out on purpose by reason. Batch counters, which no forward
+    pass reads, are not counted. ``notes`` are what a reader should know besides.
+    """
+
+    format: str
+    architecture: str
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    misfits: tuple[str, ...]
+    ignored: dict[str, tuple[str, ...]]
+    notes: tuple[str, ...]
+
+    @property
+    def expected(self) -> int:
+        """How many tensors the backbone has."""
+        return len(_expected(self.architecture, 64, "imagenet"))
+
+    @property
+    def complete(self) -> bool:
+        """Whether every tensor of a plain ResNet is there and nothing contradicts it."""
+        return not self.missing and not self.misfits
+
+    def lines(self) -> list[str]:
+        """The account for a reader, a few names each."""
+        lines = [
+            f"matched:    {len(self.matched)} of {self.expected} tensors of a {self.architecture}",
+            f"missing:    {_some(self.missing)}",
+            f"unexpected: {_some(self.unexpected)}",
+        ]
+        lines += [f"ignored:    {why}: {_some(keys)}" for why, keys in self.ignored.items()]
+        return lines + [f"note:       {note}" for note in self.notes]
+
+
+@dataclass(frozen=True)
+class ForeignEncoder:
+    """A checkpoint of another project as a backbone with its description and the account of its keys."""
+
+    backbone: ResNet
+    info: EncoderInfo
+    accounting: Accounting
+
+    def save(self, folder: Path) -> Encoder:
+        """Write it as an encoder; raises InputError where the folder holds one already."""
+        if (folder / INFO_FILE).exists():
+            raise InputError(
+                "there is an encoder already", where=folder, next_step="give another folder with --out"
+            )
+        return Encoder.save(folder, self.backbone, self.info)
+
+
+def read_foreign(path: Path, format_name: str | None = None, method: str | None = None) -> ForeignEncoder:
+    """Read a checkpoint of another project.
+
+    ``format_name`` is recognised from the keys where it is None. ``method`` is what the encoder is called in tables: by
+    default the format's method, or else the file's name. Raises InputError for a file that cannot be read safely, an
+    unknown or ambiguous format, and anything but a complete plain ResNet.
+    """
+    checkpoint = read_checkpoint(path)
+    chosen = checkpoint_format(format_name) if format_name else recognise(checkpoint)
+    layout = chosen.layout(list(checkpoint.tensors))
+    accounting = account(checkpoint, chosen)
+    if not accounting.complete:
+        raise _incomplete(checkpoint, accounting)
+    names = layout.backbone(list(checkpoint.tensors))
+    info = _describe(checkpoint, chosen, layout, accounting, method)
+    backbone = info.build()
+    weights = {name: checkpoint.tensors[key] for name, key in names.items()}
+    _check_values(weights, path)
+    counters = {k: torch.zeros_like(v) for k, v in backbone.state_dict().items() if k.endswith(_COUNTER)}
+    backbone.load_state_dict({**counters, **weights})
+    return ForeignEncoder(backbone.eval(), info, accounting)
+
+
+def recognise(checkpoint: CheckpointFile) -> Format:
+    """The format that the keys speak of; raises InputError where none fits, or several."""
+    fitting = [each for each in FORMATS.values() if each.recognise(checkpoint)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if not fitting:
+        raise InputError(
+            f"no known format; its keys: {_some(tuple(checkpoint.tensors))}",
+            where=checkpoint.path,
+            nearest=_nearest(checkpoint),
+            next_step=f"name it with --format: {', '.join(sorted(FORMATS))}",
+        )
+    raise InputError(
+        f"the keys fit several formats: {', '.join(each.name for each in fitting)}",
+        where=checkpoint.path,
+        next_step=f"say where it is from: --format {' or --format '.join(each.name for each in fitting)}",
+    )
+
+
+def account(checkpoint: CheckpointFile, chosen: Format) -> Accounting:
+    """Compare a file's keys, taken in a format, with the backbone they come nearest to."""
+    keys = list(checkpoint.tensors)
+    layout = chosen.layout(keys)
+    found = layout.backbone(keys)
+    shapes = {name: checkpoint.tensors[key].shape for name, key in found.items()}
+    architecture = _architecture(found)
+    expected = _expected(architecture, _width(shapes), _stem(shapes))
+    misfits = _foreign_layers(layout, keys, expected)
+    matched = []
+    for name in found.keys() & expected.keys():
+        if shapes[name] == expected[name]:
+            matched.append(found[name])
+        else:
+            misfits.append(f"{found[name]} {tuple(shapes[name])} instead of {tuple(expected[name])}")
+    ignored: dict[str, list[str]] = defaultdict(list)
+    unexpected = []
+    for key in set(keys) - set(found.values()) - set(misfits):
+        reason = chosen.reason_to_ignore(key)
+        ignored[reason].append(key) if reason else unexpected.append(key)
+    order = {key: position for position, key in enumerate(keys)}
+    return Accounting(
+        format=chosen.name,
+        architecture=architecture,
+        matched=tuple(sorted(matched, key=order.__getitem__)),
+        missing=tuple(name for name in expected if name not in found),
+        unexpected=tuple(sorted(unexpected, key=order.__getitem__)),
+        misfits=tuple(misfits),
+        ignored={why: tuple(sorted(some, key=order.__getitem__)) for why, some in sorted(ignored.items())},
+        notes=_notes(layout, found),
+    )
+
+
+def _notes(layout: Layout, found: dict[str, str]) -> tuple[str, ...]:
+    counted = any(name.endswith(_COUNTER) for name in found)
+    absent = (
+        () if counted else ("no batch counters in the file; they are set to 0 and no feature needs them",)
+    )
+    return absent + ((layout.note,) if layout.note else ())
+
+
+def _foreign_layers(layout: Layout, keys: list[str], expected: dict[str, torch.Size]) -> list[str]:
+    """Keys inside the backbone that a plain ResNet of this depth does not have."""
+    return [
+        key
+        for key, name in layout.names(keys).items()
+        if re.match(r"(conv1|bn1|layer\d)\.", name) and name.replace(_COUNTER, ".weight") not in expected
+    ]
+
+
+def _architecture(names: dict[str, str]) -> str:
+    """The ResNet whose blocks are most like those of these names."""
+    blocks = _blocks(names)
+    bottleneck = any(".conv3." in name for name in names)
+
+    def distance(architecture: str) -> tuple[bool, int]:
+        known = _expected(architecture, 64, "imagenet")
+        return any(".conv3." in name for name in known) != bottleneck, len(_blocks(known) ^ blocks)
+
+    return min(backbone_names(), key=distance)
+
+
+def _blocks(names: dict[str, str] | dict[str, torch.Size]) -> set[str]:
+    """The residual blocks that some of the names belong to: ``layer1.0``, ``layer1.1``, ..."""
+    return {match[0] for name in names if (match := re.match(r"layer\d\.\d+", name))}
+
+
+def _width(shapes: dict[str, torch.Size]) -> int:
+    """Channels of the stem."""
+    return next(
+        (shapes[name][0] for name in ("conv1.weight", "bn1.weight", "bn1.bias") if name in shapes), 64
+    )
+
+
+def _stem(shapes: dict[str, torch.Size]) -> Stem:
+    """A 3x3 first convolution is the stem for small images; its stride is not in the weights."""
+    return "small" if tuple(shapes.get("conv1.weight", ()))[-1:] == (3,) else "imagenet"
+
+
+@cache
+def _expected(architecture: str, width: int, stem: Stem) -> dict[str, torch.Size]:
+    """Name and shape of every tensor of a backbone, batch counters left out."""
+    with torch.device("meta"):
+        backbone = build_backbone(architecture, width, stem)
+    return {name: t.shape for name, t in backbone.state_dict().items() if not name.endswith(_COUNTER)}
+
+
+def _describe(
+    checkpoint: CheckpointFile, chosen: Format, layout: Layout, accounting: Accounting, method: str | None
+) -> EncoderInfo:
+    names = layout.backbone(list(checkpoint.tensors))
+    shapes = {name: checkpoint.tensors[key].shape for name, key in names.items()}
+    stem, width = _stem(shapes), _width(shapes)
+    mean, std = chosen.small_normalisation if stem == "small" else chosen.normalisation
+    return EncoderInfo(
+        architecture=accounting.architecture,
+        width=width,
+        stem=stem,
+        feature_dim=_feature_dim(accounting.architecture, width),
+        input_size=_SMALL_PIXELS if stem == "small" else _IMAGENET_PIXELS,
+        mean=mean,
+        std=std,
+        method=method or chosen.method or checkpoint.path.name.partition(".")[0],
+        recipe_hash="",
+        origin="imported",
+        deviation=layout.deviations.get(stem, "none"),
+        source_file=checkpoint.path.name,
+        source_format=chosen.name,
+        source_sha256=checkpoint.sha256,
+    )
+
+
+def _feature_dim(architecture: str, width: int) -> int:
+    with torch.device("meta"):
+        return build_backbone(architecture, width).feature_dim
+
+
+def _check_values(weights: dict[str, Tensor], path: Path) -> None:
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point() and not name.endswith(_COUNTER):
+            raise InputError(f"{name} is {tensor.dtype}, not floating point", where=path)
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{name} holds values that are not finite", where=path)
+
+
+def _incomplete(checkpoint: CheckpointFile, accounting: Accounting) -> InputError:
+    parts = [f"not a complete backbone in the format {accounting.format}"]
+    if accounting.missing:
+        parts.append(f"missing {_some(accounting.missing)}")
+    if accounting.misfits:
+        parts.append(f"not of a plain {accounting.architecture}: {_some(accounting.misfits)}")
+    return InputError(
+        "; ".join(parts),
+        where=checkpoint.path,
+        nearest=_nearest(checkpoint),
+        next_step="give the file as its project publishes it, and its format with --format if the nearest is another",
+    )
+
+
+def _nearest(checkpoint: CheckpointFile) -> str | None:
+    """The format of which most is there, in words; one that recognises the file goes before one that does not."""
+    accounts = {each.name: account(checkpoint, each) for each in FORMATS.values()}
+    best = max(
+        FORMATS.values(),
+        key=lambda each: (len(accounts[each.name].matched), each.recognise(checkpoint)),
+    )
+    matched, expected = len(accounts[best.name].matched), accounts[best.name].expected
+    words = f"{best.name} ({matched} of {expected} tensors of a {accounts[best.name].architecture})"
+    return words if matched else None
+
+
+def _some(names: tuple[str, ...], most: int = 3) -> str:
+    """A count and the first few names."""
+    if not names:
+        return "0"
+    dots = ", ..." if len(names) > most else ""
+    return f"{len(names)} ({', '.join(names[:most])}{dots})"

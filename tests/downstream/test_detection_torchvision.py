@@ -1,0 +1,230 @@
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from data.detection import DetectionSplit
+from data.errors import InputError, RunFailure
+from downstream.detection.coco_eval import average_precision
+from downstream.detection.draws import Draw, Draws
+from downstream.detection.fine_tuning import require_encoder_maps
+from downstream.detection.schedules import TINY
+from downstream.detection.torchvision_rcnn import TorchvisionDetector, c4_detector, fpn_detector, prepare
+from downstream.features import FeatureStore
+from downstream.protocol import EvaluationContext, protocol
+from downstream.randomness import seeded
+
+CPU = torch.device("cpu")
+SHORT = replace(
+    TINY,
+    images_per_batch=2,
+    iterations=3,
+    steps=(1, 2),
+    warmup_iterations=1,
+    train_sizes=(64,),
+    test_size=64,
+    precise_bn=1,
+)
+
+
+def build(kind, encoder, schedule=SHORT, masks=False):
+    model = c4_detector(encoder, 3, schedule) if kind == "c4" else fpn_detector(encoder, 3, masks, schedule)
+    return TorchvisionDetector(model, schedule, CPU)
+
+
+@pytest.mark.parametrize("kind", ["c4", "fpn"])
+def test_a_detector_starts_from_its_encoder_and_no_other(kind, make_encoder, image_set):
+    first, second = make_encoder(0), make_encoder(1)
+    image = image_set.detection("train").images[0]
+    detector = build(kind, first)
+    require_encoder_maps(detector, first, image)
+    with pytest.raises(RunFailure, match="does not start from the encoder"):
+        require_encoder_maps(detector, second, image)
+    body = detector.model.backbone.body if kind == "fpn" else detector.model.roi_heads.box_head
+    with torch.no_grad():
+        (body.layer4 if kind == "fpn" else body.res5)[0].bn2.running_mean += 0.1
+    with pytest.raises(RunFailure, match="res5 differs"):
+        require_encoder_maps(detector, first, image)
+    detector = build(kind, first)
+    detector.model.transform.image_mean = [0.5, 0.5, 0.4]
+    with pytest.raises(RunFailure, match="res2 differs"):
+        require_encoder_maps(detector, first, image)
+
+
+@pytest.mark.parametrize(("kind", "masks"), [("c4", False), ("fpn", False), ("fpn", True)])
+def test_every_tensor_of_the_encoder_is_trained(kind, masks, encoder, image_set):
+    with seeded(0, CPU):
+        detector = build(kind, encoder, masks=masks)
+        before = {name: tensor.clone() for name, tensor in detector.model.state_dict().items()}
+        assert list(detector.train(image_set.detection("train"), seed=0)) == [0, 1, 2]
+    after = detector.model.state_dict()
+    kept = [name for name in before if torch.equal(before[name], after[name])]
+    # A region of a scene this small comes from some levels of a pyramid only.
+    assert [name for name in kept if not name.startswith("backbone.fpn")] == []
+    assert {m.momentum for m in detector.model.modules() if isinstance(m, torch.nn.BatchNorm2d)} == {0.1}
+
+
+def test_training_repeats_itself(encoder, image_set):
+    states = []
+    for _ in range(2):
+        with seeded(3, CPU):
+            detector = build("c4", encoder)
+            list(detector.train(image_set.detection("train"), seed=3))
+        states.append(detector.model.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_the_learning_rate_follows_the_schedule(encoder, image_set, monkeypatch):
+    rates = []
+    step = torch.optim.SGD.step
+
+    def recorded(self):
+        rates.append([group["lr"] for group in self.param_groups])
+        decays = {group["weight_decay"] for group in self.param_groups}
+        assert decays == {SHORT.weight_decay, 0.0}
+        return step(self)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", recorded)
+    with seeded(0, CPU):
+        list(build("c4", encoder).train(image_set.detection("train"), seed=0))
+    assert rates == [2 * [SHORT.learning_rate(i)] for i in range(3)]
+
+
+def test_statistics_of_batch_norm_are_those_of_the_final_weights(encoder, image_set):
+    schedule = replace(SHORT, iterations=1, precise_bn=2)
+    split = image_set.detection("train")
+    with seeded(0, CPU):
+        detector = build("c4", encoder, schedule)
+        list(detector.train(split, seed=0))
+    batches = list(detector._batches(split, seed=0))[1:3]
+    stem = detector.model.backbone.stem[0]
+    means = []
+    for images, _ in batches:
+        prepared, _ = detector.model.transform(images)
+        means.append(stem(prepared.tensors).mean(dim=(0, 2, 3)))
+    expected = torch.stack(means).mean(dim=0)
+    torch.testing.assert_close(detector.model.backbone.stem[1].running_mean, expected)
+
+
+def test_a_flip_mirrors_picture_boxes_and_masks():
+    masks = torch.zeros(1, 6, 10, dtype=torch.bool)
+    masks[0, 1:4, 2:5] = True
+    image = masks.to(torch.uint8).expand(3, -1, -1)
+    draw = Draw(image, torch.tensor([[2.0, 1, 5, 4]]), torch.tensor([1]), masks, seed=0)
+    kept, target = prepare(draw, flip=True)
+    assert torch.equal(kept, image)
+    assert target["labels"].tolist() == [2]
+    flipped, target = prepare(replace(draw, seed=1), flip=True)
+    assert target["boxes"].tolist() == [[5, 1, 8, 4]]
+    assert torch.equal(flipped[0], target["masks"][0])
+    assert flipped[0].nonzero().amin(0).tolist() == [1, 5]
+    unflipped, _ = prepare(replace(draw, seed=1), flip=False)
+    assert torch.equal(unflipped, image)
+
+
+def with_crowds(split):
+    crowd = [torch.zeros(len(labels), dtype=torch.bool) for labels in split.labels]
+    crowd[0][:] = True
+    crowd[1][0] = True
+    return replace(split, crowd=crowd)
+
+
+def test_crowds_are_not_drawn(image_set):
+    split = with_crowds(image_set.detection("train"))
+    draws = Draws(split, SHORT, seed=0, prepare=lambda draw: draw)
+    assert 0 not in draws.order
+    for position, i in enumerate(draws.order.tolist()):
+        draw = draws[position]
+        assert len(draw.boxes) == len(draw.labels) == len(draw.masks) == int((~split.crowd[i]).sum()) > 0
+    assert len(draws) == 2 * (3 + 1 + 2)
+    every = split.labels[1:]
+    crowds = [torch.ones_like(labels, dtype=torch.bool) for labels in every]
+    nothing = DetectionSplit(split.images[1:], split.boxes[1:], every, crowd=crowds)
+    with pytest.raises(InputError, match="no training image"):
+        Draws(nothing, SHORT, seed=0, prepare=lambda draw: draw)
+
+
+def test_workers_give_the_same_draws(image_set):
+    draws = Draws(image_set.detection("train"), SHORT, seed=0, prepare=partial(prepare, flip=True))
+    there = torch.utils.data.DataLoader(draws, batch_size=None, num_workers=2)
+    for (image, target), (other, other_target) in zip(draws.loader(CPU), there, strict=True):
+        assert torch.equal(image, other)
+        assert torch.equal(target["boxes"], other_target["boxes"])
+
+
+def test_draws_are_epochs_and_their_seeds_differ(image_set):
+    draws = Draws(image_set.detection("train"), SHORT, seed=0, prepare=lambda draw: draw.seed)
+    assert sorted(draws.order.tolist()) == list(range(12))
+    assert len({draws[i] for i in range(12)}) == 12
+    again = Draws(image_set.detection("train"), SHORT, seed=0, prepare=lambda draw: draw.seed)
+    assert torch.equal(draws.order, again.order)
+    assert draws[5] == again[5]
+    other = Draws(image_set.detection("train"), SHORT, seed=1, prepare=lambda draw: draw.seed)
+    assert not torch.equal(draws.order, other.order)
+
+
+def test_a_single_scene_is_overfitted(encoder, image_set):
+    scenes = image_set.detection("test")
+    one = DetectionSplit(scenes.images[:1], scenes.boxes[:1], scenes.labels[:1])
+    schedule = replace(
+        TINY, images_per_batch=2, iterations=80, steps=(60, 70), warmup_iterations=10, train_sizes=(128,),
+        test_size=128, precise_bn=5,
+    )  # fmt: skip
+    with seeded(0, CPU):
+        detector = build("c4", encoder, schedule)
+        before = average_precision(one, [detector.detect(one.images[0])], 3)
+        list(detector.train(one, seed=0))
+    after = average_precision(one, [detector.detect(one.images[0])], 3)
+    assert before["box_ap50"] < 10
+    assert after["box_ap50"] > 95
+
+
+@pytest.mark.parametrize(
+    ("name", "metrics"),
+    [
+        ("detection/c4-torchvision-v1", ["box_ap", "box_ap50", "box_ap75"]),
+        ("detection/voc-c4-torchvision-v1", ["box_ap", "box_ap50", "box_ap75"]),
+        (
+            "detection/fpn-torchvision-v1",
+            ["box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75"],
+        ),
+    ],
+)
+def test_a_protocol_repeats_itself_and_leaves_the_encoder_alone(
+    name, metrics, encoder, image_set, monkeypatch
+):
+    chosen = protocol(name)
+    monkeypatch.setattr(type(chosen), "schedule", SHORT)
+    before = {name: tensor.clone() for name, tensor in encoder.backbone.state_dict().items()}
+    results = []
+    for _ in range(2):
+        state = torch.get_rng_state()
+        fractions = []
+        context = EvaluationContext(image_set, FeatureStore(None), seed=5, progress=fractions.append)
+        results.append(chosen.evaluate(encoder, context))
+        assert torch.equal(torch.get_rng_state(), state)
+        assert fractions == sorted(fractions)
+        assert fractions[-1] == 1.0
+        assert context.details["schedule"]["iterations"] == 3
+    assert results[0] == results[1]
+    assert [m.metric for m in results[0]] == metrics
+    assert set(metrics) <= set(chosen.metrics)
+    assert all(m.n == 6 and 0 <= m.value <= 100 for m in results[0])
+    for name, tensor in encoder.backbone.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_a_loss_that_is_not_finite_is_a_failure(encoder, image_set):
+    detector = build("c4", encoder)
+    torch.nn.init.constant_(detector.model.roi_heads.box_predictor.cls_score.bias, float("nan"))
+    with seeded(0, CPU), pytest.raises(RunFailure, match="iteration 0"):
+        next(iter(detector.train(image_set.detection("train"), seed=0)))
+
+
+def test_the_pyramid_without_schedule_refuses_sets_without_masks(encoder, image_set, monkeypatch):
+    scenes = {name: replace(split, masks=None) for name, split in image_set.scenes.items()}
+    monkeypatch.setattr(image_set, "scenes", scenes)
+    context = EvaluationContext(image_set, FeatureStore(None))
+    with pytest.raises(InputError, match="with masks"):
+        protocol("detection/torchvision-fpn-v1").evaluate(encoder, context)

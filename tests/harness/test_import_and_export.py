@@ -1,0 +1,188 @@
+"""Encoders from elsewhere: imported, exported, and evaluated in a study beside what is trained here."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from data.image_sets import load_image_set
+from harness.execute import execute
+from harness.plan import Job
+from harness.published import imported_runs
+from pretraining.backbones import build_backbone
+
+IMAGES = "image_set: digit-scenes"
+STUDY = """
+title: Imported
+description: Two checkpoints from elsewhere.
+image_set: digit-scenes
+encoders: encoders
+protocols: [knn/cosine-v1]
+limit: {train: 64, val: 32, test: 32}
+tables:
+  - name: main
+    title: kNN
+    columns: [{protocol: knn/cosine-v1, metric: top1, label: kNN top-1}]
+"""
+
+
+def backbone_state(seed: int) -> dict[str, torch.Tensor]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build_backbone("resnet10", 8, "small").state_dict()
+
+
+def write_moco(path: Path, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {f"module.encoder_q.{name}": tensor for name, tensor in backbone_state(seed).items()}
+    torch.save({"state_dict": {**state, "module.queue": torch.zeros(2, 2)}}, path)
+    return path
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    path = tmp_path / "imported.yaml"
+    path.write_text(STUDY)
+    return path
+
+
+def test_import_prints_the_account_and_every_protocol_takes_the_encoder(cli, tmp_path):
+    file = write_moco(tmp_path / "moco.pth.tar")
+    outcome = cli("import", file, "--out", "mine")
+    assert outcome.code == 0, outcome.err
+    for text in ("format:     moco_v2", "matched:    60 of 60", "missing:    0", "queue: 1", "sha256:"):
+        assert text in outcome.out
+    assert json.loads((tmp_path / "mine" / "encoder.json").read_text())["origin"] == "imported"
+    exported = cli("export", "mine", "--format", "torchvision", "--out", "net.pth")
+    assert exported.code == 0, exported.err
+    assert "model.load_state_dict" in exported.out
+    state = torch.load(tmp_path / "net.pth", weights_only=True)
+    assert all(torch.equal(state[name], tensor) for name, tensor in backbone_state(0).items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["import", "nothing.pth", "--out", "x"], "no such file"),
+        (["import", "moco.pth", "--out", "x", "--format", "mocov2"], "moco_v2"),
+        (["import", "moco.pth", "--out", "x", "--format", "simsiam"], "nearest: moco_v2"),
+        (["export", "nowhere", "--format", "timm", "--out", "x.safetensors"], "encoder.json is missing"),
+        (["export", "nowhere", "--format", "tensorflow", "--out", "x"], "tensorflow"),
+    ],
+)
+def test_wrong_use_ends_with_code_2_and_a_next_step(cli, tmp_path, arguments, said):
+    write_moco(tmp_path / "moco.pth")
+    outcome = cli(*arguments)
+    assert outcome.code == 2
+    assert said in outcome.err
+    assert not (tmp_path / "x").exists()
+
+
+def test_formats_are_listed(cli):
+    projects = "barlow_twins moco_v2 swav simsiam byol simclr vissl solo_learn lightly torchvision timm"
+    assert set(json.loads(cli("ls", "formats", "--json").out)) == set(projects.split())
+
+
+def test_a_study_of_checkpoints_measures_each_once_and_calls_them_imported(cli, study, tmp_path, monkeypatch):
+    write_moco(tmp_path / "encoders" / "first.pth.tar", seed=0)
+    write_moco(tmp_path / "encoders" / "second.pth.tar", seed=1)
+    (tmp_path / "encoders" / "README.md").write_text("where they are from")
+    torch.save(backbone_state(2), tmp_path / "barlow.pth")
+    assert cli("import", "barlow.pth", "--out", "encoders/barlow").code == 0
+    outcome = cli("run", study, "--data-root", ".")
+    assert outcome.code == 0, outcome.err
+    records = pd.read_csv(tmp_path / "results" / "imported" / "records.csv", keep_default_na=False)
+    assert set(records.origin) == {"imported"}
+    assert set(records.status) == {"done"}
+    assert set(records.method) == {"moco_v2", "barlow_twins"}
+    assert records.encoder_checksum.nunique() == 3
+    assert set(records.epochs) == {""}
+    table = (tmp_path / "results" / "imported" / "tables" / "main.md").read_text()
+    assert "Barlow Twins (imported)" in table
+    assert table.count("MoCo v2 (imported, ") == 2
+    assert len(list((tmp_path / "runs").glob("imported-*"))) == 3
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a finished job was done again")
+
+    monkeypatch.setattr("harness.execute.run_job", refuse)
+    assert cli("run", study, "--data-root", ".").code == 0
+    reported = cli("report", "runs", "--out", "results/all")
+    assert reported.code == 0, reported.err
+    assert set(pd.read_csv(tmp_path / "results/all/records.csv").origin) == {"imported"}
+
+
+def test_a_worker_process_is_told_which_file_to_import(tmp_path):
+    file = write_moco(tmp_path / "encoders" / "moco.pth")
+    image_set = load_image_set("digit-scenes", limit={"train": 64, "val": 32, "test": 32})
+    (run,) = imported_runs(file.parent, image_set, tmp_path / "runs")
+    job = pickle.loads(pickle.dumps(Job("pretrain", run)))
+    assert (job.run.source, job.run.origin, job.is_finished()) == (file, "imported", False)
+    assert execute([job], image_set, lambda label: lambda fraction, text: None, print) == 0
+    assert job.is_finished()
+    write_moco(file, seed=1)
+    import_again = Job("pretrain", replace(run, folder=tmp_path / "runs" / "again"))
+    assert execute([import_again], image_set, lambda label: lambda fraction, text: None, print) == 1
+    assert "the checkpoint changed" in (import_again.run.status() or {})["reason"]
+
+
+def test_imported_and_trained_rows_stand_in_one_table(cli, study, tmp_path):
+    write_moco(tmp_path / "encoders" / "moco.pth")
+    mixed = STUDY + "methods: [random_init]\nrecipes: digit-scenes\noverrides: {backbone.width: 8}\n"
+    study.write_text(mixed)
+    outcome = cli("run", study, "--data-root", ".")
+    assert outcome.code == 0, outcome.err
+    table = (tmp_path / "results" / "imported" / "tables" / "main.md").read_text()
+    assert "Random init" in table
+    assert "MoCo v2 (imported)" in table
+
+
+def test_one_incomplete_checkpoint_ends_the_study_before_any_work(cli, study, tmp_path):
+    write_moco(tmp_path / "encoders" / "a.pth")
+    state = backbone_state(0)
+    del state["layer3.0.bn2.weight"]
+    torch.save(state, tmp_path / "encoders" / "b.pth")
+    outcome = cli("run", study, "--data-root", ".")
+    assert outcome.code == 2
+    assert "missing 1 (layer3.0.bn2.weight)" in outcome.err
+    assert "b.pth" in outcome.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_study_of_checkpoints_says_where_it_looks_for_them(cli, study, tmp_path):
+    outcome = cli("run", study)
+    assert outcome.code == 2
+    assert "DIR/encoders" in outcome.err
+    outcome = cli("run", study, "--data-root", ".")
+    assert outcome.code == 2
+    assert "no checkpoint here" in outcome.err
+
+
+def test_a_dry_run_names_the_files(cli, study, tmp_path):
+    write_moco(tmp_path / "encoders" / "moco.pth")
+    outcome = cli("run", study, "--data-root", ".", "--dry-run")
+    assert outcome.code == 0, outcome.err
+    assert "import moco_v2 from moco.pth" in outcome.out
+    assert "knn/cosine-v1 moco_v2 from moco.pth" in outcome.out
+
+
+def test_a_study_needs_methods_or_encoders(cli, study):
+    study.write_text(STUDY.replace("encoders: encoders\n", ""))
+    outcome = cli("run", study)
+    assert outcome.code == 2
+    assert "neither methods nor encoders" in outcome.err
+
+
+def test_a_study_runs_on_other_images(cli, study, tmp_path):
+    write_moco(tmp_path / "encoders" / "moco.pth")
+    study.write_text(STUDY.replace(IMAGES, "image_set: cifar10"))
+    outcome = cli("run", study, "--data-root", ".", "--image-set", "digit-scenes")
+    assert outcome.code == 0, outcome.err
+    records = pd.read_csv(tmp_path / "results" / "imported" / "records.csv")
+    assert set(records.image_set) == {"digit-scenes"}

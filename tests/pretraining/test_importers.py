@@ -1,0 +1,531 @@
+"""Checkpoints of every project, small ones in its own key layout, made from torchvision's own ResNet."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from data.errors import InputError
+from pretraining.encoder import Encoder
+from pretraining.formats import format_names
+from pretraining.importers import ForeignEncoder, read_foreign
+
+WIDTH = 8
+
+
+def torchvision_resnet(bottleneck: bool = False, small_stem: bool = False, seed: int = 0) -> ResNet:
+    """ResNet-18 or ResNet-50 of width 8 without classifier, evaluating, with batch statistics that matter."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        block, depths = (Bottleneck, [3, 4, 6, 3]) if bottleneck else (BasicBlock, [2, 2, 2, 2])
+        model = ResNet(block, [1, 1, 1, 1])
+        model.conv1 = (
+            nn.Conv2d(3, WIDTH, 3, 1, 1, bias=False)
+            if small_stem
+            else nn.Conv2d(3, WIDTH, 7, 2, 3, bias=False)
+        )
+        model.bn1, model.inplanes = nn.BatchNorm2d(WIDTH), WIDTH
+        for i, depth in enumerate(depths):
+            stage = model._make_layer(block, WIDTH * 2**i, depth, stride=1 if i == 0 else 2)
+            setattr(model, f"layer{i + 1}", stage)
+        model.fc = nn.Identity()
+        if small_stem:
+            model.maxpool = nn.Identity()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 2)
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, 0, 0.1)
+                module.num_batches_tracked += 100
+    return model.eval()
+
+
+def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
+def head(*names: str) -> dict[str, Tensor]:
+    return {name: torch.zeros(4, 4) for name in names}
+
+
+def barlow_twins(b: dict[str, Tensor]) -> dict:
+    return b
+
+
+def barlow_twins_training(b: dict[str, Tensor]) -> dict:
+    model = {**under("module.backbone.", b), **head("module.projector.0.weight", "module.bn.running_mean")}
+    return {"epoch": 3, "model": model, "optimizer": {"state": {}, "param_groups": [{"lr": 0.2}]}}
+
+
+def moco_v2(b: dict[str, Tensor]) -> dict:
+    state = {
+        **under("module.encoder_q.", b),
+        **head("module.encoder_q.fc.0.weight", "module.encoder_q.fc.2.bias"),
+        **under("module.encoder_k.", {name: tensor + 1 for name, tensor in b.items()}),
+        **head("module.encoder_k.fc.0.weight", "module.queue", "module.queue_ptr"),
+    }
+    return {"epoch": 200, "arch": "resnet50", "state_dict": state, "optimizer": {}}
+
+
+def simsiam(b: dict[str, Tensor]) -> dict:
+    heads = head("module.encoder.fc.0.weight", "module.encoder.fc.6.bias", "module.predictor.0.weight")
+    return {"epoch": 100, "arch": "resnet50", "state_dict": {**under("module.encoder.", b), **heads}}
+
+
+def swav(b: dict[str, Tensor]) -> dict:
+    heads = head(
+        "module.projection_head.0.weight", "module.projection_head.3.bias", "module.prototypes.weight"
+    )
+    return {**under("module.", b), **heads}
+
+
+def byol(b: dict[str, Tensor]) -> dict:
+    """byol-convert: parameters first, then running statistics, no batch counters, with the linear classifier."""
+    own = {**{n: t for n, t in b.items() if "running" not in n and "num_batches" not in n}}
+    return {**own, **head("fc.weight", "fc.bias"), **{n: t for n, t in b.items() if "running" in n}}
+
+
+def simclr(b: dict[str, Tensor]) -> dict:
+    """simclr-converter: torchvision's names in a module that was never trained, so its counters are 0."""
+    converted = {n: torch.zeros_like(t) if "num_batches" in n else t for n, t in b.items()}
+    return {"state_dict": {**converted, **head("fc.weight", "fc.bias")}}
+
+
+def simclr_v2(b: dict[str, Tensor]) -> dict:
+    """SimCLRv2-Pytorch: everything in Sequentials."""
+    inside = {"conv1": "0", "bn1": "1.0", "conv2": "2", "bn2": "3.0", "conv3": "4", "bn3": "5.0"}
+    shortcut = {"0": "projection.shortcut", "1": "projection.bn.0"}
+    renamed = {}
+    for name, tensor in b.items():
+        first, *rest = name.split(".")
+        if not first.startswith("layer"):
+            renamed[f"net.0.{inside[first]}.{rest[0]}"] = tensor
+            continue
+        number, what, *last = rest
+        part = shortcut[last.pop(0)] if what == "downsample" else f"net.{inside[what]}"
+        renamed[f"net.{first[-1]}.blocks.{number}.{part}.{last[0]}"] = tensor
+    return {"resnet": {**renamed, **head("fc.weight")}, "head": head("layers.0.weight")}
+
+
+def vissl(b: dict[str, Tensor]) -> dict:
+    parts = {"trunk": under("_feature_blocks.", b), "heads": head("0.clf.0.weight")}
+    return {
+        "phase_idx": 99,
+        "loss": 5.5,
+        "classy_state_dict": {"base_model": {"model": parts}, "optimizer": {}},
+    }
+
+
+def vissl_linear(b: dict[str, Tensor]) -> dict:
+    return {
+        "classy_state_dict": {"base_model": {"model": {"trunk": under("base_model._feature_blocks.", b)}}}
+    }
+
+
+def solo_learn(b: dict[str, Tensor]) -> dict:
+    state = {
+        **under("backbone.", b),
+        **head("projector.0.weight", "predictor.0.weight", "classifier.weight", "classifier.bias"),
+        **under("momentum_backbone.", b),
+        **head("momentum_projector.0.weight", "queue", "queue_ptr"),
+    }
+    return {"epoch": 999, "pytorch-lightning_version": "1.6.4", "state_dict": state}
+
+
+def solo_learn_old(b: dict[str, Tensor]) -> dict:
+    return {"state_dict": {**under("encoder.", b), **head("projector.0.weight", "classifier.weight")}}
+
+
+def lightly(b: dict[str, Tensor]) -> dict:
+    """lightly's ImageNet benchmarks."""
+    heads = head(
+        "projection_head.layers.0.weight", "prediction_head.layers.0.weight", "online_classifier.linear.bias"
+    )
+    return {"state_dict": {**under("backbone.", b), **heads, **under("teacher_backbone.", b)}}
+
+
+def lightly_sequential(b: dict[str, Tensor]) -> dict:
+    """lightly's tutorials: the children of torchvision's ResNet in a Sequential."""
+    positions = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
+    renamed = {f"backbone.{positions[n.partition('.')[0]]}.{n.partition('.')[2]}": t for n, t in b.items()}
+    return {"state_dict": {**renamed, **head("projection_head.layers.0.weight")}}
+
+
+def torchvision(b: dict[str, Tensor]) -> dict:
+    return {**b, **head("fc.weight", "fc.bias")}
+
+
+def torchvision_training(b: dict[str, Tensor]) -> dict:
+    return {"epoch": 90, "arch": "resnet18", "state_dict": under("module.", torchvision(b))}
+
+
+# name of the test case: (how it is written, the format it is, the method it is called by itself)
+LAYOUTS = {
+    "barlow_twins": (barlow_twins, "barlow_twins", "barlow_twins"),
+    "barlow_twins_training": (barlow_twins_training, "barlow_twins", "barlow_twins"),
+    "moco_v2": (moco_v2, "moco_v2", "moco_v2"),
+    "simsiam": (simsiam, "simsiam", "simsiam"),
+    "swav": (swav, "swav", "swav"),
+    "byol": (byol, "byol", "byol"),
+    "simclr": (simclr, "simclr", "simclr"),
+    "simclr_v2": (simclr_v2, "simclr", "simclr"),
+    "vissl": (vissl, "vissl", None),
+    "vissl_linear": (vissl_linear, "vissl", None),
+    "solo_learn": (solo_learn, "solo_learn", None),
+    "solo_learn_old": (solo_learn_old, "solo_learn", None),
+    "lightly": (lightly, "lightly", None),
+    "lightly_sequential": (lightly_sequential, "lightly", None),
+    "torchvision": (torchvision, "torchvision", None),
+    "torchvision_training": (torchvision_training, "torchvision", None),
+}
+
+# these two compute otherwise than torchvision's network does; their features are checked on their own below
+DEVIATING = {"byol": "same_padding", "simclr": "same_max_pool", "simclr_v2": "same_max_pool"}
+
+
+def pictures(side: int = 64, n: int = 4) -> Tensor:
+    return torch.randint(
+        0, 256, (n, 3, side, side), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
+    )
+
+
+def written(folder: Path, document: object, name: str = "some_net.pth") -> Path:
+    torch.save(document, folder / name)
+    return folder / name
+
+
+def assert_same_features(foreign: ForeignEncoder, model: nn.Module, side: int = 64) -> None:
+    """The imported backbone against the foreign definition, on pictures normalised as the importer says."""
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (foreign.info.mean, foreign.info.std))
+    x = (pictures(side).float() / 255 - mean) / std
+    with torch.no_grad():
+        torch.testing.assert_close(foreign.backbone(x), model(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("case", "bottleneck"),
+    [(case, deep) for case in LAYOUTS for deep in (False, True) if deep or case != "simclr_v2"],
+)
+def test_every_layout_is_recognised_and_gives_the_features_of_its_network(tmp_path, case, bottleneck):
+    write, format_name, method = LAYOUTS[case]
+    model = torchvision_resnet(bottleneck)
+    foreign = read_foreign(written(tmp_path, write(model.state_dict())))
+    counted = [n for n in model.state_dict() if not n.endswith("num_batches_tracked")]
+    assert foreign.info.source_format == format_name
+    assert foreign.info.method == (method or "some_net")
+    assert foreign.info.architecture == ("resnet50" if bottleneck else "resnet18")
+    assert (foreign.info.width, foreign.info.stem, foreign.info.input_size) == (WIDTH, "imagenet", 224)
+    assert foreign.info.deviation == DEVIATING.get(case, "none")
+    assert len(foreign.accounting.matched) == foreign.accounting.expected == len(counted)
+    assert foreign.accounting.missing == foreign.accounting.unexpected == foreign.accounting.misfits == ()
+    for name in counted:
+        assert torch.equal(foreign.backbone.state_dict()[name], model.state_dict()[name]), name
+    if case not in DEVIATING:
+        assert_same_features(foreign, model)
+
+
+def test_every_format_has_a_case():
+    assert {format_name for _, format_name, _ in LAYOUTS.values()} | {"timm"} == set(format_names())
+
+
+@pytest.mark.parametrize("case", LAYOUTS)
+@pytest.mark.parametrize("lost", ["conv1.weight", "layer1.0.bn1.running_mean", "layer4.1.conv2.weight"])
+def test_one_missing_tensor_is_named_and_refused(tmp_path, case, lost):
+    write = LAYOUTS[case][0]
+    backbone = torchvision_resnet(bottleneck=True).state_dict()
+    del backbone[lost]
+    path = written(tmp_path, write(backbone))
+    with pytest.raises(InputError, match="not a complete backbone") as error:
+        read_foreign(path)
+    assert f"missing 1 ({lost})" in error.value.what
+    assert LAYOUTS[case][1] in (error.value.nearest or "")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("layer2.0.se.fc.weight", torch.zeros(2), "layer2.0.se.fc.weight"),
+        ("layer5.0.conv1.weight", torch.zeros(2), "layer5.0.conv1.weight"),
+        ("layer1.0.bn9.num_batches_tracked", torch.tensor(0), "layer1.0.bn9.num_batches_tracked"),
+        ("conv1.bias", torch.zeros(WIDTH), "conv1.bias"),
+        ("layer3.0.conv1.weight", torch.zeros(5, 16, 3, 3), r"\(5, 16, 3, 3\) instead of \(32, 16, 3, 3\)"),
+    ],
+)
+def test_a_backbone_that_is_no_plain_resnet_is_refused(tmp_path, key, value, why):
+    backbone = {**torchvision_resnet().state_dict(), key: value}
+    with pytest.raises(InputError, match=why):
+        read_foreign(written(tmp_path, backbone))
+
+
+def test_what_nobody_asked_for_and_what_is_left_out_are_told_apart(tmp_path):
+    document = moco_v2(torchvision_resnet().state_dict())
+    document["state_dict"]["module.attention.weight"] = torch.zeros(3)
+    foreign = read_foreign(written(tmp_path, document))
+    assert foreign.accounting.unexpected == ("module.attention.weight",)
+    assert set(foreign.accounting.ignored) == {"momentum encoder", "projector", "queue"}
+    assert len(foreign.accounting.ignored["momentum encoder"]) == 121
+    text = "\n".join(foreign.accounting.lines())
+    assert "matched:    100 of 100" in text
+    assert "unexpected: 1 (module.attention.weight)" in text
+
+
+@pytest.mark.parametrize("case", ["moco_v2", "simsiam", "vissl", "solo_learn", "lightly_sequential"])
+def test_a_wrong_format_names_the_right_one(tmp_path, case):
+    write, format_name, _ = LAYOUTS[case]
+    path = written(tmp_path, write(torchvision_resnet().state_dict()))
+    with pytest.raises(InputError) as error:
+        read_foreign(path, "torchvision")
+    assert (error.value.nearest or "").startswith(f"{format_name} (100 of 100")
+
+
+def test_an_unknown_format_suggests_the_nearest_name(tmp_path):
+    with pytest.raises(InputError) as error:
+        read_foreign(written(tmp_path, torchvision_resnet().state_dict()), "barlowtwins")
+    assert error.value.nearest == "barlow_twins"
+
+
+def test_what_may_be_two_formats_is_not_guessed(tmp_path):
+    """Old files of torchvision have no batch counters, and neither have BYOL's; they compute differently."""
+    old = {n: t for n, t in torchvision(torchvision_resnet().state_dict()).items() if "num_batches" not in n}
+    path = written(tmp_path, old)
+    with pytest.raises(InputError, match="several formats: byol, torchvision") as error:
+        read_foreign(path)
+    assert "--format byol" in (error.value.next_step or "")
+    assert read_foreign(path, "torchvision").info.deviation == "none"
+    assert read_foreign(path, "byol").info.deviation == "same_padding"
+
+
+def test_missing_batch_counters_are_filled_and_not_missed(tmp_path):
+    foreign = read_foreign(written(tmp_path, byol(torchvision_resnet().state_dict())))
+    assert "no batch counters" in "\n".join(foreign.accounting.lines())
+    assert int(foreign.backbone.bn1.num_batches_tracked) == 0
+
+
+def test_names_that_anybody_may_write_come_with_a_caution(tmp_path):
+    backbone = torchvision_resnet().state_dict()
+    published = read_foreign(written(tmp_path, barlow_twins(backbone))).accounting.lines()
+    training = read_foreign(written(tmp_path, barlow_twins_training(backbone))).accounting.lines()
+    assert any("--method NAME" in line for line in published)
+    assert not any("--method" in line for line in training)
+
+
+def test_normalisation_is_the_one_the_project_trained_with(tmp_path):
+    backbone = torchvision_resnet().state_dict()
+    expected = {
+        "swav": ((0.485, 0.456, 0.406), (0.228, 0.224, 0.225)),
+        "simclr": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+        "byol": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    }
+    for case, normalisation in expected.items():
+        info = read_foreign(written(tmp_path, LAYOUTS[case][0](backbone))).info
+        assert (info.mean, info.std, info.channel_order) == (*normalisation, "RGB")
+
+
+def tensorflow_padded(model: ResNet, convolutions: bool) -> ResNet:
+    """SAME padding for even sides, by hand: 7x7 at stride 2 pads 2 before and 3 after, 3x3 at stride 2 pads 0 and 1."""
+    model.maxpool = nn.Sequential(
+        nn.ZeroPad2d((0, 1, 0, 1)), nn.MaxPool2d(3, 2)
+    )  # after a ReLU, zero is lowest
+    for module in list(model.modules()) if convolutions else ():
+        for name, child in module.named_children():
+            if isinstance(child, nn.Conv2d) and child.stride == (2, 2) and child.kernel_size != (1, 1):
+                side = {3: (0, 1), 7: (2, 3)}[child.kernel_size[0]]
+                child.padding = (0, 0)
+                setattr(module, name, nn.Sequential(nn.ZeroPad2d((*side, *side)), child))
+    return model
+
+
+@pytest.mark.parametrize(("write", "convolutions"), [(byol, True), (simclr, False)], ids=["byol", "simclr"])
+def test_converted_networks_pad_as_the_originals_did(tmp_path, write, convolutions):
+    model = torchvision_resnet(bottleneck=True)
+    foreign = read_foreign(written(tmp_path, write(model.state_dict())))
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert not torch.allclose(foreign.backbone(x), model(x), atol=1e-3), "the padding would not matter"
+    assert_same_features(foreign, tensorflow_padded(model, convolutions))
+
+
+def test_same_padding_of_odd_sides_gives_every_window_of_the_textbook(tmp_path):
+    """TensorFlow's rule, in float64 and by loops: out = ceil(in / stride), the odd pixel of padding at the end."""
+    foreign = read_foreign(written(tmp_path, byol(torchvision_resnet().state_dict())))
+    conv = foreign.backbone.conv1
+    x = torch.randn(1, 3, 37, 38, generator=torch.Generator().manual_seed(0))
+    kernel, image = conv.weight.detach().double().numpy(), x.double().numpy()[0]
+    with torch.no_grad():
+        found = conv(x)[0].numpy()
+    rows, columns = 19, 19
+    assert found.shape == (WIDTH, rows, columns)
+    before = [((out - 1) * 2 + 7 - side) // 2 for out, side in ((rows, 37), (columns, 38))]
+    for i, j in ((0, 0), (9, 9), (18, 18), (0, 18), (18, 0)):
+        total = np.zeros(WIDTH)
+        for u in range(7):
+            for v in range(7):
+                y, z = 2 * i + u - before[0], 2 * j + v - before[1]
+                if 0 <= y < 37 and 0 <= z < 38:
+                    total += kernel[:, :, u, v] @ image[:, y, z]
+        np.testing.assert_allclose(found[:, i, j], total, atol=1e-5)
+
+
+def test_the_small_stem_is_recognised_and_solo_learns_pads_by_two(tmp_path):
+    model = torchvision_resnet(small_stem=True)
+    for write, padding in ((moco_v2, 1), (solo_learn, 2)):
+        foreign = read_foreign(written(tmp_path, write(model.state_dict())))
+        assert (foreign.info.stem, foreign.info.input_size) == ("small", 32)
+        model.conv1.padding = (padding, padding)
+        assert_same_features(foreign, model, side=32)
+    assert foreign.backbone.feature_maps(torch.zeros(1, 3, 32, 32))["res2"].shape[-1] == 34
+    assert foreign.info.std == (0.2470, 0.2435, 0.2616)
+
+
+def test_lightlys_own_resnet_loses_the_relu_of_its_stem(tmp_path):
+    resnet = pytest.importorskip("lightly.models.resnet", reason="lightly is not installed")
+    torch.manual_seed(0)
+    model = resnet.ResNetGenerator("resnet-18", width=0.125)
+    taken_apart = nn.Sequential(*list(model.children())[:-1], nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    document = {"state_dict": under("backbone.", taken_apart.state_dict())}
+    foreign = read_foreign(written(tmp_path, document))
+    assert (foreign.info.source_format, foreign.info.deviation) == ("lightly", "no_stem_relu")
+    assert_same_features(foreign, taken_apart, side=32)
+
+
+def test_timms_resnet_is_read_as_torchvisions(tmp_path):
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    model = timm.create_model("resnet18", num_classes=10).eval()
+    path = written(tmp_path, model.state_dict())
+    assert read_foreign(path).info.source_format == "torchvision"
+    foreign = read_foreign(path, "timm", method="supervised")
+    assert (foreign.info.source_format, foreign.info.method, foreign.info.width) == ("timm", "supervised", 64)
+    assert_same_features(foreign, nn.Sequential(nn.Identity(), TimmFeatures(model)))
+
+
+class TimmFeatures(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model.forward_features(x).mean((2, 3))
+
+
+class Command:
+    """Runs a shell command when unpickled, as anybody's pickle may."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self.trace}",)
+
+
+def test_a_pickle_that_wants_to_run_code_is_refused_and_not_run(tmp_path):
+    trace = tmp_path / "was-run"
+    zipped = written(tmp_path, {**torchvision_resnet().state_dict(), "note": Command(trace)}, "zipped.pth")
+    legacy = tmp_path / "legacy.pth"
+    torch.save({"note": Command(trace)}, legacy, _use_new_zipfile_serialization=False)
+    bare = tmp_path / "bare.pkl"
+    bare.write_bytes(pickle.dumps(Command(trace), protocol=2))
+    for path in (zipped, legacy, bare):
+        with pytest.raises(InputError, match=r"wants to run code: posix\.system"):
+            read_foreign(path)
+        assert not trace.exists()
+    torch.load(zipped, weights_only=False)
+    assert trace.exists(), "the pickle is harmless, so the test shows nothing"
+
+
+def test_command_line_and_numpy_scalars_of_official_files_are_let_through(tmp_path):
+    extra = {
+        "args": argparse.Namespace(lr=0.2),
+        "best_acc1": np.float64(73.2),
+        "steps": np.int64(5),
+        "ok": np.True_,
+    }
+    document = {**extra, "state_dict": under("module.encoder_q.", torchvision_resnet().state_dict())}
+    assert read_foreign(written(tmp_path, document)).info.source_format == "moco_v2"
+
+
+def test_other_objects_in_a_pickle_are_named(tmp_path):
+    document = {"config": Path("x"), "state_dict": torchvision_resnet().state_dict()}
+    with pytest.raises(InputError, match=r"pathlib\S*PosixPath"):
+        read_foreign(written(tmp_path, document))
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 not a zip", b"\x80\x02}q\x00"])
+def test_a_damaged_file_is_named(tmp_path, content):
+    for suffix in ("pth", "safetensors"):
+        path = tmp_path / f"damaged.{suffix}"
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="not a complete checkpoint") as error:
+            read_foreign(path)
+        assert error.value.where == path
+
+
+@pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
+def test_a_truncated_file_is_named(tmp_path, name):
+    path = tmp_path / name
+    state = torchvision_resnet().state_dict()
+    save_file(state, path) if name.endswith("safetensors") else torch.save(state, path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(InputError, match="not a complete checkpoint"):
+        read_foreign(path)
+
+
+def test_a_missing_file_and_a_file_without_weights_are_named(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        read_foreign(tmp_path / "nothing.pth")
+    with pytest.raises(InputError, match="no state dict in this file; its keys: args, epoch"):
+        read_foreign(written(tmp_path, {"args": {"lr": 1.0}, "epoch": 3}))
+    with pytest.raises(InputError, match="no known format"):
+        read_foreign(written(tmp_path, {"blocks.0.attn.qkv.weight": torch.zeros(3)}))
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path):
+    backbone = torchvision_resnet().state_dict()
+    backbone["layer2.1.bn2.running_var"][3] = torch.nan
+    with pytest.raises(InputError, match=r"layer2\.1\.bn2\.running_var holds values that are not finite"):
+        read_foreign(written(tmp_path, backbone))
+
+
+def test_safetensors_are_read_and_half_precision_becomes_single(tmp_path):
+    model = torchvision_resnet()
+    save_file(
+        {n: t.half() if t.is_floating_point() else t for n, t in model.state_dict().items()},
+        tmp_path / "a.safetensors",
+    )
+    foreign = read_foreign(tmp_path / "a.safetensors")
+    assert foreign.backbone.conv1.weight.dtype == torch.float32
+    torch.testing.assert_close(foreign.backbone.conv1.weight, model.conv1.weight, atol=1e-3, rtol=1e-3)
+
+
+def test_the_encoder_on_disk_says_where_it_is_from(tmp_path):
+    path = written(tmp_path, byol(torchvision_resnet().state_dict()), "byol_resnet18.pth")
+    foreign = read_foreign(path, method="mine")
+    saved = foreign.save(tmp_path / "encoder")
+    loaded = Encoder.load(tmp_path / "encoder")
+    assert loaded.info == foreign.info
+    assert (loaded.info.origin, loaded.info.method, loaded.info.source_file) == (
+        "imported",
+        "mine",
+        "byol_resnet18.pth",
+    )
+    assert loaded.info.source_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert loaded.info.deviation == "same_padding"
+    images = pictures()
+    assert torch.equal(loaded.features(images), saved.features(images))
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(loaded.backbone(x), foreign.backbone(x))
+        assert torch.equal(loaded.fresh_backbone().eval()(x), foreign.backbone(x))
+    with pytest.raises(InputError, match="there is an encoder already"):
+        foreign.save(tmp_path / "encoder")
