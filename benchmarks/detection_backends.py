@@ -1,4 +1,4 @@
-"""Detection with Detectron2 and with torchvision on the same small data: AP and time, side by side.
+"""Detection with Detectron2 and with torchvision on the same small data: AP and processor time, side by side.
 
 Every encoder goes through the protocols with the schedule for CPUs (`downstream.detection.schedules.TINY`), seed after
 seed. The libraries differ in their losses, sampling and alignment of regions, so equal numbers are not expected; what
@@ -29,7 +29,7 @@ METRICS = ("box_ap", "box_ap50", "box_ap75")
 
 @dataclass(frozen=True)
 class Row:
-    """The measurements of one encoder under one protocol: a value for each seed in percent, seconds a run."""
+    """The measurements of one encoder under one protocol: a value for each seed in percent, CPU seconds a run."""
 
     encoder: str
     protocol: str
@@ -61,9 +61,9 @@ def measure(encoder: Encoder, name: str, image_set: ImageSet, seeds: int) -> Row
     row = Row(encoder.info.method, name, {metric: [] for metric in METRICS}, [])
     for seed in range(seeds):
         context = EvaluationContext(image_set, FeatureStore(None), seed, device=device())
-        started = time.perf_counter()
+        started = time.process_time()
         found = {m.metric: m.value for m in protocol(name).evaluate(encoder, context)}
-        row.seconds.append(time.perf_counter() - started)
+        row.seconds.append(time.process_time() - started)
         for metric in METRICS:
             row.values[metric].append(found[metric])
         print(
@@ -75,7 +75,7 @@ def measure(encoder: Encoder, name: str, image_set: ImageSet, seeds: int) -> Row
 def page(document: Document) -> str:
     """The document as a Markdown page: mean and standard deviation over the seeds."""
     known, images = document["facts"], document["images"]
-    header = ("encoder", "protocol", "AP", "AP50", "AP75", "s a run")
+    header = ("encoder", "protocol", "AP", "AP50", "AP75", "CPU s a run")
     table = markdown_table(header, [_cells(row) for row in document["rows"]])
     seeds = len(document["rows"][0]["seconds"])
     return (

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from data.errors import InputError, RunFailure
 from data.files import write_atomically
 from data.image_sets import ImageSet
+from data.streaming import StreamedImages
 from pretraining.encoder import Encoder
 
 _log = logging.getLogger(__name__)
@@ -86,8 +87,10 @@ class FeatureStore:
 
 def _key(encoder: Encoder, image_set: ImageSet, split: str) -> str:
     """A name for the features that changes with everything that changes them."""
-    # The checksum covers the weights only; input size and normalisation alter the features just as much.
-    identity = [encoder.checksum, encoder.input_size, encoder.mean, encoder.std, image_set.fingerprint, split]
+    # The checksum covers the weights only; the rest alters the features just as much.
+    info = encoder.info
+    described = [info.input_size, info.mean, info.std, info.deviation]
+    identity = [encoder.checksum, *described, image_set.fingerprint, split]
     return f"{split}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]}"
 
 
@@ -95,7 +98,11 @@ def _extract(encoder: Encoder, image_set: ImageSet, split: str) -> tuple[Tensor,
     data = image_set.split(split)
     features = encoder.features(data.images)
     require_finite(features, encoder, f"the split {split!r} of {image_set.name}")
-    return features, data.labels
+    if not isinstance(data.images, StreamedImages):
+        return features, data.labels
+    labels = data.labels.clone()
+    labels[torch.tensor(list(data.images.skipped.paths), dtype=torch.long)] = -1  # these were substitutes
+    return features, labels
 
 
 def _digest(features: Tensor, labels: Tensor) -> str:

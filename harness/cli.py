@@ -103,12 +103,23 @@ def pretrain(
     pretrain_one(method, image_set, recipe, seed, overrides, data_root, runs, hardware, tensorboard)
 
 
-@app.command(epilog="Example: twinbench evaluate runs/RUN/encoder --protocol linear --image-set digit-scenes")
+@app.command(
+    epilog="Example: twinbench evaluate runs/RUN/encoder --protocol linear/cached-v1 --image-set digit-scenes"
+)
 def evaluate(
     encoder: Annotated[Path, typer.Argument(help="An encoder folder, or the run that holds it.")],
     protocol: Annotated[str, typer.Option(help="A protocol's name (twinbench ls protocols).")],
     image_set: Annotated[str, typer.Option(help="The image set to evaluate on, or folder:PATH.")],
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    label_list: Annotated[
+        Path | None,
+        typer.Option(
+            help="Published list of ImageNet's labelled images, for semi-1pct and semi-10pct/paper-v1."
+        ),
+    ] = None,
+    own_list: Annotated[
+        bool, typer.Option("--own-list", help="The list is your own: do not ask for the published checksum.")
+    ] = False,
     data_root: DataRoot = None,
     out: Annotated[Path | None, typer.Option(help="Also write the result record to this file.")] = None,
     debug: Debug = False,
@@ -116,7 +127,7 @@ def evaluate(
     """Evaluate one encoder under one protocol and print what was measured."""
     from harness.commands import evaluate_one
 
-    evaluate_one(encoder, protocol, image_set, seed, data_root, out)
+    evaluate_one(encoder, protocol, image_set, seed, data_root, out, label_list, own_list)
 
 
 @app.command("import", epilog="Example: twinbench import resnet50.pth --out encoders/barlow-twins")

@@ -14,7 +14,8 @@ import torch
 
 from data.errors import InputError, RunFailure, unknown_name
 from data.image_sets import ImageSet, image_set_names, load_image_set
-from downstream.protocol import protocol, protocol_names
+from downstream.label_lists import LabelList
+from downstream.protocol import Protocol, protocol, protocol_names
 from harness.console import job_progress, say
 from harness.estimate import estimate_seconds
 from harness.execute import Training, evaluate_encoder, execute, train_run
@@ -182,22 +183,33 @@ def pretrain_one(
 
 
 def evaluate_one(
-    folder: Path, protocol_name: str, image_set_name: str, seed: int, data_root: Path | None, out: Path | None
+    folder: Path,
+    protocol_name: str,
+    image_set_name: str,
+    seed: int,
+    data_root: Path | None,
+    out: Path | None,
+    label_list: Path | None,
+    own_list: bool,
 ) -> None:
-    """Evaluate one encoder, print the measurements; keep the record in its run and where ``out`` says."""
+    """Evaluate one encoder, print the measurements; keep the record in its run and where ``out`` says.
+
+    A record made with a label list is kept only where ``out`` says: it is not what a study would make.
+    """
     chosen = protocol(protocol_name)
+    labelled = _label_list(chosen, label_list, own_list)
     if not (folder / INFO_FILE).is_file() and (folder / "encoder").is_dir():
         folder = folder / "encoder"
     encoder = Encoder.load(folder)
     image_set = load_image_set(image_set_name, data_root)
-    kept = record_place(folder.parent, chosen.name, image_set)
+    kept = None if labelled else record_place(folder.parent, chosen.name, image_set)
     for file in (out, kept):
         if file is not None:
             check_writable(file.parent)
     load_splits(image_set, (chosen,))
     with job_progress(1) as start_job:
         report = start_job(f"{chosen.name} {folder}")
-        record = evaluate_encoder(encoder, chosen, image_set, seed, None, report)
+        record = evaluate_encoder(encoder, chosen, image_set, seed, None, report, labelled)
     for file in (out, kept):
         if file is not None:
             write_json(file, record)
@@ -205,6 +217,21 @@ def evaluate_one(
     for measured in record["measurements"]:
         error = "" if measured["stderr"] is None else f" ± {measured['stderr']:.2f}"
         print(f"  {measured['metric']:<12} {measured['value']:.2f}{error}  (n = {measured['n']})")
+
+
+def _label_list(chosen: Protocol, path: Path | None, own: bool) -> LabelList | None:
+    if path is None and not own:
+        return None
+    if path is None:
+        raise InputError("--own-list without a list", next_step="add --label-list FILE")
+    if not chosen.uses_label_list:
+        able = [name for name in protocol_names() if protocol(name).uses_label_list]
+        raise InputError(
+            f"{chosen.name} takes no list of labelled images",
+            where="--label-list",
+            next_step=f"use it with {', '.join(able)}",
+        )
+    return LabelList(path, own)
 
 
 def report_runs(runs: Path, out: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from data.errors import InputError, RunFailure
 from data.image_sets import ImageSet
 from downstream.features import FeatureStore
+from downstream.label_lists import LabelList
 from downstream.protocol import EvaluationContext, Protocol
 from harness.environment import environment
 from harness.plan import Job
@@ -142,6 +143,7 @@ def evaluate_encoder(
     seed: int,
     feature_folder: Path | None,
     report: ReportProgress,
+    label_list: LabelList | None = None,
 ) -> dict[str, Any]:
     """The result record of one encoder under one protocol."""
     context = EvaluationContext(
@@ -149,6 +151,7 @@ def evaluate_encoder(
         features=FeatureStore(feature_folder),
         seed=seed,
         progress=lambda fraction: report(fraction, ""),
+        label_list=label_list,
     )
     reset_peak_memory()
     started = time.monotonic()
@@ -168,6 +171,7 @@ def evaluate_encoder(
         "peak_memory_mb": peak_memory_mb(),
         "device": device_name(device),
         "environment": environment(),
+        "details": context.details,
         "measurements": [
             {"metric": m.metric, "value": m.value, "n": m.n, "stderr": m.stderr} for m in measurements
         ],

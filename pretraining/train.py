@@ -258,7 +258,8 @@ class _Keeper:
         measured = probe(z)
         reason = measured.collapse(len(z))
         if reason and not self._warned:
-            self._say(f"COLLAPSING at step {progress.step}: {reason}")
+            name = f"{session.recipe.method} (seed {session.recipe.seed})"
+            self._say(f"{name}: COLLAPSING at step {progress.step}: {reason}")
         self._warned = self._warned or reason is not None
         return measured._asdict()
 

@@ -290,7 +290,7 @@ def test_the_first_step_is_that_of_detectron2s_own_trainer(masks, image_set, tmp
     parts = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"} | ({"loss_mask"} if masks else set())
     assert logged.keys() == losses.keys() == parts
     for name, value in logged.items():
-        assert float(losses[name]) == pytest.approx(value, abs=1e-6), name
+        assert losses[name].item() == pytest.approx(value, abs=1e-6), name
         assert value > 0, name
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(mine.model.state_dict()[name], tensor, rtol=1e-6, atol=1e-6)

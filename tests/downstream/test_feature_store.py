@@ -3,9 +3,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from data.errors import InputError, RunFailure
-from data.image_sets import Split
+from data.image_sets import Split, load_image_set
 from downstream.features import FeatureStore
 from pretraining.encoder import Encoder
 
@@ -101,3 +102,17 @@ def test_features_that_are_not_finite_are_a_failure(encoder, image_set):
     encoder.backbone.conv1.weight.fill_(float("nan"))
     with pytest.raises(RunFailure, match="not all finite"):
         FeatureStore(None).get(encoder, image_set, "test")
+
+
+def test_the_substitute_of_a_corrupt_image_is_not_scored(encoder, tmp_path):
+    for index in range(12):
+        folder = tmp_path / "train" / str(index % 2)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (20 * index, 0, 0)).save(folder / f"{index}.png")
+    (tmp_path / "train" / "1" / "3.png").write_text("not an image")
+    streamed = load_image_set(f"folder:{tmp_path}", image_size=16, stream=True, corrupt="skip")
+    rows = [name for name in ("train", "val") for _ in range(len(streamed.split(name)))]
+    labels = torch.cat([FeatureStore().get(encoder, streamed, name)[1] for name in ("train", "val")])
+    assert len(labels) == len(rows) == 12
+    assert (labels == -1).sum() == 1
+    assert sum(streamed.skipped.values()) == 1

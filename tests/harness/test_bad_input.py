@@ -46,6 +46,23 @@ from data.errors import RunFailure
         ),
         (["evaluate", "nowhere", "--protocol", "knn", "--image-set", "digit-scenes"], ["no encoder here"]),
         (
+            [
+                "evaluate",
+                "x",
+                "--protocol",
+                "knn",
+                "--image-set",
+                "digit-scenes",
+                "--label-list",
+                "1percent.txt",
+            ],
+            ["takes no list", "semi-1pct/paper-v1"],
+        ),
+        (
+            ["evaluate", "x", "--protocol", "linear", "--image-set", "digit-scenes"],
+            ["more than one variant", "linear/cached-v1", "linear/sgd-v1"],
+        ),
+        (
             ["evaluate", "nowhere", "--protocol", "linnear", "--image-set", "digit-scenes"],
             ["unknown protocol 'linnear'", "nearest: linear"],
         ),
