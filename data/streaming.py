@@ -8,6 +8,7 @@ photometric operations remain for the device (`data.augment.finish`).
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -160,6 +161,7 @@ class CropStream:
             sampler=self._chunks(),
             num_workers=self.workers,
             collate_fn=_unchanged,
+            worker_init_fn=_leave_signals_to_parent,
             # the loader draws a seed for its workers, by default from the generator of the whole process
             generator=torch.Generator(),
         )
@@ -170,7 +172,7 @@ class CropStream:
                 chunk, crops, errors = result
                 self.images.skipped.add(errors)
                 yield chunk, crops
-        except RuntimeError as error:
+        except (RuntimeError, ConnectionError) as error:
             raise RunFailure(
                 f"decoding images ended: {error}",
                 where=f"{self.workers} worker processes",
@@ -255,6 +257,12 @@ class _Crops(Dataset[Any]):
             columns = (drawn.left, drawn.top, drawn.width, drawn.height, drawn.flip)
             per_policy.append([_Box(*row) for row in torch.stack(columns, dim=1).tolist()])
         return list(zip(*per_policy, strict=True))
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """A launcher signals whole process groups; the parent saves first and then ends its workers."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _unchanged(result: Any) -> Any:

@@ -6,6 +6,7 @@ import json
 import shlex
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from harness.workers import ImageSetSource, default_workers, execute_in_parallel
 from pretraining.encoder import INFO_FILE, Encoder
 from pretraining.engine import Hardware, check_hardware, launch
 from pretraining.formats import format_names
+from pretraining.interrupt import Interrupted
 from pretraining.method import method_names
 from reports.build import build_report, check_out
 from reports.console import render_study
@@ -167,7 +169,8 @@ def pretrain_one(
         engine = launch(hardware, recipe.precision)
         training = Training(engine, tensorboard)
         if not engine.is_main:
-            train_run(run, image_set, training)
+            with suppress(Interrupted):  # rank 0 says so
+                train_run(run, image_set, training)
             return
         with job_progress(1) as start_job:
             failures = execute([Job("pretrain", run)], image_set, start_job, say, training=training)

@@ -16,9 +16,8 @@ from harness.recipes import load_recipe, read_value
 from harness.store import Run, open_run
 from harness.studies import Study
 from pretraining.batches import steps_in_epoch
-from pretraining.build import build_method, resolve
+from pretraining.build import build_method, check_accumulation, resolve
 from pretraining.engine import check_shares
-from pretraining.method import Method, method_class, method_names
 from pretraining.recipe import Recipe
 
 
@@ -113,7 +112,7 @@ def plan_run(recipe: Recipe, image_set: ImageSet, runs_root: Path, ranks: int = 
         steps_in_epoch(resolved, len(train), image_set.name)
         method.check(resolved.batch_size, len(resolved.views or ()), ranks)
         check_shares(resolved.batch_size, resolved.accumulate, ranks)
-        _check_accumulation(resolved, method)
+        check_accumulation(resolved, method)
         if method.needs_labels and bool((train.labels < 0).any()):
             raise InputError(
                 f"{resolved.method} needs labels, but training images have none",
@@ -121,17 +120,6 @@ def plan_run(recipe: Recipe, image_set: ImageSet, runs_root: Path, ranks: int = 
                 next_step="sort them into train/<class>/ folders, or choose another method",
             )
     return open_run(runs_root, resolved)
-
-
-def _check_accumulation(recipe: Recipe, method: Method) -> None:
-    if recipe.accumulate > 1 and not method.accumulates:
-        able = [name for name in method_names() if method_class(name).accumulates]
-        raise InputError(
-            f"the loss of {recipe.method} compares the images of a batch with each other: micro-batches would "
-            "change it",
-            where=f"accumulate={recipe.accumulate}",
-            next_step=f"set accumulate=1 and use more devices; it is exact for {', '.join(able)}",
-        )
 
 
 def load_splits(image_set: ImageSet, protocols: tuple[Protocol, ...]) -> None:

@@ -27,7 +27,7 @@ from harness.recipes import read_yaml, recipe_hash
 from pretraining.encoder import INFO_FILE
 from pretraining.recipe import Recipe
 
-_LOCK_ATTEMPTS, _LOCK_SECONDS = 10, 0.3
+_LOCK_ATTEMPTS, _LOCK_SECONDS = 25, 0.3
 _log = logging.getLogger(__name__)
 
 
@@ -113,7 +113,7 @@ class Run:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError as error:
-                    # the workers of a killed command need a moment to notice that they are orphans
+                    # the workers of a killed command need up to five seconds to notice that they are orphans
                     if attempt == _LOCK_ATTEMPTS - 1:
                         raise InputError(
                             "another twinbench process is working on this run",
@@ -181,4 +181,4 @@ def check_writable(folder: Path) -> None:
     """Fail now, not after an hour of work; raises RunFailure naming the folder."""
     probe = folder / ".writable"
     write_atomically(probe, b"twinbench")
-    probe.unlink()
+    probe.unlink(missing_ok=True)  # another rank may have been here at the same time

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -99,7 +99,7 @@ class Batches:
                 ],
                 self.labels[rows[part]],
             )
-            for part in _parts(len(rows), self.recipe.accumulate)
+            for part in _parts(self.recipe.accumulate)
         ]
 
     def _draw(self, step: int) -> list[ViewParameters]:
@@ -122,8 +122,9 @@ class Batches:
         return views.contiguous(memory_format=torch.channels_last)
 
 
-def _parts(n: int, count: int) -> list[slice]:
-    return [slice(i * n // count, (i + 1) * n // count) for i in range(count)]
+def _parts(count: int) -> list[slice]:
+    """Micro-batches take turns: every ``count``-th image is the same set for any number of ranks."""
+    return [slice(i, None, count) for i in range(count)]
 
 
 def steps_in_epoch(recipe: Recipe, images: int, where: str) -> int:
@@ -139,6 +140,11 @@ def steps_in_epoch(recipe: Recipe, images: int, where: str) -> int:
 
 def batch_rows(images: int, batch_size: int, seed: int, progress: Progress) -> Tensor:
     """Which images make up this step's batch: a fresh permutation every epoch, a function of (seed, step)."""
-    order = torch.randperm(images, generator=seeded_generator(seed, "order", progress.epoch))
+    order = _order(images, seed, progress.epoch)
     start = (progress.step % progress.steps_per_epoch) * batch_size
     return order[start : start + batch_size]
+
+
+@lru_cache(maxsize=2)
+def _order(images: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(images, generator=seeded_generator(seed, "order", epoch))

@@ -11,7 +11,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from data.augment import ViewPolicy
 from data.errors import InputError, nearest_name, unknown_name
 from pretraining.backbones import build_backbone
-from pretraining.method import Method, MethodOptions, method_class
+from pretraining.method import Method, MethodOptions, method_class, method_names
 from pretraining.recipe import Recipe
 
 _VIEW = TypeAdapter(ViewPolicy)
@@ -110,3 +110,15 @@ def resolve(recipe: Recipe, image_size: int, fingerprint: str) -> Recipe:
             "views": [asdict(policy) for policy in policies],
         }
     )
+
+
+def check_accumulation(recipe: Recipe, method: Method) -> None:
+    """Raise InputError where a recipe wants micro-batches of a method whose loss they would change."""
+    if recipe.accumulate > 1 and not method.accumulates:
+        able = [name for name in method_names() if method_class(name).accumulates]
+        raise InputError(
+            f"the loss of {recipe.method} compares the images of a batch with each other: micro-batches would "
+            "change it",
+            where=f"accumulate={recipe.accumulate}",
+            next_step=f"set accumulate=1 and use more devices; it is exact for {', '.join(able)}",
+        )

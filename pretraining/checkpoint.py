@@ -43,8 +43,8 @@ def load_latest(folder: Path) -> dict[str, Any] | None:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Delete every checkpoint: a finished run needs none."""
-    for path in _files(folder):
+    """Delete every checkpoint, and what a kill left of one: a finished run needs none."""
+    for path in [*_files(folder), *folder.glob(".step-*")]:
         path.unlink()
 
 

@@ -16,7 +16,11 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning_fabric.plugins.environments import (
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -59,7 +63,7 @@ def hardware_here(devices: int | None, nodes: int | None, compile: bool = False)
     if TorchElasticEnvironment.detect():
         found_devices = int(os.environ["LOCAL_WORLD_SIZE"])
         found_nodes = int(os.environ["WORLD_SIZE"]) // found_devices
-    elif SLURMEnvironment.detect():
+    elif SLURMEnvironment.detect() and "SLURM_STEP_ID" in os.environ:  # srun has started the tasks
         found_nodes = int(os.environ.get("SLURM_NNODES", "1"))
         found_devices = int(os.environ["SLURM_NTASKS"]) // found_nodes
     return Hardware(devices or found_devices, nodes or found_nodes, compile)
@@ -153,6 +157,8 @@ def launch(hardware: Hardware, precision: str) -> Engine:
         num_nodes=hardware.nodes,
         precision=_FABRIC_PRECISION[precision],
         strategy=strategy,
+        # one rank needs no cluster: Fabric would refuse the variables of a SLURM job with several tasks
+        plugins=[LightningEnvironment()] if hardware.ranks == 1 else None,
     )
     if hardware.ranks > 1:
         fabric.launch()

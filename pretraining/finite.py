@@ -10,23 +10,25 @@ from torch import Tensor, nn
 
 from data.errors import RunFailure
 from pretraining.batches import MicroBatch
+from pretraining.engine import Engine
 from pretraining.method import LossParts, Progress
 
 _LOWER_RATE = "lower optimizer.base_lr or lengthen schedule.warmup_epochs"
 
 
 def check_finite(
-    loss: LossParts, model: nn.Module, batch: list[MicroBatch], progress: Progress, lr: float
+    loss: LossParts, model: nn.Module, batch: list[MicroBatch], progress: Progress, lr: float, engine: Engine
 ) -> None:
-    """Raise RunFailure naming step, learning rate and tensor unless the loss is finite.
+    """Raise RunFailure naming step, learning rate and tensor unless the loss is finite on every rank.
 
     To be called before the update: the parameters must still be those that the loss was computed with.
     """
     value = loss.total.item()
-    if math.isfinite(value):
+    if not engine.any_rank(not math.isfinite(value)):
         return
+    name = _first_non_finite(model, batch, progress, engine)
     raise RunFailure(
-        f"the loss became {value}; the first tensor to go wrong: {_first_non_finite(model, batch, progress)}",
+        f"the loss became {value}; the first tensor to go wrong: {name}",
         where=f"step {progress.step}, learning rate {lr:.3g}",
         next_step=_LOWER_RATE,
     )
@@ -47,10 +49,13 @@ def _non_finite_parameter(module: nn.Module) -> str | None:
 
 
 @torch.no_grad()
-def _first_non_finite(model: nn.Module, batch: list[MicroBatch], progress: Progress) -> str:
-    """In the order of the computation: views, parameters, module outputs (of a second forward pass)."""
+def _first_non_finite(model: nn.Module, batch: list[MicroBatch], progress: Progress, engine: Engine) -> str:
+    """In the order of the computation: views, parameters, module outputs (of a second forward pass).
+
+    Every rank takes the same way, since the forward pass has collectives.
+    """
     for index, view in enumerate(view for micro in batch for view in micro.views):
-        if not view.isfinite().all():
+        if engine.any_rank(not bool(view.isfinite().all())):
             return f"view {index}"
     parameter = _non_finite_parameter(model)
     if parameter is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from data.augment import ViewPolicy, augment
-from data.errors import InputError
+from data.errors import InputError, RunFailure
 from data.files import write_atomically
 from data.image_sets import ImageSet
 from data.randomness import seed_for, seeded_generator
 from pretraining.batches import Batches, MicroBatch
-from pretraining.build import build_method, view_policies
+from pretraining.build import build_method, check_accumulation, view_policies
 from pretraining.checkpoint import load_latest, save_checkpoint
 from pretraining.collectives import mean_over_ranks
 from pretraining.diagnostics import Diagnostics, diagnose, probe
@@ -82,17 +82,20 @@ def pretrain(
     """
     engine = engine or launch(Hardware(), recipe.precision)
     method = build_method(recipe)
+    held_out = image_set.split("val").images[
+        :_DIAGNOSED_IMAGES
+    ]  # now: a bad image must not end a finished training
     started = time.monotonic()
     rate, skipped = 0.0, 0
     if method.trains and recipe.epochs > 0:
         session = start_session(recipe, method, image_set, engine)
-        rate = _optimise(session, folder, report, say, tensorboard, checkpoint_seconds)
+        rate = _optimise(session, held_out, folder, report, say, tensorboard, checkpoint_seconds)
         check_parameters(method)
         skipped = session.batches.skipped_images()
     policies = view_policies(recipe, image_set.image_size)
     method.to(engine.device)
     pair = (policies[0], policies[min(1, len(policies) - 1)])
-    diagnostics = diagnose(*_embed_held_out(method, pair, image_set, recipe.seed, _DIAGNOSED_IMAGES))
+    diagnostics = diagnose(*_embed_held_out(method, held_out, pair, image_set, recipe.seed))
     if engine.is_main:
         _write_results(folder, recipe, recipe_hash, method, image_set, diagnostics)
     reason = diagnostics.collapse() if method.trains else None
@@ -162,6 +165,7 @@ def start_session(recipe: Recipe, method: Method, image_set: ImageSet, engine: E
     policies = view_policies(recipe, image_set.image_size)
     method.check(recipe.batch_size, len(policies), engine.hardware.ranks)
     check_shares(recipe.batch_size, recipe.accumulate, engine.hardware.ranks)
+    check_accumulation(recipe, method)
     batches = Batches(recipe, policies, image_set, engine)
     model, optimizer = engine.setup(
         method,
@@ -172,6 +176,7 @@ def start_session(recipe: Recipe, method: Method, image_set: ImageSet, engine: E
 
 def _optimise(
     session: Session,
+    held_out: Tensor,
     folder: Path,
     report: ReportProgress,
     say: Callable[[str], None],
@@ -182,25 +187,29 @@ def _optimise(
     recipe, batches, optimizer = session.recipe, session.batches, session.optimizer
     first_step, total_steps = _resume(folder, session), batches.total_steps
     say(_launch_line(session, first_step))
-    keeper = _Keeper(session, folder, first_step, say, tensorboard, checkpoint_seconds)
+    keeper = _Keeper(session, held_out, folder, first_step, say, tensorboard, checkpoint_seconds)
     started = speed = 0.0
     feed = batches.from_step(first_step)
-    batch = next(feed, None)
+    batch = _next_batch(feed, session.engine)
     with StopRequest() as stop:
         for step in range(first_step, total_steps):
             progress = session.progress(step)
             assert batch is not None
             loss = session.gradients(batch, progress)
-            current, batch = batch, next(feed, None)  # while the device still works, its next views queue up
-            check_finite(loss, session.model, current, progress, optimizer.param_groups[0]["lr"])
+            # while the device still works, its next views queue up
+            current, batch = batch, _next_batch(feed, session.engine)
+            check_finite(
+                loss, session.model, current, progress, optimizer.param_groups[0]["lr"], session.engine
+            )
             session.update(progress)
 
             if step == first_step:
                 started = time.monotonic()  # the first step also allocates, or compiles
             speed = (step - first_step) * recipe.batch_size / max(time.monotonic() - started, 1e-9)
             keeper.after_step(progress, loss, speed)
-            if session.engine.any_rank(stop.name is not None) and step + 1 < total_steps:
+            if session.engine.any_rank(stop.name is not None):
                 keeper.save(step + 1)
+                session.engine.barrier()  # a launcher ends all ranks when the first has left
                 raise Interrupted(
                     f"stopped by {stop.name or 'a signal to another rank'} after step {step + 1}; saved",
                     where=folder,
@@ -210,12 +219,28 @@ def _optimise(
     return speed
 
 
+def _next_batch(feed: Iterator[list[MicroBatch]], engine: Engine) -> list[MicroBatch] | None:
+    """The next batch, None after the last; what one rank cannot read ends the run on every rank."""
+    batch: list[MicroBatch] | None = None
+    error: InputError | RunFailure | None = None
+    try:
+        batch = next(feed, None)
+    except (InputError, RunFailure) as caught:
+        error = caught
+    if engine.any_rank(error is not None):
+        raise error or RunFailure(
+            "another rank could not read its images", next_step="see that rank's message for the file"
+        )
+    return batch
+
+
 class _Keeper:
     """What rank 0 does after a step: log rows, measure collapse, write checkpoints."""
 
     def __init__(
         self,
         session: Session,
+        held_out: Tensor,
         folder: Path,
         first_step: int,
         say: Callable[[str], None],
@@ -223,6 +248,7 @@ class _Keeper:
         checkpoint_seconds: float | None,
     ) -> None:
         self._session, self._folder, self._say = session, folder, say
+        self._held_out = held_out[:_PROBED_IMAGES]
         self._seconds = _CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
         self._last_saved = time.monotonic()
         self._warned = False
@@ -251,7 +277,7 @@ class _Keeper:
         if not wants_probe(progress.step, progress.total_steps):
             return {}
         one = session.batches.policies[:1]
-        (z,) = _embed_held_out(session.method, one, session.image_set, session.recipe.seed, _PROBED_IMAGES)
+        (z,) = _embed_held_out(session.method, self._held_out, one, session.image_set, session.recipe.seed)
         session.model.train()
         if not z.isfinite().all():
             return {}  # the next step's loss will say what went wrong
@@ -364,10 +390,9 @@ def _write_results(
 
 @torch.no_grad()
 def _embed_held_out(
-    method: Method, policies: tuple[ViewPolicy, ...], image_set: ImageSet, seed: int, images: int
+    method: Method, held_out: Tensor, policies: tuple[ViewPolicy, ...], image_set: ImageSet, seed: int
 ) -> list[Tensor]:
-    """A view of held-out images for each policy, embedded in evaluation mode."""
-    held_out = image_set.split("val").images[:images]
+    """A view of held-out images ``[N, 3, H, W]`` for each policy, embedded in evaluation mode."""
     generator = seeded_generator(seed, "diagnostics", 0)
     device = next(method.parameters()).device
     method.eval()

@@ -1,5 +1,8 @@
 """Images on disk: the pixels of a set in memory, and crops that depend on the seed, the step and the place only."""
 
+import multiprocessing
+import os
+import signal
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -331,3 +334,20 @@ class _Dying:
 def test_a_worker_that_dies_is_a_failure_of_the_run(pictures: StreamedImages) -> None:
     with pytest.raises(RunFailure, match="DataLoader worker"):
         list(CropStream(pictures, POLICIES, rows_of, _Dying(), 0, 1, 1))
+
+
+def test_workers_leave_signals_to_the_training_process(pictures: StreamedImages) -> None:
+    """A cluster signals every process of a job; the training must still get its next images, and save."""
+    alone = list(stream(pictures))
+    running = iter(stream(pictures, workers=1))  # its first result shows that it is ready
+    crops = [next(running)]
+    workers = multiprocessing.active_children()
+    assert workers
+    for worker in workers:
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            os.kill(worker.pid or 0, number)
+    crops += list(running)
+    assert len(crops) == len(alone)
+    assert all(
+        torch.equal(a, b) for pair in zip(crops, alone, strict=True) for a, b in zip(*pair, strict=True)
+    )

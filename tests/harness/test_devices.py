@@ -31,6 +31,7 @@ SETTINGS = {
 OPTIONS = {
     "barlow_twins": {"options.lambd": 0.1, "options.loss_scale": 0.01},
     "moco_v2": {"options.queue_length": 384, "options.bn_splits": 4},
+    "simsiam": {"accumulate": 2},
 }
 
 
@@ -131,6 +132,7 @@ def test_slurm_tasks_find_each_other(photos, tmp_path):
             cwd=tmp_path,
             env=environment(
                 SLURM_JOB_ID=77,
+                SLURM_STEP_ID=0,
                 SLURM_JOB_NAME="pretrain",
                 SLURM_NTASKS=2,
                 SLURM_NTASKS_PER_NODE=2,

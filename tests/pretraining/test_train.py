@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
+import signal
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import pretraining.train
 from data.errors import InputError, RunFailure
 from data.image_sets import load_image_set
 from data.streaming import StreamedImages
@@ -19,6 +22,7 @@ from pretraining.build import build_method, resolve, view_policies
 from pretraining.checkpoint import load_latest
 from pretraining.encoder import Encoder
 from pretraining.engine import Hardware, launch
+from pretraining.interrupt import Interrupted
 from pretraining.method import Progress, method_class, method_names
 from pretraining.recipe import OptimizerSpec, Recipe, ScheduleSpec
 from pretraining.train import pretrain, start_session
@@ -198,9 +202,10 @@ def test_micro_batches_see_the_views_of_the_whole_batch(image_set):
 
     (whole,), parts = batch(1), batch(4)
     assert len(parts) == 4
-    assert torch.equal(whole.labels, torch.cat([part.labels for part in parts]))
-    for index, view in enumerate(whole.views):
-        torch.testing.assert_close(view, torch.cat([part.views[index] for part in parts]))
+    for i, part in enumerate(parts):
+        assert torch.equal(whole.labels[i::4], part.labels)
+        for view, own in zip(whole.views, part.views, strict=True):
+            torch.testing.assert_close(view[i::4], own)
 
 
 def test_a_compiled_network_computes_the_same(image_set, tmp_path):
@@ -308,3 +313,36 @@ def test_streamed_images_train_resume_and_count_what_is_corrupt(photos, tmp_path
         assert pretrain(small, "hash", streamed("skip"), tmp_path / "skipped").skipped_images == 1
     finally:
         broken.write_bytes(content)
+
+
+def test_measuring_collapse_leaves_the_training_alone(image_set, tmp_path, monkeypatch):
+    pretrain(recipe("byol"), "hash", image_set, tmp_path / "probed")
+    monkeypatch.setattr(pretraining.train, "wants_probe", lambda step, total: False)
+    pretrain(recipe("byol"), "hash", image_set, tmp_path / "alone")
+    probed, alone = (Encoder.load(tmp_path / side / "encoder") for side in ("probed", "alone"))
+    assert probed.checksum == alone.checksum
+    assert "spread" not in (tmp_path / "alone/metrics.jsonl").read_text()
+
+
+def test_a_signal_in_the_last_step_is_heeded_too(image_set, tmp_path, monkeypatch):
+    plain = method_class("simsiam").after_step
+
+    def signalled(self, progress):
+        plain(self, progress)
+        if progress.step == progress.total_steps - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(method_class("simsiam"), "after_step", signalled)
+        with pytest.raises(Interrupted, match="SIGTERM after step 6"):
+            pretrain(recipe("simsiam"), "hash", image_set, tmp_path / "stopped")
+    assert not (tmp_path / "stopped/encoder").exists()
+    for side in ("stopped", "whole"):
+        pretrain(recipe("simsiam"), "hash", image_set, tmp_path / side)
+    stopped, whole = (Encoder.load(tmp_path / side / "encoder") for side in ("stopped", "whole"))
+    assert stopped.checksum == whole.checksum
+
+
+def test_a_loss_that_micro_batches_would_change_is_refused(image_set, tmp_path):
+    with pytest.raises(InputError, match="compares the images of a batch"):
+        pretrain(recipe("simclr", accumulate=2), "hash", image_set, tmp_path)
