@@ -3,9 +3,9 @@
 ``digit-scenes`` is embedded (`data.digit_scenes`), ``cifar10`` is read from a data folder, ``folder:PATH`` is
 any folder of images (`data.folders`), which stays on disk when it is large (`data.streaming`). ``voc:PATH`` and
 ``coco:PATH`` are pictures with annotated objects (`data.voc`, `data.coco`). Every set has the
-splits ``train``, ``val`` and ``test``. Where a set brings no validation images, a tenth of its training images
-(stratified, always the same) becomes ``val`` and is no longer in ``train``. Hyperparameters are selected on
-``val``; ``test`` is for the final number.
+splits ``train``, ``val`` and ``test``. Where a set brings no validation images, a tenth of its training images, at
+most 10,000 (stratified, always the same), becomes ``val`` and is no longer in ``train``. Hyperparameters are
+selected on ``val``; ``test`` is for the final number.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ DIGIT_SCENES_STD: Channels = (0.23, 0.20, 0.25)
 
 _IN_MEMORY_BYTES = 4 * 2**30
 _HELD_OUT = 0.1
+_MOST_HELD_OUT = 10_000
 _SUBSET_SEED = 0
 _CIFAR10_SIZE = 32
 _CIFAR10_FOLDERS = ("cifar10-jpeg", "cifar10")
@@ -199,7 +200,9 @@ class _HeldOut(ImageSet):
         """Which of the stored training images are held out, in ascending order."""
         labels = self._stored_labels("train")
         assert labels is not None
-        return stratified_subset(labels, max(1, round(_HELD_OUT * len(labels))), _SUBSET_SEED)
+        return stratified_subset(
+            labels, max(1, min(_MOST_HELD_OUT, round(_HELD_OUT * len(labels)))), _SUBSET_SEED
+        )
 
     def _stored(self, name: str) -> tuple[str, np.ndarray]:
         """Where the images of a split are stored: the name there and the indices."""

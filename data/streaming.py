@@ -261,7 +261,7 @@ class _Crops(Dataset[Any]):
 
 def _leave_signals_to_parent(worker: int) -> None:
     """A launcher signals whole process groups; the parent saves first and then ends its workers."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
 def main() -> None:
-    """Exit code 0: fine; 1: the work failed; 2: wrong use. A traceback only with ``--debug``."""
+    """Exit code 0: fine; 1: the work failed; 2: wrong use; 75: stopped by a signal and saved, to be run again.
+
+    A traceback only with ``--debug``.
+    """
     from data.errors import InputError, RunFailure
     from harness.cli import app
+    from pretraining.interrupt import Interrupted
     from reports.errors import ReportError, ReportFailure
 
     debug = "--debug" in sys.argv
@@ -16,6 +21,8 @@ def main() -> None:
         app()
     except (InputError, ReportError) as error:
         _fail(error, debug, 2)
+    except Interrupted as error:
+        _fail(error, debug, os.EX_TEMPFAIL)
     except (RunFailure, ReportFailure) as error:
         _fail(error, debug, 1)
     except KeyboardInterrupt:

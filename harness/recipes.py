@@ -101,7 +101,13 @@ def set_dotted(document: dict[str, Any], dotted: str, value: Any) -> None:
     *path, last = dotted.split(".")
     for part in path:
         inner = document.get(part)
-        document[part] = dict(inner) if isinstance(inner, dict) else {}
+        if inner is not None and not isinstance(inner, dict):
+            raise InputError(
+                f"cannot set {dotted!r}: {part!r} is {inner!r} in the recipe",
+                where="--set, or overrides in a study",
+                next_step=f"replace {part!r} as a whole, e.g. --set '{part}=...'",
+            )
+        document[part] = dict(inner or {})
         document = document[part]
     document[last] = value
 

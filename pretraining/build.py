@@ -120,5 +120,5 @@ def check_accumulation(recipe: Recipe, method: Method) -> None:
             f"the loss of {recipe.method} compares the images of a batch with each other: micro-batches would "
             "change it",
             where=f"accumulate={recipe.accumulate}",
-            next_step=f"set accumulate=1 and use more devices; it is exact for {', '.join(able)}",
+            next_step=f"set accumulate=1 and use more devices; micro-batches are for {', '.join(able)}",
         )

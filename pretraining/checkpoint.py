@@ -37,7 +37,7 @@ def load_latest(folder: Path) -> dict[str, Any] | None:
         if match is not None and hashlib.sha256(content).hexdigest() == match[2]:
             state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             return state
-        _log.warning("checkpoint %s is damaged; falling back to the one before it", path)
+        _log.warning("checkpoint %s is damaged; falling back to the one before it, or to the beginning", path)
         path.unlink()
     return None
 

@@ -169,6 +169,7 @@ def launch(hardware: Hardware, precision: str) -> Engine:
 
 def check_hardware(hardware: Hardware, precision: str) -> None:
     """Raise InputError for devices or a precision that this machine lacks, with those it has."""
+    _check_nodes(hardware)
     gpus = torch.cuda.device_count()
     if gpus and hardware.devices > gpus:
         raise InputError(
@@ -189,6 +190,18 @@ def check_hardware(hardware: Hardware, precision: str) -> None:
             where="precision",
             nearest="fp16",
             next_step="use --precision fp16 or --precision fp32",
+        )
+
+
+def _check_nodes(hardware: Hardware) -> None:
+    """Without a launcher, the machines of a job must be told how to find each other, or they wait for ever."""
+    started = TorchElasticEnvironment.detect() or "SLURM_STEP_ID" in os.environ
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
+    if hardware.nodes > 1 and missing and not started:
+        raise InputError(
+            f"{hardware.nodes} nodes, but nothing says where they are: {', '.join(missing)} not set",
+            where="--nodes",
+            next_step="start the command with srun or torchrun on every node, or set these variables there",
         )
 
 

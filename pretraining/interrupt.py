@@ -1,4 +1,4 @@
-"""Signals that ask a run to save and leave: SIGTERM, and SIGUSR1, which SLURM sends before a time limit."""
+"""Signals that ask a run to save and leave: SIGTERM, Ctrl-C, and SIGUSR1 (`sbatch --signal=USR1@120`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import FrameType, TracebackType
 
 from data.errors import RunFailure
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Interrupted(RunFailure):
@@ -34,3 +34,5 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.name = signal.Signals(number).name
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)  # a second Ctrl-C does not wait

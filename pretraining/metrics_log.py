@@ -54,7 +54,7 @@ def _tensorboard(folder: Path, first_step: int) -> Any:
         raise InputError(
             "TensorBoard is not installed",
             where="--tensorboard",
-            next_step="install it: pip install 'twinbench[tensorboard]'; metrics.jsonl is written in any case",
+            next_step="install it: pip install tensorboard; metrics.jsonl is written in any case",
         ) from error
     return SummaryWriter(str(folder), purge_step=first_step)
 

@@ -190,8 +190,8 @@ def _optimise(
     keeper = _Keeper(session, held_out, folder, first_step, say, tensorboard, checkpoint_seconds)
     started = speed = 0.0
     feed = batches.from_step(first_step)
-    batch = _next_batch(feed, session.engine)
     with StopRequest() as stop:
+        batch = _next_batch(feed, session.engine)
         for step in range(first_step, total_steps):
             progress = session.progress(step)
             assert batch is not None
