@@ -1,8 +1,9 @@
 """Image sets: labelled images by name.
 
-``digit-scenes`` is embedded (`data.digit_scenes`), ``cifar10`` is read from a data folder, ``folder:PATH`` is
-any folder of images (`data.folders`), which stays on disk when it is large (`data.streaming`). ``voc:PATH`` and
-``coco:PATH`` are pictures with annotated objects (`data.voc`, `data.coco`). Every set has the
+``digit-scenes`` is embedded (`data.digit_scenes`), ``cifar10`` and ``bccd`` (blood cells under a microscope, with
+boxes) are read from a data folder, ``folder:PATH`` is any folder of images (`data.folders`), which stays on disk when
+it is large (`data.streaming`). ``voc:PATH`` and ``coco:PATH`` are pictures with annotated objects (`data.voc`,
+`data.coco`). Every set has the
 splits ``train``, ``val`` and ``test``. Where a set brings no validation images, a tenth of its training images, at
 most 10,000 (stratified, always the same), becomes ``val`` and is no longer in ``train``. Hyperparameters are
 selected on ``val``; ``test`` is for the final number.
@@ -49,6 +50,10 @@ _MOST_HELD_OUT = 10_000
 _SUBSET_SEED = 0
 _CIFAR10_SIZE = 32
 _CIFAR10_FOLDERS = ("cifar10-jpeg", "cifar10")
+_CIFAR10_BATCHES = "cifar-10-batches-py"
+_CIFAR10_SOURCE = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+_BCCD_FOLDERS = ("bccd", "BCCD")
+_BCCD_SOURCE = "the folder BCCD of https://github.com/Shenggan/BCCD_Dataset"
 _FOLDER_PREFIX = "folder:"
 _ANNOTATED = {"voc:": read_voc, "coco:": read_coco}
 
@@ -399,7 +404,7 @@ def stratified_subset(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
 
 def image_set_names() -> list[str]:
     """The names `load_image_set` knows; with ``PATH`` they stand for any folder of that format."""
-    return ["cifar10", "coco:PATH", "digit-scenes", "folder:PATH", "voc:PATH"]
+    return ["bccd", "cifar10", "coco:PATH", "digit-scenes", "folder:PATH", "voc:PATH"]
 
 
 def load_image_set(
@@ -412,8 +417,8 @@ def load_image_set(
 ) -> ImageSet:
     """The image set called ``name``.
 
-    ``data_root`` is the folder that holds ``cifar10``; ``image_size`` the side of the square images in pixels
-    (default: 32 for ``cifar10`` and ``digit-scenes``, see `data.folders.natural_size` for folders); ``limit``
+    ``data_root`` is the folder that holds ``cifar10`` and ``bccd``; ``image_size`` the side of the square images in
+    pixels (default: 32 for ``cifar10`` and ``digit-scenes``, see `data.folders.natural_size` for folders); ``limit``
     the largest number of images of a split. ``corrupt`` and ``stream`` are about images in files, see
     `FolderImages`. Raises InputError for an unknown name, missing or unreadable files and limits that make no
     sense.
@@ -426,6 +431,9 @@ def load_image_set(
         return DigitScenes(replace(config, image_size=image_size or config.image_size), limits)
     if name == "cifar10":
         return _load_cifar10(data_root, image_size or _CIFAR10_SIZE, limits, corrupt, stream)
+    if name == "bccd":
+        root = _below_data_root(data_root, name, _BCCD_FOLDERS, _BCCD_SOURCE)
+        return AnnotatedPictures(name, root, read_voc(root), image_size, limits, corrupt, stream)
     if name.startswith(_FOLDER_PREFIX):
         files = folders.list_images(Path(name.removeprefix(_FOLDER_PREFIX)).expanduser())
         size = image_size or folders.natural_size(files, corrupt)
@@ -449,28 +457,28 @@ def _checked_limits(limits: Mapping[str, int]) -> Mapping[str, int]:
 def _load_cifar10(
     data_root: Path | None, image_size: int, limits: Mapping[str, int], corrupt: Corrupt, stream: bool | None
 ) -> ImageSet:
+    root = _below_data_root(data_root, "cifar10", (_CIFAR10_BATCHES, *_CIFAR10_FOLDERS), _CIFAR10_SOURCE)
+    if root.name == _CIFAR10_BATCHES:
+        return Cifar10Batches(root.parent, image_size, limits)
+    files = folders.list_images(root)
+    return FolderImages("cifar10", files, image_size, (CIFAR10_MEAN, CIFAR10_STD), limits, corrupt, stream)
+
+
+def _below_data_root(data_root: Path | None, name: str, candidates: Sequence[str], source: str) -> Path:
+    """The first of some folders that the data root holds; InputError, with where to get the set, if it has none."""
     if data_root is None:
         raise InputError(
-            "cifar10 is not embedded and no data folder is given",
+            f"{name} is not embedded and no data folder is given",
             nearest="digit-scenes",
-            next_step="give the folder that holds cifar-10-batches-py or cifar10-jpeg as the data root",
+            next_step=f"give the folder that holds {candidates[0]} as the data root (--data-root DIR)",
         )
     folders.existing_folder(data_root)
-    if (data_root / "cifar-10-batches-py").is_dir():
-        return Cifar10Batches(data_root, image_size, limits)
-    for candidate in _CIFAR10_FOLDERS:
+    for candidate in candidates:
         if (data_root / candidate).is_dir():
-            files = folders.list_images(data_root / candidate)
-            normalisation = (CIFAR10_MEAN, CIFAR10_STD)
-            return FolderImages("cifar10", files, image_size, normalisation, limits, corrupt, stream)
-    raise _no_cifar10(data_root)
-
-
-def _no_cifar10(data_root: Path) -> InputError:
-    expected: Sequence[str] = ("cifar-10-batches-py", *_CIFAR10_FOLDERS)
-    return InputError(
-        f"CIFAR-10 is not here: none of {', '.join(expected)} is a folder",
+            return data_root / candidate
+    raise InputError(
+        f"{name} is not here: none of {', '.join(candidates)} is a folder",
         where=data_root,
-        nearest=folders.nearest_entry(data_root, expected[0]),
-        next_step="unpack https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz into the data root",
+        nearest=folders.nearest_entry(data_root, candidates[0]),
+        next_step=f"unpack {source} into the data root",
     )

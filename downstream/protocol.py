@@ -101,6 +101,7 @@ def accuracies(scores: Tensor, labels: Tensor) -> list[Measurement]:
 
 
 _PROTOCOLS: dict[str, type[Protocol]] = {}
+_CHOICES: dict[str, Callable[[], str]] = {}
 _NAME = re.compile(r"(?P<family>[a-z0-9-]+)/(?P<variant>[a-z0-9-]+)-v(?P<version>\d+)")
 P = TypeVar("P", bound=type[Protocol])
 
@@ -121,6 +122,14 @@ def register_protocol(cls: P) -> P:
     return cls
 
 
+def register_choice(name: str, choose: Callable[[], str]) -> None:
+    """Let ``name`` stand for the protocol whose full name ``choose`` returns on this machine.
+
+    Only commands take such a name; records and studies have the full one, so rows of two libraries never mix.
+    """
+    _CHOICES[name] = choose
+
+
 @cache
 def _discover() -> None:
     """Import every module that may register a protocol."""
@@ -138,12 +147,14 @@ def protocol_names() -> list[str]:
 
 
 def protocol(name: str) -> Protocol:
-    """The protocol called ``name``: a full name, or a bare family ("knn"), which means its newest version.
+    """The protocol called ``name``: a full name, a bare family ("knn"), which means its newest version, or a choice.
 
+    A choice ("detection/c4") stands for the same protocol with one library or another, whichever is installed.
     Raises InputError with the nearest name where there is none, and where a family has several variants of
     the same version.
     """
     _discover()
+    name = _CHOICES[name]() if name in _CHOICES else name
     if name in _PROTOCOLS:
         return _PROTOCOLS[name]()
     versions: dict[int, list[str]] = {}
@@ -152,7 +163,7 @@ def protocol(name: str) -> Protocol:
         if parts and parts["family"] == name:
             versions.setdefault(int(parts["version"]), []).append(full_name)
     if not versions:
-        raise unknown_name("protocol", name, _PROTOCOLS)
+        raise unknown_name("protocol", name, [*_PROTOCOLS, *_CHOICES])
     newest = versions[max(versions)]
     if len(newest) > 1:
         raise InputError(

@@ -14,19 +14,19 @@ import pandas as pd
 import torch
 
 from data.errors import InputError, RunFailure, unknown_name
-from data.image_sets import ImageSet, image_set_names, load_image_set
+from data.image_sets import image_set_names, load_image_set
 from downstream.label_lists import LabelList
 from downstream.protocol import Protocol, protocol, protocol_names
 from harness.console import job_progress, say
 from harness.estimate import estimate_seconds
 from harness.execute import Training, evaluate_encoder, execute, train_run
-from harness.plan import Job, corrupt_images, jobs, load_splits, plan_run, plan_study
+from harness.plan import Job, StudyImages, corrupt_images, jobs, load_splits, plan_run, plan_study
 from harness.published import encoder_folder
 from harness.recipes import load_recipe, parse_overrides, recipe_folder_names, recipe_names
 from harness.records import collect, collect_stored
 from harness.store import check_writable, record_place, stored_runs, write_json
 from harness.studies import Study, load_study, study_names
-from harness.workers import ImageSetSource, default_workers, execute_in_parallel, threads_each
+from harness.workers import ImageSource, default_workers, execute_in_parallel, threads_each
 from pretraining.encoder import INFO_FILE, Encoder
 from pretraining.engine import Hardware, check_hardware, launch
 from pretraining.formats import format_names
@@ -56,13 +56,14 @@ def run_study(
     command = _command(name, seeds, methods, image_set_name, assignments, data_root)
     study = _chosen(load_study(name), seeds, methods, image_set_name)
     overrides = parse_overrides(assignments)
-    source = ImageSetSource(study.image_set, data_root, study.limit, corrupt_images(study, overrides))
-    image_set = source.load()
-    planned = plan_study(study, image_set, runs, overrides, encoder_folder(study, data_root))
+    corrupt = corrupt_images(study, overrides)
+    source = ImageSource(study.image_set, study.measure_on, data_root, study.limit, corrupt)
+    images = source.load()
+    planned = plan_study(study, images, runs, overrides, encoder_folder(study, data_root))
     plan = list(jobs(planned))
     workers = 1 if debug else workers or default_workers()
     if dry_run:
-        _print_plan(study, plan, image_set, workers)
+        _print_plan(study, plan, images, workers)
         return
     out = out or Path("results") / study.name
     check_out(out)
@@ -74,7 +75,7 @@ def run_study(
         if workers > 1 and missing:
             failures = execute_in_parallel(plan, source, workers, start_job, say)
         else:
-            failures = execute(plan, image_set, start_job, say, debug)
+            failures = execute(plan, images, start_job, say, debug)
     page = _write_report(study, command, *collect(study, planned), out)
     say(f"done in {time.monotonic() - started:.0f} s")
     print(f"report: {page}")
@@ -117,13 +118,14 @@ def _chosen(study: Study, seeds: int | None, methods: list[str] | None, image_se
     )
 
 
-def _print_plan(study: Study, plan: list[Job], image_set: ImageSet, workers: int) -> None:
+def _print_plan(study: Study, plan: list[Job], images: StudyImages, workers: int) -> None:
     cache: dict[str, float] = {}
     torch.set_num_threads(threads_each(workers))
-    print(f"{study.title}: {len(plan)} jobs on {image_set.name}")
+    measured = "" if images.measure is images.train else f", measured on {images.measure.name}"
+    print(f"{study.title}: {len(plan)} jobs on {images.train.name}{measured}")
     total = 0.0
     for job in plan:
-        seconds = estimate_seconds(job, image_set, cache)
+        seconds = estimate_seconds(job, images, cache)
         total += seconds
         when = "finished" if job.is_finished() else f"about {seconds:.0f} s"
         print(f"  {job.label:<60} {when}")
@@ -154,9 +156,7 @@ def pretrain_one(
     """Train one encoder and print where it is; every rank calls this, rank 0 writes and prints."""
     if method not in method_names():
         raise unknown_name("method", method, method_names())
-    folder = recipe_folder or image_set_name.partition(":")[0]
-    if folder not in recipe_folder_names() and recipe_folder is None:
-        raise unknown_name("image set", image_set_name, image_set_names())
+    folder = recipe_folder or _own_recipes(image_set_name)
     recipe = load_recipe(folder, method, image_set_name, parse_overrides(assignments), seed)
     image_set = load_image_set(image_set_name, data_root, corrupt=recipe.corrupt_images)
     check_hardware(hardware, recipe.precision)
@@ -173,7 +173,8 @@ def pretrain_one(
                 train_run(run, image_set, training)
             return
         with job_progress(1) as start_job:
-            failures = execute([Job("pretrain", run)], image_set, start_job, say, training=training)
+            images = StudyImages(image_set, image_set)
+            failures = execute([Job("pretrain", run)], images, start_job, say, training=training)
         if failures:
             reason = (run.status() or {})["reason"]
             raise RunFailure(
@@ -183,6 +184,12 @@ def pretrain_one(
     if status["status"] == "collapsed":
         say(f"COLLAPSED: {status['reason']}")
     print(f"encoder: {run.encoder_folder}")
+
+
+def _own_recipes(image_set_name: str) -> str:
+    """The recipe folder of an image set; a set without one of its own uses that of any folder of images."""
+    name = image_set_name.partition(":")[0]
+    return name if name in recipe_folder_names() else "folder"
 
 
 def evaluate_one(

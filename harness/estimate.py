@@ -7,29 +7,42 @@ import time
 import torch
 
 from data.image_sets import ImageSet
-from harness.plan import Job
+from downstream.protocol import Protocol
+from harness.plan import Job, StudyImages
 from pretraining.backbones import build_backbone
 from pretraining.batches import steps_in_epoch
 from pretraining.recipe import BackboneSpec, Recipe
 from pretraining.train import pretrain_step_seconds
 
+# Images of 32 pixels; fewer of larger ones.
 _BATCH = 256
 
 
-def estimate_seconds(job: Job, image_set: ImageSet, cache: dict[str, float]) -> float:
+def estimate_seconds(job: Job, images: StudyImages, cache: dict[str, float]) -> float:
     """Seconds this machine will need for a job; ``cache`` keeps what was timed before."""
     recipe = job.run.recipe
     if job.is_finished() or (job.protocol is None and job.run.source is not None):
         return 0.0
     if job.protocol is not None:
-        key = f"forward {recipe.backbone} {recipe.image_size}"
+        size = _forward_size(job.protocol, recipe, images.measure)
+        key = f"forward {recipe.backbone} {size}"
         if key not in cache:
-            cache[key] = _forward_seconds(recipe.backbone, recipe.image_size or image_set.image_size)
-        return job.protocol.forward_passes(image_set) * cache[key]
+            cache[key] = _forward_seconds(recipe.backbone, size)
+        return job.protocol.forward_passes(images.measure) * cache[key]
     key = f"step {recipe.model_copy(update={'seed': 0, 'epochs': 0}).model_dump_json()}"
     if key not in cache:
-        cache[key] = pretrain_step_seconds(recipe, image_set)
-    return cache[key] * _steps(recipe, image_set)
+        cache[key] = pretrain_step_seconds(recipe, images.train)
+    return cache[key] * _steps(recipe, images.train)
+
+
+def _forward_size(chosen: Protocol, recipe: Recipe, measured_on: ImageSet) -> int:
+    """The side in pixels of the image that a protocol counts its work in.
+
+    Detection counts in images of the set's own size, the others in images as the encoder sees them.
+    """
+    if chosen.needs == "detection" or recipe.image_size is None:
+        return measured_on.image_size
+    return recipe.image_size
 
 
 def _steps(recipe: Recipe, image_set: ImageSet) -> int:
@@ -39,9 +52,9 @@ def _steps(recipe: Recipe, image_set: ImageSet) -> int:
 def _forward_seconds(spec: BackboneSpec, size: int) -> float:
     """Seconds for one image through the backbone, forward only."""
     backbone = build_backbone(spec.name, spec.width, spec.stem).eval()
-    images = torch.rand(_BATCH, 3, size, size)
+    images = torch.rand(max(4, _BATCH * 32**2 // size**2), 3, size, size)
     with torch.inference_mode():
         backbone(images)
         started = time.perf_counter()
         backbone(images)
-    return (time.perf_counter() - started) / _BATCH
+    return (time.perf_counter() - started) / len(images)

@@ -15,7 +15,7 @@ from downstream.features import FeatureStore
 from downstream.label_lists import LabelList
 from downstream.protocol import EvaluationContext, Protocol
 from harness.environment import environment
-from harness.plan import Job
+from harness.plan import Job, StudyImages
 from harness.published import import_run
 from harness.store import Run, write_json
 from pretraining.checkpoint import remove_checkpoints
@@ -44,7 +44,7 @@ class Training:
 
 def execute(
     plan: Iterable[Job],
-    image_set: ImageSet,
+    images: StudyImages,
     start_job: StartJob,
     say: Callable[[str], None],
     debug: bool = False,
@@ -59,7 +59,7 @@ def execute(
             if job.is_finished():  # by another process, while this one waited for the lock
                 continue
             try:
-                run_job(job, image_set, training, start_job(job.label), say)
+                run_job(job, images, training, start_job(job.label), say)
             except Interrupted as error:
                 job.run.write_status(
                     {"status": "interrupted", "reason": _reason(error), "recipe_hash": job.run.hash}
@@ -75,18 +75,19 @@ def execute(
 
 
 def run_job(
-    job: Job, image_set: ImageSet, training: Training, report: ReportProgress, say: Callable[[str], None]
+    job: Job, images: StudyImages, training: Training, report: ReportProgress, say: Callable[[str], None]
 ) -> None:
     """Do one job and leave its result in the run store."""
-    if job.protocol is not None:
-        evaluate_run(job.run, job.protocol, image_set, report)
+    if job.protocol is not None and job.record is not None:
+        record = evaluate_run(job.run, job.protocol, images.measure, report)
+        write_json(job.record, record)
         return
     if job.run.source is not None:
         import_run(job.run)
         return
     job.run.begin()
     reset_peak_memory()
-    finish_run(job.run, train_run(job.run, image_set, training, report, say))
+    finish_run(job.run, train_run(job.run, images.train, training, report, say))
 
 
 def train_run(
@@ -129,11 +130,9 @@ def finish_run(run: Run, summary: TrainingSummary) -> None:
 
 
 def evaluate_run(run: Run, protocol: Protocol, image_set: ImageSet, report: ReportProgress) -> dict[str, Any]:
-    """Evaluate a run's encoder and write the record."""
+    """The result record of a run's encoder under one protocol."""
     encoder = Encoder.load(run.encoder_folder)
-    record = evaluate_encoder(encoder, protocol, image_set, run.recipe.seed, run.folder / "features", report)
-    write_json(run.record_file(protocol.name), record)
-    return record
+    return evaluate_encoder(encoder, protocol, image_set, run.recipe.seed, run.folder / "features", report)
 
 
 def evaluate_encoder(
@@ -181,13 +180,10 @@ def evaluate_encoder(
 def mark_failed(job: Job, error: Exception) -> None:
     """Leave the reason where the report finds it; a failed job is tried again by the next command."""
     failure = {"status": "failed", "reason": _reason(error), "traceback": traceback.format_exc()}
-    if job.protocol is None:
+    if job.protocol is None or job.record is None:
         job.run.write_status({**failure, "recipe_hash": job.run.hash})
     else:
-        write_json(
-            job.run.record_file(job.protocol.name),
-            {**failure, "protocol": job.protocol.name, "encoder_checksum": ""},
-        )
+        write_json(job.record, {**failure, "protocol": job.protocol.name, "encoder_checksum": ""})
 
 
 def _is_blocked(run: Run) -> bool:

@@ -22,22 +22,38 @@ from pretraining.recipe import Recipe
 
 
 @dataclass(frozen=True)
+class StudyImages:
+    """The images that a study trains on, and those that it measures encoders on: the same unless it says otherwise."""
+
+    train: ImageSet
+    measure: ImageSet
+
+
+@dataclass(frozen=True)
 class PlannedRun:
-    """One training of a study and the protocols its encoder goes through; variant is the ablated value."""
+    """One training of a study, the protocols its encoder goes through, and the images that they measure it on.
+
+    ``variant`` is the ablated value.
+    """
 
     run: Run
     variant: str
     protocols: tuple[Protocol, ...]
+    measured_on: ImageSet
 
 
 @dataclass(frozen=True)
 class Job:
-    """One node of the plan: train or import a run, or evaluate its encoder under a protocol (which needs that)."""
+    """One node of the plan: train or import a run, or evaluate its encoder under a protocol (which needs that).
+
+    ``record`` is the file for the result of an evaluation.
+    """
 
     kind: Literal["pretrain", "evaluate"]
     run: Run
     protocol: Protocol | None = None
     variant: str = ""
+    record: Path | None = None
 
     @property
     def label(self) -> str:
@@ -51,14 +67,14 @@ class Job:
 
     def is_finished(self) -> bool:
         """Whether the run store already holds its result; a collapsed run is not evaluated."""
-        if self.protocol is None:
+        if self.record is None:
             return self.run.is_trained()
-        return self.run.is_collapsed() or self.run.record(self.protocol.name) is not None
+        return self.run.is_collapsed() or self.run.record(self.record) is not None
 
 
 def plan_study(
     study: Study,
-    image_set: ImageSet,
+    images: StudyImages,
     runs_root: Path,
     overrides: dict[str, Any],
     encoders: Path | None = None,
@@ -68,18 +84,27 @@ def plan_study(
     ``encoders`` is the folder of checkpoints to import. Raises InputError for whatever a recipe, a protocol name, an
     override or a checkpoint gets wrong.
     """
-    protocols = tuple(protocol(name) for name in study.protocols)
+    protocols = tuple(_protocol_in_full(name) for name in study.protocols)
     _check_metrics(study, protocols)
     _check_ablated_key(study, overrides)
-    load_splits(image_set, protocols)
-    imported = imported_runs(encoders, image_set, runs_root) if encoders else []
+    load_splits(images.train, ())
+    load_splits(images.measure, protocols)
+    imported = imported_runs(encoders, images.measure, runs_root) if encoders else []
+    trained = [(v, plan_run(recipe, images.train, runs_root)) for v, recipe in _recipes(study, overrides)]
     return [
-        *(PlannedRun(run, "", protocols) for run in imported),
-        *(
-            PlannedRun(plan_run(recipe, image_set, runs_root), variant, protocols)
-            for variant, recipe in _recipes(study, overrides)
-        ),
+        PlannedRun(run, variant, protocols, images.measure)
+        for variant, run in [*(("", run) for run in imported), *trained]
     ]
+
+
+def _protocol_in_full(name: str) -> Protocol:
+    """The protocol of a study, which must give the version: a study has to mean the same on every machine."""
+    chosen = protocol(name)
+    if chosen.name != name:
+        raise InputError(
+            f"a study names its protocols in full, not {name!r}", nearest=chosen.name, next_step="write that"
+        )
+    return chosen
 
 
 def _recipes(study: Study, overrides: dict[str, Any]) -> Iterator[tuple[str, Recipe]]:
@@ -157,14 +182,17 @@ def jobs(planned: list[PlannedRun]) -> Iterator[Job]:
     """Every job, each training before its evaluations; a run that several variants share comes once."""
     seen = set()
     for entry in planned:
-        for job in (
-            Job("pretrain", entry.run, None, entry.variant),
-            *(Job("evaluate", entry.run, chosen, entry.variant) for chosen in entry.protocols),
-        ):
+        for job in (Job("pretrain", entry.run, None, entry.variant), *_evaluations(entry)):
             key = (entry.run.folder, job.protocol.name if job.protocol else None)
             if key not in seen:
                 seen.add(key)
                 yield job
+
+
+def _evaluations(entry: PlannedRun) -> Iterator[Job]:
+    for chosen in entry.protocols:
+        record = entry.run.record_file(chosen.name, entry.measured_on)
+        yield Job("evaluate", entry.run, chosen, entry.variant, record)
 
 
 def _variants(study: Study) -> list[tuple[str, dict[str, Any]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -14,8 +15,8 @@ from reports.records import RunInfo
 
 COLUMNS = (
     "study", "method", "variant", "image_set", "protocol", "metric", "value", "stderr", "n", "seed", "status",
-    "reason", "origin", "recipe_hash", "encoder_checksum", "backbone", "parameters", "epochs", "batch_size",
-    "images_per_second", "peak_memory_mb", "seconds", "device", "environment",
+    "reason", "origin", "recipe_hash", "encoder_checksum", "backbone", "parameters", "pretrained_on", "epochs",
+    "batch_size", "images_per_second", "peak_memory_mb", "seconds", "device", "environment",
 )  # fmt: skip
 
 
@@ -24,12 +25,14 @@ def collect(study: Study, planned: list[PlannedRun]) -> tuple[pd.DataFrame, list
     rows: list[dict[str, Any]] = []
     for entry in planned:
         for chosen in entry.protocols:
-            record = entry.run.record(chosen.name)
+            file = entry.run.record_file(chosen.name, entry.measured_on)
+            record = entry.run.record(file)
             if record is not None and not entry.run.is_collapsed():
                 rows += _measured(entry.run, entry.variant, record)
             else:
                 metrics = {c.metric for c in study.columns() if c.protocol == chosen.name} or {""}
-                rows += _missing(entry.run, entry.variant, chosen.name, metrics)
+                missing = _missing(entry.run, entry.variant, chosen.name, metrics, file)
+                rows += [{**row, "image_set": entry.measured_on.name} for row in missing]
     infos = [_run_info(entry.run, entry.variant) for entry in planned]
     return _frame(rows, study.name), infos
 
@@ -44,7 +47,7 @@ def collect_stored(runs: list[Run]) -> tuple[pd.DataFrame, list[RunInfo]]:
             if record is not None and record["status"] == "done" and not run.is_collapsed():
                 rows += _measured(run, variants[run.hash], record)
         if run.is_collapsed():
-            rows += _missing(run, variants[run.hash], "", {""})
+            rows += _missing(run, variants[run.hash], "", {""}, None)
     return _frame(rows, "report"), [_run_info(run, variants[run.hash]) for run in runs]
 
 
@@ -63,6 +66,7 @@ def _common(run: Run, variant: str) -> dict[str, Any]:
         "origin": run.origin,
         "recipe_hash": run.hash,
         "backbone": f"{spec.name}, width {spec.width}, {spec.stem} stem",
+        "pretrained_on": run.recipe.image_set if trained and run.recipe.epochs else "",
         "epochs": run.recipe.epochs if trained else None,
         "batch_size": run.recipe.batch_size if trained else None,
         "parameters": status.get("parameters"),
@@ -82,13 +86,15 @@ def _measured(run: Run, variant: str, record: dict[str, Any]) -> list[dict[str, 
     return [{**row, **measurement} for measurement in record["measurements"]]
 
 
-def _missing(run: Run, variant: str, protocol_name: str, metrics: set[str]) -> list[dict[str, Any]]:
-    row = {**_common(run, variant), "protocol": protocol_name, **_why_missing(run, protocol_name)}
+def _missing(
+    run: Run, variant: str, protocol_name: str, metrics: set[str], file: Path | None
+) -> list[dict[str, Any]]:
+    row = {**_common(run, variant), "protocol": protocol_name, **_why_missing(run, file)}
     return [{**row, "metric": metric} for metric in sorted(metrics)]
 
 
-def _why_missing(run: Run, protocol_name: str) -> dict[str, str]:
-    for document in (run.status(), read_json(run.record_file(protocol_name))):
+def _why_missing(run: Run, file: Path | None) -> dict[str, str]:
+    for document in (run.status(), None if file is None else read_json(file)):
         if document is not None and document["status"] in {"failed", "collapsed"}:
             return {"status": document["status"], "reason": document["reason"]}
     return {"status": "failed", "reason": "interrupted or not run"}

@@ -81,13 +81,19 @@ class Run:
         write_atomically(self.folder / "recipe.yaml", yaml.safe_dump(document, sort_keys=False).encode())
         self.write_status({"status": "running", "reason": "", "recipe_hash": self.hash})
 
-    def record_file(self, protocol: str) -> Path:
-        """Where the result record of a protocol is, or will be."""
-        return self.folder / "records" / f"{protocol.replace('/', '--')}.json"
+    def record_file(self, protocol: str, image_set: ImageSet) -> Path:
+        """Where the result record of a protocol is, or will be.
 
-    def record(self, protocol: str) -> dict[str, Any] | None:
-        """A finished evaluation of the encoder that is there now, or None."""
-        record = read_json(self.record_file(protocol))
+        An evaluation on other images than those the run was planned for has their name and fingerprint.
+        """
+        file = self.folder / "records" / f"{protocol.replace('/', '--')}.json"
+        if self.recipe.image_set_fingerprint == image_set.fingerprint:
+            return file
+        return file.with_stem(f"{file.stem}--on-{image_set_slug(image_set.name)}-{image_set.fingerprint[:8]}")
+
+    def record(self, file: Path) -> dict[str, Any] | None:
+        """The finished evaluation in a record file, if it is of the encoder that is there now, or None."""
+        record = read_json(file)
         info = read_json(self.encoder_folder / INFO_FILE)
         if record is None or info is None or record["encoder_checksum"] != info["sha256"]:
             return None
@@ -144,18 +150,10 @@ def stored_runs(root: Path) -> list[Run]:
 
 
 def record_place(folder: Path, protocol: str, image_set: ImageSet) -> Path | None:
-    """Where to keep an evaluation of the encoder of the run in ``folder``; None if that is not a run.
-
-    An evaluation on the images the run was trained on is the one a study would make; one on other images gets
-    their name.
-    """
+    """Where to keep an evaluation of the encoder of the run in ``folder``; None if that is not a run."""
     if not (folder / "recipe.yaml").is_file():
         return None
-    run = Run(folder, Recipe(**read_yaml(folder / "recipe.yaml")), "")
-    file = run.record_file(protocol)
-    if run.recipe.image_set_fingerprint == image_set.fingerprint:
-        return file
-    return file.with_stem(f"{file.stem}--on-{image_set_slug(image_set.name)}-{image_set.fingerprint[:8]}")
+    return Run(folder, Recipe(**read_yaml(folder / "recipe.yaml")), "").record_file(protocol, image_set)
 
 
 def image_set_slug(name: str) -> str:

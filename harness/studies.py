@@ -20,7 +20,8 @@ class Study(Strict):
     """A comparison: every method of the list under every protocol, for every seed.
 
     ``recipes`` is a folder of ``recipes/``; ``overrides`` changes keys of all its recipes; ``limit`` cuts splits
-    of the image set to so many images. ``encoders`` is a folder below the data root: the checkpoints in it are
+    of the image set to so many images. ``measure_on`` is the image set of the protocols where it is another than the
+    one trained on. ``encoders`` is a folder below the data root: the checkpoints in it are
     imported and evaluated beside the methods, or alone. Tables, figures and the ablation are checked by
     `reports.study`.
     """
@@ -29,6 +30,7 @@ class Study(Strict):
     title: str
     description: str
     image_set: str
+    measure_on: str = ""
     recipes: str = ""
     methods: list[str] = Field(default_factory=list)
     encoders: str = ""

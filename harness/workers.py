@@ -26,9 +26,9 @@ import torch
 from data.cores import usable_cores
 from data.errors import RunFailure
 from data.folders import Corrupt
-from data.image_sets import ImageSet, load_image_set
+from data.image_sets import load_image_set
 from harness.execute import StartJob, execute
-from harness.plan import Job
+from harness.plan import Job, StudyImages
 from pretraining.interrupt import Interrupted, StopRequest
 from pretraining.train import ReportProgress
 
@@ -38,17 +38,21 @@ _WATCH_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
-class ImageSetSource:
-    """What a worker needs to load the image set for itself."""
+class ImageSource:
+    """What a worker needs to load the study's images for itself; ``measure_on`` is empty for one and the same set."""
 
     name: str
+    measure_on: str
     data_root: Path | None
     limit: dict[str, int]
     corrupt: Corrupt
 
-    def load(self) -> ImageSet:
-        """The image set; raises InputError as `load_image_set` does."""
-        return load_image_set(self.name, self.data_root, limit=self.limit, corrupt=self.corrupt)
+    def load(self) -> StudyImages:
+        """The image sets; raises InputError as `load_image_set` does."""
+        train = load_image_set(self.name, self.data_root, limit=self.limit, corrupt=self.corrupt)
+        if self.measure_on in ("", self.name):
+            return StudyImages(train, train)
+        return StudyImages(train, load_image_set(self.measure_on, self.data_root, corrupt=self.corrupt))
 
 
 def default_workers() -> int:
@@ -63,7 +67,7 @@ def threads_each(workers: int) -> int:
 
 def execute_in_parallel(
     plan: Iterable[Job],
-    source: ImageSetSource,
+    source: ImageSource,
     workers: int,
     start_job: StartJob,
     say: Callable[[str], None],
@@ -136,16 +140,16 @@ def _follow(
 class _Worker:
     """What a worker process keeps from one task to the next."""
 
-    image_set: ImageSet
+    images: StudyImages
     messages: Any
     stopped: Interrupted | None = None
 
 
-def _become_worker(source: ImageSetSource, threads: int, messages: Any, parent: int) -> None:
+def _become_worker(source: ImageSource, threads: int, messages: Any, parent: int) -> None:
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    _Worker.image_set = source.load()
+    _Worker.images = source.load()
     _Worker.messages = messages
 
 
@@ -161,9 +165,7 @@ def _work(task: list[Job]) -> int:
     if _Worker.stopped is not None:
         raise _Worker.stopped
     try:
-        return execute(
-            task, _Worker.image_set, _announce, lambda text: _Worker.messages.put(("say", "", text))
-        )
+        return execute(task, _Worker.images, _announce, lambda text: _Worker.messages.put(("say", "", text)))
     except Interrupted as error:
         _Worker.stopped = error
         raise

@@ -19,6 +19,7 @@ class Budget:
     backbone: str = ""
     epochs: float | None = None
     batch_size: int | None = None
+    pretrained_on: str = ""
 
     @property
     def known(self) -> bool:
@@ -31,10 +32,12 @@ class Budget:
             "" if "backbone" in fields else self.backbone,
             None if "epochs" in fields else self.epochs,
             None if "batch_size" in fields else self.batch_size,
+            self.pretrained_on,
         )
 
     def __str__(self) -> str:
-        parts = [self.backbone] if self.backbone else []
+        parts = [f"on {self.pretrained_on}"] if self.pretrained_on else []
+        parts += [self.backbone] if self.backbone else []
         parts += [f"{self.epochs:g} epochs"] if self.epochs else []
         parts += [f"batch {self.batch_size}"] if self.batch_size else []
         return ", ".join(parts) or "not recorded"
@@ -103,7 +106,7 @@ class Group:
 
 
 def _budget(record: Record) -> Budget:
-    return Budget(record.backbone, record.epochs, record.batch_size)
+    return Budget(record.backbone, record.epochs, record.batch_size, record.pretrained_on)
 
 
 def group_records(records: Sequence[Record], runs: Sequence[RunInfo] = ()) -> list[Group]:

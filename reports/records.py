@@ -32,6 +32,7 @@ COLUMNS = (
     "encoder_checksum",
     "backbone",
     "parameters",
+    "pretrained_on",
     "epochs",
     "batch_size",
     "images_per_second",
@@ -65,6 +66,7 @@ class Record:
     encoder_checksum: str = ""
     backbone: str = ""
     parameters: int | None = None
+    pretrained_on: str = ""
     epochs: float | None = None
     batch_size: int | None = None
     images_per_second: float | None = None
@@ -144,6 +146,7 @@ def _record(row: Mapping[Hashable, Any]) -> Record:
         encoder_checksum=_text(row.get("encoder_checksum")),
         backbone=_text(row.get("backbone")),
         parameters=_integer(row.get("parameters")),
+        pretrained_on=_text(row.get("pretrained_on")),
         epochs=_number(row.get("epochs")),
         batch_size=_integer(row.get("batch_size")),
         images_per_second=_number(row.get("images_per_second")),

@@ -2,6 +2,7 @@ import pytest
 
 import downstream.protocol as registry
 from data.errors import InputError
+from downstream.detection import choices
 from downstream.protocol import Measurement, Protocol, protocol, protocol_names, register_protocol
 
 
@@ -108,3 +109,17 @@ def test_two_protocols_cannot_share_a_name():
 def test_a_name_without_version_is_refused(name):
     with pytest.raises(ValueError, match="family/variant-vN"):
         register_protocol(toy(name))
+
+
+@pytest.mark.parametrize(("found", "library"), [(True, "detectron2"), (False, "torchvision")])
+@pytest.mark.parametrize("name", ["detection/c4", "detection/voc-c4"])
+def test_a_choice_stands_for_the_protocol_of_the_installed_library(monkeypatch, name, found, library):
+    monkeypatch.setattr(choices, "detectron2_found", lambda: found)
+    assert protocol(name).name == f"{name}-{library}-v1"
+    assert name not in protocol_names()
+
+
+def test_a_mistyped_choice_is_named():
+    with pytest.raises(InputError) as caught:
+        protocol("detection/voc-c5")
+    assert caught.value.nearest == "detection/voc-c4"

@@ -13,7 +13,7 @@ import torch
 
 from data.image_sets import load_image_set
 from harness.execute import execute
-from harness.plan import Job
+from harness.plan import Job, StudyImages
 from harness.published import imported_runs
 from pretraining.backbones import build_backbone
 
@@ -124,11 +124,12 @@ def test_a_worker_process_is_told_which_file_to_import(tmp_path):
     (run,) = imported_runs(file.parent, image_set, tmp_path / "runs")
     job = pickle.loads(pickle.dumps(Job("pretrain", run)))
     assert (job.run.source, job.run.origin, job.is_finished()) == (file, "imported", False)
-    assert execute([job], image_set, lambda label: lambda fraction, text: None, print) == 0
+    images = StudyImages(image_set, image_set)
+    assert execute([job], images, lambda label: lambda fraction, text: None, print) == 0
     assert job.is_finished()
     write_moco(file, seed=1)
     import_again = Job("pretrain", replace(run, folder=tmp_path / "runs" / "again"))
-    assert execute([import_again], image_set, lambda label: lambda fraction, text: None, print) == 1
+    assert execute([import_again], images, lambda label: lambda fraction, text: None, print) == 1
     assert "the checkpoint changed" in (import_again.run.status() or {})["reason"]
 
 

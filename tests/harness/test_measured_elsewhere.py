@@ -1,0 +1,122 @@
+"""A study that trains encoders on one image set and measures them on another."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+STUDY = """
+title: Elsewhere
+description: Encoders of one set, measured on another.
+image_set: digit-scenes
+measure_on: {measure_on}
+recipes: digit-scenes
+methods: [random_init, barlow_twins]
+protocols: [knn/cosine-v1]
+limit: {{train: 256, val: 64, test: 64}}
+overrides: {{backbone.width: 8, epochs: 1, batch_size: 64, schedule.warmup_epochs: 0}}
+tables:
+  - name: main
+    title: kNN
+    columns:
+      - {{protocol: knn/cosine-v1, metric: top1, label: kNN top-1}}
+"""
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two classes that differ in brightness, 20 and 6 images of 32 pixels each."""
+    rng = np.random.default_rng(0)
+    for split, n in (("train", 20), ("test", 6)):
+        for name, low in (("dark", 0), ("light", 128)):
+            folder = tmp_path / "photos" / split / name
+            folder.mkdir(parents=True)
+            for i in range(n):
+                pixels = rng.integers(low, low + 127, (32, 32, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def write_study(path, measure_on):
+    path.write_text(STUDY.format(measure_on=measure_on))
+    return path
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_records_and_table_name_the_set_that_was_measured(cli, tmp_path, photos, workers):
+    study = write_study(tmp_path / "elsewhere.yaml", f"folder:{photos}")
+    outcome = cli("run", study, "--workers", workers)
+    assert outcome.code == 0, outcome.err
+    records = pd.read_csv(tmp_path / "results/elsewhere/records.csv", keep_default_na=False)
+    assert set(records.status) == {"done"}
+    assert set(records.image_set) == {f"folder:{photos}"}
+    assert set(records.n.astype(float)) == {12.0}
+    assert set(records.pretrained_on) == {"digit-scenes"}
+    table = (tmp_path / "results/elsewhere/tables/main.md").read_text()
+    assert "on digit-scenes, resnet10" in table
+    assert f"on folder:{photos}" in table.replace("\\", "")
+
+
+def test_the_two_studies_share_trainings_and_keep_both_records(cli, tmp_path, photos, monkeypatch):
+    here = write_study(tmp_path / "here.yaml", '""')
+    there = write_study(tmp_path / "there.yaml", f"folder:{photos}")
+    assert cli("run", here).code == 0
+    (run,) = (tmp_path / "runs").glob("barlow_twins-*")
+    trained = (run / "encoder/encoder.safetensors").stat().st_mtime_ns
+    assert cli("run", there).code == 0
+    assert (run / "encoder/encoder.safetensors").stat().st_mtime_ns == trained
+    measured = {p.name: json.loads(p.read_text())["image_set"] for p in (run / "records").iterdir()}
+    assert measured.pop("knn--cosine-v1.json") == "digit-scenes"
+    ((name, image_set),) = measured.items()
+    assert name.startswith("knn--cosine-v1--on-photos-")
+    assert image_set == f"folder:{photos}"
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a finished job was done again")
+
+    monkeypatch.setattr("harness.execute.run_job", refuse)
+    for study in (here, there):
+        assert cli("run", study).code == 0
+    first, second = (
+        pd.read_csv(tmp_path / f"results/{name}/records.csv").n.unique() for name in ("here", "there")
+    )
+    assert (first.tolist(), second.tolist()) == ([64], [12])
+
+
+def test_a_failed_measurement_names_its_image_set(cli, tmp_path, photos, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr("harness.execute.evaluate_encoder", fail)
+    assert cli("run", write_study(tmp_path / "there.yaml", f"folder:{photos}")).code == 1
+    records = pd.read_csv(tmp_path / "results/there/records.csv")
+    assert set(records.status) == {"failed"}
+    assert set(records.image_set) == {f"folder:{photos}"}
+    assert records.reason.str.contains("the disk is gone").all()
+
+
+def test_a_dry_run_says_both_sets(cli, tmp_path, photos):
+    outcome = cli("run", write_study(tmp_path / "there.yaml", f"folder:{photos}"), "--dry-run")
+    assert outcome.code == 0, outcome.err
+    assert f"4 jobs on digit-scenes, measured on folder:{photos}" in outcome.out
+
+
+def test_a_set_without_what_the_protocol_needs_is_refused_before_any_work(cli, tmp_path, photos):
+    study = write_study(tmp_path / "there.yaml", f"folder:{photos}")
+    text = study.read_text().replace("knn/cosine-v1", "detection/c4-torchvision-v1")
+    study.write_text(text.replace("metric: top1", "metric: box_ap"))
+    outcome = cli("run", study)
+    assert outcome.code == 2
+    assert "this image set has no boxes or masks" in outcome.err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["knn", "detection/c4"])
+def test_a_study_names_protocols_in_full(cli, tmp_path, name):
+    study = write_study(tmp_path / "short.yaml", '""')
+    study.write_text(study.read_text().replace("knn/cosine-v1", name))
+    outcome = cli("run", study)
+    assert outcome.code == 2
+    assert f"in full, not '{name}'" in outcome.err
