@@ -3,19 +3,22 @@
 A folder holds ``annotations/instances_train*.json`` and ``instances_test*.json`` or, where there is no such file,
 ``instances_val*.json``, with the pictures in ``<name>/`` or ``images/<name>/``, <name> being what follows
 ``instances_``, or directly in ``images/``. Training is the first file, testing the second. Labels number the
-categories of the training file in the order of their identifiers.
+categories of the training file in the order of their identifiers; the testing file must give them the same names.
 
 A box is x, y, width, height; the rules about bad boxes are those of `data.detection`. A mask is a list of polygons
-(x, y, x, y ...), compressed or uncompressed run lengths, which must have the size of the image and decode to it. A
-polygon of fewer than three corners is left out and counted as a repair; a mask without a polygon that reaches into the
-image is refused. Either every object of a set has a mask or none has. Malformed JSON, missing keys, identifiers that
-occur twice or refer to nothing, and an image in both splits are refused.
+(x, y, x, y ...), compressed or uncompressed run lengths, which must have the size of the image and decode to it,
+whether its object is a crowd or not. A polygon of fewer than three corners is left out and counted as a repair. A mask
+without a polygon that reaches into the image is refused, and so is a corner that lies farther outside than the image is
+large. Either every object of a set has a mask or none has. Malformed JSON, missing keys, identifiers that are no
+integers, occur twice or refer to nothing, a category's name or a picture that occurs twice, and an image in both splits
+are refused.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,9 @@ from data.errors import InputError
 from data.folders import existing_folder
 
 _CORRECT = "correct the annotation"
+_LONGEST_SIDE = 2**16 - 1
+"""pycocotools counts the pixels of a mask in 32 bits."""
+_LARGEST_COORDINATE = 2**53
 
 
 def list_coco(root: Path) -> dict[str, Path]:
@@ -65,24 +71,32 @@ def read_coco(root: Path) -> AnnotatedSet:
     """
     files = list_coco(root)
     documents = {split: _parse(file) for split, file in files.items()}
-    categories = _by_id(documents["train"], "categories", ("name",), files["train"])
-    names = tuple(str(categories[i]["name"]) for i in sorted(categories))
-    labels = {identifier: label for label, identifier in enumerate(sorted(categories))}
+    names = {split: _categories(documents[split], file) for split, file in files.items()}
+    order = sorted(names["train"])
     repairs = Repairs()
-    splits = {
-        split: _images(documents[split], file, _picture_folder(root, file), labels, repairs)
-        for split, file in files.items()
-    }
-    _require_consistent(splits, root)
+    splits = {}
+    for split, file in files.items():
+        _require_same_names(names["train"], names[split], file)
+        labels = {identifier: order.index(identifier) for identifier in names[split] if identifier in order}
+        splits[split] = _images(documents[split], file, _picture_folder(root, file), labels, repairs)
+    _require_masks(splits, documents, files)
+    _require_pictures_once(splits, files)
     for images in splits.values():
         check_pictures(images)
-    return AnnotatedSet(names, splits, repairs.count)
+    repairs.summarise()
+    return AnnotatedSet(tuple(names["train"][identifier] for identifier in order), splits, repairs.count)
 
 
 def _parse(file: Path) -> dict[str, Any]:
     try:
-        document = json.loads(file.read_bytes())
-    except (ValueError, OSError) as error:
+        content = file.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"cannot read this file: {error.strerror}", where=file, next_step="make it readable"
+        ) from error
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"malformed JSON: {error}", where=file, next_step="download it again") from error
     for key in ("images", "annotations", "categories"):
         if not isinstance(document, dict) or not isinstance(document.get(key), list):
@@ -108,10 +122,40 @@ def _by_id(document: dict[str, Any], kind: str, keys: Sequence[str], file: Path)
         missing = [key for key in ("id", *keys) if not isinstance(entry, dict) or key not in entry]
         if missing:
             raise InputError(f"missing key: {', '.join(missing)}", where=where, next_step=_CORRECT)
+        if type(entry["id"]) is not int:
+            raise InputError(
+                f"the identifier is not an integer: {entry['id']!r}", where=where, next_step=_CORRECT
+            )
         if entry["id"] in entries:
             raise InputError(f"the identifier {entry['id']!r} occurs twice", where=where, next_step=_CORRECT)
         entries[entry["id"]] = entry
     return entries
+
+
+def _categories(document: dict[str, Any], file: Path) -> dict[int, str]:
+    """The names of a file's categories by their identifiers; at least one, and each once."""
+    names: dict[int, str] = {}
+    for identifier, category in _by_id(document, "categories", ("name",), file).items():
+        name = category["name"]
+        where = f"{file}, category {identifier}"
+        if not isinstance(name, str) or not name.strip():
+            raise InputError(f"not a name: {name!r}", where=where, next_step=_CORRECT)
+        if name in names.values():
+            raise InputError(f"two categories are called {name!r}", where=where, next_step=_CORRECT)
+        names[identifier] = name
+    if not names:
+        raise InputError("this file has no category", where=file, next_step="use a file with categories")
+    return names
+
+
+def _require_same_names(train: dict[int, str], theirs: dict[int, str], file: Path) -> None:
+    for identifier, name in theirs.items():
+        if train.get(identifier, name) != name:
+            raise InputError(
+                f"this category is called {name!r} here and {train[identifier]!r} in the training file",
+                where=f"{file}, category {identifier}",
+                next_step="use two files of one data set",
+            )
 
 
 def _images(
@@ -121,7 +165,8 @@ def _images(
     if not images:
         raise InputError("this file lists no image", where=file, next_step="use a file with images")
     for identifier, image in images.items():
-        if not all(isinstance(image[side], int) and image[side] > 0 for side in ("height", "width")):
+        sides = (image["height"], image["width"])
+        if not all(type(side) is int and 0 < side <= _LONGEST_SIDE for side in sides):
             what = f"not a size: {image['width']!r}x{image['height']!r}"
             raise InputError(what, where=f"{file}, image {identifier}", next_step=_CORRECT)
     objects: dict[Any, list[AnnotatedObject]] = {identifier: [] for identifier in images}
@@ -135,7 +180,7 @@ def _images(
             objects[annotation["image_id"]].append(found)
     return [
         AnnotatedImage(
-            _picture(folder, str(image["file_name"]), f"{file}, image {identifier}"),
+            _picture(folder, image["file_name"], f"{file}, image {identifier}"),
             image["height"],
             image["width"],
             tuple(objects[identifier]),
@@ -144,14 +189,16 @@ def _images(
     ]
 
 
-def _picture(folder: Path, name: str, where: str) -> Path:
+def _picture(folder: Path, name: Any, where: str) -> Path:
+    if not isinstance(name, str) or not name.isprintable() or not Path(name).name:
+        raise InputError(f"not a file name: {name!r}", where=where, next_step=_CORRECT)
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise InputError(f"the file name {name!r} leads out of {folder}", where=where, next_step=_CORRECT)
     return folder / name
 
 
 def _referred(table: dict[Any, Any], identifier: Any, kind: str, where: str) -> Any:
-    if identifier not in table:
+    if type(identifier) is not int or identifier not in table:
         raise InputError(f"there is no {kind} {identifier!r}", where=where, next_step=_CORRECT)
     return table[identifier]
 
@@ -160,19 +207,28 @@ def _object(
     annotation: dict[str, Any], label: int, height: int, width: int, where: str, repairs: Repairs
 ) -> AnnotatedObject | None:
     box = annotation["bbox"]
-    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, int | float) for side in box):
+    if not isinstance(box, list) or len(box) != 4 or not all(_is_coordinate(side) for side in box):
         raise InputError(f"bbox is not x, y, width, height: {box!r}", where=where, next_step=_CORRECT)
     left, top, box_width, box_height = box
     edges = checked_box((left, top, left + box_width, top + box_height), height, width, where, repairs)
     if edges is None:
         return None
+    crowd = annotation.get("iscrowd", 0)
+    if crowd not in (0, 1):
+        raise InputError(f"iscrowd is {crowd!r}, not 0 or 1", where=where, next_step=_CORRECT)
     mask = _mask(annotation.get("segmentation"), height, width, where, repairs)
-    return AnnotatedObject(edges, label, crowd=bool(annotation.get("iscrowd", 0)), mask=mask)
+    if mask is not None and not run_length.area(mask):
+        repairs.add("kept a mask without a pixel", where)
+    return AnnotatedObject(edges, label, crowd=bool(crowd), mask=mask)
+
+
+def _is_coordinate(side: Any) -> bool:
+    return type(side) in (int, float) and not abs(side) > _LARGEST_COORDINATE
 
 
 def _mask(segmentation: Any, height: int, width: int, where: str, repairs: Repairs) -> dict[str, Any] | None:
     """A mask's compressed run lengths, None where there is no mask."""
-    if not segmentation:
+    if segmentation is None or segmentation == []:
         return None
     if isinstance(segmentation, dict):
         return _run_lengths(segmentation, height, width, where)
@@ -189,29 +245,41 @@ def _run_lengths(code: dict[str, Any], height: int, width: int, where: str) -> d
             next_step=_CORRECT,
         )
     try:
-        counts = code["counts"]
-        runs = counts if isinstance(counts, list) else _unpacked(counts)
-        if min(runs, default=0) < 0 or sum(runs) != height * width:
+        runs = _runs(code.get("counts"))
+        if sum(runs) != height * width:
             raise ValueError(f"the runs cover {sum(runs)} of {height * width} pixels")
-    except (ValueError, TypeError, KeyError, IndexError) as error:
-        raise InputError(f"the mask cannot be decoded: {error!r}", where=where, next_step=_CORRECT) from error
+    except ValueError as error:
+        raise InputError(f"the mask cannot be decoded: {error}", where=where, next_step=_CORRECT) from error
     compressed: dict[str, Any] = run_length.frPyObjects(
         {"size": [height, width], "counts": runs}, height, width
     )
     return compressed
 
 
+def _runs(counts: Any) -> list[int]:
+    """The lengths of runs, a list or a compressed string; raises ValueError for what is neither."""
+    if isinstance(counts, str):
+        counts = _unpacked(counts)
+    if not isinstance(counts, list) or not all(type(run) is int for run in counts):
+        raise ValueError("counts is neither a list of integers nor a string")
+    if any(run < 0 for run in counts):
+        raise ValueError("a run is negative")
+    return counts
+
+
 def _unpacked(counts: str) -> list[int]:
     """The runs in a compressed string: signed numbers of five bits a character, from the third on differences.
 
     pycocotools reads a string that was cut short as if the rest were background; so it is read here. Raises ValueError
-    or IndexError for a string that is none.
+    for a string that is none.
     """
     runs: list[int] = []
     position = 0
     while position < len(counts):
         number, shift, more = 0, 0, True
         while more:
+            if position == len(counts):
+                raise ValueError("the string ends within a number")
             bits = ord(counts[position]) - 48
             if not 0 <= bits < 64:
                 raise ValueError(f"{counts[position]!r} at position {position}")
@@ -226,12 +294,19 @@ def _unpacked(counts: str) -> list[int]:
 def _polygons(segmentation: Any, height: int, width: int, where: str, repairs: Repairs) -> list[list[float]]:
     """The polygons that have an area, at least one of them inside the image."""
     try:
-        corners = [np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation]
-        valid = all(np.isfinite(polygon).all() for polygon in corners)
-    except (ValueError, TypeError):
-        valid = False
-    if not valid:
-        raise InputError("a polygon is not a list of points x, y, x, y", where=where, next_step=_CORRECT)
+        corners = [_corners(polygon) for polygon in segmentation]
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            "a polygon is not a list of points x, y, x, y", where=where, next_step=_CORRECT
+        ) from error
+    # Very far away pycocotools needs all memory, or crashes.
+    far = max(height, width)
+    if any((p < -far).any() or (p > far + np.array((width, height))).any() for p in corners):
+        raise InputError(
+            f"a corner of the mask lies more than {far} pixels outside the image of {width}x{height} pixels",
+            where=where,
+            next_step=_CORRECT,
+        )
     proper = [polygon for polygon in corners if len(polygon) >= 3]
     if len(proper) < len(corners):
         repairs.add("left out a polygon of fewer than three corners", where)
@@ -244,15 +319,40 @@ def _polygons(segmentation: Any, height: int, width: int, where: str, repairs: R
     return [polygon.ravel().tolist() for polygon in proper]
 
 
-def _require_consistent(splits: dict[str, list[AnnotatedImage]], root: Path) -> None:
+def _corners(polygon: list[float]) -> np.ndarray:
+    """The corners ``[n, 2]`` of a polygon; raises ValueError or TypeError where it is none."""
+    numbers = np.array(polygon)
+    if numbers.ndim != 1 or numbers.dtype.kind not in "if" or not np.isfinite(numbers).all():
+        raise ValueError
+    return numbers.astype(np.float64).reshape(-1, 2)
+
+
+def _require_masks(
+    splits: dict[str, list[AnnotatedImage]], documents: dict[str, dict[str, Any]], files: dict[str, Path]
+) -> None:
+    """Raise InputError where some objects have a mask and others have none."""
     objects = [o for images in splits.values() for image in images for o in image.objects]
     without = sum(o.mask is None for o in objects)
     if 0 < without < len(objects):
+        first = next(
+            f"{file}, annotation {annotation['id']}"
+            for split, file in files.items()
+            for annotation in documents[split]["annotations"]
+            if not annotation.get("segmentation")
+        )
         raise InputError(
-            f"{without} of {len(objects)} objects have no mask",
-            where=root / "annotations",
+            f"{without} of {len(objects)} objects have no mask, this one for example",
+            where=first,
             next_step="give every object a mask, or none",
         )
+
+
+def _require_pictures_once(splits: dict[str, list[AnnotatedImage]], files: dict[str, Path]) -> None:
+    for split, images in splits.items():
+        path, times = Counter(image.path for image in images).most_common(1)[0]
+        if times > 1:
+            what = f"{times} images of {files[split].name} have this file name"
+            raise InputError(what, where=path, next_step="list every picture once")
     both = _paths(splits["train"]) & _paths(splits["test"])
     if both:
         raise InputError(

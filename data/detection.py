@@ -5,11 +5,12 @@ rules below, the same for all formats.
 
 Refused (InputError naming the file and the object): a missing image, a picture whose size is not the annotated one, a
 box that is not finite or whose right edge is left of its left edge (bottom above top), an unknown class, a mask of
-another size than the image or wholly outside it.
+another size than the image or wholly outside it, a picture that cannot be decoded (when it is met).
 
 Repaired, counted and named in a warning: a box partly outside the image is clipped to it; a box without area, before
-or after clipping, is left out with its object. Pictures are read as they are stored, without turning them by their
-EXIF tag, for the annotated boxes refer to the stored pixels.
+or after clipping, is left out with its object. A mask without a pixel is kept, for the reference evaluator counts its
+object, and named all the same. Pictures are read as they are stored, without turning them by their EXIF tag, for the
+annotated boxes refer to the stored pixels.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ from torch import Tensor
 
 from data.cores import usable_cores
 from data.errors import InputError
-from data.folders import open_rgb, picture_size
+from data.folders import CorruptImage, open_rgb, picture_size
 
 _log = logging.getLogger(__name__)
 
 _NAMED_REPAIRS = 20
+RESTORE = "restore the file, or take it out of the list of its split"
 
 
 class PictureFiles(Sequence[Tensor]):
@@ -49,7 +51,12 @@ class PictureFiles(Sequence[Tensor]):
         """One picture, or a list of them for a slice; raises InputError naming a file that cannot be decoded."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        return torch.from_numpy(np.array(open_rgb(self.paths[index])).transpose(2, 0, 1).copy())
+        try:
+            picture = open_rgb(self.paths[index])
+        except CorruptImage as error:
+            # Nothing may stand in for an annotated picture, so the advice to skip it would be wrong.
+            raise InputError(error.what, where=error.where, next_step=RESTORE) from error
+        return torch.from_numpy(np.array(picture).transpose(2, 0, 1).copy())
 
 
 class CodedMasks(Sequence[Tensor]):
@@ -146,7 +153,7 @@ class AnnotatedSet:
 
 
 class Repairs:
-    """Counts the repaired boxes of a set and names the first of them in warnings."""
+    """Counts the repaired objects of a set and names the first of them in warnings."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -157,7 +164,12 @@ class Repairs:
         if self.count <= _NAMED_REPAIRS:
             _log.warning("%s: %s", where, what)
         elif self.count == _NAMED_REPAIRS + 1:
-            _log.warning("more than %d repaired boxes: the others are counted only", _NAMED_REPAIRS)
+            _log.warning("more than %d repaired objects: the others are counted only", _NAMED_REPAIRS)
+
+    def summarise(self) -> None:
+        """Say how many repairs there were where they were not all named."""
+        if self.count > _NAMED_REPAIRS:
+            _log.warning("repaired objects: %d in all", self.count)
 
 
 def checked_box(
@@ -202,7 +214,10 @@ def _check_picture(image: AnnotatedImage) -> None:
             where=image.path,
             next_step="unpack the images again, or take the image out of the list of its split",
         )
-    width, height = picture_size(image.path)
+    try:
+        width, height = picture_size(image.path)
+    except CorruptImage as error:
+        raise InputError(error.what, where=error.where, next_step=RESTORE) from error
     if (height, width) != (image.height, image.width):
         raise InputError(
             f"the picture has {width}x{height} pixels, its annotation says {image.width}x{image.height}",

@@ -310,7 +310,8 @@ def _unreadable(path: Path, error: BaseException) -> InputError:
     return CorruptImage(
         f"cannot decode this image: {error}",
         where=path,
-        next_step="replace the file or remove it, or go on without such files: --set corrupt_images=skip",
+        next_step="replace the file or remove it (run and pretrain leave such files out with "
+        "--set corrupt_images=skip)",
     )
 
 

@@ -8,14 +8,15 @@ there is no ``test``; the classes are the names that occur in training, sorted.
 
 Coordinates in the files are 1-based and inclusive: a box from 1 to W covers the image. One is subtracted from the left
 and top edges alone, which makes the box [0, W) (as Detectron2 does). Difficult objects are kept and flagged. The
-rules about bad boxes are those of `data.detection`; malformed XML, an object without name or box, and an image listed
-for training and for testing are refused. A picture is ``<name>.jpg``, or ``.jpeg`` or ``.png`` where there is no such
-file.
+rules about bad boxes are those of `data.detection`; malformed XML, an object without name or box, an image listed
+twice, and one listed for training and for testing are refused. A picture is ``<name>.jpg``, or ``.jpeg`` or ``.png``
+where there is no such file.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,9 +84,20 @@ def _list(folder: Path, split: str) -> list[Listed]:
     file = _list_file(folder, split)
     if not file.is_file():
         raise InputError("this list of images is missing", where=file, next_step="write one name a line")
+    # The lists of a class have a second column.
     names = [line.split()[0] for line in file.read_text(errors="replace").splitlines() if line.strip()]
     if not names:
         raise InputError("this list names no image", where=file, next_step="write one name a line")
+    name, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"the image {name} is listed {times} times", where=file, next_step="list it once")
+    odd = next((name for name in names if Path(name).name != name or not name.isprintable()), None)
+    if odd is not None:
+        raise InputError(
+            f"{odd!r} is not the name of an image",
+            where=file,
+            next_step="write one name a line, without folder",
+        )
     return [Listed(folder / "Annotations" / f"{name}.xml", _picture(folder, name)) for name in names]
 
 
@@ -121,6 +133,7 @@ def read_voc(root: Path) -> AnnotatedSet:
     }
     for images in splits.values():
         check_pictures(images)
+    repairs.summarise()
     return AnnotatedSet(classes, splits, repairs.count)
 
 
@@ -136,10 +149,19 @@ def _read(file: Path) -> bytes:
 
 
 def _parse(file: Path) -> ElementTree.Element:
+    content = _read(file)
     try:
-        return ElementTree.fromstring(_read(file))
-    except ElementTree.ParseError as error:
+        tree = ElementTree.fromstring(content)
+    except (ElementTree.ParseError, LookupError, ValueError) as error:
+        # The last two are raised for an encoding that Python does not know or expat does not take.
         raise InputError(f"malformed XML: {error}", where=file, next_step="correct or restore it") from error
+    if tree.tag != "annotation":
+        raise InputError(
+            f"this is no VOC annotation: it begins with <{tree.tag}>",
+            where=file,
+            next_step="restore the file, which begins with <annotation>",
+        )
+    return tree
 
 
 def _objects(tree: ElementTree.Element) -> Iterable[tuple[int, ElementTree.Element]]:
@@ -160,9 +182,7 @@ def _name(obj: ElementTree.Element, listed: Listed, index: int) -> str:
 def _image(
     listed: Listed, tree: ElementTree.Element, classes: Sequence[str], repairs: Repairs
 ) -> AnnotatedImage:
-    height, width = (
-        int(_number(tree, f"size/{side}", str(listed.annotation))) for side in ("height", "width")
-    )
+    height, width = (_side(tree, side, str(listed.annotation)) for side in ("height", "width"))
     objects = []
     for index, obj in _objects(tree):
         name = _name(obj, listed, index)
@@ -172,9 +192,24 @@ def _image(
         left, top, right, bottom = (_number(obj, f"bndbox/{edge}", where) for edge in _EDGES)
         box = checked_box((left - 1, top - 1, right, bottom), height, width, where, repairs)
         if box is not None:
-            difficult = (obj.findtext("difficult") or "0").strip() == "1"
-            objects.append(AnnotatedObject(box, classes.index(name), difficult=difficult))
+            objects.append(AnnotatedObject(box, classes.index(name), difficult=_difficult(obj, where)))
     return AnnotatedImage(listed.picture, height, width, tuple(objects))
+
+
+def _difficult(obj: ElementTree.Element, where: str) -> bool:
+    flag = (obj.findtext("difficult") or "0").strip()
+    if flag not in ("0", "1"):
+        raise InputError(
+            f"difficult is {flag!r}, not 0 or 1", where=where, next_step="correct the annotation"
+        )
+    return flag == "1"
+
+
+def _side(tree: ElementTree.Element, side: str, where: str) -> int:
+    number = _number(tree, f"size/{side}", where)
+    if number < 1 or not number.is_integer():
+        raise InputError(f"size/{side} is {number:g}", where=where, next_step="correct the annotation")
+    return int(number)
 
 
 def _number(element: ElementTree.Element, path: str, where: str) -> float:

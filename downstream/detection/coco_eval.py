@@ -42,8 +42,8 @@ def average_precision(
     The masks' are left out where ground truth or detections have none.
 
     AP is COCO's: the mean over IoU 0.50, 0.55 ... 0.95 and over the classes that occur, with at most 100
-    detections an image. Raises InputError where the ground truth holds no object at all, for which the AP is
-    not defined, and ValueError where the numbers of images differ.
+    detections of a class an image. Raises InputError where the ground truth holds no object that counts, for which the
+    AP is not defined, and ValueError where the numbers of images differ.
     """
     if len(detections) != len(truth.images):
         raise ValueError(f"detections of {len(detections)} images for {len(truth.images)} images")
@@ -100,6 +100,7 @@ def _annotations(image: int, boxes: Tensor, labels: Tensor, masks: Tensor | None
     sizes = boxes[:, 2:] - boxes[:, :2]
     boxes_xywh = torch.cat([boxes[:, :2], sizes], dim=1).double().tolist()
     for i, (box, label) in enumerate(zip(boxes_xywh, labels.tolist(), strict=True)):
+        # COCOeval asks for the area, but only AP of small, medium and large objects depends on it.
         annotation = {"image_id": image, "category_id": label, "bbox": box, "area": box[2] * box[3]}
         if masks is not None:
             # encode wants [H, W] in column order.

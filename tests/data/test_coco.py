@@ -168,6 +168,20 @@ SHIFTED = [[40, 30, 50, 30, 50, 40]]
         (annotation(33, BOX, segmentation=7), "not a list of points"),
         (annotation(33, BOX, segmentation=[[1, 2, 3, 4]]), "no polygon of the mask lies inside"),
         (annotation(33, BOX, segmentation=SHIFTED), "no polygon of the mask lies inside"),
+        # Beyond 32 bits pycocotools crashes.
+        (annotation(33, BOX, segmentation=[[1, 1, 1e9, 1, 1e9, 1e9]]), "more than 30 pixels outside"),
+        (annotation(33, BOX, segmentation=[[1, 1, -31, 1, 9, 9]]), "more than 30 pixels outside"),
+        (annotation(33, BOX, segmentation=[["1", "2", "3", "4", "5", "6"]]), "not a list of points"),
+        (annotation(33, BOX, segmentation=[[[1, 2], [3, 4], [5, 6]]]), "not a list of points"),
+        (annotation(33, BOX, segmentation={}), "the mask is of size None"),
+        (annotation(33, BOX, segmentation={"size": [20, 30], "counts": [100.5, 499.5]}), "list of integers"),
+        (annotation(33, BOX, segmentation={"size": [20, 30], "counts": [-5, 605]}), "a run is negative"),
+        (annotation(33, BOX, segmentation=None), "1 of 4 objects have no mask"),
+        (annotation(33, [1, 4, True, 5]), "bbox is not x, y, width, height"),
+        (annotation(33, [1, 4, 10**400, 5]), "bbox is not x, y, width, height"),
+        (annotation(33, BOX, iscrowd="0"), "iscrowd is '0', not 0 or 1"),
+        (annotation(33, BOX, image_id=[7]), r"there is no image \[7\]"),
+        (annotation(33, BOX, category_id=90.0), r"there is no category 90\.0"),
     ],
 )
 def test_wrong_annotations_are_refused_by_name(write, wrong, message):
@@ -190,6 +204,18 @@ def test_wrong_annotations_are_refused_by_name(write, wrong, message):
         (lambda d: d["images"][0].update(width=WIDTH + 1), "the mask is of size"),
         (lambda d: (d["images"][0].update(width=WIDTH + 1), d["annotations"].clear()), "30x20 pixels, its"),
         (lambda d: d["images"][0].update(file_name="../val2017/8.png"), r"leads out of(.|\n)*image 7"),
+        (lambda d: d["images"][0].update(file_name=""), r"not a file name(.|\n)*image 7"),
+        (lambda d: d["images"][0].update(file_name=None), r"not a file name(.|\n)*image 7"),
+        (lambda d: d["images"].append({**d["images"][0], "id": 9}), r"2 images of(.|\n)*7\.png"),
+        (lambda d: d["images"][0].update(id=[7]), r"not an integer: \[7\](.|\n)*images\[0\]"),
+        (lambda d: d["annotations"][0].update(id=None), r"not an integer: None(.|\n)*annotations\[0\]"),
+        (lambda d: d["categories"][0].update(id="90"), r"not an integer: '90'(.|\n)*categories\[0\]"),
+        (lambda d: d["categories"][0].update(name=None), r"not a name: None(.|\n)*category 90"),
+        (lambda d: d["categories"][0].update(name="person"), r"called 'person'(.|\n)*category 1"),
+        (lambda d: d.update(categories=[], annotations=[]), "has no category"),
+        (lambda d: d["categories"][0].update(name="comb"), r"'comb' in the training file(.|\n)*category 90"),
+        (lambda d: d["images"][0].update(height=10**12), r"not a size(.|\n)*image 7"),
+        (lambda d: d["images"].append(5), r"missing key(.|\n)*images\[1\]"),
     ],
 )
 def test_wrong_files_are_refused_by_name(write, change, message):
@@ -212,11 +238,35 @@ def test_an_image_in_both_splits_is_refused(write):
         read_coco(folder)
 
 
-def test_malformed_json_is_refused_by_name(write):
+@pytest.mark.parametrize("content", [b'{"images": [', b"", b"[" * 100_000, b"\xff\xfe", b"9" * 5000])
+def test_malformed_json_is_refused_by_name(write, content):
+    folder = write()
+    (folder / "annotations" / "instances_val2017.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"malformed JSON(.|\n)*instances_val2017.json"):
+        read_coco(folder)
+
+
+def test_a_mask_without_a_pixel_is_kept_and_named(write, caplog):
+    empty = [{"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}, [[1, 1, 5, 1, 9, 1]]]
+    folder = write([annotation(33 + i, BOX, segmentation=mask) for i, mask in enumerate(empty)])
+    with caplog.at_level(logging.WARNING):
+        found = read_coco(folder)
+    assert len(found.splits["train"][0].objects) == 2
+    assert [record.getMessage().split(",")[-1] for record in caplog.records] == [
+        f" annotation {33 + i}: kept a mask without a pixel" for i in range(2)
+    ]
+
+
+def test_a_category_that_the_training_file_lacks_may_not_be_used(write):
     folder = write()
     file = folder / "annotations" / "instances_val2017.json"
-    file.write_text(file.read_text()[:-9])
-    with pytest.raises(InputError, match=r"malformed JSON(.|\n)*instances_val2017.json"):
+    content = json.loads(file.read_text())
+    content["categories"].append({"id": 5, "name": "comb"})
+    file.write_text(json.dumps(content))
+    assert read_coco(folder).classes == ("person", "toothbrush")
+    content["annotations"] = [annotation(1, BOX, image_id=8, category_id=5)]
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"there is no category 5(.|\n)*annotation 1"):
         read_coco(folder)
 
 

@@ -138,6 +138,80 @@ def test_malformed_xml_is_refused_by_name(folder):
     assert "two.xml" in refused(folder)
 
 
+LAUGHS = "<!DOCTYPE a [<!ENTITY a0 'lol'>{}]><annotation>&a9;</annotation>".format(
+    "".join(f"<!ENTITY a{i} '{f'&a{i - 1};' * 10}'>" for i in range(1, 10))
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "malformed XML"),
+        (LAUGHS, "malformed XML"),
+        (
+            "<!DOCTYPE a [<!ENTITY e SYSTEM 'file:///etc/passwd'>]><annotation>&e;</annotation>",
+            "undefined entity",
+        ),
+        ("<?xml version='1.0' encoding='none'?><annotation/>", "unknown encoding: none"),
+        ("<?xml version='1.0' encoding='utf-7'?><annotation/>", "encodings are not supported"),
+        ("<html><size/></html>", "begins with <html>"),
+    ],
+    ids=["empty", "billion laughs", "external entity", "unknown encoding", "wide encoding", "another root"],
+)
+def test_what_is_no_annotation_is_refused_by_name(folder, text, message):
+    (folder / "Annotations" / "two.xml").write_text(text)
+    assert message in refused(folder)
+    assert "two.xml" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("<difficult>0<", "<difficult>yes<", "two.xml, object 1 (dog)"),
+        (f"<width>{WIDTH}<", f"<width>{WIDTH}.5<", "size/width is 40.5"),
+        (f"<height>{HEIGHT}<", "<height>-3<", "size/height is -3"),
+    ],
+)
+def test_flags_and_sizes_that_are_none_are_refused_by_name(folder, before, after, message):
+    annotation = folder / "Annotations" / "two.xml"
+    assert before in annotation.read_text()
+    annotation.write_text(annotation.read_text().replace(before, after))
+    assert message in refused(folder)
+    assert "two.xml" in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["one", "../two", "/two", "t\0wo"])
+def test_a_list_names_every_image_once_and_without_folder(folder, name):
+    write_lists(folder, trainval=["one", name])
+    assert "trainval.txt" in refused(folder)
+    assert ("listed 2 times" if name == "one" else "is not the name of an image") in refused(folder)
+
+
+def test_the_lists_of_classes_do_not_count(folder):
+    write_lists(folder, trainval=["one  1", "two -1"], cat_trainval=["one  1", "two  0"])
+    assert [image.path.stem for image in read_voc(folder).splits["train"]] == ["one", "two"]
+
+
+def test_more_repairs_than_are_named_are_counted(folder, caplog):
+    write_image(folder, "one", *[("dog", (-4, 1, 10, 10))] * 33)
+    with caplog.at_level(logging.WARNING):
+        assert read_voc(folder).repaired == 33
+    assert caplog.records[-1].getMessage() == "repaired objects: 33 in all"
+
+
+def test_a_picture_that_cannot_be_decoded_is_refused_by_name_when_it_is_met(folder):
+    picture = folder / "JPEGImages" / "two.jpg"
+    whole = picture.read_bytes()
+    split = load_image_set(f"voc:{folder}").detection("train")
+    picture.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="cannot decode") as error:
+        split.images[1]
+    assert error.value.where == picture
+    assert "skip" not in error.value.next_step
+    picture.write_text("no picture")
+    assert "two.jpg" in refused(folder)
+
+
 def test_missing_parts_are_refused_by_name(folder):
     annotation = folder / "Annotations" / "two.xml"
     annotation.write_text(annotation.read_text().replace("<name>dog</name>", ""))
