@@ -105,7 +105,7 @@ def _find(names: Sequence[str], train: Split, where: Path) -> Tensor:
         raise InputError(
             "a list names image files, but the images of this set were read into memory without their names",
             where=where,
-            next_step="leave the list out, or use a folder of images that is large enough to be streamed",
+            next_step="leave the list out, or use a folder of images: --image-set folder:PATH",
         )
     repeated = [name for name, times in Counter(names).items() if times > 1]
     if repeated or not names:

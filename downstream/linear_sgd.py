@@ -16,7 +16,14 @@ from data.image_sets import ImageSet, Split
 from downstream.features import frozen_copy, pooled
 from downstream.protocol import EvaluationContext, Measurement, Protocol, accuracies, register_protocol
 from downstream.randomness import seeded
-from downstream.views import EpochOrder, all_training_images, central_views, training_views
+from downstream.views import (
+    EpochOrder,
+    all_training_images,
+    central_views,
+    readable,
+    skipped_images,
+    training_views,
+)
 from pretraining.encoder import Encoder
 
 
@@ -50,7 +57,10 @@ class LinearEvaluation(Protocol):
         """The share of the peak learning rate after so many epochs, 0 at the start."""
 
     def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:
-        """``top1`` and ``top5`` on the test split. Raises RunFailure if the loss is not finite."""
+        """``top1`` and ``top5`` on the test split; `context.details` says how many corrupt pictures were skipped.
+
+        Raises RunFailure if the loss is not finite.
+        """
         train, test = all_training_images(context.image_set), context.image_set.split("test")
         known = torch.nonzero(test.labels >= 0).flatten()
         if not len(known) or not (train.labels >= 0).any():
@@ -65,8 +75,11 @@ class LinearEvaluation(Protocol):
         self._train(head, backbone, train, encoder, context)
         scores = _scores(head, backbone, central_views(test.images, known, encoder, context.device))
         _require_unchanged(backbone, encoder)
+        if skipped := skipped_images(train, test):
+            context.details["skipped_images"] = skipped
         context.progress(1.0)
-        return accuracies(scores, test.labels[known])
+        counted = readable(test.images, known)
+        return accuracies(scores[counted], test.labels[known[counted]])
 
     def forward_passes(self, image_set: ImageSet) -> float:
         """One pass for every image of every epoch and for the test images; the head costs next to nothing."""
@@ -151,8 +164,9 @@ class TransferLinear(LinearEvaluation):
     """The linear transfer evaluations of BT-paper C.1, "exact PIRL settings", in what sources leave open as VISSL.
 
     Learning rate 0.01, x0.1 at two equally spaced points (the paper; VISSL's configuration has three), weight decay
-    5e-4. The paper names neither layer nor head: as in VISSL's configuration for the pooled features the head is
-    batch norm without weight decay, then linear, since unscaled features do not suit this learning rate.
+    5e-4, plain momentum (VISSL's is Nesterov's), batch 256. The paper names neither layer nor head: as in VISSL's
+    configuration for the pooled features the head is batch norm without weight decay, then linear, since unscaled
+    features do not suit this learning rate. The linear layer starts as in `linear_head`.
     """
 
     lr: ClassVar[float] = 0.01

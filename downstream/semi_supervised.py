@@ -16,7 +16,15 @@ from downstream.label_lists import read_label_list
 from downstream.linear_sgd import linear_head
 from downstream.protocol import EvaluationContext, Measurement, Protocol, accuracies, register_protocol
 from downstream.randomness import seeded, shuffled_indices
-from downstream.views import EpochOrder, all_training_images, central_views, crop_and_flip, training_views
+from downstream.views import (
+    EpochOrder,
+    all_training_images,
+    central_views,
+    crop_and_flip,
+    readable,
+    skipped_images,
+    training_views,
+)
 from pretraining.encoder import Encoder
 
 BACKBONE_LR = 0.002
@@ -93,9 +101,11 @@ def fine_tune(
 
 
 @torch.no_grad()
-def _measure(model: FineTuned, views: Iterator[Tensor], labels: Tensor) -> list[Measurement]:
+def _measure(model: FineTuned, views: Iterator[Tensor], test: Split, rows: Tensor) -> list[Measurement]:
     model.eval()
-    return accuracies(torch.cat([model(chunk).float().cpu() for chunk in views]), labels)
+    scores = torch.cat([model(chunk).float().cpu() for chunk in views])
+    counted = readable(test.images, rows)
+    return accuracies(scores[counted], test.labels[rows[counted]])
 
 
 def _require_labels(chosen: Tensor, known: Tensor, protocol: str, image_set: ImageSet) -> None:
@@ -141,7 +151,9 @@ class FineTuning(Protocol):
             eval_view(test.images[rows].to(context.device), encoder.input_size, encoder.mean, encoder.std)
             for rows in known.split(_BATCH)
         )
-        measured = _measure(model, views, test.labels[known])
+        measured = _measure(model, views, test, known)
+        if skipped := skipped_images(train, test):
+            context.details["skipped_images"] = skipped
         context.progress(1.0)
         return measured
 
@@ -202,7 +214,9 @@ class PublishedFineTuning(Protocol):
             model = FineTuned(encoder.fresh_backbone(), encoder.feature_dim, len(context.image_set.classes))
         model.to(device)
         fine_tune(model, batches, steps, self.head_lr, lambda done: context.progress(0.9 * done))
-        measured = _measure(model, central_views(test.images, known, encoder, device), test.labels[known])
+        measured = _measure(model, central_views(test.images, known, encoder, device), test, known)
+        if skipped := skipped_images(train, test):
+            context.details["skipped_images"] = skipped
         context.progress(1.0)
         return measured
 

@@ -41,6 +41,26 @@ def all_training_images(image_set: ImageSet) -> Split:
     return Split(torch.cat([train.images, val.images]), labels)
 
 
+def readable(images: Images, rows: Tensor) -> Tensor:
+    """Which of the images ``rows`` (int64 ``[N]``), all seen by now, were seen themselves, bool ``[N]``.
+
+    In a streamed set that skips corrupt pictures another image has stood in for each of them; such rows of a test split
+    must not count.
+    """
+    skipped = list(images.skipped.paths) if isinstance(images, StreamedImages) else []
+    return ~torch.isin(rows, torch.tensor(skipped, dtype=torch.int64))
+
+
+def skipped_images(train: Split, test: Split) -> dict[str, int]:
+    """How many corrupt pictures of both splits were met, by the names of the splits; only splits with such pictures."""
+    counts = {
+        name: len(split.images.skipped)
+        for name, split in (("train", train), ("test", test))
+        if isinstance(split.images, StreamedImages)
+    }
+    return {name: count for name, count in counts.items() if count}
+
+
 class EpochOrder:
     """The images of every step: each epoch is a fresh permutation of all the ``rows``, a function of (seed, epoch).
 
@@ -96,12 +116,15 @@ def central_views(images: Images, rows: Tensor, encoder: Encoder, device: torch.
 
     The shorter side is resized to 256/224 of the encoder's input size and the centre is cut out, as ImageNet's
     Resize(256) and CenterCrop(224); of a streamed picture this starts from its full size. Images in memory that are
-    stored at the input size have no margin left to cut off: they are seen whole.
+    stored at the input size have no margin left to cut off: they are seen whole. A corrupt picture is refused by name,
+    or where the set skips them, has a substitute and is counted in ``images.skipped`` (`readable`).
     """
     size, large = encoder.input_size, round(_ENLARGED * encoder.input_size)
     if isinstance(images, StreamedImages):
         paths = [images.path(row) for row in range(len(images))]
-        images = StreamedImages(paths, images.labels, large, images.corrupt)
+        larger = StreamedImages(paths, images.labels, large, images.corrupt)
+        larger.skipped = images.skipped
+        images = larger
     elif images.shape[-1] == size:
         large = size
     margin = (large - size) // 2

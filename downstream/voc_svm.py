@@ -14,8 +14,9 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.parallel import Parallel, delayed
 from torch import Tensor
 
-from data.detection import DetectionSplit, PictureFiles
+from data.detection import RESTORE, DetectionSplit, PictureFiles
 from data.errors import InputError
+from data.folders import CorruptImage
 from data.image_sets import ImageSet
 from data.streaming import Images, StreamedImages
 from downstream.features import frozen_copy, pooled, require_finite
@@ -173,16 +174,19 @@ def _fit_all(features: np.ndarray, table: np.ndarray, seed: int) -> Iterator[tup
 
 
 def _rows_of_2007(split: DetectionSplit) -> Tensor:
-    """The images that are not of VOC2012, int64 ``[n]``."""
+    """The images of VOC2007, all of them where there is none, int64 ``[n]``."""
+    everything = torch.arange(len(split))
     if not isinstance(split.images, PictureFiles):
-        return torch.arange(len(split))
-    return torch.tensor([i for i, path in enumerate(split.images.paths) if "VOC2012" not in path.parts])
+        return everything
+    # <year>/JPEGImages/<picture>; a folder of 2012 alone has nothing else to offer
+    of_2007 = torch.tensor([path.parent.parent.name == "VOC2007" for path in split.images.paths])
+    return everything[of_2007] if of_2007.any() else everything
 
 
 def _features(
     encoder: Encoder, split: DetectionSplit, rows: Tensor, context: EvaluationContext
 ) -> np.ndarray:
-    """Normalised features float64 ``[n, D]`` of some images of a split."""
+    """Normalised features float64 ``[n, D]`` of some images of a split; InputError for a picture that is corrupt."""
     images: Images
     if isinstance(split.images, PictureFiles):
         images = StreamedImages(split.images.paths, np.zeros(len(split), np.int64), encoder.input_size)
@@ -190,7 +194,11 @@ def _features(
         images = split.images
     backbone = frozen_copy(encoder, context.device)
     views = central_views(images, rows, encoder, context.device)
-    features = torch.cat([pooled(backbone, chunk).cpu() for chunk in views])
+    try:
+        features = torch.cat([pooled(backbone, chunk).cpu() for chunk in views])
+    except CorruptImage as error:
+        # Nothing may stand in for an annotated picture, so the advice to skip it would be wrong.
+        raise InputError(error.what, where=error.where, next_step=RESTORE) from error
     require_finite(features, encoder, f"images of {context.image_set.name}")
     return unit_rows(features)
 

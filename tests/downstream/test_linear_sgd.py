@@ -13,6 +13,7 @@ from data.image_sets import Split, load_image_set
 from downstream.features import FeatureStore
 from downstream.linear_sgd import ImageNetLinear, INaturalistLinear, PlacesLinear
 from downstream.protocol import EvaluationContext
+from downstream.semi_supervised import PublishedFineTuning
 from downstream.views import EpochOrder, training_views
 
 CPU = torch.device("cpu")
@@ -31,6 +32,12 @@ class Longer(ImageNetLinear):
 class ShortTransfer(INaturalistLinear):
     name = "linear-test/transfer-v1"
     epochs = 6
+
+
+class AllLabelled(PublishedFineTuning):
+    name = "linear-test/paper-v1"
+    fraction = 1.0
+    epochs = 1
 
 
 @pytest.fixture
@@ -180,6 +187,24 @@ def test_a_streamed_set_is_evaluated(encoder, tmp_path):
         (top1,) = Longer().evaluate(encoder, context)
         results.append(top1)
     assert all(top1.n == 20 and top1.value >= 75 for top1 in results)
+
+
+def test_corrupt_pictures_of_the_test_split_do_not_count(encoder, tmp_path):
+    rng = np.random.default_rng(0)
+    for split, n in (("train", 20), ("test", 6)):
+        for name in ("red", "green"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(n):
+                pixels = rng.integers(0, 160, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{i}.png")
+    for broken in ("train/red/3.png", "test/red/3.png", "test/green/5.png"):
+        (tmp_path / broken).write_text("no picture")
+    image_set = load_image_set(f"folder:{tmp_path}", image_size=16, stream=True, corrupt="skip")
+    for protocol in (Short(), AllLabelled()):
+        context = EvaluationContext(image_set, FeatureStore(None))
+        (top1,) = protocol.evaluate(encoder, context)
+        assert top1.n == 10
+        assert context.details["skipped_images"] == {"train": 1, "test": 2}
 
 
 def test_estimate_counts_every_epoch(image_set):

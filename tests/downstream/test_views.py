@@ -8,10 +8,19 @@ from torchvision import transforms
 from torchvision.transforms import functional
 
 from data.augment import eval_view
+from data.errors import InputError
 from data.image_sets import load_image_set
 from data.randomness import seeded_generator
 from data.streaming import StreamedImages
-from downstream.views import EpochOrder, all_training_images, central_views, crop_and_flip, training_views
+from downstream.views import (
+    EpochOrder,
+    all_training_images,
+    central_views,
+    crop_and_flip,
+    readable,
+    skipped_images,
+    training_views,
+)
 
 CPU = torch.device("cpu")
 
@@ -70,6 +79,46 @@ def test_streamed_test_pictures_are_resized_and_cropped_as_by_torchvision(folder
         )
         if (max(picture.size) - large) % 2 == 0:  # else the two round a half differently
             torch.testing.assert_close(view, pipeline(picture), atol=1e-5, rtol=0)
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-60])
+
+
+def test_a_corrupt_picture_is_refused_by_name_in_every_view(folder, make_encoder):
+    encoder, image_set = make_encoder(0), streamed_set(folder)
+    train, test = all_training_images(image_set), image_set.split("test")
+    cut_short(folder / "test" / "ant" / "ant3.png")
+    cut_short(train.images.path(2))
+    with pytest.raises(InputError, match="cannot decode") as error:
+        list(central_views(test.images, torch.arange(12), encoder, CPU))
+    assert error.value.where == folder / "test" / "ant" / "ant3.png"
+    with pytest.raises(InputError, match="cannot decode") as error:
+        list(training_views(train.images, lambda step: torch.arange(4), 1, 0, encoder, CPU))
+    assert error.value.where == train.images.path(2)
+
+
+def test_skipped_pictures_are_counted_and_their_substitutes_known(folder, make_encoder):
+    encoder = make_encoder(0)
+    image_set = load_image_set(f"folder:{folder}", image_size=16, stream=True, corrupt="skip")
+    train, test = all_training_images(image_set), image_set.split("test")
+    assert skipped_images(train, test) == {}
+    cut_short(folder / "test" / "ant" / "ant3.png")
+    cut_short(train.images.path(2))
+    rows = torch.tensor([5, 3, 0])
+    views = torch.cat(list(central_views(test.images, rows, encoder, CPU)))
+    list(training_views(train.images, lambda step: torch.arange(4), 3, 0, encoder, CPU))
+    assert views.shape == (3, 3, 16, 16)
+    assert readable(test.images, rows).tolist() == [True, False, True]
+    assert readable(train.images, torch.arange(4)).tolist() == [True, True, False, True]
+    assert skipped_images(train, test) == {"train": 1, "test": 1}
+    assert image_set.skipped == {"test": 1}
+
+
+def test_images_in_memory_are_all_readable(image_set):
+    split = image_set.split("test")
+    assert readable(split.images, torch.arange(4)).tolist() == [True] * 4
+    assert skipped_images(split, split) == {}
 
 
 def test_images_of_the_input_size_are_seen_whole_and_larger_ones_without_their_margin(make_encoder):

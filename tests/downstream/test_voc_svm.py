@@ -262,12 +262,14 @@ def test_pictures_on_disk_are_measured_as_images_in_memory(evaluate, image_set, 
     assert evaluate() == in_memory
 
 
-def test_a_devkit_with_both_years_is_trained_on_2007_alone(evaluate, image_set, tmp_path, monkeypatch):
+@pytest.mark.parametrize("years", [(2007, 2012), (2012, 2012)])
+def test_a_devkit_with_both_years_is_trained_on_2007_alone(evaluate, image_set, tmp_path, monkeypatch, years):
     train, fitted = image_set.scenes["train"], []
     paths = []
     for i, image in enumerate(train.images):
-        path = tmp_path / f"VOC{2007 if i % 5 else 2012}" / f"{i}.png"
-        path.parent.mkdir(exist_ok=True)
+        # Only the folder of the year counts, not one further up.
+        path = tmp_path / "VOC2012" / f"VOC{years[i % 5 == 0]}" / "JPEGImages" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
         paths.append(path)
     pictures = PictureFiles(paths, [(16, 16)] * len(paths))
@@ -281,7 +283,22 @@ def test_a_devkit_with_both_years_is_trained_on_2007_alone(evaluate, image_set, 
     evaluate()
     table = multi_labels(train.labels, train.difficult, 3)
     for label, targets in enumerate(fitted):
-        assert (targets == 1).tolist() == [table[i, label] == 1 for i in range(60) if i % 5]
+        used = [i for i in range(60) if i % 5 or 2007 not in years]
+        assert (targets == 1).tolist() == [table[i, label] == 1 for i in used]
+
+
+def test_a_corrupt_picture_is_refused_by_name(evaluate, image_set, tmp_path):
+    test = image_set.scenes["test"]
+    paths = [tmp_path / f"{i}.png" for i in range(len(test))]
+    for path, image in zip(paths, test.images, strict=True):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    paths[3].write_bytes(paths[3].read_bytes()[:-200])
+    pictures = PictureFiles(paths, [(16, 16)] * len(paths))
+    image_set.scenes["test"] = DetectionSplit(pictures, test.boxes, test.labels, difficult=test.difficult)
+    with pytest.raises(InputError, match="cannot decode this image") as error:
+        evaluate()
+    assert error.value.where == paths[3]
+    assert "skip" not in error.value.next_step
 
 
 def test_a_class_that_is_too_rare_or_everywhere_is_an_input_error(evaluate, image_set):
