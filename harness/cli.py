@@ -142,12 +142,16 @@ def import_(
         str | None,
         typer.Option(help="Its name in tables. [default: the format's method, else the file's name]"),
     ] = None,
+    stem: Annotated[
+        Literal["small", "stride2"] | None,
+        typer.Option(help="Stem of a 3x3 first convolution, where the format leaves it open."),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Make an encoder of another project's checkpoint; every key is accounted for, no code of it is run."""
     from harness.transfer_commands import import_one
 
-    import_one(file, format_, method, out)
+    import_one(file, format_, method, out, stem)
 
 
 ExportFormat = Literal["torchvision", "detectron2", "timm"]

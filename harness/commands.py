@@ -211,7 +211,8 @@ def evaluate_one(
     if not (folder / INFO_FILE).is_file() and (folder / "encoder").is_dir():
         folder = folder / "encoder"
     encoder = Encoder.load(folder)
-    image_set = load_image_set(image_set_name, data_root)
+    # Names on a list are those of files, which only a streamed set knows.
+    image_set = load_image_set(image_set_name, data_root, stream=True if labelled else None)
     kept = None if labelled else record_place(folder.parent, chosen.name, image_set)
     for file in (out, kept):
         if file is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -11,14 +11,15 @@ import torch
 from data.cores import usable_cores
 from data.errors import InputError, RunFailure
 from data.image_sets import image_set_names, load_image_set
-from downstream.detection.detectron2_c4 import INSTALLATION_GUIDE, detectron2_found
+from downstream.detection.detectron2_c4 import INSTALLATION_GUIDE, detectron2_problem
 from harness.environment import environment
 from harness.store import check_writable
 
-_DETECTRON2 = (
-    "not found; detection/*-torchvision-* work without it. It is not in the package index: build it from its public "
-    f"source against the installed torch, as its installation guide says ({INSTALLATION_GUIDE})"
+_BUILD = (
+    "build it from its public source against the installed torch, as its installation guide says "
+    f"({INSTALLATION_GUIDE}), with pip's --no-build-isolation"
 )
+_OLD_SETUPTOOLS = "its model zoo imports pkg_resources and wants setuptools<81; no protocol needs it"
 _ANY_FOLDER = {
     "folder:PATH": "any image folder with train/<class>/* and test/<class>/*",
     "voc:PATH": "any Pascal VOC folder with Annotations, ImageSets and JPEGImages, or a VOCdevkit",
@@ -41,15 +42,14 @@ def examine(data_root: Path | None, runs: Path) -> list[str]:
 
 
 def _detectron2() -> str:
-    if not detectron2_found():
-        return _DETECTRON2
-    try:
-        import_module("detectron2._C")
-    except ImportError as error:
+    problem = detectron2_problem()
+    if problem is not None:
         return (
-            f"found, but built against another torch: build it again as {INSTALLATION_GUIDE} says ({error})"
+            f"{problem}; detection/*-torchvision-* work without it. It is not in the package index: {_BUILD}; "
+            f"{_OLD_SETUPTOOLS}"
         )
-    return f"found, {version('detectron2')}"
+    zoo = "" if find_spec("pkg_resources") else f"; {_OLD_SETUPTOOLS}"
+    return f"found, {version('detectron2')}{zoo}"
 
 
 def _device() -> str:

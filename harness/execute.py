@@ -83,7 +83,7 @@ def run_job(
         write_json(job.record, record)
         return
     if job.run.source is not None:
-        import_run(job.run)
+        import_run(job.run, say)
         return
     job.run.begin()
     reset_peak_memory()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,15 +72,15 @@ def _planned(source: Path, image_set: ImageSet, runs_root: Path) -> Run:
     return Run(runs_root / f"imported-{slugs}-{digest}", recipe, digest, source)
 
 
-def _read(source: Path) -> tuple[ResNet, EncoderInfo]:
-    """The backbone of a checkpoint file or an encoder folder, described as imported."""
+def _read(source: Path) -> tuple[ResNet, EncoderInfo, tuple[str, ...]]:
+    """The backbone of a checkpoint file or an encoder folder, described as imported, and what to know of it."""
     if source.is_file():
         foreign = read_foreign(source)
-        return foreign.backbone, foreign.info
+        return foreign.backbone, foreign.info, foreign.accounting.notes
     encoder = Encoder.load(source)
     info = encoder.info
     if info.origin == "imported":
-        return encoder.backbone, info
+        return encoder.backbone, info, ()
     described = replace(
         info,
         origin="imported",
@@ -87,15 +88,20 @@ def _read(source: Path) -> tuple[ResNet, EncoderInfo]:
         source_format="twinbench",
         source_sha256=encoder.checksum,
     )
-    return encoder.backbone, described
+    return encoder.backbone, described, ()
 
 
-def import_run(run: Run) -> None:
-    """Make the encoder of a run from its source; raises RunFailure if that changed since the plan was made."""
+def import_run(run: Run, say: Callable[[str], None]) -> None:
+    """Make the encoder of a run from its source, saying what its import noted.
+
+    Raises RunFailure if the source changed since the plan was made.
+    """
     assert run.source is not None
     started = time.monotonic()
     run.begin()
-    backbone, info = _read(run.source)
+    backbone, info, notes = _read(run.source)
+    for note in notes:
+        say(f"{run.source.name}: {note}")
     if info.source_sha256 != run.recipe.options["imported"]["sha256"]:
         raise RunFailure(
             "the checkpoint changed while it was used", where=run.source, next_step="run it again"

@@ -15,8 +15,8 @@ from reports.records import RunInfo
 
 COLUMNS = (
     "study", "method", "variant", "image_set", "protocol", "metric", "value", "stderr", "n", "seed", "status",
-    "reason", "origin", "recipe_hash", "encoder_checksum", "backbone", "parameters", "pretrained_on", "epochs",
-    "batch_size", "images_per_second", "peak_memory_mb", "seconds", "device", "environment",
+    "reason", "origin", "source_file", "source_sha256", "recipe_hash", "encoder_checksum", "backbone", "parameters",
+    "pretrained_on", "epochs", "batch_size", "images_per_second", "peak_memory_mb", "seconds", "device", "environment",
 )  # fmt: skip
 
 
@@ -57,6 +57,7 @@ def _frame(rows: list[dict[str, Any]], study: str) -> pd.DataFrame:
 
 def _common(run: Run, variant: str) -> dict[str, Any]:
     spec, status = run.recipe.backbone, run.status() or {}
+    source = run.recipe.options.get("imported", {})
     trained = run.origin == "run"
     return {
         "method": run.recipe.method,
@@ -64,6 +65,8 @@ def _common(run: Run, variant: str) -> dict[str, Any]:
         "image_set": run.recipe.image_set,
         "seed": run.recipe.seed,
         "origin": run.origin,
+        "source_file": source.get("file", ""),
+        "source_sha256": source.get("sha256", ""),
         "recipe_hash": run.hash,
         "backbone": f"{spec.name}, width {spec.width}, {spec.stem} stem",
         "pretrained_on": run.recipe.image_set if trained and run.recipe.epochs else "",

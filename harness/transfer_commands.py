@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from data.errors import InputError
 from harness.store import check_writable
+from pretraining.backbones import Stem
 from pretraining.encoder import INFO_FILE, Encoder, EncoderInfo
 from pretraining.exporters import export_encoder
 from pretraining.importers import read_foreign
 
 
-def import_one(file: Path, format_name: str | None, method: str | None, out: Path) -> None:
+def import_one(
+    file: Path, format_name: str | None, method: str | None, out: Path, stem: Stem | None = None
+) -> None:
     """Make an encoder of another project's checkpoint and print the account of its keys."""
-    foreign = read_foreign(file, format_name, method)
+    if out.exists() and not out.is_dir():
+        raise InputError(
+            "this is a file, not a folder", where=out, next_step="give another folder with --out"
+        )
+    foreign = read_foreign(file, format_name, method, stem)
     print(f"format:     {foreign.info.source_format}" + ("" if format_name else ", recognised from the keys"))
     print("\n".join([*foreign.accounting.lines(), *describe(foreign.info)]))
     check_writable(out)

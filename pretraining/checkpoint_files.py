@@ -2,17 +2,20 @@
 
 A ``.pth`` file is a pickle, and a pickle is a program. PyTorch's weights-only reader runs none of it: it builds tensors
 and plain containers and refuses everything else. Two harmless things that official checkpoints hold are let through:
-numpy's scalars (a loss, an accuracy) and `argparse.Namespace` (the command line).
+numpy's scalars (a loss, an accuracy) and `argparse.Namespace` (the command line). Bare pickles of numpy arrays, as
+Detectron2 has them, are read by `pretraining.array_pickles`.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -20,13 +23,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy._core.multiarray import scalar as numpy_scalar
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from data.errors import InputError
+from data.errors import InputError, RunFailure
+from pretraining.array_pickles import load_arrays
 
+DESCRIPTION = "twinbench"  # the key of our own description in what `pretraining.exporters` writes
+_ZIP_MAGIC = b"PK\x03\x04"
+_LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began before it wrote zip files
 _WRAPPERS = ("state_dict", "classy_state_dict", "base_model", "model", "model_state_dict", "resnet")
+_SAVE_WEIGHTS = "save the weights alone: torch.save(model.state_dict(), FILE)"
 _HARMLESS: list[Any] = [
     argparse.Namespace,
     np.dtype,
@@ -41,6 +48,8 @@ class CheckpointFile:
     """The tensors of a checkpoint by name, in the file's order.
 
     ``wrappers`` are the keys that lead to them, outermost first; ``beside`` the keys next to the outermost wrapper.
+    ``stripped`` are the parts of names that DistributedDataParallel and torch.compile put in; the names here lack them.
+    ``description`` is what our own exporter wrote beside the weights, empty in any other file.
     """
 
     path: Path
@@ -48,46 +57,69 @@ class CheckpointFile:
     tensors: dict[str, Tensor]
     wrappers: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
+    stripped: tuple[str, ...] = ()
+    description: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_checkpoint(path: Path) -> CheckpointFile:
-    """Read a checkpoint (``torch.save`` or safetensors) without running code.
+    """Read a checkpoint (``torch.save``, safetensors or a pickle of numpy arrays) without running code.
 
     Raises InputError where there is no such file, where it is damaged, where its pickle wants more than tensors and
-    plain containers, and where it holds no state dict.
+    plain containers, and where it holds no state dict; RunFailure where the file cannot be opened.
     """
-    if not path.is_file():
-        raise InputError("no such file", where=path, next_step="give a checkpoint file, e.g. resnet50.pth")
-    with path.open("rb") as handle:
-        sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
-    document = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    sha256 = _sha256(path)
+    document, note = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     if not isinstance(document, Mapping):
-        raise InputError(f"holds a {type(document).__name__}, not a state dict", where=path)
+        raise InputError(
+            f"holds a {type(document).__name__}, not a state dict", where=path, next_step=_SAVE_WEIGHTS
+        )
     node, wrappers = _unwrap(document)
     tensors = {str(key): value for key, value in node.items() if isinstance(value, Tensor)}
     if not tensors:
         raise InputError(
             f"no state dict in this file; its keys: {', '.join(map(str, list(document)[:8])) or 'none'}",
             where=path,
-            next_step="save the weights alone: torch.save(model.state_dict(), FILE)",
+            next_step=_SAVE_WEIGHTS,
         )
-    return CheckpointFile(
-        path, sha256, tensors, wrappers, tuple(str(key) for key in document if key not in wrappers[:1])
-    )
+    tensors, stripped = _stripped(tensors)
+    beside = tuple(str(key) for key in document if key not in wrappers[:1])
+    return CheckpointFile(path, sha256, tensors, wrappers, beside, stripped, _description(note, path))
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _sha256(path: Path) -> str:
+    if path.is_dir():
+        raise InputError("this is a folder", where=path, next_step="give the checkpoint file in it")
+    if not path.is_file():
+        raise InputError("no such file", where=path, next_step="give a checkpoint file, e.g. resnet50.pth")
     try:
-        return load_file(path)
-    except SafetensorError as error:
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise RunFailure(
+            f"cannot read: {error.strerror or error}", where=path, next_step="make the file readable"
+        ) from error
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], object]:
+    """The tensors of a safetensors file, and our description in its metadata if there is one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            names, metadata = file.keys(), file.metadata() or {}
+            return {name: file.get_tensor(name) for name in names}, metadata.get(DESCRIPTION)
+    except (SafetensorError, RuntimeError, AttributeError) as error:
         raise _damaged(path, error) from error
 
 
-def _read_pickle(path: Path) -> Any:
+def _read_pickle(path: Path) -> tuple[Any, object]:
+    """What is in a pickle, torch's or one of numpy arrays, and our description in it if there is one."""
     try:
-        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols; what cannot be read is an error anyway
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as handle:
+            magic = handle.read(len(_LEGACY_MAGIC))
+        if magic.startswith(_ZIP_MAGIC) or magic == _LEGACY_MAGIC:
+            document = _read_torch(path)
+            return document, getattr(document, "_metadata", {}).get(DESCRIPTION)
+        document = load_arrays(path)
+        return document, document.get(DESCRIPTION) if isinstance(document, dict) else None
     except UnpicklingError as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         if wanted is None:
@@ -102,9 +134,50 @@ def _read_pickle(path: Path) -> Any:
         raise _damaged(path, error) from error
 
 
+def _read_torch(path: Path) -> Any:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if (
+            unpacked > path.stat().st_size
+        ):  # torch.save compresses nothing; whoever did wants to fill the memory
+            raise ValueError(f"unpacks to {unpacked} bytes")
+    with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about pickle protocols; what cannot be read is an error anyway
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _stripped(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors without what torch.compile puts anywhere in a name and DistributedDataParallel before every name."""
+    stripped = [part for part in ("_orig_mod.",) if any(part in name for name in tensors)]
+    bare = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
+    if all(name.startswith("module.") for name in bare):
+        stripped.append("module.")
+        bare = {name.removeprefix("module."): tensor for name, tensor in bare.items()}
+    return bare, tuple(stripped)
+
+
+def _description(note: object, path: Path) -> Mapping[str, Any]:
+    """Our own description of an exported encoder, parsed; empty where there is none."""
+    if note is None:
+        return {}
+    try:
+        description = json.loads(note)  # type: ignore[arg-type]
+        return {
+            "method": str(description["method"]),
+            "stem": str(description["stem"]),
+            "input_size": int(description["input_size"]),
+            "mean": tuple(map(float, description["mean"])),
+            "std": tuple(map(float, description["std"])),
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, error) from error
+
+
 def _damaged(path: Path, error: Exception) -> InputError:
+    reason = str(error).partition("\n")[0][:80]
     return InputError(
-        f"not a complete checkpoint ({type(error).__name__})",
+        f"not a complete checkpoint ({type(error).__name__}{': ' * bool(reason)}{reason})",
         where=path,
         next_step="compare its size and checksum with its publisher's, and download it again",
     )

@@ -24,13 +24,6 @@ than at the beginning (BYOL). ``same_max_pool``: only the max-pool does (SimCLR,
 (solo-learn). ``no_stem_relu``: no ReLU after the stem (lightly's own ResNet taken apart into a Sequential)."""
 
 
-class _SamePaddedConv2d(nn.Conv2d):
-    """A strided square convolution that pads as SAME does."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(_pad_same(x, self.kernel_size[0], self.stride[0], 0.0))
-
-
 class _SamePaddedMaxPool2d(nn.MaxPool2d):
     """The stem's max-pool, 3x3 at stride 2, padded as SAME does."""
 
@@ -61,15 +54,20 @@ def deviate(backbone: ResNet, deviation: str) -> ResNet:
     return backbone
 
 
+def pad_strided_convolutions_same(network: nn.Module) -> None:
+    """Make the strided square convolutions of any network pad as SAME does, in place; those of Detectron2 as well."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.stride[0] > 1:
+            module.padding = (0, 0)
+            module.register_forward_pre_hook(_pad_input_same)
+
+
+def _pad_input_same(convolution: nn.Conv2d, args: tuple[Tensor]) -> tuple[Tensor]:
+    return (_pad_same(args[0], convolution.kernel_size[0], convolution.stride[0], 0.0),)
+
+
 def _pad_everything_same(backbone: ResNet) -> None:
-    for module in list(backbone.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.Conv2d) and child.stride[0] > 1:
-                padded = _SamePaddedConv2d(
-                    child.in_channels, child.out_channels, child.kernel_size[0], child.stride[0], bias=False
-                )
-                padded.weight = child.weight
-                setattr(module, name, padded)
+    pad_strided_convolutions_same(backbone)
     _pad_max_pool_same(backbone)
 
 

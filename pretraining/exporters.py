@@ -7,26 +7,30 @@ they give are compared with the encoder's, so what is printed is what was checke
 from __future__ import annotations
 
 import io
+import json
 import pickle
-import re
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 from data.errors import InputError, RunFailure, unknown_name
 from data.files import write_atomically
 from pretraining.backbones import ResNet
-from pretraining.encoder import Encoder
+from pretraining.checkpoint_files import DESCRIPTION, read_checkpoint
+from pretraining.detectron2_names import from_detectron2, to_detectron2
+from pretraining.encoder import Encoder, EncoderInfo
 
 _STAGES = ("res2", "res3", "res4", "res5")
 _TOLERANCE = 1e-5
 _OPTIONAL = {"timm", "detectron2"}
+_COUNTER = "num_batches_tracked"
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,14 @@ class Exported:
 
 @dataclass(frozen=True)
 class _Target:
-    """A format: its names, how its file is written, read back and loaded there, the suffix its loader insists on."""
+    """A format: how its file is written, read back under our names and loaded there, the suffix its loader insists on.
+
+    What is written is the tensors and, where no loader minds, `_description`.
+    """
 
     suffix: str
-    rename: Callable[[dict[str, Tensor]], dict[str, Tensor]]
-    write: Callable[[dict[str, Tensor]], bytes]
-    read: Callable[[Path], dict[str, Tensor]]
+    write: Callable[[dict[str, Tensor], str], bytes]
+    names: Callable[[dict[str, Tensor]], dict[str, Tensor]]
     code: Callable[[ResNet], str]
 
 
@@ -70,10 +76,15 @@ def export_encoder(encoder: Encoder, format_name: str, file: Path) -> Exported:
             where=f"encoder {encoder.checksum[:12]}, imported from {encoder.info.source_file}",
             next_step="evaluate it here, or give its original file to the other project",
         )
-    tensors = target.rename({k: v.cpu().contiguous() for k, v in encoder.backbone.state_dict().items()})
-    write_atomically(file, target.write(tensors))
     code = target.code(encoder.backbone).format(file=repr(str(file)))
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in encoder.backbone.state_dict().items()}
+    write_atomically(file, target.write(tensors, _description(encoder.info)))
     return Exported(code, _check(encoder, target, tensors, code, file))
+
+
+def _description(info: EncoderInfo) -> str:
+    """What the weights do not say, for `pretraining.importers`: the stride of a 3x3 stem above all."""
+    return json.dumps({key: getattr(info, key) for key in ("method", "stem", "input_size", "mean", "std")})
 
 
 def _check(encoder: Encoder, target: _Target, tensors: dict[str, Tensor], code: str, file: Path) -> str:
@@ -85,7 +96,8 @@ def _check(encoder: Encoder, target: _Target, tensors: dict[str, Tensor], code: 
         project = (error.name or "").partition(".")[0]
         if project not in _OPTIONAL:
             raise
-        _compare(target.read(file), tensors, file, exact=True)
+        uncounted = {name: t for name, t in tensors.items() if not name.endswith(_COUNTER)}
+        _compare(target.names(read_checkpoint(file).tensors), uncounted, file, exact=True)
         return f"read back from the file, tensor by tensor; {project} is not installed here, so it was not loaded there"
     side = 64 if encoder.backbone.stem == "imagenet" else 32
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
@@ -120,45 +132,29 @@ def _feature_maps(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     return maps
 
 
-def _torch_bytes(tensors: dict[str, Tensor]) -> bytes:
+def _torch_bytes(tensors: dict[str, Tensor], description: str) -> bytes:
+    """A state dict; the description is among its `_metadata`, of which `load_state_dict` reads its modules' alone."""
+    state = OrderedDict(tensors)
+    vars(state)["_metadata"] = {DESCRIPTION: description}
     buffer = io.BytesIO()
-    torch.save(tensors, buffer)
+    torch.save(state, buffer)
     return buffer.getvalue()
 
 
-def _torch_file(file: Path) -> dict[str, Tensor]:
-    return dict(torch.load(file, map_location="cpu", weights_only=True))
+def _safetensors_bytes(tensors: dict[str, Tensor], description: str) -> bytes:
+    return save(tensors, {DESCRIPTION: description})
 
 
-def detectron2_name(name: str) -> str:
-    """torchvision's name of a backbone tensor as Detectron2's (its tools/convert-torchvision-to-d2.py).
-
-    ``layer1.0.bn1.weight`` becomes ``res2.0.conv1.norm.weight``, ``conv1.weight`` ``stem.conv1.weight``.
-    """
-    if not name.startswith("layer"):
-        name = f"stem.{name}"
-    name = re.sub(r"^layer(\d)", lambda match: f"res{int(match[1]) + 1}", name)
-    name = re.sub(r"\bbn(\d)", r"conv\1.norm", name)
-    return name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
-
-
-def _detectron2_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _detectron2_bytes(tensors: dict[str, Tensor], description: str) -> bytes:
     """Renamed, without the batch counters, which Detectron2 does not read; input channels stay RGB."""
-    return {
-        detectron2_name(name): tensor
-        for name, tensor in tensors.items()
-        if not name.endswith("num_batches_tracked")
+    arrays = {name: t.numpy() for name, t in to_detectron2(tensors).items() if not name.endswith(_COUNTER)}
+    document = {
+        "model": arrays,
+        "__author__": "twinbench",
+        "matching_heuristics": True,
+        DESCRIPTION: description,
     }
-
-
-def _detectron2_bytes(tensors: dict[str, Tensor]) -> bytes:
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    return pickle.dumps({"model": arrays, "__author__": "twinbench", "matching_heuristics": True})
-
-
-def _detectron2_file(file: Path) -> dict[str, Tensor]:
-    """What `_detectron2_bytes` wrote; only ever called on a file that was written a moment ago."""
-    return {name: torch.from_numpy(array) for name, array in pickle.loads(file.read_bytes())["model"].items()}
+    return pickle.dumps(document)
 
 
 def _depths(backbone: ResNet) -> tuple[int, ...]:
@@ -249,7 +245,7 @@ def _detectron2_code(backbone: ResNet) -> str:
 
 
 _TARGETS = {
-    "torchvision": _Target(".pth", dict, _torch_bytes, _torch_file, _torchvision_code),
-    "timm": _Target(".safetensors", dict, save, load_file, _timm_code),
-    "detectron2": _Target(".pkl", _detectron2_tensors, _detectron2_bytes, _detectron2_file, _detectron2_code),
+    "torchvision": _Target(".pth", _torch_bytes, dict, _torchvision_code),
+    "timm": _Target(".safetensors", _safetensors_bytes, dict, _timm_code),
+    "detectron2": _Target(".pkl", _detectron2_bytes, from_detectron2, _detectron2_code),
 }

@@ -14,6 +14,7 @@ from data.errors import unknown_name
 from data.image_sets import CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGENET_STD
 from pretraining.backbones import Stem
 from pretraining.checkpoint_files import CheckpointFile
+from pretraining.detectron2_names import torchvision_name
 from pretraining.deviations import Deviation
 
 Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -35,12 +36,15 @@ class Layout:
     """Names that begin with ``prefix`` and that ``rename`` makes torchvision's.
 
     ``deviations`` says for which stems the network of this layout computes differently; ``note`` cautions the reader.
+    ``small_stem`` says that a 3x3 first convolution of this layout is the stem ``small``, since the project writes no
+    other; elsewhere nobody knows its stride.
     """
 
     prefix: str = ""
     rename: Callable[[str], str] = _as_it_is
     deviations: Mapping[Stem, Deviation] = field(default_factory=dict)
     note: str = ""
+    small_stem: bool = False
 
     def names(self, keys: list[str]) -> dict[str, str]:
         """torchvision's name of every key under the prefix, whether or not it belongs to a ResNet."""
@@ -58,8 +62,9 @@ class Format:
     """A project's way to write a checkpoint.
 
     ``recognise`` decides from the keys alone. ``ignored`` maps a reason to the keys that are left out for it.
-    ``method`` is what the weights were trained with, None where the project trains many. Images with the small stem
-    are normalised with ``small_normalisation``.
+    ``method`` is what the weights were trained with, None where the project trains many; ``siblings`` maps keys that
+    only the network of another of its methods has to that method. Images with the small stem are normalised with
+    ``small_normalisation``.
     """
 
     name: str
@@ -67,12 +72,20 @@ class Format:
     recognise: Callable[[CheckpointFile], bool]
     ignored: Mapping[str, str] = field(default_factory=dict)
     method: str | None = None
+    siblings: Mapping[str, str] = field(default_factory=dict)
     normalisation: Normalisation = IMAGENET
     small_normalisation: Normalisation = IMAGENET
 
     def layout(self, keys: list[str]) -> Layout:
         """The layout that explains most of the keys."""
         return max(self.layouts, key=lambda layout: len(layout.backbone(keys)))
+
+    def trained_with(self, keys: list[str]) -> str | None:
+        """The method that the keys speak of, None where the project trains many."""
+        others = (
+            sibling for pattern, sibling in self.siblings.items() if any(re.match(pattern, k) for k in keys)
+        )
+        return next(others, self.method)
 
     def reason_to_ignore(self, key: str) -> str | None:
         """Why a key is left out, or None where that is not known."""
@@ -84,13 +97,13 @@ def _any(checkpoint: CheckpointFile, pattern: str) -> bool:
     return any(compiled.match(key) for key in checkpoint.tensors)
 
 
-def _plain(checkpoint: CheckpointFile, prefixes: str = "") -> bool:
+def _plain(checkpoint: CheckpointFile) -> bool:
     """Whether it holds torchvision's names at top level."""
-    return _any(checkpoint, rf"(?:{prefixes})?(conv1|bn1|layer[1-4]\.\d+)\.")
+    return _any(checkpoint, r"(conv1|bn1|layer[1-4]\.\d+)\.")
 
 
 def _classified(checkpoint: CheckpointFile) -> bool:
-    return _any(checkpoint, r"(module\.)?fc\.")
+    return _any(checkpoint, r"fc\.")
 
 
 def _counts_batches(checkpoint: CheckpointFile) -> bool:
@@ -110,19 +123,17 @@ def _never_trained_in_torch(checkpoint: CheckpointFile) -> bool:
 
 
 def _is_barlow_twins(c: CheckpointFile) -> bool:
-    trained = (
-        c.wrappers == ("model",) and _any(c, r"(module\.)?backbone\.") and _any(c, r"(module\.)?projector\.")
-    )
-    published = _plain(c) and not _any(c, r"fc\.|projection_head\.|prototypes\.")
+    trained = c.wrappers == ("model",) and _any(c, r"backbone\.") and _any(c, r"projector\.")
+    published = _plain(c) and not c.description and not _any(c, r"fc\.|projection_head\.|prototypes\.")
     return trained or published
 
 
 def _is_simsiam(c: CheckpointFile) -> bool:
-    return _any(c, r"(module\.)?encoder\.fc\.") and _any(c, r"(module\.)?predictor\.")
+    return _any(c, r"encoder\.fc\.") and _any(c, r"predictor\.")
 
 
 def _is_swav(c: CheckpointFile) -> bool:
-    return _plain(c, r"module\.") and _any(c, r"(module\.)?(projection_head|prototypes)\.")
+    return _plain(c) and _any(c, r"(projection_head|prototypes)\.")
 
 
 def _is_byol(c: CheckpointFile) -> bool:
@@ -139,7 +150,7 @@ def _is_simclr(c: CheckpointFile) -> bool:
 
 def _is_torchvision(c: CheckpointFile) -> bool:
     converted = _is_simclr(c) or (_is_byol(c) and _statistics_last(c))
-    return _plain(c, r"module\.") and _classified(c) and not converted
+    return _plain(c) and (_classified(c) or bool(c.description)) and not converted
 
 
 _LIGHTLY_ONLY = (
@@ -150,7 +161,8 @@ _LIGHTLY_ONLY = (
 
 def _is_solo_learn(c: CheckpointFile) -> bool:
     own = c.wrappers == ("state_dict",) or _any(c, r"classifier\.|momentum_")
-    return _any(c, r"(backbone|encoder)\.(conv1|bn1|layer[1-4])\.") and own and not _any(c, _LIGHTLY_ONLY)
+    named = _any(c, r"(backbone|encoder)\.(conv1|bn1|layer[1-4])\.")
+    return named and own and not _any(c, _LIGHTLY_ONLY) and not _is_simsiam(c)
 
 
 def _is_lightly(c: CheckpointFile) -> bool:
@@ -197,40 +209,47 @@ _ANYBODYS = (
     "Barlow Twins publishes torchvision's names without a classifier, but so may anybody: "
     "where the weights are another method's, say --method NAME"
 )
-_CLASSIFIER = {"classifier": r"(module\.)?fc\."}
+_COLOURS = (
+    "a Detectron2 file says neither the order of colours nor where blocks have their stride. Taken as RGB with the "
+    "stride on the 3x3 convolution, as twinbench's export and MoCo's conversion write it; Caffe's networks (MSRA's "
+    "R-50.pkl and what was trained from it) are BGR with the stride on the 1x1 convolution and give wrong features here"
+)
+_CLASSIFIER = {"classifier": r"fc\."}
 
 _FORMATS = (
     Format(
         name="barlow_twins",
-        layouts=(Layout(note=_ANYBODYS), Layout("module.backbone."), Layout("backbone.")),
+        layouts=(Layout(note=_ANYBODYS), Layout("backbone.")),
         recognise=_is_barlow_twins,
-        ignored={"projector": r"(module\.)?projector\.", "batch norm of the loss": r"(module\.)?bn\."},
+        ignored={"projector": r"projector\.", "batch norm of the loss": r"bn\."},
         method="barlow_twins",
     ),
     Format(
         name="moco_v2",
-        layouts=(Layout("module.encoder_q."), Layout("encoder_q.")),
-        recognise=lambda c: _any(c, r"(module\.)?encoder_q\."),
+        layouts=(Layout("encoder_q."),),
+        recognise=lambda c: _any(c, r"encoder_q\."),
         ignored={
-            "momentum encoder": r"(module\.)?encoder_k\.",
-            "projector": r"(module\.)?encoder_q\.fc\.",
-            "queue": r"(module\.)?queue",
+            "momentum encoder": r"encoder_k\.",
+            "projector": r"encoder_q\.fc\.",
+            "queue": r"queue",
         },
         method="moco_v2",
+        siblings={r"encoder_q\.fc\.weight": "moco_v1"},  # its projector is one layer
     ),
     Format(
         name="swav",
-        layouts=(Layout("module."), Layout()),
+        layouts=(Layout(),),
         recognise=_is_swav,
-        ignored={"projector": r"(module\.)?projection_head\.", "prototypes": r"(module\.)?prototypes\."},
+        ignored={"projector": r"projection_head\.", "prototypes": r"prototypes\."},
         method="swav",
+        siblings={r"prototypes\.prototypes\d": "deepcluster_v2"},  # several sets of them
         normalisation=_SWAV,
     ),
     Format(
         name="simsiam",
-        layouts=(Layout("module.encoder."), Layout("encoder.")),
+        layouts=(Layout("encoder."),),
         recognise=_is_simsiam,
-        ignored={"projector": r"(module\.)?encoder\.fc\.", "predictor": r"(module\.)?predictor\."},
+        ignored={"projector": r"encoder\.fc\.", "predictor": r"predictor\."},
         method="simsiam",
     ),
     Format(
@@ -261,7 +280,7 @@ _FORMATS = (
     ),
     Format(
         name="solo_learn",
-        layouts=(Layout("backbone.", deviations=_SOLO), Layout("encoder.", deviations=_SOLO)),
+        layouts=tuple(Layout(name, deviations=_SOLO, small_stem=True) for name in ("backbone.", "encoder.")),
         recognise=_is_solo_learn,
         ignored={
             "momentum encoder": r"momentum_",
@@ -278,7 +297,7 @@ _FORMATS = (
         layouts=(
             Layout("backbone."),
             Layout("backbone.", _of_sequence(_TORCHVISION_CHILDREN)),
-            Layout("backbone.", _of_sequence(_LIGHTLY_CHILDREN), {"small": "no_stem_relu"}),
+            Layout("backbone.", _of_sequence(_LIGHTLY_CHILDREN), {"small": "no_stem_relu"}, small_stem=True),
         ),
         recognise=_is_lightly,
         ignored={
@@ -292,16 +311,29 @@ _FORMATS = (
     ),
     Format(
         name="torchvision",
-        layouts=(Layout(), Layout("module.")),
+        layouts=(Layout(),),
         recognise=_is_torchvision,
         ignored=_CLASSIFIER,
     ),
     Format(
         name="timm",
-        layouts=(Layout(), Layout("module.")),
+        layouts=(Layout(),),
         # its plain ResNets have torchvision's very names and arithmetic, so they are read as torchvision's
         recognise=lambda c: False,
         ignored=_CLASSIFIER,
+    ),
+    Format(
+        name="detectron2",
+        layouts=(Layout(rename=torchvision_name, note=_COLOURS),),
+        recognise=lambda c: _any(c, r"(backbone\.(bottom_up\.)?)?(stem\.conv1|res[2-5]\.\d+)\."),
+        ignored={
+            "classifier": r"(backbone\.(bottom_up\.)?)?(stem\.fc|linear)\.",
+            "norm after res5": r"roi_heads\.res5\.norm\.",
+            "feature pyramid": r"backbone\.(fpn_|top_block\.)",
+            "proposal network": r"proposal_generator\.",
+            "predictors": r"(roi_heads|sem_seg_head|head)\.",
+            "pixel statistics": r"pixel_(mean|std)$",
+        },
     ),
 )
 

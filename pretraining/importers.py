@@ -83,12 +83,16 @@ class ForeignEncoder:
         return Encoder.save(folder, self.backbone, self.info)
 
 
-def read_foreign(path: Path, format_name: str | None = None, method: str | None = None) -> ForeignEncoder:
+def read_foreign(
+    path: Path, format_name: str | None = None, method: str | None = None, stem: Stem | None = None
+) -> ForeignEncoder:
     """Read a checkpoint of another project.
 
     ``format_name`` is recognised from the keys where it is None. ``method`` is what the encoder is called in tables: by
-    default the format's method, or else the file's name. Raises InputError for a file that cannot be read safely, an
-    unknown or ambiguous format, and anything but a complete plain ResNet.
+    default the format's method, or else the file's name. ``stem`` is needed where the first convolution is 3x3 and the
+    format leaves its stride open. Raises InputError for a file that cannot be read safely, an unknown or ambiguous
+    format, an open or impossible stem, and anything but a complete plain ResNet; RunFailure for a file that the
+    machine does not let us read.
     """
     checkpoint = read_checkpoint(path)
     chosen = checkpoint_format(format_name) if format_name else recognise(checkpoint)
@@ -97,10 +101,11 @@ def read_foreign(path: Path, format_name: str | None = None, method: str | None 
     if not accounting.complete:
         raise _incomplete(checkpoint, accounting)
     names = layout.backbone(list(checkpoint.tensors))
-    info = _describe(checkpoint, chosen, layout, accounting, method)
-    backbone = info.build()
     weights = {name: checkpoint.tensors[key] for name, key in names.items()}
     _check_values(weights, path)
+    stem = _stem(checkpoint, layout, weights["conv1.weight"].shape[-1], stem)
+    info = _describe(checkpoint, chosen, layout, accounting, method, stem)
+    backbone = info.build()
     counters = {k: torch.zeros_like(v) for k, v in backbone.state_dict().items() if k.endswith(_COUNTER)}
     backbone.load_state_dict({**counters, **weights})
     return ForeignEncoder(backbone.eval(), info, accounting)
@@ -115,13 +120,15 @@ def recognise(checkpoint: CheckpointFile) -> Format:
         raise InputError(
             f"no known format; its keys: {_some(tuple(checkpoint.tensors))}",
             where=checkpoint.path,
-            nearest=_nearest(checkpoint),
+            nearest=_nearest(checkpoint)
+            or "none: no format finds a tensor of a ResNet here, and only ResNets can be read",
             next_step=f"name it with --format: {', '.join(sorted(FORMATS))}",
         )
     raise InputError(
         f"the keys fit several formats: {', '.join(each.name for each in fitting)}",
         where=checkpoint.path,
-        next_step=f"say where it is from: --format {' or --format '.join(each.name for each in fitting)}",
+        nearest=" or ".join(each.name for each in fitting),
+        next_step=f"say where it is from: twinbench import FILE --out DIR --format {fitting[0].name}, or another",
     )
 
 
@@ -132,10 +139,11 @@ def account(checkpoint: CheckpointFile, chosen: Format) -> Accounting:
     found = layout.backbone(keys)
     shapes = {name: checkpoint.tensors[key].shape for name, key in found.items()}
     architecture = _architecture(found)
-    expected = _expected(architecture, _width(shapes), _stem(shapes))
+    kernel = tuple(shapes.get("conv1.weight", ()))[-1:]
+    expected = _expected(architecture, _width(shapes), "small" if kernel == (3,) else "imagenet")
     misfits = _foreign_layers(layout, keys, expected)
     matched = []
-    for name in found.keys() & expected.keys():
+    for name in (each for each in expected if each in found):
         if shapes[name] == expected[name]:
             matched.append(found[name])
         else:
@@ -154,16 +162,23 @@ def account(checkpoint: CheckpointFile, chosen: Format) -> Accounting:
         unexpected=tuple(sorted(unexpected, key=order.__getitem__)),
         misfits=tuple(misfits),
         ignored={why: tuple(sorted(some, key=order.__getitem__)) for why, some in sorted(ignored.items())},
-        notes=_notes(layout, found),
+        notes=_notes(checkpoint, layout, found),
     )
 
 
-def _notes(layout: Layout, found: dict[str, str]) -> tuple[str, ...]:
-    counted = any(name.endswith(_COUNTER) for name in found)
-    absent = (
-        () if counted else ("no batch counters in the file; they are set to 0 and no feature needs them",)
-    )
-    return absent + ((layout.note,) if layout.note else ())
+def _notes(checkpoint: CheckpointFile, layout: Layout, found: dict[str, str]) -> tuple[str, ...]:
+    notes = []
+    if checkpoint.stripped:
+        notes.append(
+            f"names are given without {' and '.join(checkpoint.stripped)}, which PyTorch's wrappers put in"
+        )
+    if not any(name.endswith(_COUNTER) for name in found):
+        notes.append("no batch counters in the file; they are set to 0 and no feature needs them")
+    if checkpoint.description:
+        notes.append("exported by twinbench, which wrote down its method, stem, input size and normalisation")
+    elif layout.note:
+        notes.append(layout.note)
+    return tuple(notes)
 
 
 def _foreign_layers(layout: Layout, keys: list[str], expected: dict[str, torch.Size]) -> list[str]:
@@ -180,9 +195,11 @@ def _architecture(names: dict[str, str]) -> str:
     blocks = _blocks(names)
     bottleneck = any(".conv3." in name for name in names)
 
-    def distance(architecture: str) -> tuple[bool, int]:
+    def distance(architecture: str) -> tuple[bool, int, int]:
         known = _expected(architecture, 64, "imagenet")
-        return any(".conv3." in name for name in known) != bottleneck, len(_blocks(known) ^ blocks)
+        own = _blocks(known)
+        # half a file is rather a larger network with blocks missing than a smaller one with blocks too many
+        return any(".conv3." in name for name in known) != bottleneck, len(blocks - own), len(own - blocks)
 
     return min(backbone_names(), key=distance)
 
@@ -194,14 +211,36 @@ def _blocks(names: dict[str, str] | dict[str, torch.Size]) -> set[str]:
 
 def _width(shapes: dict[str, torch.Size]) -> int:
     """Channels of the stem."""
-    return next(
-        (shapes[name][0] for name in ("conv1.weight", "bn1.weight", "bn1.bias") if name in shapes), 64
-    )
+    of_stem = (shapes.get(name) for name in ("conv1.weight", "bn1.weight", "bn1.bias"))
+    return next((shape[0] for shape in of_stem if shape), 64)
 
 
-def _stem(shapes: dict[str, torch.Size]) -> Stem:
-    """A 3x3 first convolution is the stem for small images; its stride is not in the weights."""
-    return "small" if tuple(shapes.get("conv1.weight", ()))[-1:] == (3,) else "imagenet"
+def _stem(checkpoint: CheckpointFile, layout: Layout, kernel: int, wanted: Stem | None) -> Stem:
+    """The stem of the first convolution's kernel; of a 3x3 one the weights do not say the stride.
+
+    Raises InputError where nothing else says it either, and where ``wanted`` contradicts what is known.
+    """
+    possible: tuple[Stem, ...] = ("imagenet",) if kernel == 7 else ("small", "stride2")
+    if kernel == 3 and layout.small_stem:
+        possible = ("small",)
+    said = wanted or checkpoint.description.get("stem")
+    described = checkpoint.description.get("stem", said)
+    if said is None and len(possible) > 1:
+        raise InputError(
+            "the first convolution is 3x3, and neither the weights nor the format say its stride",
+            where=checkpoint.path,
+            nearest="small (stride 1) or stride2 (stride 2); neither has a max-pool",
+            next_step="look it up in the code of its network: twinbench import FILE --out DIR --stem small, or --stem "
+            "stride2; where a max-pool follows it is neither and cannot be imported",
+        )
+    if said is not None and (said not in possible or said != described):
+        raise InputError(
+            f"the stem of this network is not {said}",
+            where=checkpoint.path,
+            nearest=" or ".join(stem for stem in possible if stem == described) or " or ".join(possible),
+            next_step="leave out --stem, or name the stem that its project builds",
+        )
+    return next((stem for stem in possible if stem == said), possible[0])
 
 
 @cache
@@ -213,21 +252,28 @@ def _expected(architecture: str, width: int, stem: Stem) -> dict[str, torch.Size
 
 
 def _describe(
-    checkpoint: CheckpointFile, chosen: Format, layout: Layout, accounting: Accounting, method: str | None
+    checkpoint: CheckpointFile,
+    chosen: Format,
+    layout: Layout,
+    accounting: Accounting,
+    method: str | None,
+    stem: Stem,
 ) -> EncoderInfo:
-    names = layout.backbone(list(checkpoint.tensors))
-    shapes = {name: checkpoint.tensors[key].shape for name, key in names.items()}
-    stem, width = _stem(shapes), _width(shapes)
-    mean, std = chosen.small_normalisation if stem == "small" else chosen.normalisation
+    shapes = {
+        name: checkpoint.tensors[key].shape for name, key in layout.backbone(list(checkpoint.tensors)).items()
+    }
+    small, own, width = stem != "imagenet", checkpoint.description, _width(shapes)
+    mean, std = chosen.small_normalisation if small else chosen.normalisation
+    trained_with = own.get("method") or chosen.trained_with(list(checkpoint.tensors))
     return EncoderInfo(
         architecture=accounting.architecture,
         width=width,
         stem=stem,
         feature_dim=_feature_dim(accounting.architecture, width),
-        input_size=_SMALL_PIXELS if stem == "small" else _IMAGENET_PIXELS,
-        mean=mean,
-        std=std,
-        method=method or chosen.method or checkpoint.path.name.partition(".")[0],
+        input_size=own.get("input_size", _SMALL_PIXELS if small else _IMAGENET_PIXELS),
+        mean=own.get("mean", mean),
+        std=own.get("std", std),
+        method=method or trained_with or checkpoint.path.name.partition(".")[0],
         recipe_hash="",
         origin="imported",
         deviation=layout.deviations.get(stem, "none"),
@@ -244,10 +290,19 @@ def _feature_dim(architecture: str, width: int) -> int:
 
 def _check_values(weights: dict[str, Tensor], path: Path) -> None:
     for name, tensor in weights.items():
-        if not tensor.is_floating_point() and not name.endswith(_COUNTER):
-            raise InputError(f"{name} is {tensor.dtype}, not floating point", where=path)
-        if not torch.isfinite(tensor).all():
-            raise InputError(f"{name} holds values that are not finite", where=path)
+        if name.endswith(_COUNTER):
+            continue
+        if tensor.layout != torch.strided or tensor.is_meta:
+            fault = "is sparse or has no values"
+        elif not tensor.is_floating_point():
+            fault = f"is {tensor.dtype}, not floating point"
+        elif not torch.isfinite(tensor.float()).all():
+            fault = "holds values that are not finite"
+        elif name.endswith("running_var") and (tensor < 0).any():
+            fault = "holds variances below 0"
+        else:
+            continue
+        raise InputError(f"{name} {fault}", where=path, next_step="ask its publisher for an intact file")
 
 
 def _incomplete(checkpoint: CheckpointFile, accounting: Accounting) -> InputError:
@@ -256,11 +311,13 @@ def _incomplete(checkpoint: CheckpointFile, accounting: Accounting) -> InputErro
         parts.append(f"missing {_some(accounting.missing)}")
     if accounting.misfits:
         parts.append(f"not of a plain {accounting.architecture}: {_some(accounting.misfits)}")
+    next_step = (
+        "give the file as its project publishes it, and its format with --format if the nearest is another"
+    )
+    if not accounting.missing:
+        next_step = "give a plain ResNet: Wide-ResNet, ResNeXt, SE and deep-stem networks cannot be imported"
     return InputError(
-        "; ".join(parts),
-        where=checkpoint.path,
-        nearest=_nearest(checkpoint),
-        next_step="give the file as its project publishes it, and its format with --format if the nearest is another",
+        "; ".join(parts), where=checkpoint.path, nearest=_nearest(checkpoint), next_step=next_step
     )
 
 

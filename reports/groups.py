@@ -75,6 +75,10 @@ class Group:
                 found[record.image_set] = budget
         return found
 
+    def sources(self) -> tuple[str, ...]:
+        """The files that an imported encoder's records name, with their SHA-256."""
+        return unique(f"{r.source_file} (SHA-256 {r.source_sha256})" for r in self.records if r.source_file)
+
     def cell(self, protocol: str, metric: str, image_set: str = "") -> Cell:
         """The cell of one metric on one image set (on the only one where ``image_set`` is empty).
 
@@ -149,15 +153,20 @@ def _split(records: Sequence[Record]) -> list[Group]:
         if not (identity[0].known or identity[1]):
             identity = per_image_set[record.image_set][0] if per_image_set[record.image_set] else identity
         parts[identity].append(record)
-    several_encoders = len({checksum for _, checksum in parts}) > 1
+    several_encoders = len({encoder for _, encoder in parts}) > 1
     return [
-        Group(method, variant, origin, tuple(part), suffix=checksum[:8] if several_encoders else str(budget))
-        for (budget, checksum), part in parts.items()
+        Group(method, variant, origin, tuple(part), suffix=encoder if several_encoders else str(budget))
+        for (budget, encoder), part in parts.items()
     ]
 
 
 def _identity(record: Record) -> tuple[Budget, str]:
-    return _budget(record), record.encoder_checksum if record.origin == "imported" else ""
+    """The budget and, of an imported encoder, its file with the first digits of that file's SHA-256."""
+    if record.origin != "imported":
+        return _budget(record), ""
+    if not record.source_file:
+        return _budget(record), record.encoder_checksum[:8]
+    return _budget(record), f"{record.source_file} {record.source_sha256[:8]}"
 
 
 def image_sets(records: Sequence[Record]) -> tuple[str, ...]:

@@ -28,6 +28,8 @@ COLUMNS = (
     "status",
     "reason",
     "origin",
+    "source_file",
+    "source_sha256",
     "recipe_hash",
     "encoder_checksum",
     "backbone",
@@ -62,6 +64,8 @@ class Record:
     n: int | None = None
     reason: str = ""
     origin: str = "run"
+    source_file: str = ""
+    source_sha256: str = ""
     recipe_hash: str = ""
     encoder_checksum: str = ""
     backbone: str = ""
@@ -142,6 +146,8 @@ def _record(row: Mapping[Hashable, Any]) -> Record:
         n=_integer(row.get("n")),
         reason=_text(row.get("reason")),
         origin=_text(row.get("origin")) or "run",
+        source_file=_text(row.get("source_file")),
+        source_sha256=_text(row.get("source_sha256")),
         recipe_hash=_text(row.get("recipe_hash")),
         encoder_checksum=_text(row.get("encoder_checksum")),
         backbone=_text(row.get("backbone")),

@@ -376,7 +376,13 @@ def _finish(
         columns=columns,
         rows=tuple(rows),
         footnotes=(*marked, *((mark, text) for text, mark in footnotes.letters.items())),
-        notes=(*_uncertainty_notes(lines, kinds), *budget_notes, *_protocol_notes(columns), *notes),
+        notes=(
+            *_uncertainty_notes(lines, kinds),
+            *budget_notes,
+            *_source_notes(lines),
+            *_protocol_notes(columns),
+            *notes,
+        ),
     )
 
 
@@ -482,7 +488,12 @@ def _budget_footnote(rows: Sequence[Row]) -> list[str]:
     marked = [f"{', '.join(row.labels)}: {row.budget}" for row in rows if row.marks]
     if not marked:
         return []
-    return [f"different pretraining budget, so not compared with the others: {'; '.join(marked)}"]
+    return [f"different network or pretraining, so not compared with the others: {'; '.join(marked)}"]
+
+
+def _source_notes(lines: Sequence[_Line]) -> list[str]:
+    shown = unique(f"{line.group.label} from {source}" for line in lines for source in line.group.sources())
+    return [f"Imported: {'; '.join(shown)}."] if shown else []
 
 
 def _protocol_notes(columns: Sequence[Column]) -> list[str]:

@@ -6,6 +6,7 @@ protocols are known by name and refuse to start.
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
 from typing import ClassVar
 
@@ -14,23 +15,36 @@ import torch
 from data.errors import InputError
 from data.image_sets import ImageSet
 from downstream.detection.fine_tuning import BOX_METRICS, MASK_METRICS, Detector, FineTuning
-from downstream.detection.schedules import COCO_1X, TINY, VOC_24K, Schedule
+from downstream.detection.schedules import COCO_1X, TINY, VOC_24K, VOC_24K_BT, Schedule
 from downstream.protocol import EvaluationContext, Measurement, register_protocol
 from pretraining.encoder import Encoder
 
 INSTALLATION_GUIDE = "https://detectron2.readthedocs.io/en/latest/tutorials/install.html"
 
 
+def detectron2_problem() -> str | None:
+    """Why Detectron2 cannot be used, as the end of a sentence; None where it can."""
+    # A folder of its source in the path is none: it has no compiled part.
+    if find_spec("detectron2") is None or find_spec("detectron2._C") is None:
+        return "is not installed"
+    try:
+        import_module("detectron2._C")
+    except ImportError as error:
+        return f"was built against another torch ({error})"
+    return None
+
+
 def detectron2_found() -> bool:
-    """Whether Detectron2 is installed; a folder of its source in the path is none."""
-    return find_spec("detectron2") is not None and find_spec("detectron2._C") is not None
+    """Whether Detectron2 is installed and fits the installed torch."""
+    return detectron2_problem() is None
 
 
 def require_detectron2(protocol_name: str) -> None:
-    """Raise InputError where Detectron2 is not installed."""
-    if not detectron2_found():
+    """Raise InputError where Detectron2 cannot be used."""
+    problem = detectron2_problem()
+    if problem is not None:
         raise InputError(
-            f"{protocol_name} needs Detectron2, which is not installed",
+            f"{protocol_name} needs Detectron2, which {problem}",
             nearest="detection/c4-torchvision-v1",
             next_step=f"build it against the installed torch ({INSTALLATION_GUIDE}), or use the nearest protocol",
         )
@@ -69,7 +83,10 @@ class C4Detectron2(Detectron2C4):
 
 @register_protocol
 class VocC4Detectron2(Detectron2C4):
-    """Faster R-CNN on VOC07+12 (MoCo's 24k schedule, 16 images per batch), with VOC 2007's AP."""
+    """Faster R-CNN on VOC07+12 (24k iterations, 16 images per batch), with VOC 2007's AP.
+
+    With MoCo's learning rate (arXiv:1911.05722, table 2; MoCo v2's row is of arXiv:2003.04297, table 1).
+    """
 
     name: ClassVar[str] = "detection/voc-c4-detectron2-v1"
     schedule: ClassVar[Schedule] = VOC_24K
@@ -86,8 +103,27 @@ class VocC4Detectron2OneDevice(VocC4Detectron2):
 
 
 @register_protocol
+class VocC4BtDetectron2(VocC4Detectron2):
+    """The same with the learning rate and warm-up of Barlow Twins (arXiv:2103.03230, table 4, VOC07+12)."""
+
+    name: ClassVar[str] = "detection/voc-c4-bt-detectron2-v1"
+    schedule: ClassVar[Schedule] = VOC_24K_BT
+
+
+@register_protocol
+class VocC4BtDetectron2OneDevice(VocC4BtDetectron2):
+    """The same scaled to one device of two images; batch norm sees fewer of them, so its rows are apart."""
+
+    name: ClassVar[str] = "detection/voc-c4-bt-detectron2-1gpu-v1"
+    schedule: ClassVar[Schedule] = VOC_24K_BT.scaled(devices=1)
+
+
+@register_protocol
 class CocoC4Detectron2(Detectron2C4):
-    """Mask R-CNN on COCO (1x, 16 images per batch), with COCO's AP of boxes and masks."""
+    """Mask R-CNN on COCO (1x, 16 images per batch), with COCO's AP of boxes and masks.
+
+    With the learning rate of Barlow Twins (arXiv:2103.03230, table 4, COCO).
+    """
 
     name: ClassVar[str] = "detection/coco-c4-detectron2-v1"
     schedule: ClassVar[Schedule] = COCO_1X

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -10,7 +11,7 @@ from typing import ClassVar, Literal
 from typing import Protocol as Interface
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.detection import DetectionSplit
 from data.errors import RunFailure
@@ -20,11 +21,14 @@ from downstream.detection.schedules import Schedule
 from downstream.detection.voc_eval import voc_average_precision
 from downstream.protocol import EvaluationContext, Measurement, Protocol
 from downstream.randomness import seeded
+from pretraining.backbones import Stem
 from pretraining.encoder import Encoder
 
 BOX_METRICS = ("box_ap", "box_ap50", "box_ap75")
 MASK_METRICS = ("mask_ap", "mask_ap50", "mask_ap75")
 STAGES = ("res2", "res3", "res4", "res5")
+STEM_STRIDES: Mapping[Stem, int] = {"imagenet": 4, "small": 1, "stride2": 2}
+"""Pixels per position of the map that enters res2; each later stage halves the map."""
 _TOLERANCE = 1e-4
 _CHECKED_PIXELS = 128
 # Region heads and backbone together, in forward passes of the backbone at the size of the schedule (measured for the
@@ -102,22 +106,30 @@ def require_encoder_maps(detector: Detector, encoder: Encoder, image: Tensor) ->
     """Raise RunFailure unless the detector gives the encoder's maps res2 to res5 on an uint8 picture ``[3, H, W]``.
 
     A detector that silently starts from other weights still trains and still gives an AP: this is the check that the
-    number belongs to the encoder. It covers normalisation and channel order as well.
+    number belongs to the encoder. It covers normalisation and channel order as well. A GPU computes in full precision
+    meanwhile: its usual TF32 convolutions alone make a larger difference than is tolerated.
     """
     image = image[:, :_CHECKED_PIXELS, :_CHECKED_PIXELS]
     mean, std = (torch.tensor(values)[:, None, None] for values in (encoder.mean, encoder.std))
     pixels = ((image.float() / 255 - mean) / std)[None]
     expected = copy.deepcopy(encoder.backbone).cpu().feature_maps(pixels)
-    found = detector.feature_maps(image)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        found = detector.feature_maps(image)
     for stage in STAGES:
-        scale = expected[stage].abs().max().clamp_min(1e-12)
-        difference = (found[stage].cpu() - expected[stage]).abs().max() / scale
+        difference = _relative_difference(found[stage].cpu(), expected[stage])
         if not difference < _TOLERANCE:
             raise RunFailure(
-                f"the detector does not start from the encoder: {stage} differs by {difference.item():.2g}",
+                f"the detector does not start from the encoder: {stage} differs by {difference:.2g}",
                 where=f"encoder {encoder.checksum[:12]}",
                 next_step="report this as a bug; no number was recorded",
             )
+
+
+def _relative_difference(found: Tensor, expected: Tensor) -> float:
+    """The largest difference over the largest expected value; infinite for maps of different sizes."""
+    if found.shape != expected.shape:
+        return math.inf
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
 
 
 def finite_total(losses: Mapping[str, Tensor], iteration: int) -> Tensor:
@@ -126,6 +138,17 @@ def finite_total(losses: Mapping[str, Tensor], iteration: int) -> Tensor:
     if not torch.isfinite(total):
         raise not_finite(f"the detection loss became {total.item()}", iteration)
     return total
+
+
+def require_finite(model: nn.Module, iteration: int) -> None:
+    """Raise RunFailure where a weight or statistic of a model is not finite after a 0-based iteration.
+
+    The last step of a training can diverge after a loss that was finite. Such a detector finds nothing, and its AP of
+    0 would look like a measurement.
+    """
+    for name, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise not_finite(f"{name} is not finite", iteration)
 
 
 def not_finite(what: str, iteration: int) -> RunFailure:

@@ -88,6 +88,8 @@ VOC_24K = Schedule(
     train_sizes=tuple(range(480, 801, 32)),
     test_size=800,
 )
+# That of Barlow Twins (arXiv:2103.03230, appendix C.2): the same but for the rate and the warm-up.
+VOC_24K_BT = replace(VOC_24K, base_lr=0.1, warmup_iterations=1_000, warmup_factor=0.333)
 # Detectron2's mask_rcnn_R_50_C4_1x with the rate of Barlow Twins (arXiv:2103.03230, appendix C.2).
 COCO_1X = Schedule(
     images_per_batch=16,

@@ -7,7 +7,7 @@ regions, in resizing and in the losses' normalisation, so the protocols have nam
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, ClassVar
@@ -28,9 +28,11 @@ from downstream.detection.fine_tuning import (
     BOX_METRICS,
     MASK_METRICS,
     STAGES,
+    STEM_STRIDES,
     Detector,
     FineTuning,
     finite_total,
+    require_finite,
 )
 from downstream.detection.schedules import TINY, VOC_24K, Schedule
 from downstream.detection.torchvision_fpn import PyramidBody
@@ -42,6 +44,25 @@ _RATIOS = (0.5, 1.0, 2.0)
 _BOX_WIDTH = 256
 _MASK_CHANNELS = 64
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+
+
+class StridedAnchors(AnchorGenerator):
+    """Anchors as far apart as the maps of an encoder are strided.
+
+    torchvision takes the side of the picture over that of the map, rounded down. A stem that pads by more than half
+    its kernel makes maps a little larger, and one pixel too few between anchors leaves part of the picture without.
+    """
+
+    def __init__(self, sizes: tuple[tuple[float, ...], ...], strides: Sequence[int]) -> None:
+        super().__init__(sizes, (_RATIOS,) * len(sizes))
+        self._strides = strides
+
+    def grid_anchors(self, grid_sizes: list[list[int]], strides: list[list[Tensor]]) -> list[Tensor]:
+        """The anchors ``[n, 4]`` of every map; ``strides``, the ones that torchvision found, give way to ours."""
+        pairs = zip(strides, self._strides, strict=True)
+        own = [[torch.full_like(side, stride) for side in sides] for sides, stride in pairs]
+        anchors: list[Tensor] = super().grid_anchors(grid_sizes, own)
+        return anchors
 
 
 class C4Body(nn.Module):
@@ -78,7 +99,7 @@ def c4_detector(encoder: Encoder, classes: int, schedule: Schedule) -> FasterRCN
     backbone = encoder.fresh_backbone()
     return FasterRCNN(
         C4Body(backbone),
-        rpn_anchor_generator=AnchorGenerator((schedule.anchor_sizes,), (_RATIOS,)),
+        rpn_anchor_generator=StridedAnchors((schedule.anchor_sizes,), _strides(encoder)[2:3]),
         box_roi_pool=MultiScaleRoIAlign(["res4"], 14, 0),
         box_head=Res5Head(backbone),
         box_predictor=FastRCNNPredictor(backbone.feature_dim, classes + 1),
@@ -91,8 +112,8 @@ def fpn_detector(encoder: Encoder, classes: int, masks: bool, schedule: Schedule
     backbone = encoder.fresh_backbone()
     body = PyramidBody(backbone, [backbone.feature_dim // 2**i for i in (3, 2, 1, 0)])
     parts: dict[str, Any] = {
-        "rpn_anchor_generator": AnchorGenerator(
-            tuple((side,) for side in schedule.anchor_sizes[: len(STAGES)]), (_RATIOS,) * len(STAGES)
+        "rpn_anchor_generator": StridedAnchors(
+            tuple((side,) for side in schedule.anchor_sizes[: len(STAGES)]), _strides(encoder)
         ),
         "box_roi_pool": MultiScaleRoIAlign(list(STAGES), 7, 2, canonical_scale=schedule.test_size // 3),
         "box_head": TwoMLPHead(body.out_channels * 49, _BOX_WIDTH),
@@ -108,6 +129,11 @@ def fpn_detector(encoder: Encoder, classes: int, masks: bool, schedule: Schedule
         mask_predictor=MaskRCNNPredictor(_MASK_CHANNELS, _MASK_CHANNELS, classes + 1),
         **parts,
     )
+
+
+def _strides(encoder: Encoder) -> list[int]:
+    """Pixels per position of res2 to res5."""
+    return [STEM_STRIDES[encoder.info.stem] * 2**i for i in range(len(STAGES))]
 
 
 def _common(encoder: Encoder, schedule: Schedule) -> dict[str, Any]:
@@ -153,7 +179,7 @@ class TorchvisionDetector:
     def train(self, split: DetectionSplit, seed: int) -> Iterator[int]:
         """Fine-tune by the schedule, yielding the 0-based number of every finished iteration.
 
-        Raises RunFailure where the loss is not finite.
+        Raises RunFailure where a loss is not finite, or the detector in the end.
         """
         schedule = self._schedule
         optimizer = torch.optim.SGD(_groups(self.model, schedule), schedule.base_lr, schedule.momentum)
@@ -169,6 +195,7 @@ class TorchvisionDetector:
             optimizer.step()
             yield iteration
         self._estimate_statistics(islice(batches, schedule.precise_bn))
+        require_finite(self.model, schedule.iterations - 1)
         self.model.transform.min_size = (schedule.test_size,)
 
     def _batches(self, split: DetectionSplit, seed: int) -> Iterator[Batch]:

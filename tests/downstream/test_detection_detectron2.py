@@ -1,7 +1,9 @@
 """Our use of Detectron2 against Detectron2 itself."""
 
 from dataclasses import replace
+from itertools import islice, zip_longest
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,13 +13,14 @@ from PIL import Image
 from data.detection import DetectionSplit
 from data.errors import RunFailure
 from downstream.detection.coco_eval import average_precision
-from downstream.detection.detectron2_weights import from_detectron2, to_detectron2
 from downstream.detection.fine_tuning import require_encoder_maps
-from downstream.detection.schedules import COCO_1X, TINY, VOC_24K
+from downstream.detection.schedules import COCO_1X, TINY, VOC_24K, VOC_24K_BT
 from downstream.features import FeatureStore
 from downstream.protocol import EvaluationContext, protocol
 from downstream.randomness import seeded
 from pretraining.backbones import build_backbone
+from pretraining.detectron2_names import from_detectron2, to_detectron2
+from pretraining.deviations import Deviation, deviate
 from pretraining.encoder import Encoder, EncoderInfo
 
 detectron2 = pytest.importorskip("detectron2", reason="Detectron2 is not installed")
@@ -58,7 +61,7 @@ SHORT = replace(
 )
 
 
-def make(architecture, width, stem):
+def make(architecture, width, stem, deviation="none"):
     """An encoder with weights, running statistics and a normalisation that differ in every channel."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -66,8 +69,10 @@ def make(architecture, width, stem):
         for name, tensor in backbone.state_dict().items():
             if "running" in name or ("bn" in name and tensor.ndim == 1):
                 tensor.copy_(0.5 + torch.rand_like(tensor))
-    info = EncoderInfo(architecture, width, stem, backbone.feature_dim, 32, MEAN, STD, "random", "none")
-    return Encoder(backbone, info, checksum="none")
+    info = EncoderInfo(
+        architecture, width, stem, backbone.feature_dim, 32, MEAN, STD, "random", "none", deviation=deviation
+    )
+    return Encoder(deviate(backbone, deviation), info, checksum="none")
 
 
 def pixels(seed=0, side=64):
@@ -144,6 +149,40 @@ def test_another_order_normalisation_or_head_is_noticed(change):
         require_encoder_maps(detector, encoder, pixels())
 
 
+DEVIATIONS = [
+    ("same_padding", "resnet10", "imagenet"),
+    ("same_padding", "resnet50", "small"),
+    ("same_padding", "resnet50", "imagenet"),
+    ("same_max_pool", "resnet10", "imagenet"),
+    ("stem_padding_2", "resnet10", "small"),
+    ("no_stem_relu", "resnet10", "imagenet"),
+]
+
+
+def test_every_deviation_is_tested():
+    assert {"none", *(deviation for deviation, *_ in DEVIATIONS)} == set(get_args(Deviation))
+
+
+@pytest.mark.parametrize(("deviation", "architecture", "stem"), DEVIATIONS)
+def test_the_detector_computes_with_the_encoders_deviation(deviation, architecture, stem):
+    encoder = make(architecture, 8, stem, deviation)
+    detector = Detectron2Detector(encoder, SHORT, 3, False, CPU)
+    plain = Detectron2Detector(make(architecture, 8, stem), SHORT, 3, False, CPU)
+    # SAME pads even and odd sides in different ways.
+    for height, width in ((64, 64), (61, 75)):
+        image = pixels(side=75)[:, :height, :width]
+        require_encoder_maps(detector, encoder, image)
+        with pytest.raises(RunFailure, match="does not start from the encoder"):
+            require_encoder_maps(plain, encoder, image)
+    training = torch.randn(2, 3, 61, 75, generator=torch.Generator().manual_seed(0))
+    expected = encoder.fresh_backbone().feature_maps(training)
+    maps = detector.model.backbone.train()(training)["res4"]
+    torch.testing.assert_close(maps, expected["res4"], rtol=1e-4, atol=1e-4)
+    for block in detector.model.roi_heads.res5.train()[:-1]:
+        maps = block(maps)
+    torch.testing.assert_close(maps, expected["res5"], rtol=1e-4, atol=1e-4)
+
+
 def flat(cfg, prefix=""):
     for key, value in cfg.items():
         if hasattr(value, "items"):
@@ -161,6 +200,7 @@ MOCO = {
     "MODEL.PIXEL_STD": pytest.approx([58.395, 57.120, 57.375]),
     "MODEL.RESNETS.NORM": "BN",
     "MODEL.RESNETS.STEM": "imagenet",
+    "MODEL.RESNETS.DEVIATION": "none",
     "MODEL.RESNETS.STRIDE_IN_1X1": False,
     "MODEL.ROI_HEADS.NAME": "Res5ROIHeadsExtraNorm",
     "MODEL.WEIGHTS": "",
@@ -178,6 +218,13 @@ IGNORED = {"DATASETS.TRAIN", "DATASETS.TEST"}
         (
             VOC_24K, 20, False, "PascalVOC-Detection/faster_rcnn_R_50_C4.yaml",
             {"SOLVER.STEPS": (18_000, 22_000), "SOLVER.MAX_ITER": 24_000},
+        ),
+        (
+            VOC_24K_BT, 20, False, "PascalVOC-Detection/faster_rcnn_R_50_C4.yaml",
+            {
+                "SOLVER.STEPS": (18_000, 22_000), "SOLVER.MAX_ITER": 24_000, "SOLVER.BASE_LR": 0.1,
+                "SOLVER.WARMUP_ITERS": 1000, "SOLVER.WARMUP_FACTOR": 0.333,
+            },
         ),
         (
             COCO_1X, 80, True, "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml",
@@ -258,11 +305,52 @@ def dataset_dicts(split, folder):
     return dicts
 
 
+# A learning rate so large that one step moves the weights by more than the tolerance of the comparison.
+FIRST = replace(SHORT, base_lr=2.0, warmup_factor=0.5)
+
+
+def reference_config(masks):
+    """Detectron2's own file of the protocol, with MoCo's changes, for `FIRST` and a ResNet-50 of width 8."""
+    cfg = get_cfg()
+    folder = "COCO-InstanceSegmentation/mask_rcnn" if masks else "PascalVOC-Detection/faster_rcnn"
+    cfg.merge_from_file(str(CONFIGS / f"{folder}_R_50_C4{'_1x' if masks else ''}.yaml"))
+    values = {
+        "MODEL.DEVICE": "cpu",
+        "MODEL.WEIGHTS": "",
+        "MODEL.PIXEL_MEAN": [123.675, 116.280, 103.530],
+        "MODEL.PIXEL_STD": [58.395, 57.120, 57.375],
+        "MODEL.BACKBONE.FREEZE_AT": 0,
+        "MODEL.RESNETS.NORM": "BN",
+        "MODEL.RESNETS.STRIDE_IN_1X1": False,
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+        "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
+        "MODEL.ANCHOR_GENERATOR.SIZES": [[3.84, 7.68, 15.36, 30.72, 61.44]],
+        "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 1200,
+        "MODEL.RPN.POST_NMS_TOPK_TRAIN": 200,
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 32,
+        "MODEL.ROI_HEADS.NAME": "MocoHeads",
+        "MODEL.ROI_HEADS.NUM_CLASSES": 3,
+        "INPUT.FORMAT": "RGB",
+        "INPUT.MASK_FORMAT": "bitmask",
+        "INPUT.MIN_SIZE_TRAIN": (96,),
+        "INPUT.MAX_SIZE_TRAIN": 320,
+        "INPUT.RANDOM_FLIP": "none",
+        "SOLVER.BASE_LR": 2.0,
+        "SOLVER.WARMUP_FACTOR": 0.5,
+        "SOLVER.WARMUP_ITERS": 2,
+        "SOLVER.STEPS": (1, 2),
+        "SOLVER.MAX_ITER": 3,
+    }
+    cfg.merge_from_list([item for pair in values.items() for item in pair])
+    return cfg
+
+
 @pytest.mark.parametrize("masks", [False, True])
 def test_the_first_step_is_that_of_detectron2s_own_trainer(masks, image_set, tmp_path, monkeypatch):
     split, encoder = image_set.detection("train"), make("resnet50", 8, "imagenet")
     with seeded(0, CPU):
-        mine = Detectron2Detector(encoder, SHORT, 3, masks, CPU)
+        mine = Detectron2Detector(encoder, FIRST, 3, masks, CPU)
     initial = {name: tensor.clone() for name, tensor in mine.model.state_dict().items()}
     losses = {}
     total = ours.finite_total
@@ -270,15 +358,14 @@ def test_the_first_step_is_that_of_detectron2s_own_trainer(masks, image_set, tmp
     with seeded(7, CPU):
         next(mine.train(split, seed=0))
 
-    cfg = mine.cfg.clone()
-    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.ROI_HEADS.NAME = "build_resnet_backbone", "MocoHeads"
+    cfg = reference_config(masks)
     model = build_model(cfg)
     model.load_state_dict(initial)
     loader = build_detection_train_loader(
         dataset_dicts(split, tmp_path),
         mapper=DatasetMapper(cfg, is_train=True),
-        sampler=SubsetInOrder(ours.Draws(split, SHORT, 0, ours.DrawMapper(mine.cfg)).order.tolist()),
-        total_batch_size=SHORT.images_per_batch,
+        sampler=SubsetInOrder(ours.Draws(split, FIRST, 0, ours.DrawMapper(mine.cfg)).order.tolist()),
+        total_batch_size=FIRST.images_per_batch,
     )
     batch = next(iter(loader))
     optimizer = build_optimizer(cfg, model)
@@ -292,8 +379,86 @@ def test_the_first_step_is_that_of_detectron2s_own_trainer(masks, image_set, tmp
     for name, value in logged.items():
         assert losses[name].item() == pytest.approx(value, abs=1e-6), name
         assert value > 0, name
+    after = mine.model.state_dict()
     for name, tensor in model.state_dict().items():
-        torch.testing.assert_close(mine.model.state_dict()[name], tensor, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(after[name], tensor, rtol=1e-6, atol=1e-6)
+    moved = [name for name, _ in model.named_parameters() if (after[name] - initial[name]).abs().max() > 1e-4]
+    assert len(moved) > 0.9 * len(list(model.parameters())), "the step is larger than the tolerance"
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_augmented_draws_are_those_of_detectron2s_own_mapper(masks, encoder, image_set, tmp_path):
+    schedule = replace(SHORT, horizontal_flip=True, train_sizes=(64, 80, 96))
+    split = image_set.detection("train")
+    cfg = detectron2_config(encoder, schedule, 3, masks, CPU)
+    draws = ours.Draws(split, schedule, 0, lambda draw: (draw.seed, ours.DrawMapper(cfg)(draw)))
+    files, theirs, flipped = dataset_dicts(split, tmp_path), DatasetMapper(cfg, is_train=True), 0
+    for position, i in enumerate(draws.order.tolist()):
+        seed, mine = draws[position]
+        np.random.seed(seed)
+        expected = theirs(files[i])
+        assert torch.equal(mine["image"], expected["image"])
+        found, wanted = mine["instances"], expected["instances"]
+        assert torch.equal(found.gt_boxes.tensor, wanted.gt_boxes.tensor)
+        assert torch.equal(found.gt_classes, wanted.gt_classes)
+        assert found.has("gt_masks") == wanted.has("gt_masks") == masks
+        assert not masks or torch.equal(found.gt_masks.tensor, wanted.gt_masks.tensor)
+        np.random.seed(seed)
+        upright = DatasetMapper(
+            detectron2_config(encoder, replace(schedule, horizontal_flip=False), 3, False, CPU)
+        )
+        flipped += not torch.equal(upright(files[i])["image"], mine["image"])
+    assert 0 < flipped < len(draws)
+
+
+def test_syncbn_on_one_device_is_batch_norm(encoder, image_set):
+    """As on one GPU without a process group, where Detectron2's SyncBN is torch's."""
+    losses = []
+    for norm in ("BN", "SyncBN"):
+        with seeded(0, CPU):
+            detector = Detectron2Detector(encoder, SHORT, 3, False, CPU)
+            cfg = detector.cfg.clone()
+            cfg.MODEL.RESNETS.NORM = norm
+            model = build_model(cfg)
+            model.load_state_dict(detector.model.state_dict())
+        kinds = {type(module) for module in model.modules() if isinstance(module, torch.nn.SyncBatchNorm)}
+        assert kinds == ({torch.nn.SyncBatchNorm} if norm == "SyncBN" else set())
+        detector.model = model
+        with seeded(1, CPU):
+            list(detector.train(image_set.detection("train"), seed=0))
+        losses.append(model.state_dict())
+    for name, tensor in losses[0].items():
+        assert torch.equal(losses[1][name], tensor), name
+
+
+def test_two_trainings_at_a_time_are_those_of_one(encoder, image_set):
+    """Detectron2 keeps what its models log in a global stack, which a training must not leave open between steps."""
+
+    def trained(together):
+        with seeded(0, CPU):
+            pair = [Detectron2Detector(encoder, SHORT, 3, False, CPU) for _ in range(2)]
+            runs = [detector.train(image_set.detection("train"), seed=0) for detector in pair]
+            if together:
+                assert len(list(zip_longest(*runs))) == 3
+                return
+            assert [len(list(run)) for run in runs] == [3, 3]
+
+    trained(together=True)
+    abandoned = Detectron2Detector(encoder, SHORT, 3, False, CPU).train(image_set.detection("train"), seed=0)
+    next(abandoned)
+    trained(together=False)
+    abandoned.close()
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e38])
+def test_a_last_step_that_diverges_is_a_failure(value, encoder, image_set):
+    with seeded(0, CPU):
+        detector = Detectron2Detector(encoder, SHORT, 3, False, CPU)
+        training = detector.train(image_set.detection("train"), seed=0)
+        assert list(islice(training, 3)) == [0, 1, 2]
+        torch.nn.init.constant_(detector.model.backbone.stem.conv1.weight, value)
+        with pytest.raises(RunFailure, match="iteration 2"):
+            next(training)
 
 
 def test_every_tensor_is_trained_and_training_repeats_itself(encoder, image_set):
@@ -345,7 +510,29 @@ def test_a_single_scene_is_overfitted(encoder, image_set):
     assert after["box_ap50"] > 95
 
 
-@pytest.mark.parametrize("name", ["c4", "voc-c4", "coco-c4"])
+def test_one_class_empty_pictures_crowds_and_boxes_at_the_border(encoder, image_set):
+    """Pictures of several sizes, without objects, with a crowd only, and with an object as large as the picture."""
+    scenes = image_set.detection("test")
+    boxes = [torch.tensor([[0.0, 0, 64, 64]]), torch.zeros(0, 4), *scenes.boxes[2:]]
+    masks = [
+        torch.ones(1, 64, 64, dtype=torch.bool),
+        torch.zeros(0, 64, 64, dtype=torch.bool),
+        *scenes.masks[2:],
+    ]
+    labels = [torch.zeros(len(each), dtype=torch.int64) for each in boxes]
+    crowd = [torch.zeros(len(each), dtype=torch.bool) for each in boxes]
+    crowd[2][:] = True
+    split = DetectionSplit(scenes.images, boxes, labels, masks, crowd=crowd)
+    with seeded(0, CPU):
+        detector = Detectron2Detector(encoder, SHORT, 1, True, CPU)
+        assert len(list(detector.train(split, seed=0))) == 3
+    found = [detector.detect(image) for image in split.images]
+    assert all((each.labels == 0).all() for each in found)
+    assert all(each.masks.shape == (len(each.boxes), 64, 64) for each in found)
+    assert set(average_precision(split, found, 1)) >= {"box_ap", "mask_ap"}
+
+
+@pytest.mark.parametrize("name", ["c4", "voc-c4", "voc-c4-bt", "coco-c4"])
 def test_a_protocol_repeats_itself_and_leaves_the_encoder_alone(name, encoder, image_set, monkeypatch):
     chosen = protocol(f"detection/{name}-detectron2-v1")
     monkeypatch.setattr(type(chosen), "schedule", SHORT)

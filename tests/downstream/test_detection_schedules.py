@@ -1,7 +1,7 @@
 import pytest
 
 from data.errors import InputError
-from downstream.detection.schedules import COCO_1X, TINY, VOC_24K
+from downstream.detection.schedules import COCO_1X, TINY, VOC_24K, VOC_24K_BT
 
 
 def numbers(schedule):
@@ -21,6 +21,8 @@ def numbers(schedule):
         (VOC_24K, 8, (16, 0.02, (18_000, 22_000), 100, 24_000, 200)),
         (VOC_24K, 4, (8, 0.01, (36_000, 44_000), 200, 48_000, 400)),
         (VOC_24K, 1, (2, 0.0025, (144_000, 176_000), 800, 192_000, 1600)),
+        (VOC_24K_BT, 8, (16, 0.1, (18_000, 22_000), 1000, 24_000, 200)),
+        (VOC_24K_BT, 1, (2, 0.0125, (144_000, 176_000), 8000, 192_000, 1600)),
         (COCO_1X, 8, (16, 0.03, (60_000, 80_000), 1000, 90_000, 200)),
         (COCO_1X, 1, (2, 0.00375, (480_000, 640_000), 8000, 720_000, 1600)),
     ],
@@ -50,6 +52,15 @@ def test_the_learning_rate_by_hand():
     assert [rate(i) for i in (22_000, 23_999)] == pytest.approx([0.0002, 0.0002])
 
 
+def test_the_warm_up_of_barlow_twins_by_hand():
+    rate = VOC_24K_BT.learning_rate
+    assert [rate(i) for i in (0, 500, 1000)] == pytest.approx([0.0333, 0.06665, 0.1])
+    alone = VOC_24K_BT.scaled(1).learning_rate
+    assert [alone(i) for i in (0, 4000, 7999, 8000)] == pytest.approx(
+        [0.0041625, 0.00833125, 0.0124989578125, 0.0125]
+    )
+
+
 def test_sizes_and_anchors():
     assert VOC_24K.train_sizes == (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
     assert COCO_1X.train_sizes == (640, 672, 704, 736, 768, 800)
@@ -64,7 +75,9 @@ def test_devices_that_do_not_divide_the_batch_are_refused(devices):
 
 
 @pytest.mark.detectron2
-@pytest.mark.parametrize("schedule", [VOC_24K, VOC_24K.scaled(1), COCO_1X, TINY])
+@pytest.mark.parametrize(
+    "schedule", [VOC_24K, VOC_24K.scaled(1), VOC_24K_BT, VOC_24K_BT.scaled(1), COCO_1X, TINY]
+)
 def test_the_learning_rate_is_detectron2s(schedule):
     pytest.importorskip("detectron2", reason="Detectron2 is not installed")
     import torch

@@ -1,8 +1,11 @@
 from dataclasses import replace
 from functools import partial
+from itertools import islice
+from typing import get_args
 
 import pytest
 import torch
+from torchvision.models.detection.image_list import ImageList
 
 from data.detection import DetectionSplit
 from data.errors import InputError, RunFailure
@@ -14,6 +17,9 @@ from downstream.detection.torchvision_rcnn import TorchvisionDetector, c4_detect
 from downstream.features import FeatureStore
 from downstream.protocol import EvaluationContext, protocol
 from downstream.randomness import seeded
+from pretraining.backbones import build_backbone
+from pretraining.deviations import Deviation, deviate
+from pretraining.encoder import Encoder, EncoderInfo
 
 CPU = torch.device("cpu")
 SHORT = replace(
@@ -26,6 +32,18 @@ SHORT = replace(
     test_size=64,
     precise_bn=1,
 )
+
+
+def deviating(deviation, architecture="resnet10"):
+    stem = "small" if deviation == "stem_padding_2" else "imagenet"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        backbone = deviate(build_backbone(architecture, 8, stem), deviation)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    info = EncoderInfo(
+        architecture, 8, stem, backbone.feature_dim, 32, mean, std, "random", "none", deviation=deviation
+    )
+    return Encoder(backbone, info, checksum="none")
 
 
 def build(kind, encoder, schedule=SHORT, masks=False):
@@ -50,6 +68,34 @@ def test_a_detector_starts_from_its_encoder_and_no_other(kind, make_encoder, ima
     detector.model.transform.image_mean = [0.5, 0.5, 0.4]
     with pytest.raises(RunFailure, match="res2 differs"):
         require_encoder_maps(detector, first, image)
+
+
+@pytest.mark.parametrize("kind", ["c4", "fpn"])
+@pytest.mark.parametrize("deviation", get_args(Deviation))
+def test_a_detector_computes_with_the_encoders_deviation(kind, deviation, image_set):
+    split, encoder = image_set.detection("train"), deviating(deviation)
+    with seeded(0, CPU):
+        detector = build(kind, encoder)
+        require_encoder_maps(detector, encoder, split.images[0])
+        assert list(detector.train(split, seed=0)) == [0, 1, 2]
+        assert detector.detect(split.images[0]).boxes.shape[1] == 4
+
+
+@pytest.mark.parametrize("kind", ["c4", "fpn"])
+@pytest.mark.parametrize("deviation", get_args(Deviation))
+def test_anchors_are_a_stride_apart_and_reach_over_the_picture(kind, deviation):
+    detector = build(kind, deviating(deviation), TINY).model
+    pictures = ImageList(torch.zeros(1, 3, 192, 192), [(192, 192)])
+    maps = list(detector.backbone(pictures.tensors).values())
+    (anchors,) = detector.rpn.anchor_generator(pictures, maps)
+    per_place = detector.rpn.anchor_generator.num_anchors_per_location()
+    finest = 1 if deviation == "stem_padding_2" else 4
+    strides = [4 * finest] if kind == "c4" else [finest * 2**i for i in range(4)]
+    levels = anchors.split([each * m.shape[2] * m.shape[3] for each, m in zip(per_place, maps, strict=True)])
+    for level, count, stride in zip(levels, per_place, strides, strict=True):
+        centres = ((level[:, 0] + level[:, 2]) / 2).unique().diff()
+        assert set(centres.tolist()) == {stride}
+        assert (level[::count, 2].max() + level[::count, 0].max()) / 2 >= 192 - stride
 
 
 @pytest.mark.parametrize(("kind", "masks"), [("c4", False), ("fpn", False), ("fpn", True)])
@@ -164,20 +210,22 @@ def test_draws_are_epochs_and_their_seeds_differ(image_set):
     assert not torch.equal(draws.order, other.order)
 
 
-def test_a_single_scene_is_overfitted(encoder, image_set):
+@pytest.mark.parametrize(("kind", "iterations", "rate"), [("c4", 80, 0.02), ("fpn", 80, 0.01)])
+def test_a_single_scene_is_overfitted(kind, iterations, rate, encoder, image_set):
     scenes = image_set.detection("test")
-    one = DetectionSplit(scenes.images[:1], scenes.boxes[:1], scenes.labels[:1])
+    one = DetectionSplit(scenes.images[:1], scenes.boxes[:1], scenes.labels[:1], scenes.masks[:1])
     schedule = replace(
-        TINY, images_per_batch=2, iterations=80, steps=(60, 70), warmup_iterations=10, train_sizes=(128,),
-        test_size=128, precise_bn=5,
+        TINY, images_per_batch=2, base_lr=rate, iterations=iterations, steps=(iterations - 20, iterations - 10),
+        warmup_iterations=10, train_sizes=(128,), test_size=128, precise_bn=5,
     )  # fmt: skip
     with seeded(0, CPU):
-        detector = build("c4", encoder, schedule)
+        detector = build(kind, encoder, schedule, masks=kind == "fpn")
         before = average_precision(one, [detector.detect(one.images[0])], 3)
         list(detector.train(one, seed=0))
     after = average_precision(one, [detector.detect(one.images[0])], 3)
     assert before["box_ap50"] < 10
     assert after["box_ap50"] > 95
+    assert kind == "c4" or after["mask_ap50"] > 95
 
 
 @pytest.mark.parametrize(
@@ -220,6 +268,54 @@ def test_a_loss_that_is_not_finite_is_a_failure(encoder, image_set):
     torch.nn.init.constant_(detector.model.roi_heads.box_predictor.cls_score.bias, float("nan"))
     with seeded(0, CPU), pytest.raises(RunFailure, match="iteration 0"):
         next(iter(detector.train(image_set.detection("train"), seed=0)))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e38])
+def test_a_last_step_that_diverges_is_a_failure(value, encoder, image_set):
+    with seeded(0, CPU):
+        detector = build("c4", encoder)
+        training = detector.train(image_set.detection("train"), seed=0)
+        assert list(islice(training, 3)) == [0, 1, 2]
+        torch.nn.init.constant_(detector.model.backbone.stem[0].weight, value)
+        with pytest.raises(RunFailure, match="not finite at iteration 2"):
+            next(training)
+
+
+def test_the_check_of_the_weights_computes_in_full_precision(encoder, image_set):
+    """TF32, which convolutions on a GPU use by default, differs by more than the check tolerates."""
+    seen = []
+
+    class Recorded(TorchvisionDetector):
+        def feature_maps(self, image):
+            seen.append(torch.backends.cudnn.allow_tf32)
+            return super().feature_maps(image)
+
+    usual = torch.backends.cudnn.allow_tf32
+    detector = Recorded(c4_detector(encoder, 3, SHORT), SHORT, CPU)
+    require_encoder_maps(detector, encoder, image_set.detection("train").images[0])
+    assert seen == [False]
+    assert torch.backends.cudnn.allow_tf32 == usual
+
+
+@pytest.mark.parametrize("kind", ["c4", "fpn"])
+def test_one_class_empty_pictures_crowds_and_boxes_at_the_border(kind, encoder, image_set):
+    """Pictures without objects, with a crowd only, and with an object as large as the picture."""
+    scenes = image_set.detection("test")
+    boxes = [torch.tensor([[0.0, 0, 64, 64]]), torch.zeros(0, 4), *scenes.boxes[2:]]
+    masks = [
+        torch.ones(1, 64, 64, dtype=torch.bool), torch.zeros(0, 64, 64, dtype=torch.bool), *scenes.masks[2:]
+    ]  # fmt: skip
+    labels = [torch.zeros(len(each), dtype=torch.int64) for each in boxes]
+    crowd = [torch.zeros(len(each), dtype=torch.bool) for each in boxes]
+    crowd[2][:] = True
+    split = DetectionSplit(scenes.images, boxes, labels, masks, crowd=crowd)
+    with seeded(0, CPU):
+        model = c4_detector(encoder, 1, SHORT) if kind == "c4" else fpn_detector(encoder, 1, True, SHORT)
+        detector = TorchvisionDetector(model, SHORT, CPU)
+        assert len(list(detector.train(split, seed=0))) == 3
+    found = [detector.detect(image) for image in split.images]
+    assert all((each.labels == 0).all() for each in found)
+    assert "box_ap" in average_precision(split, found, 1)
 
 
 def test_the_pyramid_without_schedule_refuses_sets_without_masks(encoder, image_set, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 from dataclasses import replace
@@ -10,12 +11,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from data.image_sets import load_image_set
 from harness.execute import execute
 from harness.plan import Job, StudyImages
 from harness.published import imported_runs
 from pretraining.backbones import build_backbone
+from pretraining.encoder import Encoder
 
 IMAGES = "image_set: digit-scenes"
 STUDY = """
@@ -35,7 +38,7 @@ tables:
 def backbone_state(seed: int) -> dict[str, torch.Tensor]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return build_backbone("resnet10", 8, "small").state_dict()
+        return build_backbone("resnet10", 8).state_dict()
 
 
 def write_moco(path: Path, seed: int = 0) -> Path:
@@ -84,8 +87,62 @@ def test_wrong_use_ends_with_code_2_and_a_next_step(cli, tmp_path, arguments, sa
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize(
+    ("out", "code", "said"),
+    [("file", 2, "not a folder"), ("file/below", 1, "cannot write"), ("mine", 2, "already")],
+)
+def test_an_encoder_goes_into_a_folder_of_its_own(cli, tmp_path, out, code, said):
+    write_moco(tmp_path / "moco.pth")
+    (tmp_path / "file").write_text("mine")
+    assert cli("import", "moco.pth", "--out", "mine").code == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    outcome = cli("import", "moco.pth", "--out", out, "--method", "other")
+    assert outcome.code == code
+    assert said in outcome.err
+    assert "Traceback" not in outcome.err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_names_that_fit_barlow_twins_alone_by_convention_are_imported_with_a_caution(cli, tmp_path):
+    torch.save(backbone_state(0), tmp_path / "resnet50.pth")
+    outcome = cli("import", "resnet50.pth", "--out", "mine")
+    assert outcome.code == 0, outcome.err
+    assert "method:     barlow_twins" in outcome.out
+    assert "--method NAME" in outcome.out
+    renamed = cli("import", "resnet50.pth", "--out", "other", "--method", "vicreg")
+    assert "method:     vicreg" in renamed.out
+
+
+def test_an_encoder_goes_to_detectron2_and_comes_back(cli, tmp_path):
+    write_moco(tmp_path / "moco.pth")
+    assert cli("import", "moco.pth", "--out", "first").code == 0
+    assert cli("export", "first", "--format", "detectron2", "--out", "net.pkl").code == 0
+    outcome = cli("import", "net.pkl", "--out", "second")
+    assert outcome.code == 0, outcome.err
+    assert "format:     detectron2, recognised from the keys" in outcome.out
+    assert "method:     moco_v2" in outcome.out
+    first, second = (load_file(tmp_path / name / "encoder.safetensors") for name in ("first", "second"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_an_open_stem_is_asked_for_and_taken(cli, tmp_path):
+    state = build_backbone("resnet10", 8, "stride2").state_dict()
+    torch.save({"state_dict": {f"module.encoder_q.{k}": t for k, t in state.items()}}, tmp_path / "moco.pth")
+    asked = cli("import", "moco.pth", "--out", "mine")
+    assert asked.code == 2
+    assert "the first convolution is 3x3" in asked.err
+    assert "--stem" in asked.err
+    assert not (tmp_path / "mine").exists()
+    taken = cli("import", "moco.pth", "--out", "mine", "--stem", "stride2")
+    assert taken.code == 0, taken.err
+    assert "stride2 stem" in taken.out
+    assert Encoder.load(tmp_path / "mine").backbone.conv1.stride == (2, 2)
+
+
 def test_formats_are_listed(cli):
-    projects = "barlow_twins moco_v2 swav simsiam byol simclr vissl solo_learn lightly torchvision timm"
+    projects = (
+        "barlow_twins moco_v2 swav simsiam byol simclr vissl solo_learn lightly torchvision timm detectron2"
+    )
     assert set(json.loads(cli("ls", "formats", "--json").out)) == set(projects.split())
 
 
@@ -105,7 +162,7 @@ def test_a_study_of_checkpoints_measures_each_once_and_calls_them_imported(cli, 
     assert set(records.epochs) == {""}
     table = (tmp_path / "results" / "imported" / "tables" / "main.md").read_text()
     assert "Barlow Twins (imported)" in table
-    assert table.count("MoCo v2 (imported, ") == 2
+    assert table.count("| MoCo v2 (imported, ") == 2
     assert len(list((tmp_path / "runs").glob("imported-*"))) == 3
 
     def refuse(*args, **kwargs):
@@ -116,6 +173,22 @@ def test_a_study_of_checkpoints_measures_each_once_and_calls_them_imported(cli, 
     reported = cli("report", "runs", "--out", "results/all")
     assert reported.code == 0, reported.err
     assert set(pd.read_csv(tmp_path / "results/all/records.csv").origin) == {"imported"}
+
+
+def test_the_table_names_every_file_and_what_its_import_noted(cli, study, tmp_path):
+    first = write_moco(tmp_path / "encoders" / "first.pth.tar")
+    second = write_moco(tmp_path / "encoders" / "copy.pth.tar")
+    torch.save(backbone_state(1), tmp_path / "encoders" / "plain.pth")
+    outcome = cli("run", study, "--data-root", ".")
+    assert outcome.code == 0, outcome.err
+    assert "plain.pth: " in outcome.err + outcome.out
+    assert "--method NAME" in outcome.err + outcome.out
+    table = (tmp_path / "results" / "imported" / "tables" / "main.md").read_text().replace("\\", "")
+    assert table.count("| MoCo v2 (imported, ") == 2, "equal weights in two files are two rows"
+    for file in (first, second, tmp_path / "encoders" / "plain.pth"):
+        assert f"from {file.name} (SHA-256 {hashlib.sha256(file.read_bytes()).hexdigest()})" in table
+    records = pd.read_csv(tmp_path / "results" / "imported" / "records.csv")
+    assert set(records.source_file) == {"first.pth.tar", "copy.pth.tar", "plain.pth"}
 
 
 def test_a_worker_process_is_told_which_file_to_import(tmp_path):

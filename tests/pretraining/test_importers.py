@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import pickle
+import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet, resnext50_32x4d, wide_resnet50_2
 
 from data.errors import InputError
 from pretraining.encoder import Encoder
@@ -54,6 +57,42 @@ def torchvision_resnet(bottleneck: bool = False, small_stem: bool = False, seed:
 
 def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
+def detectron2_detector(b: dict[str, Tensor]) -> dict:
+    """A C4 detector as Detectron2's own trainer saves it: res5 in the box head, with a norm of its own after it."""
+    part = {"conv1": "stem.conv1", "bn1": "stem.conv1.norm"}
+    state = {}
+    for name, tensor in b.items():
+        first, rest = name.split(".", 1)
+        if first in part:
+            state[f"backbone.{part[first]}.{rest}"] = tensor
+            continue
+        for ours, theirs in {
+            "bn": "conv%s.norm",
+            "downsample.0": "shortcut",
+            "downsample.1": "shortcut.norm",
+        }.items():
+            rest = (
+                re.sub(rf"\.{ours}(\d)\.", lambda m, to=theirs: f".{to % m[1]}.", rest)
+                if "%" in theirs
+                else rest
+            )
+            rest = rest.replace(f".{ours}.", f".{theirs}.")
+        where = "roi_heads" if first == "layer4" else "backbone"
+        state[f"{where}.res{int(first[-1]) + 1}.{rest}"] = tensor
+    besides = head(
+        "roi_heads.res5.norm.weight",
+        "proposal_generator.rpn_head.conv.weight",
+        "roi_heads.box_predictor.cls_score.bias",
+        "roi_heads.mask_head.deconv.weight",
+    )
+    return {
+        "model": {**state, **besides},
+        "optimizer": {},
+        "scheduler": {"last_epoch": 3},
+        "iteration": 23999,
+    }
 
 
 def head(*names: str) -> dict[str, Tensor]:
@@ -189,6 +228,7 @@ LAYOUTS = {
     "lightly_sequential": (lightly_sequential, "lightly", None),
     "torchvision": (torchvision, "torchvision", None),
     "torchvision_training": (torchvision_training, "torchvision", None),
+    "detectron2_detector": (detectron2_detector, "detectron2", None),
 }
 
 # these two compute otherwise than torchvision's network does; their features are checked on their own below
@@ -260,6 +300,10 @@ def test_one_missing_tensor_is_named_and_refused(tmp_path, case, lost):
         ("layer5.0.conv1.weight", torch.zeros(2), "layer5.0.conv1.weight"),
         ("layer1.0.bn9.num_batches_tracked", torch.tensor(0), "layer1.0.bn9.num_batches_tracked"),
         ("conv1.bias", torch.zeros(WIDTH), "conv1.bias"),
+        ("conv1.weight", torch.zeros(()), r"conv1.weight \(\) instead of"),
+        ("bn1.weight", torch.zeros(WIDTH, device="meta"), "bn1.weight is sparse or has no values"),
+        ("bn1.bias", torch.zeros(WIDTH).to_sparse(), "bn1.bias is sparse or has no values"),
+        ("bn1.bias", torch.zeros(WIDTH, dtype=torch.int8), "bn1.bias is torch.int8"),
         ("layer3.0.conv1.weight", torch.zeros(5, 16, 3, 3), r"\(5, 16, 3, 3\) instead of \(32, 16, 3, 3\)"),
     ],
 )
@@ -273,12 +317,34 @@ def test_what_nobody_asked_for_and_what_is_left_out_are_told_apart(tmp_path):
     document = moco_v2(torchvision_resnet().state_dict())
     document["state_dict"]["module.attention.weight"] = torch.zeros(3)
     foreign = read_foreign(written(tmp_path, document))
-    assert foreign.accounting.unexpected == ("module.attention.weight",)
+    assert foreign.accounting.unexpected == ("attention.weight",)
     assert set(foreign.accounting.ignored) == {"momentum encoder", "projector", "queue"}
     assert len(foreign.accounting.ignored["momentum encoder"]) == 121
     text = "\n".join(foreign.accounting.lines())
     assert "matched:    100 of 100" in text
-    assert "unexpected: 1 (module.attention.weight)" in text
+    assert "unexpected: 1 (attention.weight)" in text
+    assert "names are given without module." in text
+
+
+@pytest.mark.parametrize("make", [wide_resnet50_2, resnext50_32x4d], ids=["wide", "resnext"])
+def test_wider_relatives_of_a_resnet_50_are_refused_in_words(tmp_path, make):
+    with torch.device("meta"):
+        shapes = make().state_dict()
+    state = {name: torch.zeros(tensor.shape) for name, tensor in shapes.items()}
+    with pytest.raises(InputError, match="not of a plain resnet50") as error:
+        read_foreign(written(tmp_path, state))
+    assert "layer1.0.conv1.weight (128, 64, 1, 1) instead of (64, 64, 1, 1)" in error.value.what
+    assert "Wide-ResNet, ResNeXt" in (error.value.next_step or "")
+
+
+def test_half_a_file_is_called_a_network_with_half_of_it_missing(tmp_path):
+    state = torchvision_resnet().state_dict()
+    half = {name: state[name] for name in list(state)[: len(state) // 2]}
+    with pytest.raises(
+        InputError, match="not a complete backbone in the format barlow_twins; missing 50"
+    ) as error:
+        read_foreign(written(tmp_path, half))
+    assert "resnet18" in (error.value.nearest or "")
 
 
 @pytest.mark.parametrize("case", ["moco_v2", "simsiam", "vissl", "solo_learn", "lightly_sequential"])
@@ -378,15 +444,51 @@ def test_same_padding_of_odd_sides_gives_every_window_of_the_textbook(tmp_path):
         np.testing.assert_allclose(found[:, i, j], total, atol=1e-5)
 
 
-def test_the_small_stem_is_recognised_and_solo_learns_pads_by_two(tmp_path):
+def test_the_small_stem_is_recognised_where_the_project_has_no_other_and_solo_learns_pads_by_two(tmp_path):
     model = torchvision_resnet(small_stem=True)
-    for write, padding in ((moco_v2, 1), (solo_learn, 2)):
-        foreign = read_foreign(written(tmp_path, write(model.state_dict())))
-        assert (foreign.info.stem, foreign.info.input_size) == ("small", 32)
-        model.conv1.padding = (padding, padding)
-        assert_same_features(foreign, model, side=32)
+    foreign = read_foreign(written(tmp_path, solo_learn(model.state_dict())))
+    assert (foreign.info.stem, foreign.info.input_size) == ("small", 32)
+    model.conv1.padding = (2, 2)
+    assert_same_features(foreign, model, side=32)
     assert foreign.backbone.feature_maps(torch.zeros(1, 3, 32, 32))["res2"].shape[-1] == 34
     assert foreign.info.std == (0.2470, 0.2435, 0.2616)
+
+
+@pytest.mark.parametrize("write", [moco_v2, barlow_twins, torchvision, simsiam, lightly, detectron2_detector])
+def test_the_stride_of_a_3x3_stem_is_not_guessed(tmp_path, write):
+    model = torchvision_resnet(small_stem=True)
+    path = written(tmp_path, write(model.state_dict()))
+    with pytest.raises(InputError, match="the first convolution is 3x3") as error:
+        read_foreign(path)
+    assert error.value.nearest == "small (stride 1) or stride2 (stride 2); neither has a max-pool"
+    assert "--stem small" in (error.value.next_step or "")
+    for stem, stride in (("small", 1), ("stride2", 2)):
+        model.conv1.stride = (stride, stride)
+        foreign = read_foreign(path, stem=stem)
+        assert (foreign.info.stem, foreign.info.input_size) == (stem, 32)
+        assert_same_features(foreign, model, side=32)
+    with pytest.raises(InputError, match="the stem of this network is not imagenet"):
+        read_foreign(path, stem="imagenet")
+
+
+def test_a_stem_that_contradicts_the_weights_or_the_project_is_refused(tmp_path):
+    large = written(tmp_path, moco_v2(torchvision_resnet().state_dict()), "large.pth")
+    with pytest.raises(InputError, match="the stem of this network is not small") as error:
+        read_foreign(large, stem="small")
+    assert error.value.nearest == "imagenet"
+    solo = written(tmp_path, solo_learn(torchvision_resnet(small_stem=True).state_dict()), "solo.ckpt")
+    with pytest.raises(InputError, match="the stem of this network is not stride2") as error:
+        read_foreign(solo, stem="stride2")
+    assert error.value.nearest == "small"
+
+
+def test_the_description_in_an_export_must_fit_its_weights(tmp_path):
+    state = torchvision_resnet().state_dict()
+    description = {"method": "x", "stem": "small", "input_size": 32, "mean": [0, 0, 0], "std": [1, 1, 1]}
+    for text, what in ((json.dumps(description), "is not small"), ("{", "not a complete checkpoint")):
+        save_file(state, tmp_path / "net.safetensors", {"twinbench": text})
+        with pytest.raises(InputError, match=what):
+            read_foreign(tmp_path / "net.safetensors")
 
 
 def test_lightlys_own_resnet_loses_the_relu_of_its_stem(tmp_path):
@@ -417,6 +519,162 @@ class TimmFeatures(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model.forward_features(x).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("key", "sibling"),
+    [("module.encoder_q.fc.weight", "moco_v1"), ("module.prototypes.prototypes0.weight", "deepcluster_v2")],
+)
+def test_a_sibling_method_with_the_same_names_is_not_called_by_the_wrong_name(tmp_path, key, sibling):
+    """MoCo v1's projector is one layer; main_deepclusterv2.py of SwAV's repository has several sets of prototypes."""
+    backbone = torchvision_resnet().state_dict()
+    prefix = "module.encoder_q." if "encoder_q" in key else "module."
+    state = {**under(prefix, backbone), key: torch.zeros(4, 4)}
+    if sibling == "deepcluster_v2":
+        state["module.projection_head.0.weight"] = torch.zeros(4, 4)
+    assert read_foreign(written(tmp_path, {"state_dict": state})).info.method == sibling
+
+
+def test_wrappers_of_pytorch_in_names_make_no_difference(tmp_path):
+    """torch.compile puts _orig_mod. where the compiled module is, DistributedDataParallel module. before everything."""
+    model = torchvision_resnet()
+    for prefix in ("module._orig_mod.", "_orig_mod.module.", "_orig_mod."):
+        document = {"state_dict": under(prefix, torchvision(model.state_dict()))}
+        foreign = read_foreign(written(tmp_path, document))
+        assert foreign.info.source_format == "torchvision"
+        assert any("_orig_mod." in note for note in foreign.accounting.notes)
+        assert_same_features(foreign, model)
+    inside = solo_learn(model.state_dict())
+    inside["state_dict"] = {
+        k.replace("backbone.", "backbone._orig_mod."): v for k, v in inside["state_dict"].items()
+    }
+    assert_same_features(read_foreign(written(tmp_path, inside)), model)
+
+
+def test_what_belongs_to_a_detector_is_named_and_left_out(tmp_path):
+    foreign = read_foreign(
+        written(tmp_path, detectron2_detector(torchvision_resnet(True).state_dict()), "final.pth")
+    )
+    assert foreign.accounting.ignored == {
+        "norm after res5": ("roi_heads.res5.norm.weight",),
+        "predictors": ("roi_heads.box_predictor.cls_score.bias", "roi_heads.mask_head.deconv.weight"),
+        "proposal network": ("proposal_generator.rpn_head.conv.weight",),
+    }
+    (caution,) = foreign.accounting.notes
+    for word in ("order of colours", "RGB", "BGR", "1x1"):
+        assert word in caution
+    assert (foreign.info.channel_order, foreign.info.method) == ("RGB", "final")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:FutureWarning")
+def test_a_detector_that_detectron2_itself_saved_is_imported(tmp_path):
+    pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+    from detectron2 import model_zoo
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.modeling import build_model
+    from detectron2.solver import build_lr_scheduler, build_optimizer
+
+    cfg = model_zoo.get_config("PascalVOC-Detection/faster_rcnn_R_50_C4.yaml")
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
+    cfg.MODEL.RESNETS.STRIDE_IN_1X1, cfg.MODEL.RESNETS.NORM = False, "BN"
+    detector = build_model(cfg).eval()
+    optimizer = build_optimizer(cfg, detector)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    trained = DetectionCheckpointer(detector, str(tmp_path), optimizer=optimizer, scheduler=scheduler)
+    trained.save("model_final", iteration=23999)
+    foreign = read_foreign(tmp_path / "model_final.pth")
+    assert set(foreign.accounting.ignored) == {"predictors", "proposal network"}
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        res4 = detector.backbone(x)["res4"]
+        maps = foreign.backbone.feature_maps(x)
+        torch.testing.assert_close(maps["res4"], res4)
+        torch.testing.assert_close(maps["res5"], detector.roi_heads.res5(res4))
+
+
+def detectron2_arrays(b: dict[str, Tensor]) -> dict:
+    """As MoCo's detection/convert-pretrain-to-detectron2.py writes it, counters included."""
+    state = {
+        re.sub(r"^(backbone|roi_heads)\.", "", name): tensor.numpy()
+        for name, tensor in detectron2_detector(b)["model"].items()
+        if re.search(r"stem|res[2-5]\.\d", name)
+    }
+    return {"model": state, "__author__": "MOCO", "matching_heuristics": True}
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_arrays_of_every_pickle_protocol_are_read(tmp_path, protocol):
+    model = torchvision_resnet(True)
+    arrays = detectron2_arrays(model.state_dict())
+    columns, big = "res2.0.conv2.weight", "res3.0.conv2.weight"
+    arrays["model"][columns] = np.asfortranarray(arrays["model"][columns])
+    arrays["model"][big] = arrays["model"][big].astype(">f4")
+    arrays["epoch"] = np.float64(3.0)
+    (tmp_path / "net.pkl").write_bytes(pickle.dumps(arrays, protocol))
+    foreign = read_foreign(tmp_path / "net.pkl")
+    assert foreign.info.source_format == "detectron2"
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(foreign.backbone.state_dict()[name], tensor), name
+    assert_same_features(foreign, model)
+
+
+@pytest.mark.parametrize(
+    "named", ["os.system", "builtins.eval", "numpy.load", "numpy.testing._private.utils.runstring"]
+)
+def test_a_pickle_of_arrays_may_name_nothing_else(tmp_path, named):
+    module, _, name = named.rpartition(".")
+    whole = pickle.dumps(detectron2_arrays(torchvision_resnet(True).state_dict()), 2)
+    path = tmp_path / "net.pkl"
+    trace = tmp_path / "was-run"
+    call = f"c{module}\n{name}\n(S'touch {trace}'\ntR0".encode()
+    path.write_bytes(whole[:2] + call + whole[2:])
+    with pytest.raises(InputError, match=f"wants to run code: {re.escape(named)}"):
+        read_foreign(path)
+    assert not trace.exists()
+    path.write_bytes(whole)
+    assert read_foreign(path).accounting.complete, "the file would be read but for that call"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"cnumpy\ndtype\n(S'O8'\nI00\nI01\ntR.",
+        b"cnumpy._core.multiarray\n_reconstruct\n(tR(I1\n(I1000000000000\ntI0\nI00\nS''\ntb.",
+        b"cnumpy\ndtype\n}S'__setstate__'\nNs\x86b.",
+        b"c_codecs\nencode\n}S'x'\nI1\nsb.",
+        b"]" * 3000 + b"a" * 2999 + b".",
+    ],
+    ids=["objects", "no_bytes", "class_of_types", "class_of_bytes", "deep"],
+)
+def test_a_pickle_of_arrays_that_is_no_such_thing_is_refused(tmp_path, body):
+    (tmp_path / "net.pkl").write_bytes(b"\x80\x02" + body)
+    with pytest.raises(InputError, match=r"not a complete checkpoint|not a state dict"):
+        read_foreign(tmp_path / "net.pkl")
+
+
+def test_a_zip_that_unpacks_to_more_than_it_is_is_not_unpacked(tmp_path):
+    path = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data.pkl", bytes(10_000_000))
+        archive.writestr("bomb/version", "3")
+    with pytest.raises(
+        InputError, match=r"not a complete checkpoint \(ValueError: unpacks to 10000001 bytes\)"
+    ):
+        read_foreign(path)
+
+
+def test_tensors_of_a_gpu_are_read_without_one(tmp_path):
+    model = torchvision_resnet()
+    path = written(tmp_path, torchvision(model.state_dict()), "cpu.pth")
+    with zipfile.ZipFile(path) as cpu, zipfile.ZipFile(tmp_path / "gpu.pth", "w") as gpu:
+        for entry in cpu.infolist():
+            content = cpu.read(entry)
+            if entry.filename.endswith("data.pkl"):
+                there = content.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0")
+                assert there != content
+                content = there
+            gpu.writestr(entry, content)
+    assert_same_features(read_foreign(tmp_path / "gpu.pth"), model)
 
 
 class Command:
@@ -486,15 +744,19 @@ def test_a_missing_file_and_a_file_without_weights_are_named(tmp_path):
         read_foreign(tmp_path / "nothing.pth")
     with pytest.raises(InputError, match="no state dict in this file; its keys: args, epoch"):
         read_foreign(written(tmp_path, {"args": {"lr": 1.0}, "epoch": 3}))
-    with pytest.raises(InputError, match="no known format"):
+    with pytest.raises(InputError, match="no known format") as error:
         read_foreign(written(tmp_path, {"blocks.0.attn.qkv.weight": torch.zeros(3)}))
+    assert "only ResNets" in (error.value.nearest or "")
+    with pytest.raises(InputError, match="this is a folder"):
+        read_foreign(tmp_path)
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path):
     backbone = torchvision_resnet().state_dict()
-    backbone["layer2.1.bn2.running_var"][3] = torch.nan
-    with pytest.raises(InputError, match=r"layer2\.1\.bn2\.running_var holds values that are not finite"):
-        read_foreign(written(tmp_path, backbone))
+    for value, what in ((torch.nan, "holds values that are not finite"), (-1.0, "holds variances below 0")):
+        backbone["layer2.1.bn2.running_var"][3] = value
+        with pytest.raises(InputError, match=rf"layer2\.1\.bn2\.running_var {what}"):
+            read_foreign(written(tmp_path, backbone))
 
 
 def test_safetensors_are_read_and_half_precision_becomes_single(tmp_path):

@@ -40,7 +40,10 @@ def _resnet(cfg: CfgNode, encoder: Encoder, device: torch.device) -> None:
     resnet = cfg.MODEL.RESNETS
     resnet.DEPTH = int(info.architecture.removeprefix("resnet"))
     resnet.STEM = info.stem
-    # SyncBN has no CPU version; on one device it is batch norm.
+    resnet.DEVIATION = info.deviation
+    # SyncBN as the papers say. MoCo's files have naiveSyncBN since 2020, Detectron2's way around the wrong gradients of
+    # torch up to 1.5, which gives every device the same weight whatever the sizes of its pictures. Without a process
+    # group SyncBN is batch norm; inside one it refuses a CPU.
     resnet.NORM = "SyncBN" if device.type == "cuda" else "BN"
     resnet.STRIDE_IN_1X1 = False
     resnet.STEM_OUT_CHANNELS = info.width

@@ -24,10 +24,10 @@ from torch import Tensor
 from data.detection import DetectionSplit
 from downstream.detection.coco_eval import Detections
 from downstream.detection.d2.config import detectron2_config
-from downstream.detection.detectron2_weights import to_detectron2
 from downstream.detection.draws import Draw, Draws
-from downstream.detection.fine_tuning import finite_total, not_finite
+from downstream.detection.fine_tuning import finite_total, not_finite, require_finite
 from downstream.detection.schedules import Schedule
+from pretraining.detectron2_names import to_detectron2
 from pretraining.encoder import Encoder
 
 STAGES_OF_BACKBONE = ("res2", "res3", "res4")
@@ -98,30 +98,26 @@ class Detectron2Detector:
     def train(self, split: DetectionSplit, seed: int) -> Iterator[int]:
         """Fine-tune by the schedule, yielding the 0-based number of every finished iteration.
 
-        Raises RunFailure where the loss is not finite.
+        Raises RunFailure where a loss is not finite, or the detector in the end.
         """
         optimizer = build_optimizer(self.cfg, self.model)
         scheduler = build_lr_scheduler(self.cfg, optimizer)
         batches = self.batches(split, seed)
-        with EventStorage() as storage:
-            for iteration, batch in enumerate(islice(batches, self._schedule.iterations)):
-                self.model.train()
-                loss = finite_total(self._losses(batch, iteration), iteration)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                scheduler.step()
-                storage.step()
-                yield iteration
+        for iteration, batch in enumerate(islice(batches, self._schedule.iterations)):
             self.model.train()
+            with _watched(iteration):
+                losses = self.model(batch)
+            loss = finite_total(losses, iteration)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+            yield iteration
+        last = self._schedule.iterations - 1
+        self.model.train()
+        with _watched(last):
             update_bn_stats(self.model, batches, self._schedule.precise_bn)
-
-    def _losses(self, batch: list[dict[str, Any]], iteration: int) -> dict[str, Tensor]:
-        try:
-            losses: dict[str, Tensor] = self.model(batch)
-        except FloatingPointError as error:
-            raise not_finite(str(error), iteration) from error
-        return losses
+        require_finite(self.model, last)
 
     def batches(self, split: DetectionSplit, seed: int) -> Iterator[list[dict[str, Any]]]:
         """Batches as Detectron2's models take them, landscape and portrait pictures apart."""
@@ -159,6 +155,19 @@ def _channels_last(image: Tensor) -> np.ndarray:
 
 def _channels_first(pixels: np.ndarray) -> Tensor:
     return torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+@contextmanager
+def _watched(iteration: int) -> Iterator[None]:
+    """Take what Detectron2's models log in training and drop it, and turn its FloatingPointError into our failure.
+
+    A storage for the whole training would keep every number of every iteration.
+    """
+    with EventStorage(iteration):
+        try:
+            yield
+        except FloatingPointError as error:
+            raise not_finite(str(error), iteration) from error
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The two parts that Detectron2's C4 detector lacks: a backbone of any of our shapes, and the extra norm after res5.
 
 Both are registered with Detectron2 and chosen by name in its configuration. They are made of Detectron2's own blocks;
-for a ResNet that Detectron2 has itself the backbone is the one of its ``build_resnet_backbone``.
+for a ResNet that Detectron2 has itself the backbone computes what the one of its ``build_resnet_backbone`` does.
 """
 
 from __future__ import annotations
@@ -10,9 +10,14 @@ from typing import Any
 
 from detectron2.layers import CNNBlockBase, Conv2d, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
-from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock, ResNet
+from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock, ResNet
 from detectron2.modeling.roi_heads import Res5ROIHeads
 from torch import Tensor, nn
+
+from downstream.detection.fine_tuning import STEM_STRIDES
+from pretraining.backbones import ResNet as EncoderResNet
+from pretraining.backbones import build_backbone
+from pretraining.deviations import deviate, pad_strided_convolutions_same
 
 _BLOCKS = {
     10: (1, 1, 1, 1),
@@ -24,18 +29,46 @@ _BLOCKS = {
 }
 
 
-class SmallStem(CNNBlockBase):
-    """A 3x3 convolution without max-pool, the stem ``small`` or ``stride2`` of `pretraining.backbones`."""
+class EncoderStem(CNNBlockBase):
+    """The stem of an encoder's network: its convolution with norm, and its own ReLU and max-pool.
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, norm: str) -> None:
-        super().__init__(in_channels, out_channels, stride)
+    Detectron2's ``BasicStem`` has neither the stems without max-pool nor the deviations of imported networks.
+    """
+
+    def __init__(self, in_channels: int, like: EncoderResNet, norm: str) -> None:
+        convolution = like.conv1
+        super().__init__(in_channels, like.width, STEM_STRIDES[like.stem])
         self.conv1 = Conv2d(
-            in_channels, out_channels, 3, stride, padding=1, bias=False, norm=get_norm(norm, out_channels)
+            in_channels,
+            like.width,
+            convolution.kernel_size,
+            convolution.stride,
+            padding=convolution.padding,
+            bias=False,
+            norm=get_norm(norm, like.width),
         )
+        self.relu, self.maxpool = like.relu, like.maxpool
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images ``[N, 3, H, W]`` to ``[N, C, H / stride, W / stride]``."""
-        return nn.functional.relu_(self.conv1(images))
+        pooled: Tensor = self.maxpool(self.relu(self.conv1(images)))
+        return pooled
+
+
+def encoder_stem(cfg: Any, in_channels: int) -> EncoderStem:
+    """The stem that the configuration names by ``MODEL.RESNETS.STEM`` and ``MODEL.RESNETS.DEVIATION``."""
+    resnet = cfg.MODEL.RESNETS
+    # The depth is of no account: only the stem is taken.
+    like = deviate(build_backbone("resnet10", resnet.STEM_OUT_CHANNELS, resnet.STEM), resnet.DEVIATION)
+    stem = EncoderStem(in_channels, like, resnet.NORM)
+    _deviate(cfg, stem)
+    return stem
+
+
+def _deviate(cfg: Any, part: nn.Module) -> None:
+    """Change the convolutions of a stem or a block as the encoder's are; other deviations concern the stem alone."""
+    if cfg.MODEL.RESNETS.DEVIATION == "same_padding":
+        pad_strided_convolutions_same(part)
 
 
 def stage_blocks(cfg: Any, stage: int) -> list[nn.Module]:
@@ -60,20 +93,19 @@ def stage_blocks(cfg: Any, stage: int) -> list[nn.Module]:
         norm=resnet.NORM,
         **options,
     )
+    for block in blocks:
+        _deviate(cfg, block)
     return blocks
 
 
 @BACKBONE_REGISTRY.register()
 def build_encoder_backbone(cfg: Any, input_shape: Any) -> ResNet:
-    """The backbone that the configuration describes, with one key more than Detectron2's: ``MODEL.RESNETS.STEM``."""
-    resnet = cfg.MODEL.RESNETS
-    channels = input_shape.channels, resnet.STEM_OUT_CHANNELS
-    if resnet.STEM == "imagenet":
-        stem = BasicStem(*channels, norm=resnet.NORM)
-    else:
-        stem = SmallStem(*channels, {"small": 1, "stride2": 2}[resnet.STEM], resnet.NORM)
+    """The backbone that the configuration describes, with two keys more than Detectron2's (see `encoder_stem`)."""
+    stem = encoder_stem(cfg, input_shape.channels)
     stages = [stage_blocks(cfg, stage) for stage in (2, 3, 4, 5)]
-    return ResNet(stem, stages, out_features=resnet.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
+    return ResNet(
+        stem, stages, out_features=cfg.MODEL.RESNETS.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT
+    )
 
 
 @ROI_HEADS_REGISTRY.register()

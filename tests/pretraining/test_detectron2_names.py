@@ -1,14 +1,11 @@
-import sys
+"""Names of backbone tensors between torchvision and Detectron2."""
 
 import pytest
 import torch
 
 from data.errors import InputError
-from downstream.detection import detectron2_c4
-from downstream.detection.detectron2_weights import from_detectron2, to_detectron2
-from downstream.features import FeatureStore
-from downstream.protocol import EvaluationContext, protocol
 from pretraining.backbones import backbone_names, build_backbone
+from pretraining.detectron2_names import from_detectron2, to_detectron2
 
 
 @pytest.mark.parametrize(
@@ -56,12 +53,13 @@ def test_a_backbone_with_a_stage_missing_is_refused():
         from_detectron2({name: tensor for name, tensor in state.items() if not name.startswith("res5")})
 
 
-def test_without_detectron2_its_protocols_say_so_before_any_work(encoder, image_set, monkeypatch):
-    monkeypatch.setitem(sys.modules, "detectron2", None)
-    monkeypatch.setattr(detectron2_c4, "find_spec", lambda name: None)
-    for name in ("c4", "voc-c4", "coco-c4", "voc-c4-detectron2-1gpu", "coco-c4-detectron2-1gpu"):
-        chosen = protocol(f"detection/{name if 'gpu' in name else name + '-detectron2'}-v1")
-        with pytest.raises(InputError, match="tutorials/install"):
-            chosen.forward_passes(image_set)
-        with pytest.raises(InputError, match="needs Detectron2"):
-            chosen.evaluate(encoder, EvaluationContext(image_set, FeatureStore(None)))
+@pytest.mark.parametrize("prefix", ["backbone.", "backbone.bottom_up."])
+def test_what_a_detector_has_besides_its_backbone_is_left_out(prefix):
+    state = build_backbone("resnet18", 8).state_dict()
+    theirs = {f"{prefix}{name}": tensor for name, tensor in to_detectron2(state).items()}
+    besides = (
+        "roi_heads.res5.norm.weight",
+        "proposal_generator.rpn_head.conv.weight",
+        "backbone.fpn_lateral2.weight",
+    )
+    assert list(from_detectron2({**theirs, **dict.fromkeys(besides, torch.zeros(1))})) == list(state)
