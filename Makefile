@@ -19,8 +19,9 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The tables and figures in the README are generated: run the four studies, then this.
-SHOWN := cifar10-cpu:linear-top1 quick:linear-top1 quick-lambda:lambda quick-batch-size:batch-size
+# The tables and figures in the README are generated: run these studies, then this.
+SHOWN := cifar10-cpu:linear-top1 quick:linear-top1 quick-lambda:lambda quick-batch-size:batch-size \
+  digit-detection:box-ap bccd:box-ap detection-backends:detectron2-box-ap
 readme: $(STAMP)
 	for shown in $(SHOWN); do \
 	  from=results/$${shown%%:*}; to=docs/$$from; \

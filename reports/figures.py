@@ -34,6 +34,7 @@ from reports.tables import (
 
 FORMATS = ("svg", "png", "pdf")
 _MAX_POINTS = 600  # points of one curve: more are not visible and only make the page heavy
+_LABEL_SHARE = 0.055  # of the height of a bar chart: the height of a line of text
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
@@ -360,16 +361,6 @@ def _bars(spec: FigureSpec, study: StudySpec, records: Sequence[Record], runs: S
             axes.axhline(
                 cell.value, color=names.colour(group.method), linestyle="--", linewidth=1.3, zorder=1
             )
-            axes.annotate(
-                f"{group.label} {cell.value:.{target.digits}f}",
-                (1.0, cell.value),
-                xycoords=("axes fraction", "data"),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=9,
-                color=names.colour(group.method),
-            )
         labels = [f"{g.label}{mark}" + (f"\n{g.variant}" if g.variant else "") for (g, _), mark in marked]
         axes.set_xticks(range(len(shown)), labels, rotation=0 if len(shown) <= 8 else 30)
         axes.set_xlim(-0.6, len(shown) - 0.4)
@@ -377,6 +368,7 @@ def _bars(spec: FigureSpec, study: StudySpec, records: Sequence[Record], runs: S
         axes.grid(False, axis="x")
         axes.margins(y=0.12)
         axes.set_ylim(bottom=0)
+        _label_references(axes, references, target.digits)
 
     caption = (
         f"{target.metric} of {target.protocol}. {_error_words([c for _, c in shown])} Dashed: reference rows."
@@ -384,6 +376,24 @@ def _bars(spec: FigureSpec, study: StudySpec, records: Sequence[Record], runs: S
     if any(marks):
         caption += f" {BUDGET_MARK}: another pretraining budget than the others."
     return _draw(spec, title, caption, (max(1.15 * len(shown) + 1.6, 4.5), 3.6), paint)
+
+
+def _label_references(axes: Axes, references: Sequence[tuple[Group, Cell]], digits: int) -> None:
+    """Name the lines of reference rows beside the axes; names of lines that are close are moved apart."""
+    gap = _LABEL_SHARE * axes.get_ylim()[1]
+    lowest = -gap
+    for group, cell in sorted(references, key=lambda reference: reference[1].value or 0.0):
+        height = lowest = max(cell.value or 0.0, lowest + gap)
+        axes.annotate(
+            f"{group.label} {cell.value:.{digits}f}",
+            (1.0, height),
+            xycoords=("axes fraction", "data"),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=names.colour(group.method),
+        )
 
 
 def _paint_bar(axes: Axes, index: int, group: Group, cell: Cell, digits: int) -> None:

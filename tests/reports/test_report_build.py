@@ -12,12 +12,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from reports import build
 from reports.build import build_report, check_out
+from reports.cells import Cell
 from reports.errors import ReportError, ReportFailure
-from reports.figures import correlation_facts, draw_figures, smoothed
+from reports.figures import _label_references, correlation_facts, draw_figures, smoothed
 from reports.files import write_atomically
+from reports.groups import Group
 from reports.page import duration, wall_seconds
 from reports.readme import update_blocks
 from reports.records import RunInfo, read_loss_curve, read_records
@@ -410,3 +414,18 @@ def test_no_torch_and_a_quick_import():
     )
     found = subprocess.run([sys.executable, "-c", bare], capture_output=True, text=True, check=True)
     assert re.fullmatch(r"0\s*", found.stdout)
+
+
+def test_names_of_reference_lines_that_are_close_do_not_overlap():
+    figure = Figure((8.5, 3.6))
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    axes = figure.add_subplot()
+    axes.set_ylim(0, 40)
+    values = (("random_init", 36.4), ("supervised", 36.1))
+    references = [
+        (Group(method, "", "run", ()), Cell(value=value, status="done")) for method, value in values
+    ]
+    _label_references(axes, references, 1)
+    boxes = [text.get_window_extent(renderer) for text in axes.texts]
+    assert not boxes[0].overlaps(boxes[1])
+    assert [text.get_text() for text in axes.texts] == ["Supervised 36.1", "Random init 36.4"]
