@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from data.errors import InputError, RunFailure
 from data.image_sets import ImageSet
 from downstream.features import FeatureStore
@@ -135,6 +137,11 @@ def evaluate_run(run: Run, protocol: Protocol, image_set: ImageSet, report: Repo
     return evaluate_encoder(encoder, protocol, image_set, run.recipe.seed, run.folder / "features", report)
 
 
+def evaluation_device() -> torch.device:
+    """Where encoders are evaluated: on the GPU, or on the CPU of a machine without."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def evaluate_encoder(
     encoder: Encoder,
     protocol: Protocol,
@@ -145,8 +152,11 @@ def evaluate_encoder(
     label_list: LabelList | None = None,
 ) -> dict[str, Any]:
     """The result record of one encoder under one protocol."""
+    device = evaluation_device()
+    encoder.backbone.to(device)
     context = EvaluationContext(
         image_set=image_set,
+        device=device,
         features=FeatureStore(feature_folder),
         seed=seed,
         progress=lambda fraction: report(fraction, ""),
@@ -155,7 +165,6 @@ def evaluate_encoder(
     reset_peak_memory()
     started = time.monotonic()
     measurements = protocol.evaluate(encoder, context)
-    device = next(encoder.backbone.parameters()).device
     return {
         "protocol": protocol.name,
         "image_set": image_set.name,

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from harness.main import main
 
@@ -42,6 +44,20 @@ class Outcome:
     code: int
     out: str
     err: str
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of two classes that differ in brightness, 24 images to train and 8 to test each; no name twice."""
+    rng = np.random.default_rng(0)
+    for split, n in (("train", 24), ("test", 8)):
+        for name, low in (("dark", 0), ("light", 128)):
+            folder = tmp_path / "photos" / split / name
+            folder.mkdir(parents=True)
+            for i in range(n):
+                pixels = rng.integers(low, low + 127, (32, 32, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{name}_{i}.png")
+    return tmp_path / "photos"
 
 
 @pytest.fixture

@@ -2,29 +2,13 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from pretraining.backbones import build_backbone
 from pretraining.encoder import Encoder, EncoderInfo
 
 PROTOCOL = ("--protocol", "semi-10pct/paper-v1")
-
-
-@pytest.fixture
-def images(tmp_path):
-    """Two classes that differ in brightness, 24 training images each; every name occurs once."""
-    rng = np.random.default_rng(0)
-    for split, n in (("train", 24), ("test", 8)):
-        for name, low in (("dark", 0), ("light", 128)):
-            folder = tmp_path / "images" / split / name
-            folder.mkdir(parents=True)
-            for i in range(n):
-                pixels = rng.integers(low, low + 127, (24, 24, 3), np.uint8)
-                Image.fromarray(pixels).save(folder / f"{name}_{i}.png")
-    return f"folder:{tmp_path / 'images'}"
 
 
 @pytest.fixture
@@ -38,10 +22,10 @@ def encoder(tmp_path):
     return "mine"
 
 
-def test_an_own_list_says_which_images_are_labelled(cli, tmp_path, images, encoder):
+def test_an_own_list_says_which_images_are_labelled(cli, tmp_path, photos, encoder):
     names = [f"{name}_{i}.png" for name in ("dark", "light") for i in range(0, 24, 2)]
     (tmp_path / "list.txt").write_text("\n".join(names))
-    arguments = (*PROTOCOL, "--image-set", images, "--label-list", "list.txt")
+    arguments = (*PROTOCOL, "--image-set", f"folder:{photos}", "--label-list", "list.txt")
     unpublished = cli("evaluate", encoder, *arguments)
     assert unpublished.code == 2
     assert "not the published list of 10%" in unpublished.err
