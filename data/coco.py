@@ -83,7 +83,7 @@ def read_coco(root: Path) -> AnnotatedSet:
     _require_pictures_once(splits, files)
     for images in splits.values():
         check_pictures(images)
-    repairs.summarise()
+    repairs.summarise(sum(len(document["annotations"]) for document in documents.values()))
     return AnnotatedSet(tuple(names["train"][identifier] for identifier in order), splits, repairs.count)
 
 

@@ -7,10 +7,10 @@ Refused (InputError naming the file and the object): a missing image, a picture 
 box that is not finite or whose right edge is left of its left edge (bottom above top), an unknown class, a mask of
 another size than the image or wholly outside it, a picture that cannot be decoded (when it is met).
 
-Repaired, counted and named in a warning: a box partly outside the image is clipped to it; a box without area, before
-or after clipping, is left out with its object. A mask without a pixel is kept, for the reference evaluator counts its
-object, and named all the same. Pictures are read as they are stored, without turning them by their EXIF tag, for the
-annotated boxes refer to the stored pixels.
+Repaired, counted and named in a warning, or refused where they are more than 20 and a quarter of all objects: a box
+partly outside the image is clipped to it; a box without area, before or after clipping, is left out with its object. A
+mask without a pixel is kept, for the reference evaluator counts its object, and named all the same. Pictures are read
+as they are stored, without turning them by their EXIF tag, for the annotated boxes refer to the stored pixels.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from data.folders import CorruptImage, open_rgb, picture_size
 _log = logging.getLogger(__name__)
 
 _NAMED_REPAIRS = 20
+_MOST_REPAIRED = 0.25
 RESTORE = "restore the file, or take it out of the list of its split"
 
 
@@ -157,19 +158,27 @@ class Repairs:
 
     def __init__(self) -> None:
         self.count = 0
+        self._first = ""
 
     def add(self, what: str, where: str) -> None:
         """Count one repair."""
         self.count += 1
+        self._first = self._first or where
         if self.count <= _NAMED_REPAIRS:
             _log.warning("%s: %s", where, what)
         elif self.count == _NAMED_REPAIRS + 1:
             _log.warning("more than %d repaired objects: the others are counted only", _NAMED_REPAIRS)
 
-    def summarise(self) -> None:
-        """Say how many repairs there were where they were not all named."""
+    def summarise(self, objects: int) -> None:
+        """Say how many of so many objects were repaired; raises InputError where these are too many to be slips."""
         if self.count > _NAMED_REPAIRS:
-            _log.warning("repaired objects: %d in all", self.count)
+            _log.warning("repaired objects: %d of %d", self.count, objects)
+        if self.count > max(_NAMED_REPAIRS, _MOST_REPAIRED * objects):
+            raise InputError(
+                f"{self.count} of {objects} objects are outside their image or without area",
+                where=self._first,
+                next_step="look at the format of the boxes: COCO's are left, top, width, height; VOC's are edges",
+            )
 
 
 def checked_box(

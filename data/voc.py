@@ -15,6 +15,7 @@ where there is no such file.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -30,6 +31,8 @@ VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
+_log = logging.getLogger(__name__)
+
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -73,6 +76,8 @@ def _single_folder(root: Path) -> dict[str, list[Listed]]:
     train, test = ("trainval", "test") if _list_file(root, "test").is_file() else ("train", "val")
     if not _list_file(root, train).is_file():
         train = "train"
+    if test == "val":
+        _log.warning("%s: there is no test.txt; %s.txt is trained on and val.txt is measured", root, train)
     return {"train": _list(root, train), "test": _list(root, test)}
 
 
@@ -126,6 +131,7 @@ def read_voc(root: Path) -> AnnotatedSet:
     if classes is None:
         names = (_name(obj, each, i) for each, tree in trees["train"] for i, obj in _objects(tree))
         classes = tuple(sorted(set(names)))
+        _require_distinct_classes(classes, root)
     repairs = Repairs()
     splits = {
         name: [_image(each, tree, classes, repairs) for each, tree in images]
@@ -133,8 +139,21 @@ def read_voc(root: Path) -> AnnotatedSet:
     }
     for images in splits.values():
         check_pictures(images)
-    repairs.summarise()
+    repairs.summarise(sum(1 for images in trees.values() for _, tree in images for _ in _objects(tree)))
     return AnnotatedSet(classes, splits, repairs.count)
+
+
+def _require_distinct_classes(classes: Sequence[str], root: Path) -> None:
+    """Raise InputError for names that differ in case alone: a slip that would become a class of its own."""
+    spelled: dict[str, str] = {}
+    for name in classes:
+        other = spelled.setdefault(name.casefold(), name)
+        if other != name:
+            raise InputError(
+                f"the training objects have the classes {other!r} and {name!r}",
+                where=root / "Annotations",
+                next_step="spell them alike",
+            )
 
 
 def _read(file: Path) -> bytes:

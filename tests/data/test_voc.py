@@ -193,10 +193,10 @@ def test_the_lists_of_classes_do_not_count(folder):
 
 
 def test_more_repairs_than_are_named_are_counted(folder, caplog):
-    write_image(folder, "one", *[("dog", (-4, 1, 10, 10))] * 33)
+    write_image(folder, "one", *[("dog", (-4, 1, 10, 10))] * 33, *[("dog", (4, 1, 10, 10))] * 166)
     with caplog.at_level(logging.WARNING):
         assert read_voc(folder).repaired == 33
-    assert caplog.records[-1].getMessage() == "repaired objects: 33 in all"
+    assert caplog.records[-1].getMessage() == "repaired objects: 33 of 200"
 
 
 def test_a_picture_that_cannot_be_decoded_is_refused_by_name_when_it_is_met(folder):
@@ -259,3 +259,17 @@ def test_the_fingerprint_follows_the_annotations(folder):
     annotation = folder / "Annotations" / "two.xml"
     annotation.write_text(annotation.read_text().replace("<xmax>3<", "<xmax>4<"))
     assert load_image_set(f"voc:{folder}").fingerprint != before
+
+
+def test_classes_that_differ_in_case_alone_are_a_slip(tmp_path):
+    write_image(tmp_path, "one", ("cat", (1, 1, 9, 9)), ("Cat", (5, 6, 20, 25)))
+    write_image(tmp_path, "two")
+    write_lists(tmp_path, trainval=["one"], test=["two"])
+    with pytest.raises(InputError, match="'Cat' and 'cat'|'cat' and 'Cat'"):
+        read_voc(tmp_path)
+
+
+def test_a_folder_without_a_test_list_says_what_it_measures(folder, caplog):
+    (folder / "ImageSets" / "Main" / "test.txt").unlink()
+    read_voc(folder)
+    assert "there is no test.txt; train.txt is trained on and val.txt is measured" in caplog.text
