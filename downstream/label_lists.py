@@ -57,7 +57,9 @@ def read_label_list(
     digest = hashlib.sha256(content).hexdigest()
     if not labelled.own:
         _require_published(digest, fraction, labelled.path)
-    names = content.decode(errors="replace").split()
+    # by newline alone: str.splitlines also parts names at characters that a file's name may hold
+    lines = map(str.strip, content.decode(errors="replace").split("\n"))
+    names = [line for line in lines if line]
     rows = _find(names, train, labelled.path)
     labels = train.labels[rows]
     counts = torch.bincount(labels, minlength=len(classes)).tolist()

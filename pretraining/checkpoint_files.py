@@ -28,6 +28,7 @@ from torch import Tensor
 
 from data.errors import InputError, RunFailure
 from pretraining.array_pickles import load_arrays
+from pretraining.encoder import checked_description
 
 DESCRIPTION = "twinbench"  # the key of our own description in what `pretraining.exporters` writes
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -65,7 +66,8 @@ def read_checkpoint(path: Path) -> CheckpointFile:
     """Read a checkpoint (``torch.save``, safetensors or a pickle of numpy arrays) without running code.
 
     Raises InputError where there is no such file, where it is damaged, where its pickle wants more than tensors and
-    plain containers, and where it holds no state dict; RunFailure where the file cannot be opened.
+    plain containers, where it holds no state dict, where two keys differ by what PyTorch's wrappers put in alone, and
+    where our own description in it is nonsense; RunFailure where the file cannot be opened.
     """
     sha256 = _sha256(path)
     document, note = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
@@ -81,7 +83,7 @@ def read_checkpoint(path: Path) -> CheckpointFile:
             where=path,
             next_step=_SAVE_WEIGHTS,
         )
-    tensors, stripped = _stripped(tensors)
+    tensors, stripped = _stripped(tensors, path)
     beside = tuple(str(key) for key in document if key not in wrappers[:1])
     return CheckpointFile(path, sha256, tensors, wrappers, beside, stripped, _description(note, path))
 
@@ -147,9 +149,23 @@ def _read_torch(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _stripped(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def require_distinct(names: Mapping[str, str], path: Path) -> None:
+    """Raise InputError where two keys of a file are given one name, for then one tensor would replace the other."""
+    first: dict[str, str] = {}
+    for key, name in names.items():
+        if name in first:
+            raise InputError(
+                f"two keys of this file are both {name}: {first[name]} and {key}",
+                where=path,
+                next_step="save the weights of one network alone, under one name each",
+            )
+        first[name] = key
+
+
+def _stripped(tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The tensors without what torch.compile puts anywhere in a name and DistributedDataParallel before every name."""
     stripped = [part for part in ("_orig_mod.",) if any(part in name for name in tensors)]
+    require_distinct({name: name.replace("_orig_mod.", "") for name in tensors}, path)
     bare = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
     if all(name.startswith("module.") for name in bare):
         stripped.append("module.")
@@ -158,20 +174,17 @@ def _stripped(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str,
 
 
 def _description(note: object, path: Path) -> Mapping[str, Any]:
-    """Our own description of an exported encoder, parsed; empty where there is none."""
+    """Our own description of an exported encoder, parsed and checked; empty where there is none."""
     if note is None:
         return {}
     try:
-        description = json.loads(note)  # type: ignore[arg-type]
-        return {
-            "method": str(description["method"]),
-            "stem": str(description["stem"]),
-            "input_size": int(description["input_size"]),
-            "mean": tuple(map(float, description["mean"])),
-            "std": tuple(map(float, description["std"])),
-        }
-    except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, error) from error
+        return checked_description(json.loads(note))  # type: ignore[arg-type]
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"what twinbench wrote into this file about its encoder was altered: {error}",
+            where=path,
+            next_step="export the encoder again, or save the weights anew without the description",
+        ) from error
 
 
 def _damaged(path: Path, error: Exception) -> InputError:

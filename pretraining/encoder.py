@@ -10,8 +10,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeGuard, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -28,6 +30,7 @@ from pretraining.deviations import Deviation, deviate
 WEIGHTS_FILE = "encoder.safetensors"
 INFO_FILE = "encoder.json"
 _BATCH = 256
+_SIZES = range(8, 1025)  # of input images, in pixels
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class EncoderInfo:
     """What a user of an encoder must know besides its weights.
 
     ``deviation`` says how its network computes differently from torchvision's. The fields ``source_*`` are those of an
-    imported encoder: the checkpoint's file name, format and SHA-256.
+    imported encoder: the checkpoint's file name, format and SHA-256, and the caution that its import gave, if any.
     """
 
     architecture: str
@@ -53,10 +56,47 @@ class EncoderInfo:
     source_file: str = ""
     source_format: str = ""
     source_sha256: str = ""
+    source_note: str = ""
 
     def build(self) -> ResNet:
         """A freshly initialised backbone that this describes; raises InputError for an unknown name."""
         return deviate(build_backbone(self.architecture, self.width, self.stem), self.deviation)
+
+
+def checked_description(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `EncoderInfo` that a file says and no tensor can contradict: name, stem, size and normalisation.
+
+    A wrong one would give wrong features without a complaint: a deviation of 0 makes infinities, say. Raises ValueError
+    unless the method is a line of text, the stem a known one, the input size an int of 8 to 1024 pixels, and mean and
+    deviation three numbers in [0, 1], the deviation above 0.
+    """
+    size, std = document.get("input_size"), document.get("std")
+    valid = {
+        "method": is_method_name(document.get("method")),
+        "stem": document.get("stem") in get_args(Stem),
+        "input_size": type(size) is int and size in _SIZES,
+        "mean": _are_shares(document.get("mean")),
+        "std": _are_shares(std) and min(std) > 0,
+    }
+    wrong = next((key for key, right in valid.items() if not right), None)
+    if wrong:
+        raise ValueError(f"{wrong} cannot be {str(document.get(wrong))[:60]!r}")
+    fields = {key: document[key] for key in ("method", "stem", "input_size")}
+    return fields | {key: tuple(map(float, document[key])) for key in ("mean", "std")}
+
+
+def is_method_name(name: object) -> bool:
+    """Whether it can stand in a table: one line of printable text."""
+    return isinstance(name, str) and name.isprintable() and bool(name.strip())
+
+
+def _are_shares(values: object) -> TypeGuard[list[float]]:
+    """Whether these are three numbers in [0, 1], one for each channel; NaN, which JSON lets through, is not."""
+    return (
+        isinstance(values, list)
+        and len(values) == 3
+        and all(type(value) in (int, float) and 0 <= value <= 1 for value in values)
+    )
 
 
 class Encoder:
@@ -129,7 +169,7 @@ class Encoder:
         try:
             document = json.loads(info_file.read_text())
             expected = document.pop("sha256")
-            info = EncoderInfo(**{**document, "mean": tuple(document["mean"]), "std": tuple(document["std"])})
+            info = EncoderInfo(**{**document, **checked_description(document)})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"not an encoder's description: {error!r}",

@@ -36,6 +36,8 @@ class Layout:
     """Names that begin with ``prefix`` and that ``rename`` makes torchvision's.
 
     ``deviations`` says for which stems the network of this layout computes differently; ``note`` cautions the reader.
+    ``shared`` says that others write these very names, so that they speak for the format's method only where the user
+    says that they do; the note is about that and goes to who did not say.
     ``small_stem`` says that a 3x3 first convolution of this layout is the stem ``small``, since the project writes no
     other; elsewhere nobody knows its stride.
     """
@@ -44,6 +46,7 @@ class Layout:
     rename: Callable[[str], str] = _as_it_is
     deviations: Mapping[Stem, Deviation] = field(default_factory=dict)
     note: str = ""
+    shared: bool = False
     small_stem: bool = False
 
     def names(self, keys: list[str]) -> dict[str, str]:
@@ -206,8 +209,8 @@ _SAME: Mapping[Stem, Deviation] = {"imagenet": "same_padding", "small": "same_pa
 _SAME_POOL: Mapping[Stem, Deviation] = {"imagenet": "same_max_pool"}
 _SOLO: Mapping[Stem, Deviation] = {"small": "stem_padding_2"}
 _ANYBODYS = (
-    "Barlow Twins publishes torchvision's names without a classifier, but so may anybody: "
-    "where the weights are another method's, say --method NAME"
+    "these are the names of the official Barlow Twins file and of others: torchvision's without a classifier. The "
+    "method is called as the file is; say --method barlow_twins if it is one, or --method NAME"
 )
 _COLOURS = (
     "a Detectron2 file says neither the order of colours nor where blocks have their stride. Taken as RGB with the "
@@ -219,7 +222,7 @@ _CLASSIFIER = {"classifier": r"fc\."}
 _FORMATS = (
     Format(
         name="barlow_twins",
-        layouts=(Layout(note=_ANYBODYS), Layout("backbone.")),
+        layouts=(Layout(note=_ANYBODYS, shared=True), Layout("backbone.")),
         recognise=_is_barlow_twins,
         ignored={"projector": r"projector\.", "batch norm of the loss": r"bn\."},
         method="barlow_twins",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from data.errors import InputError
 from pretraining.backbones import ResNet, Stem, backbone_names, build_backbone
-from pretraining.checkpoint_files import CheckpointFile, read_checkpoint
-from pretraining.encoder import INFO_FILE, Encoder, EncoderInfo
+from pretraining.checkpoint_files import CheckpointFile, read_checkpoint, require_distinct
+from pretraining.encoder import INFO_FILE, Encoder, EncoderInfo, is_method_name
 from pretraining.formats import FORMATS, Format, Layout, checkpoint_format
 
 _SMALL_PIXELS, _IMAGENET_PIXELS = 32, 224
@@ -89,22 +89,28 @@ def read_foreign(
     """Read a checkpoint of another project.
 
     ``format_name`` is recognised from the keys where it is None. ``method`` is what the encoder is called in tables: by
-    default the format's method, or else the file's name. ``stem`` is needed where the first convolution is 3x3 and the
-    format leaves its stride open. Raises InputError for a file that cannot be read safely, an unknown or ambiguous
-    format, an open or impossible stem, and anything but a complete plain ResNet; RunFailure for a file that the
-    machine does not let us read.
+    default the format's method, or else the file's name, also where others write the format's names and nobody named
+    it. ``stem`` is needed where the first convolution is 3x3 and the format leaves its stride open. Raises InputError
+    for a file that cannot be read safely, an unknown or ambiguous format, two keys for one tensor, an open or
+    impossible stem, and anything but a complete plain ResNet; RunFailure for a file that the machine does not let us
+    read.
     """
     checkpoint = read_checkpoint(path)
     chosen = checkpoint_format(format_name) if format_name else recognise(checkpoint)
-    layout = chosen.layout(list(checkpoint.tensors))
-    accounting = account(checkpoint, chosen)
+    keys = list(checkpoint.tensors)
+    layout = chosen.layout(keys)
+    names = layout.backbone(keys)
+    require_distinct({key: name for key, name in layout.names(keys).items() if name in names}, path)
+    unsaid = layout.shared and not (format_name or method)
+    caution = layout.note if (unsaid or not layout.shared) and not checkpoint.description else ""
+    accounting = account(checkpoint, chosen, caution)
     if not accounting.complete:
         raise _incomplete(checkpoint, accounting)
-    names = layout.backbone(list(checkpoint.tensors))
     weights = {name: checkpoint.tensors[key] for name, key in names.items()}
     _check_values(weights, path)
     stem = _stem(checkpoint, layout, weights["conv1.weight"].shape[-1], stem)
-    info = _describe(checkpoint, chosen, layout, accounting, method, stem)
+    method = _method(checkpoint, method, None if unsaid else chosen.trained_with(keys))
+    info = replace(_describe(checkpoint, chosen, layout, accounting, method, stem), source_note=caution)
     backbone = info.build()
     counters = {k: torch.zeros_like(v) for k, v in backbone.state_dict().items() if k.endswith(_COUNTER)}
     backbone.load_state_dict({**counters, **weights})
@@ -132,8 +138,8 @@ def recognise(checkpoint: CheckpointFile) -> Format:
     )
 
 
-def account(checkpoint: CheckpointFile, chosen: Format) -> Accounting:
-    """Compare a file's keys, taken in a format, with the backbone they come nearest to."""
+def account(checkpoint: CheckpointFile, chosen: Format, caution: str = "") -> Accounting:
+    """Compare a file's keys, taken in a format, with the backbone they come nearest to; a caution joins the notes."""
     keys = list(checkpoint.tensors)
     layout = chosen.layout(keys)
     found = layout.backbone(keys)
@@ -162,11 +168,11 @@ def account(checkpoint: CheckpointFile, chosen: Format) -> Accounting:
         unexpected=tuple(sorted(unexpected, key=order.__getitem__)),
         misfits=tuple(misfits),
         ignored={why: tuple(sorted(some, key=order.__getitem__)) for why, some in sorted(ignored.items())},
-        notes=_notes(checkpoint, layout, found),
+        notes=_notes(checkpoint, found, caution),
     )
 
 
-def _notes(checkpoint: CheckpointFile, layout: Layout, found: dict[str, str]) -> tuple[str, ...]:
+def _notes(checkpoint: CheckpointFile, found: dict[str, str], caution: str) -> tuple[str, ...]:
     notes = []
     if checkpoint.stripped:
         notes.append(
@@ -176,8 +182,8 @@ def _notes(checkpoint: CheckpointFile, layout: Layout, found: dict[str, str]) ->
         notes.append("no batch counters in the file; they are set to 0 and no feature needs them")
     if checkpoint.description:
         notes.append("exported by twinbench, which wrote down its method, stem, input size and normalisation")
-    elif layout.note:
-        notes.append(layout.note)
+    if caution:
+        notes.append(caution)
     return tuple(notes)
 
 
@@ -256,7 +262,7 @@ def _describe(
     chosen: Format,
     layout: Layout,
     accounting: Accounting,
-    method: str | None,
+    method: str,
     stem: Stem,
 ) -> EncoderInfo:
     shapes = {
@@ -264,7 +270,6 @@ def _describe(
     }
     small, own, width = stem != "imagenet", checkpoint.description, _width(shapes)
     mean, std = chosen.small_normalisation if small else chosen.normalisation
-    trained_with = own.get("method") or chosen.trained_with(list(checkpoint.tensors))
     return EncoderInfo(
         architecture=accounting.architecture,
         width=width,
@@ -273,7 +278,7 @@ def _describe(
         input_size=own.get("input_size", _SMALL_PIXELS if small else _IMAGENET_PIXELS),
         mean=own.get("mean", mean),
         std=own.get("std", std),
-        method=method or trained_with or checkpoint.path.name.partition(".")[0],
+        method=method,
         recipe_hash="",
         origin="imported",
         deviation=layout.deviations.get(stem, "none"),
@@ -281,6 +286,19 @@ def _describe(
         source_format=chosen.name,
         source_sha256=checkpoint.sha256,
     )
+
+
+def _method(checkpoint: CheckpointFile, wanted: str | None, trained_with: str | None) -> str:
+    """What to call the weights: as the user says, or as their export or their keys do, or else as the file."""
+    stem = checkpoint.path.name.partition(".")[0] or checkpoint.path.name
+    name = wanted or checkpoint.description.get("method") or trained_with or stem
+    if not is_method_name(name):
+        raise InputError(
+            f"{name!r} cannot be a method's name: it is not one line of text",
+            where=checkpoint.path,
+            next_step="name the method: --method NAME",
+        )
+    return name
 
 
 def _feature_dim(architecture: str, width: int) -> int:

@@ -51,6 +51,18 @@ def test_the_rows_are_those_of_the_listed_files(train, write, monkeypatch):
     assert {train.images.path(row).name for row in rows.tolist()} == set(NAMES)
 
 
+def test_a_name_is_a_line_whatever_is_in_it(tmp_path):
+    names = ["my dog.png", "my cat.png", "dog.png", "next\u2028line.png"]
+    labels = np.array([0, 1, 0, 1])
+    train = Split(
+        StreamedImages([Path("train") / name for name in names], labels, 16), torch.from_numpy(labels)
+    )
+    path = tmp_path / "list.txt"
+    path.write_bytes("\r\n  my dog.png \r\n\n\tmy cat.png\r\nnext\u2028line.png".encode())
+    rows, _ = read_label_list(LabelList(path, own=True), train, ("dog", "cat"), 0.1)
+    assert rows.tolist() == [0, 1, 3]
+
+
 def test_a_changed_list_is_not_the_published_one(train, write):
     path = write(*NAMES)
     with pytest.raises(InputError, match="not the published list of 10%: its SHA-256 is"):

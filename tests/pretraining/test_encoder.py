@@ -88,11 +88,12 @@ def test_weights_of_another_width_are_refused(saved):
 def test_a_description_from_before_imports_existed_is_still_read(saved):
     file = saved[1] / "encoder.json"
     document = json.loads(file.read_text())
-    for key in ("deviation", "source_file", "source_format", "source_sha256"):
+    for key in ("deviation", "source_file", "source_format", "source_sha256", "source_note"):
         del document[key]
     file.write_text(json.dumps(document))
     encoder = Encoder.load(saved[1])
-    assert (encoder.info.origin, encoder.info.deviation, encoder.info.source_sha256) == ("run", "none", "")
+    assert encoder.info == INFO
+    assert (INFO.origin, INFO.deviation, INFO.source_sha256, INFO.source_note) == ("run", "none", "", "")
 
 
 def test_an_unknown_deviation_is_refused_with_the_nearest(saved):
@@ -101,3 +102,61 @@ def test_an_unknown_deviation_is_refused_with_the_nearest(saved):
     with pytest.raises(InputError, match="unknown deviation") as error:
         Encoder.load(saved[1])
     assert error.value.nearest == "same_padding"
+
+
+NONSENSE = [
+    ("mean", [0.5, 0.5]),
+    ("mean", [0.5, 0.5, 0.5, 0.5]),
+    ("mean", [0.5, 0.5, float("nan")]),
+    ("mean", [0.5, 0.5, float("inf")]),
+    ("mean", [123.7, 116.3, 103.5]),
+    ("mean", [10**400, 0, 0]),
+    ("mean", "111"),
+    ("mean", ["0.5", "0.4", "0.3"]),
+    ("mean", [True, True, True]),
+    ("mean", {"0": 1, "1": 1, "2": 1}),
+    ("mean", None),
+    ("std", [0.2, 0.2]),
+    ("std", [0.2, 0.2, 0]),
+    ("std", [0.2, 0.2, -0.2]),
+    ("std", [0.2, 0.2, float("nan")]),
+    ("input_size", 7),
+    ("input_size", 1025),
+    ("input_size", 16.0),
+    ("input_size", "16"),
+    ("input_size", True),
+    ("stem", "large"),
+    ("stem", ["small"]),
+    ("method", ""),
+    ("method", " "),
+    ("method", "two\nlines"),
+    ("method", 3),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), NONSENSE)
+def test_nonsense_in_a_description_is_refused_by_name(saved, key, value):
+    file = saved[1] / "encoder.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    with pytest.raises(InputError, match=f"{key} cannot be") as error:
+        Encoder.load(saved[1])
+    assert error.value.where == file
+
+
+@pytest.mark.parametrize("key", ["mean", "std", "input_size", "stem", "method"])
+def test_what_a_description_lacks_is_named(saved, key):
+    file = saved[1] / "encoder.json"
+    document = json.loads(file.read_text())
+    del document[key]
+    file.write_text(json.dumps(document))
+    with pytest.raises(InputError, match=key):
+        Encoder.load(saved[1])
+
+
+@pytest.mark.parametrize("size", [8, 1024])
+def test_the_extremes_of_a_description_are_taken(saved, size):
+    file = saved[1] / "encoder.json"
+    changed = {"input_size": size, "mean": [0, 1, 0.5], "std": [1, 1, 1e-3], "method": "my method"}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
+    info = Encoder.load(saved[1]).info
+    assert (info.input_size, info.mean, info.std) == (size, (0.0, 1.0, 0.5), (1.0, 1.0, 0.001))

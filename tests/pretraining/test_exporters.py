@@ -1,6 +1,7 @@
 """Exports, each loaded by the project it is for and compared with the encoder."""
 
 import hashlib
+import json
 import pickle
 import sys
 
@@ -200,5 +201,33 @@ def test_tensors_saved_anew_lose_the_description(tmp_path):
     exported = export_encoder(encoder, "torchvision", tmp_path / "net.pth")
     torch.save(loaded(exported.code).state_dict(), tmp_path / "again.pth")
     assert read_foreign(tmp_path / "net.pth").info.method == "toy"
-    assert read_foreign(tmp_path / "again.pth").info.method == "barlow_twins"
+    assert read_foreign(tmp_path / "again.pth").info.method == "again"
     assert read_foreign(tmp_path / "again.pth").info.mean == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize("name", SUFFIXES)
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("mean", [0.5, 0.4]),
+        ("std", [0.2, 0.0, 0.3]),
+        ("input_size", 10**9),
+        ("stem", "large"),
+        ("method", ["toy"]),
+        ("method", None),
+    ],
+)
+def test_an_altered_description_is_refused_in_every_format(tmp_path, monkeypatch, name, key, value):
+    described = {"method": "toy", "stem": "small", "input_size": 64, "mean": [0, 0, 0], "std": [1, 1, 1]}
+    file = tmp_path / f"net.{SUFFIXES[name]}"
+    for document in (described, {**described, key: value}):
+        monkeypatch.setattr("pretraining.exporters._description", lambda info, d=document: json.dumps(d))
+        monkeypatch.setattr(
+            "pretraining.exporters._check", lambda *args: "not checked, for it could not be read"
+        )
+        export_encoder(make_encoder("resnet10", 8, "small"), name, file)
+        if document is described:
+            assert read_foreign(file).info.std == (1.0, 1.0, 1.0)
+    with pytest.raises(InputError, match=f"altered: {key} cannot be") as error:
+        read_foreign(file)
+    assert error.value.where == file

@@ -212,7 +212,7 @@ def torchvision_training(b: dict[str, Tensor]) -> dict:
 
 # name of the test case: (how it is written, the format it is, the method it is called by itself)
 LAYOUTS = {
-    "barlow_twins": (barlow_twins, "barlow_twins", "barlow_twins"),
+    "barlow_twins": (barlow_twins, "barlow_twins", None),
     "barlow_twins_training": (barlow_twins_training, "barlow_twins", "barlow_twins"),
     "moco_v2": (moco_v2, "moco_v2", "moco_v2"),
     "simsiam": (simsiam, "simsiam", "simsiam"),
@@ -379,12 +379,99 @@ def test_missing_batch_counters_are_filled_and_not_missed(tmp_path):
     assert int(foreign.backbone.bn1.num_batches_tracked) == 0
 
 
-def test_names_that_anybody_may_write_come_with_a_caution(tmp_path):
-    backbone = torchvision_resnet().state_dict()
-    published = read_foreign(written(tmp_path, barlow_twins(backbone))).accounting.lines()
-    training = read_foreign(written(tmp_path, barlow_twins_training(backbone))).accounting.lines()
-    assert any("--method NAME" in line for line in published)
-    assert not any("--method" in line for line in training)
+def test_names_that_anybody_may_write_are_called_as_the_file_is_unless_the_user_says_more(tmp_path):
+    """A plain torchvision-named file may be anybody's: DINO's ResNet-50 for one is no Barlow Twins."""
+    path = written(tmp_path, barlow_twins(torchvision_resnet().state_dict()), "dino_resnet50_pretrain.pth")
+    unsaid = read_foreign(path)
+    assert (unsaid.info.source_format, unsaid.info.method) == ("barlow_twins", "dino_resnet50_pretrain")
+    assert unsaid.accounting.notes == (unsaid.info.source_note,)
+    assert "of the official Barlow Twins file and of others" in unsaid.info.source_note
+    assert "--method barlow_twins" in unsaid.info.source_note
+    for said, method in (
+        (read_foreign(path, "barlow_twins"), "barlow_twins"),
+        (read_foreign(path, method="barlow_twins"), "barlow_twins"),
+        (read_foreign(path, method="dino"), "dino"),
+    ):
+        assert said.info.method == method
+        assert (said.info.source_note, said.accounting.notes) == ("", ())
+
+
+def test_a_training_checkpoint_of_barlow_twins_speaks_for_itself(tmp_path):
+    foreign = read_foreign(written(tmp_path, barlow_twins_training(torchvision_resnet().state_dict())))
+    assert (foreign.info.method, foreign.info.source_note) == ("barlow_twins", "")
+    assert not any("--method" in note for note in foreign.accounting.notes)
+
+
+@pytest.mark.parametrize("write", [barlow_twins, detectron2_detector, moco_v2])
+def test_the_caution_goes_with_the_encoder(tmp_path, write):
+    foreign = read_foreign(written(tmp_path, write(torchvision_resnet(True).state_dict())))
+    foreign.save(tmp_path / "encoder")
+    note = Encoder.load(tmp_path / "encoder").info.source_note
+    assert note == json.loads((tmp_path / "encoder" / "encoder.json").read_text())["source_note"]
+    assert bool(note) == (write is not moco_v2)
+    assert not note or note in foreign.accounting.notes
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [("two\nlines.pth", None), ("net.pth", "two\nlines"), ("net.pth", " ")]
+)
+def test_what_cannot_stand_in_a_table_is_no_method(tmp_path, name, method):
+    path = written(tmp_path, torchvision(torchvision_resnet().state_dict()), name)
+    with pytest.raises(InputError, match="cannot be a method's name"):
+        read_foreign(path, method=method)
+    assert read_foreign(path, method="my net").info.method == "my net"
+
+
+def detectron2_feature_pyramid(b: dict[str, Tensor]) -> dict:
+    """An FPN detector's backbone, all below bottom_up."""
+    state = detectron2_detector(b)["model"]
+    named = {
+        re.sub(r"^(backbone|roi_heads)\.(?=stem|res)", "backbone.bottom_up.", k): t for k, t in state.items()
+    }
+    del named["backbone.bottom_up.res5.norm.weight"]
+    return named
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["first", "last"])
+@pytest.mark.parametrize(
+    ("write", "key", "twin"),
+    [
+        (torchvision, "conv1.weight", "_orig_mod.conv1.weight"),
+        (torchvision, "layer1.0.bn1.running_mean", "layer1._orig_mod.0.bn1.running_mean"),
+        (lambda b: under("module.", b), "module.bn1.bias", "module._orig_mod.bn1.bias"),
+        (
+            detectron2_feature_pyramid,
+            "backbone.bottom_up.res2.0.conv1.weight",
+            "backbone.res2.0.conv1.weight",
+        ),
+        (detectron2_feature_pyramid, "backbone.bottom_up.stem.conv1.weight", "stem.conv1.weight"),
+        (detectron2_feature_pyramid, "backbone.bottom_up.stem.conv1.norm.bias", "bn1.bias"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_two_keys_for_one_tensor_are_refused_by_name(tmp_path, write, key, twin, last):
+    """Neither replaces the other, whichever comes first, even where both hold the same values."""
+    state = write(torchvision_resnet(True).state_dict())
+    assert read_foreign(written(tmp_path, state)).accounting.complete
+    more = {twin: state[key].clone()}
+    path = written(tmp_path, {**state, **more} if last else {**more, **state})
+    with pytest.raises(InputError, match="two keys of this file") as error:
+        read_foreign(path, "detectron2" if write is detectron2_feature_pyramid else None)
+    assert re.search(rf"(?<!\S){re.escape(key)}(?!\S)", error.value.what)
+    assert re.search(rf"(?<!\S){re.escape(twin)}(?!\S)", error.value.what)
+    assert error.value.where == path
+
+
+def test_two_keys_that_are_no_part_of_the_backbone_stay_two(tmp_path):
+    state = detectron2_feature_pyramid(torchvision_resnet(True).state_dict())
+    heads = head("backbone.fpn_lateral2.weight", "roi_heads.res5.norm.weight", "res5.norm.weight")
+    accounting = read_foreign(written(tmp_path, {**state, **heads})).accounting
+    named = {
+        *accounting.matched,
+        *accounting.unexpected,
+        *(k for keys in accounting.ignored.values() for k in keys),
+    }
+    assert set(heads) <= named
 
 
 def test_normalisation_is_the_one_the_project_trained_with(tmp_path):
@@ -485,7 +572,11 @@ def test_a_stem_that_contradicts_the_weights_or_the_project_is_refused(tmp_path)
 def test_the_description_in_an_export_must_fit_its_weights(tmp_path):
     state = torchvision_resnet().state_dict()
     description = {"method": "x", "stem": "small", "input_size": 32, "mean": [0, 0, 0], "std": [1, 1, 1]}
-    for text, what in ((json.dumps(description), "is not small"), ("{", "not a complete checkpoint")):
+    for text, what in (
+        (json.dumps(description), "is not small"),
+        ("{", "was altered"),
+        ("[]", "was altered"),
+    ):
         save_file(state, tmp_path / "net.safetensors", {"twinbench": text})
         with pytest.raises(InputError, match=what):
             read_foreign(tmp_path / "net.safetensors")
