@@ -89,7 +89,9 @@ def _key(encoder: Encoder, image_set: ImageSet, split: str) -> str:
     """A name for the features that changes with everything that changes them."""
     # The checksum covers the weights only; the rest alters the features just as much.
     info = encoder.info
-    described = [info.input_size, info.mean, info.std, info.deviation]
+    # A GPU rounds differently, so its features are not another device's.
+    device = next(encoder.backbone.parameters()).device.type
+    described = [info.input_size, info.mean, info.std, info.deviation, device]
     identity = [encoder.checksum, *described, image_set.fingerprint, split]
     return f"{split}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]}"
 

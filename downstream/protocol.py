@@ -78,6 +78,9 @@ class Protocol(ABC):
     def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:
         """Measure the encoder on the test split; hyperparameters come from the split ``val``, never from test."""
 
+    def check(self, image_set: ImageSet) -> None:  # noqa: B027  (most have nothing to check)
+        """Raise InputError where the protocol cannot measure on this machine or image set, before any work."""
+
     @abstractmethod
     def forward_passes(self, image_set: ImageSet) -> float:
         """The work of one evaluation in forward passes of one image; an image trained on counts three."""

@@ -20,7 +20,16 @@ from downstream.protocol import Protocol, protocol, protocol_names
 from harness.console import job_progress, say
 from harness.estimate import estimate_seconds
 from harness.execute import Training, evaluate_encoder, execute, train_run
-from harness.plan import Job, StudyImages, corrupt_images, jobs, load_splits, plan_run, plan_study
+from harness.plan import (
+    Job,
+    StudyImages,
+    corrupt_images,
+    jobs,
+    load_splits,
+    load_training,
+    plan_run,
+    plan_study,
+)
 from harness.published import encoder_folder
 from harness.recipes import load_recipe, parse_overrides, recipe_folder_names, recipe_names
 from harness.records import collect, collect_stored
@@ -160,7 +169,7 @@ def pretrain_one(
     recipe = load_recipe(folder, method, image_set_name, parse_overrides(assignments), seed)
     image_set = load_image_set(image_set_name, data_root, corrupt=recipe.corrupt_images)
     check_hardware(hardware, recipe.precision)
-    load_splits(image_set, ())
+    load_training(image_set)
     run = plan_run(recipe, image_set, runs, hardware.ranks)
     check_writable(runs)
     if run.is_trained():
@@ -204,7 +213,8 @@ def evaluate_one(
 ) -> None:
     """Evaluate one encoder, print the measurements; keep the record in its run and where ``out`` says.
 
-    A record made with a label list is kept only where ``out`` says: it is not what a study would make.
+    A record made with a label list, or with another seed than the run's, is kept only where ``out`` says: it is not
+    what a study would make.
     """
     chosen = protocol(protocol_name)
     labelled = _label_list(chosen, label_list, own_list)
@@ -213,10 +223,11 @@ def evaluate_one(
     encoder = Encoder.load(folder)
     # Names on a list are those of files, which only a streamed set knows.
     image_set = load_image_set(image_set_name, data_root, stream=True if labelled else None)
-    kept = None if labelled else record_place(folder.parent, chosen.name, image_set)
+    kept = None if labelled else record_place(folder.parent, chosen.name, image_set, seed)
     for file in (out, kept):
         if file is not None:
             check_writable(file.parent)
+    chosen.check(image_set)
     load_splits(image_set, (chosen,))
     with job_progress(1) as start_job:
         report = start_job(f"{chosen.name} {folder}")
@@ -224,7 +235,10 @@ def evaluate_one(
     for file in (out, kept):
         if file is not None:
             write_json(file, record)
-    print(f"{chosen.name} on {image_set.name}, encoder {encoder.checksum[:12]}")
+    source = f" from {encoder.info.source_file}" if encoder.info.source_file else ""
+    print(
+        f"{chosen.name} on {image_set.name}, encoder {encoder.checksum[:12]} ({encoder.info.method}{source})"
+    )
     for measured in record["measurements"]:
         error = "" if measured["stderr"] is None else f" ± {measured['stderr']:.2f}"
         print(f"  {measured['metric']:<12} {measured['value']:.2f}{error}  (n = {measured['n']})")

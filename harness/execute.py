@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +170,7 @@ def evaluate_encoder(
         "image_set": image_set.name,
         "image_set_fingerprint": image_set.fingerprint,
         "encoder_checksum": encoder.checksum,
+        "encoder": asdict(encoder.info),
         "recipe_hash": encoder.info.recipe_hash,
         "origin": encoder.info.origin,
         "status": "done",

@@ -61,7 +61,7 @@ class Job:
         variant = f" {self.variant}" if self.variant else ""
         name = f"{self.run.recipe.method}{variant} (seed {self.run.recipe.seed})"
         if self.run.source is not None:
-            name = f"{self.run.recipe.method} from {self.run.source.name}"
+            name = f"{name} from {self.run.source.name}"
         begin = "pretrain" if self.run.source is None else "import"
         return f"{begin} {name}" if self.protocol is None else f"{self.protocol.name} {name}"
 
@@ -87,9 +87,12 @@ def plan_study(
     protocols = tuple(_protocol_in_full(name) for name in study.protocols)
     _check_metrics(study, protocols)
     _check_ablated_key(study, overrides)
-    load_splits(images.train, ())
+    for chosen in protocols:
+        chosen.check(images.measure)
+    if study.methods:
+        load_training(images.train)
     load_splits(images.measure, protocols)
-    imported = imported_runs(encoders, images.measure, runs_root) if encoders else []
+    imported = imported_runs(encoders, images.measure, runs_root, study.seeds) if encoders else []
     trained = [(v, plan_run(recipe, images.train, runs_root)) for v, recipe in _recipes(study, overrides)]
     return [
         PlannedRun(run, variant, protocols, images.measure)
@@ -147,11 +150,16 @@ def plan_run(recipe: Recipe, image_set: ImageSet, runs_root: Path, ranks: int = 
     return open_run(runs_root, resolved)
 
 
-def load_splits(image_set: ImageSet, protocols: tuple[Protocol, ...]) -> None:
-    """Read every image that the plan will need, so that a bad one ends the command before any work."""
+def load_training(image_set: ImageSet) -> None:
+    """Read the images that a training needs, so that a bad one ends the command before any work."""
     image_set.split("train")
     image_set.split("val")
+
+
+def load_splits(image_set: ImageSet, protocols: tuple[Protocol, ...]) -> None:
+    """Read the images that protocols need, so that a bad one ends the command before any work."""
     if any(chosen.needs == "labels" for chosen in protocols):
+        load_training(image_set)
         image_set.split("test")
     if any(chosen.needs == "detection" for chosen in protocols):
         image_set.detection("train")

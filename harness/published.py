@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,8 @@ from pretraining.encoder import INFO_FILE, Encoder, EncoderInfo
 from pretraining.importers import read_foreign
 from pretraining.recipe import BackboneSpec, Recipe
 
+_log = logging.getLogger(__name__)
+
 _SUFFIXES = {".pth", ".pt", ".tar", ".torch", ".ckpt", ".bin", ".pkl", ".safetensors"}
 
 
@@ -33,25 +36,32 @@ def encoder_folder(study: Study, data_root: Path | None) -> Path | None:
     return data_root / study.encoders
 
 
-def imported_runs(folder: Path, image_set: ImageSet, runs_root: Path) -> list[Run]:
-    """A run for each checkpoint file and encoder folder in a folder, by name; nothing is written yet.
+def imported_runs(folder: Path, image_set: ImageSet, runs_root: Path, seeds: int) -> list[Run]:
+    """A run for each checkpoint file and encoder folder in a folder, by name, and seed; nothing is written yet.
 
-    Raises InputError where there is none, and for the first that cannot be imported as it stands.
+    The seeds are those of the evaluations. Raises InputError where there is no checkpoint, and for the first that
+    cannot be imported as it stands; other files are named in a warning.
     """
     found = sorted(folder.iterdir()) if folder.is_dir() else []
-    sources = [path for path in found if path.suffix in _SUFFIXES or (path / INFO_FILE).is_file()]
+    sources = [path for path in found if path.suffix.lower() in _SUFFIXES or (path / INFO_FILE).is_file()]
+    if others := [path.name for path in found if path not in sources]:
+        _log.warning("not taken for checkpoints: %s", ", ".join(others))
     if not sources:
         raise InputError(
             "no checkpoint here",
             where=folder,
             next_step="put in files as their projects publish them, or encoders that `twinbench import` made of them",
         )
-    return [_planned(source, image_set, runs_root) for source in sources]
+    described = [(source, _read(source)[1]) for source in sources]
+    return [
+        _planned(source, info, image_set, runs_root, seed)
+        for source, info in described
+        for seed in range(seeds)
+    ]
 
 
-def _planned(source: Path, image_set: ImageSet, runs_root: Path) -> Run:
-    """The run of a checkpoint; its recipe trains nothing and names the file by its SHA-256."""
-    info = _read(source)[1]
+def _planned(source: Path, info: EncoderInfo, image_set: ImageSet, runs_root: Path, seed: int) -> Run:
+    """The run of a checkpoint; its recipe trains nothing and names the file by its SHA-256 and how it is fed."""
     recipe = Recipe(
         method=info.method,
         image_set=image_set.name,
@@ -59,11 +69,17 @@ def _planned(source: Path, image_set: ImageSet, runs_root: Path) -> Run:
         image_size=info.input_size,
         backbone=BackboneSpec(name=info.architecture, width=info.width, stem=info.stem),
         epochs=0,
+        seed=seed,
         options={
             "imported": {
+                "name": source.name,
                 "file": info.source_file,
                 "format": info.source_format,
                 "sha256": info.source_sha256,
+                "mean": list(info.mean),
+                "std": list(info.std),
+                "deviation": info.deviation,
+                "note": info.source_note,
             }
         },
     )

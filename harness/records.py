@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from reports.records import RunInfo
 
 COLUMNS = (
     "study", "method", "variant", "image_set", "protocol", "metric", "value", "stderr", "n", "seed", "status",
-    "reason", "origin", "source_file", "source_sha256", "recipe_hash", "encoder_checksum", "backbone", "parameters",
-    "pretrained_on", "epochs", "batch_size", "images_per_second", "peak_memory_mb", "seconds", "device", "environment",
+    "reason", "origin", "source_name", "source", "recipe_hash", "encoder_checksum", "backbone",
+    "parameters", "pretrained_on", "epochs", "batch_size", "images_per_second", "peak_memory_mb", "seconds", "device",
+    "environment",
 )  # fmt: skip
 
 
@@ -28,7 +30,8 @@ def collect(study: Study, planned: list[PlannedRun]) -> tuple[pd.DataFrame, list
             file = entry.run.record_file(chosen.name, entry.measured_on)
             record = entry.run.record(file)
             if record is not None and not entry.run.is_collapsed():
-                rows += _measured(entry.run, entry.variant, record)
+                # The file may have been made under another name of the same images.
+                rows += _measured(entry.run, entry.variant, {**record, "image_set": entry.measured_on.name})
             else:
                 metrics = {c.metric for c in study.columns() if c.protocol == chosen.name} or {""}
                 missing = _missing(entry.run, entry.variant, chosen.name, metrics, file)
@@ -40,15 +43,32 @@ def collect(study: Study, planned: list[PlannedRun]) -> tuple[pd.DataFrame, list
 def collect_stored(runs: list[Run]) -> tuple[pd.DataFrame, list[RunInfo]]:
     """Rows for every record in the runs, told apart by the recipe keys in which runs of a method differ."""
     variants = _variants(runs)
+    records = {
+        run.hash: [
+            r for f in sorted((run.folder / "records").glob("*.json")) if (r := run.record(f)) is not None
+        ]
+        for run in runs
+    }
+    names = _image_set_names([record for found in records.values() for record in found])
     rows: list[dict[str, Any]] = []
     for run in runs:
-        for file in sorted((run.folder / "records").glob("*.json")):
-            record = read_json(file)
-            if record is not None and record["status"] == "done" and not run.is_collapsed():
-                rows += _measured(run, variants[run.hash], record)
+        for record in records[run.hash]:
+            if not run.is_collapsed():
+                image_set = names[record["image_set_fingerprint"]]
+                rows += _measured(run, variants[run.hash], {**record, "image_set": image_set})
         if run.is_collapsed():
             rows += _missing(run, variants[run.hash], "", {""}, None)
     return _frame(rows, "report"), [_run_info(run, variants[run.hash]) for run in runs]
+
+
+def _image_set_names(records: list[dict[str, Any]]) -> dict[str, str]:
+    """For each fingerprint what its image set is called: versions of a set that share a name are told apart."""
+    named = {record["image_set_fingerprint"]: record["image_set"] for record in records}
+    shared = Counter(named.values())
+    return {
+        fingerprint: f"{name} ({fingerprint[:8]})" if shared[name] > 1 else name
+        for fingerprint, name in named.items()
+    }
 
 
 def _frame(rows: list[dict[str, Any]], study: str) -> pd.DataFrame:
@@ -65,8 +85,8 @@ def _common(run: Run, variant: str) -> dict[str, Any]:
         "image_set": run.recipe.image_set,
         "seed": run.recipe.seed,
         "origin": run.origin,
-        "source_file": source.get("file", ""),
-        "source_sha256": source.get("sha256", ""),
+        "source_name": source.get("name", ""),
+        "source": _source(source) if source else "",
         "recipe_hash": run.hash,
         "backbone": f"{spec.name}, width {spec.width}, {spec.stem} stem",
         "pretrained_on": run.recipe.image_set if trained and run.recipe.epochs else "",
@@ -75,6 +95,18 @@ def _common(run: Run, variant: str) -> dict[str, Any]:
         "parameters": status.get("parameters"),
         "images_per_second": status.get("images_per_second"),
     }
+
+
+def _source(imported: dict[str, Any]) -> str:
+    """Where an imported encoder is from, how it is fed, and what its import noted."""
+    deviation = imported["deviation"]
+    parts = [
+        f"{imported['file']} (SHA-256 {imported['sha256']})",
+        f"mean {tuple(imported['mean'])}, std {tuple(imported['std'])}",
+        *([f"computing with {deviation}"] if deviation != "none" else []),
+        *([imported["note"]] if imported["note"] else []),
+    ]
+    return ", ".join(parts)
 
 
 def _measured(run: Run, variant: str, record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -112,6 +144,7 @@ def _run_info(run: Run, variant: str) -> RunInfo:
         status=status["status"],
         reason=status["reason"],
         folder=run.folder,
+        origin=run.origin,
         seconds=status.get("seconds", 0.0),
     )
 

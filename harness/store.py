@@ -92,12 +92,13 @@ class Run:
         return file.with_stem(f"{file.stem}--on-{image_set_slug(image_set.name)}-{image_set.fingerprint[:8]}")
 
     def record(self, file: Path) -> dict[str, Any] | None:
-        """The finished evaluation in a record file, if it is of the encoder that is there now, or None."""
+        """The finished evaluation in a record file, if it is of the encoder that is there now and its seed, or None."""
         record = read_json(file)
         info = read_json(self.encoder_folder / INFO_FILE)
-        if record is None or info is None or record["encoder_checksum"] != info["sha256"]:
+        if record is None or info is None or record.get("status") != "done":
             return None
-        return record if record["status"] == "done" else None
+        same = record.get("encoder_checksum") == info["sha256"] and record.get("seed") == self.recipe.seed
+        return record if same else None
 
     def _lock_file(self) -> TextIO:
         try:
@@ -149,11 +150,15 @@ def stored_runs(root: Path) -> list[Run]:
     return runs
 
 
-def record_place(folder: Path, protocol: str, image_set: ImageSet) -> Path | None:
-    """Where to keep an evaluation of the encoder of the run in ``folder``; None if that is not a run."""
+def record_place(folder: Path, protocol: str, image_set: ImageSet, seed: int) -> Path | None:
+    """Where to keep an evaluation of the encoder of the run in ``folder``.
+
+    None if that is not a run, or one of another seed: a study would not have made this record.
+    """
     if not (folder / "recipe.yaml").is_file():
         return None
-    return Run(folder, Recipe(**read_yaml(folder / "recipe.yaml")), "").record_file(protocol, image_set)
+    run = Run(folder, Recipe(**read_yaml(folder / "recipe.yaml")), "")
+    return run.record_file(protocol, image_set) if run.recipe.seed == seed else None
 
 
 def image_set_slug(name: str) -> str:

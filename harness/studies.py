@@ -21,7 +21,7 @@ class Study(Strict):
 
     ``recipes`` is a folder of ``recipes/``; ``overrides`` changes keys of all its recipes; ``limit`` cuts splits
     of the image set to so many images. ``measure_on`` is the image set of the protocols where it is another than the
-    one trained on. ``encoders`` is a folder below the data root: the checkpoints in it are
+    one trained on; it is never cut. ``encoders`` is a folder below the data root: the checkpoints in it are
     imported and evaluated beside the methods, or alone. Tables, figures and the ablation are checked by
     `reports.study`.
     """

@@ -76,8 +76,8 @@ class Group:
         return found
 
     def sources(self) -> tuple[str, ...]:
-        """The files that an imported encoder's records name, with their SHA-256."""
-        return unique(f"{r.source_file} (SHA-256 {r.source_sha256})" for r in self.records if r.source_file)
+        """Where the imported encoders of the group's records are from."""
+        return unique(r.source for r in self.records if r.source)
 
     def cell(self, protocol: str, metric: str, image_set: str = "") -> Cell:
         """The cell of one metric on one image set (on the only one where ``image_set`` is empty).
@@ -120,15 +120,15 @@ def group_records(records: Sequence[Record], runs: Sequence[RunInfo] = ()) -> li
     by_name: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
     for record in records:
         by_name[record.method, record.variant, record.origin].append(record)
-    failed: dict[tuple[str, str], list[RunInfo]] = defaultdict(list)
+    failed: dict[tuple[str, str, str], list[RunInfo]] = defaultdict(list)
     for run in runs:
         if run.status in ("failed", "collapsed"):
-            failed[run.method, run.variant].append(run)
-            by_name.setdefault((run.method, run.variant, "run"), [])
+            failed[run.method, run.variant, run.origin].append(run)
+            by_name.setdefault((run.method, run.variant, run.origin), [])
     groups = []
     for (method, variant, origin), own in by_name.items():
         split = _split(own)
-        lost = tuple(failed[method, variant]) if origin == "run" else ()
+        lost = tuple(failed[method, variant, origin])
         # A failed run carries no budget: with several rows of one method it is shown in the first.
         first = replace(split[0], method=method, variant=variant, origin=origin, failed_runs=lost)
         groups += [first, *split[1:]]
@@ -161,12 +161,10 @@ def _split(records: Sequence[Record]) -> list[Group]:
 
 
 def _identity(record: Record) -> tuple[Budget, str]:
-    """The budget and, of an imported encoder, its file with the first digits of that file's SHA-256."""
-    if record.origin != "imported":
-        return _budget(record), ""
-    if not record.source_file:
-        return _budget(record), record.encoder_checksum[:8]
-    return _budget(record), f"{record.source_file} {record.source_sha256[:8]}"
+    """The budget and, of an imported encoder, its name in the study's folder: its weights alone are not the encoder."""
+    return _budget(record), (
+        record.source_name or record.encoder_checksum[:8]
+    ) if record.origin == "imported" else ""
 
 
 def image_sets(records: Sequence[Record]) -> tuple[str, ...]:

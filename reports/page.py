@@ -147,11 +147,13 @@ def _known(value: object) -> str:
 def _origins(records: Sequence[Record], environments: dict[str, str]) -> list[_Origin]:
     first: dict[tuple[object, ...], Record] = {}
     for r in records:
-        first.setdefault((r.method, r.variant, r.seed, r.origin, r.recipe_hash, r.encoder_checksum), r)
+        first.setdefault(
+            (r.method, r.variant, r.seed, r.origin, r.source_name, r.recipe_hash, r.encoder_checksum), r
+        )
     ordered = sorted(first.values(), key=lambda r: (names.sort_key(r.method), r.variant, r.seed or 0))
     return [
         _Origin(
-            names.pretty(r.method),
+            names.pretty(r.method) + (f" ({r.source_name})" if r.source_name else ""),
             r.variant,
             _known(r.seed),
             r.origin,

@@ -28,8 +28,8 @@ COLUMNS = (
     "status",
     "reason",
     "origin",
-    "source_file",
-    "source_sha256",
+    "source_name",
+    "source",
     "recipe_hash",
     "encoder_checksum",
     "backbone",
@@ -49,7 +49,10 @@ ORIGINS = ("run", "imported", "quoted")
 
 @dataclass(frozen=True)
 class Record:
-    """One measured number, or the failure to measure it. Values are in the metric's unit (percent)."""
+    """One measured number, or the failure to measure it. Values are in the metric's unit (percent).
+
+    ``source_name`` is what the study's folder calls an imported encoder, ``source`` where it is from and how it is fed.
+    """
 
     method: str
     image_set: str
@@ -64,8 +67,8 @@ class Record:
     n: int | None = None
     reason: str = ""
     origin: str = "run"
-    source_file: str = ""
-    source_sha256: str = ""
+    source_name: str = ""
+    source: str = ""
     recipe_hash: str = ""
     encoder_checksum: str = ""
     backbone: str = ""
@@ -94,6 +97,7 @@ class RunInfo:
     reason: str
     folder: Path
     seconds: float = 0.0
+    origin: str = "run"
 
 
 @dataclass(frozen=True)
@@ -146,8 +150,8 @@ def _record(row: Mapping[Hashable, Any]) -> Record:
         n=_integer(row.get("n")),
         reason=_text(row.get("reason")),
         origin=_text(row.get("origin")) or "run",
-        source_file=_text(row.get("source_file")),
-        source_sha256=_text(row.get("source_sha256")),
+        source_name=_text(row.get("source_name")),
+        source=_text(row.get("source")),
         recipe_hash=_text(row.get("recipe_hash")),
         encoder_checksum=_text(row.get("encoder_checksum")),
         backbone=_text(row.get("backbone")),

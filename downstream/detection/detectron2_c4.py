@@ -16,7 +16,7 @@ from data.errors import InputError
 from data.image_sets import ImageSet
 from downstream.detection.fine_tuning import BOX_METRICS, MASK_METRICS, Detector, FineTuning
 from downstream.detection.schedules import COCO_1X, TINY, VOC_24K, VOC_24K_BT, Schedule
-from downstream.protocol import EvaluationContext, Measurement, register_protocol
+from downstream.protocol import register_protocol
 from pretraining.encoder import Encoder
 
 INSTALLATION_GUIDE = "https://detectron2.readthedocs.io/en/latest/tutorials/install.html"
@@ -51,20 +51,15 @@ def require_detectron2(protocol_name: str) -> None:
 
 
 class Detectron2C4(FineTuning):
-    """Detectron2's C4 detector; without Detectron2 it raises InputError, when a plan is made and before any work.
+    """Detectron2's C4 detector; without Detectron2 `check` raises InputError, before any work.
 
     Masks are trained on as bitmaps (``INPUT.MASK_FORMAT``), which every image set has, not as polygons.
     """
 
-    def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:
-        """As `FineTuning.evaluate`; raises InputError where Detectron2 is not installed."""
+    def check(self, image_set: ImageSet) -> None:
+        """As `FineTuning.check`; raises InputError where Detectron2 is not installed."""
         require_detectron2(self.name)
-        return super().evaluate(encoder, context)
-
-    def forward_passes(self, image_set: ImageSet) -> float:
-        """As `FineTuning.forward_passes`; raises InputError where Detectron2 is not installed."""
-        require_detectron2(self.name)
-        return super().forward_passes(image_set)
+        super().check(image_set)
 
     def build(self, encoder: Encoder, classes: int, masks: bool, device: torch.device) -> Detector:
         """A Faster R-CNN C4, or a Mask R-CNN C4 for a set with masks."""

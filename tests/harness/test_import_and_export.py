@@ -19,6 +19,7 @@ from harness.plan import Job, StudyImages
 from harness.published import imported_runs
 from pretraining.backbones import build_backbone
 from pretraining.encoder import Encoder
+from pretraining.importers import read_foreign
 
 IMAGES = "image_set: digit-scenes"
 STUDY = """
@@ -107,8 +108,11 @@ def test_names_that_fit_barlow_twins_alone_by_convention_are_imported_with_a_cau
     torch.save(backbone_state(0), tmp_path / "resnet50.pth")
     outcome = cli("import", "resnet50.pth", "--out", "mine")
     assert outcome.code == 0, outcome.err
-    assert "method:     barlow_twins" in outcome.out
-    assert "--method NAME" in outcome.out
+    assert "method:     resnet50" in outcome.out
+    assert "--method barlow_twins" in outcome.out
+    said = cli("import", "resnet50.pth", "--out", "said", "--format", "barlow_twins")
+    assert "method:     barlow_twins" in said.out
+    assert "--method" not in said.out
     renamed = cli("import", "resnet50.pth", "--out", "other", "--method", "vicreg")
     assert "method:     vicreg" in renamed.out
 
@@ -151,7 +155,7 @@ def test_a_study_of_checkpoints_measures_each_once_and_calls_them_imported(cli, 
     write_moco(tmp_path / "encoders" / "second.pth.tar", seed=1)
     (tmp_path / "encoders" / "README.md").write_text("where they are from")
     torch.save(backbone_state(2), tmp_path / "barlow.pth")
-    assert cli("import", "barlow.pth", "--out", "encoders/barlow").code == 0
+    assert cli("import", "barlow.pth", "--out", "encoders/barlow", "--format", "barlow_twins").code == 0
     outcome = cli("run", study, "--data-root", ".")
     assert outcome.code == 0, outcome.err
     records = pd.read_csv(tmp_path / "results" / "imported" / "records.csv", keep_default_na=False)
@@ -186,15 +190,50 @@ def test_the_table_names_every_file_and_what_its_import_noted(cli, study, tmp_pa
     table = (tmp_path / "results" / "imported" / "tables" / "main.md").read_text().replace("\\", "")
     assert table.count("| MoCo v2 (imported, ") == 2, "equal weights in two files are two rows"
     for file in (first, second, tmp_path / "encoders" / "plain.pth"):
-        assert f"from {file.name} (SHA-256 {hashlib.sha256(file.read_bytes()).hexdigest()})" in table
+        assert f"{file.name} (SHA-256 {hashlib.sha256(file.read_bytes()).hexdigest()}), mean (0.485" in table
     records = pd.read_csv(tmp_path / "results" / "imported" / "records.csv")
-    assert set(records.source_file) == {"first.pth.tar", "copy.pth.tar", "plain.pth"}
+    assert set(records.source_name) == {"first.pth.tar", "copy.pth.tar", "plain.pth"}
+    assert "names of the official Barlow Twins file" in table, "the caution stands below the table"
+
+
+def test_one_file_imported_in_two_ways_is_two_rows(cli, study, tmp_path):
+    write_moco(tmp_path / "moco.pth")
+    assert cli("import", "moco.pth", "--out", "encoders/a").code == 0
+    assert cli("import", "moco.pth", "--out", "encoders/b").code == 0
+    file = tmp_path / "encoders" / "b" / "encoder.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "mean": [0.5, 0.5, 0.5]}))
+    outcome = cli("run", study, "--data-root", ".")
+    assert outcome.code == 0, outcome.err
+    table = (tmp_path / "results" / "imported" / "tables" / "main.md").read_text()
+    assert "| MoCo v2 (imported, a) |" in table
+    assert "| MoCo v2 (imported, b) |" in table
+    assert "mean (0.5, 0.5, 0.5)" in table
+
+
+def test_seeds_are_those_of_the_evaluations(cli, study, tmp_path):
+    write_moco(tmp_path / "encoders" / "first.pth.tar")
+    outcome = cli("run", study, "--data-root", ".", "--seeds", "2")
+    assert outcome.code == 0, outcome.err
+    records = pd.read_csv(tmp_path / "results" / "imported" / "records.csv")
+    assert sorted(records.seed.unique()) == [0, 1]
+    assert records.encoder_checksum.nunique() == 1
+
+
+def test_another_normalisation_is_another_run(tmp_path):
+    encoder = read_foreign(write_moco(tmp_path / "moco.pth")).save(tmp_path / "encoders" / "mine")
+    image_set = load_image_set("digit-scenes", limit={"train": 64, "val": 32, "test": 32})
+    (before,) = imported_runs(tmp_path / "encoders", image_set, tmp_path / "runs", seeds=1)
+    file = tmp_path / "encoders" / "mine" / "encoder.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "mean": [0.5, 0.5, 0.5]}))
+    assert Encoder.load(file.parent).checksum == encoder.checksum
+    (after,) = imported_runs(tmp_path / "encoders", image_set, tmp_path / "runs", seeds=1)
+    assert before.folder != after.folder
 
 
 def test_a_worker_process_is_told_which_file_to_import(tmp_path):
     file = write_moco(tmp_path / "encoders" / "moco.pth")
     image_set = load_image_set("digit-scenes", limit={"train": 64, "val": 32, "test": 32})
-    (run,) = imported_runs(file.parent, image_set, tmp_path / "runs")
+    (run,) = imported_runs(file.parent, image_set, tmp_path / "runs", seeds=1)
     job = pickle.loads(pickle.dumps(Job("pretrain", run)))
     assert (job.run.source, job.run.origin, job.is_finished()) == (file, "imported", False)
     images = StudyImages(image_set, image_set)
@@ -242,8 +281,8 @@ def test_a_dry_run_names_the_files(cli, study, tmp_path):
     write_moco(tmp_path / "encoders" / "moco.pth")
     outcome = cli("run", study, "--data-root", ".", "--dry-run")
     assert outcome.code == 0, outcome.err
-    assert "import moco_v2 from moco.pth" in outcome.out
-    assert "knn/cosine-v1 moco_v2 from moco.pth" in outcome.out
+    assert "import moco_v2 (seed 0) from moco.pth" in outcome.out
+    assert "knn/cosine-v1 moco_v2 (seed 0) from moco.pth" in outcome.out
 
 
 def test_a_study_needs_methods_or_encoders(cli, study):

@@ -1,6 +1,7 @@
 """A study that trains encoders on one image set and measures them on another."""
 
 import json
+import sys
 
 import pandas as pd
 import pytest
@@ -104,3 +105,56 @@ def test_a_study_names_protocols_in_full(cli, tmp_path, name):
     outcome = cli("run", study)
     assert outcome.code == 2
     assert f"in full, not '{name}'" in outcome.err
+
+
+def test_a_record_of_another_seed_is_not_the_studys(cli, tmp_path, photos):
+    study = write_study(tmp_path / "there.yaml", f"folder:{photos}")
+    assert cli("run", study).code == 0
+    (run,) = (tmp_path / "runs").glob("barlow_twins-*")
+    (file,) = (run / "records").iterdir()
+    kept = file.read_bytes()
+    evaluate = ("evaluate", run, "--protocol", "knn/cosine-v1", "--image-set", f"folder:{photos}")
+    assert cli(*evaluate, "--seed", "7", "--out", "own.json").code == 0
+    assert json.loads((tmp_path / "own.json").read_text())["seed"] == 7
+    assert file.read_bytes() == kept, "the run keeps what its study made"
+    file.write_text(json.dumps({**json.loads(kept), "seed": 7, "measurements": []}))
+    assert cli("run", study).code == 0
+    assert json.loads(file.read_text())["seed"] == 0, "such a record is made again"
+    file.write_text("{}")
+    assert cli("run", study).code == 0
+    assert json.loads(file.read_text())["measurements"]
+
+
+def test_a_report_tells_versions_of_an_image_set_apart(cli, tmp_path, photos):
+    study = write_study(tmp_path / "there.yaml", f"folder:{photos}")
+    assert cli("run", study).code == 0
+    for path in (photos / "test").rglob("*_7.png"):
+        path.unlink()
+    assert cli("run", study).code == 0
+    assert cli("report", "runs", "--out", "all").code == 0
+    records = pd.read_csv(tmp_path / "all" / "records.csv")
+    assert records.groupby("image_set").n.unique().map(list).to_list() in ([[16], [14]], [[14], [16]])
+    assert records.image_set.str.startswith(f"folder:{photos} (").all()
+
+
+def test_the_same_images_under_another_name_keep_the_studys_name(cli, tmp_path, photos, monkeypatch):
+    study = write_study(tmp_path / "there.yaml", f"folder:{photos}")
+    assert cli("run", study).code == 0
+    (run,) = (tmp_path / "runs").glob("barlow_twins-*")
+    arguments = ("--protocol", "knn/cosine-v1", "--image-set", "folder:photos")
+    assert cli("evaluate", run, *arguments).code == 0
+    assert len(list((run / "records").iterdir())) == 1
+    assert cli("run", study).code == 0
+    records = pd.read_csv(tmp_path / "results/there/records.csv")
+    assert set(records.image_set) == {f"folder:{photos}"}
+
+
+def test_a_missing_library_is_said_before_any_training(cli, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "detectron2", None)
+    study = write_study(tmp_path / "here.yaml", '""')
+    text = study.read_text().replace("knn/cosine-v1", "detection/c4-detectron2-v1")
+    study.write_text(text.replace("metric: top1", "metric: box_ap"))
+    outcome = cli("run", study)
+    assert outcome.code == 2
+    assert "needs Detectron2" in outcome.err
+    assert not (tmp_path / "runs").exists()

@@ -81,6 +81,15 @@ def test_different_budgets_or_origins_are_never_pooled(make_row, study):
     ]
 
 
+def test_a_failed_import_is_in_the_imported_row(study, make_row, tmp_path):
+    import pandas as pd
+
+    frame = pd.DataFrame([make_row("byol", 75.0, 0, origin="imported")])
+    runs = [RunInfo("byol", "", 1, "failed", "the file changed", tmp_path, origin="imported")]
+    (table,) = build_tables({**study, "figures": []}, read_records(frame), runs)
+    assert [row.labels[0] for row in table.rows] == ["BYOL (imported)"]
+
+
 def test_a_run_that_failed_before_evaluation_has_a_row(study, make_row, tmp_path):
     import pandas as pd
 
