@@ -161,7 +161,7 @@ class CropStream:
             sampler=self._chunks(),
             num_workers=self.workers,
             collate_fn=_unchanged,
-            worker_init_fn=_leave_signals_to_parent,
+            worker_init_fn=leave_signals_to_parent,
             # the loader draws a seed for its workers, by default from the generator of the whole process
             generator=torch.Generator(),
         )
@@ -259,7 +259,7 @@ class _Crops(Dataset[Any]):
         return list(zip(*per_policy, strict=True))
 
 
-def _leave_signals_to_parent(worker: int) -> None:
+def leave_signals_to_parent(worker: int) -> None:
     """A launcher signals whole process groups; the parent saves first and then ends its workers."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

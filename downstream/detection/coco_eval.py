@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pycocotools import mask as run_length
+from pycocotools import mask as mask_codec
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
@@ -26,12 +26,28 @@ from data.errors import InputError
 @dataclass(frozen=True)
 class Detections:
     """What a detector found in one image: boxes ``[n, 4]`` as x1, y1, x2, y2 in pixels, scores ``[n]``,
-    0-based labels ``[n]`` and, if it finds masks, masks ``[n, H, W]`` (bool)."""
+    0-based labels ``[n]`` and, if it finds masks, n `run_lengths`: all the masks of a test split as pixels would not
+    fit in memory."""
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
-    masks: Tensor | None = None
+    masks: list[dict[str, Any]] | None = None
+
+
+def run_lengths(masks: Tensor) -> list[dict[str, Any]]:
+    """COCO run lengths of bool masks ``[n, H, W]`` on the CPU, as ``pycocotools.mask`` encodes them."""
+    # encode wants [H, W] in column order.
+    return [mask_codec.encode(np.asfortranarray(mask.numpy(), np.uint8)) for mask in masks]
+
+
+def require_objects(truth: DetectionSplit) -> None:
+    """Raise InputError where no object counts, being neither crowd nor difficult: the AP is not defined for it."""
+    if all(truth.ignored(i).all() for i in range(len(truth))):
+        raise InputError(
+            "average precision is not defined: the ground truth has no objects that count",
+            next_step="check the annotations of the test split",
+        )
 
 
 def average_precision(
@@ -47,11 +63,7 @@ def average_precision(
     """
     if len(detections) != len(truth.images):
         raise ValueError(f"detections of {len(detections)} images for {len(truth.images)} images")
-    if all(truth.ignored(i).all() for i in range(len(truth))):
-        raise InputError(
-            "average precision is not defined: the ground truth has no objects",
-            next_step="check the annotations of the test split",
-        )
+    require_objects(truth)
     masked = truth.masks is not None and all(found.masks is not None for found in detections)
     # pycocotools prints its progress to standard output, which belongs to the command.
     with contextlib.redirect_stdout(io.StringIO()):
@@ -83,7 +95,7 @@ def _coco(truth: DetectionSplit, classes: int, annotations: Iterable[dict[str, A
 
 def _truth_annotations(truth: DetectionSplit, masked: bool) -> Iterable[dict[str, Any]]:
     for image, (boxes, labels) in enumerate(zip(truth.boxes, truth.labels, strict=True)):
-        masks = truth.masks[image] if masked and truth.masks is not None else None
+        masks = run_lengths(truth.masks[image]) if masked and truth.masks is not None else None
         annotations = _annotations(image, boxes, labels, masks)
         for annotation, ignored in zip(annotations, truth.ignored(image).tolist(), strict=True):
             yield {**annotation, "iscrowd": int(ignored)}
@@ -96,15 +108,14 @@ def _detection_annotations(detections: Sequence[Detections], masked: bool) -> It
             yield {**annotation, "score": score}
 
 
-def _annotations(image: int, boxes: Tensor, labels: Tensor, masks: Tensor | None) -> Iterable[dict[str, Any]]:
+def _annotations(
+    image: int, boxes: Tensor, labels: Tensor, masks: list[dict[str, Any]] | None
+) -> Iterable[dict[str, Any]]:
     sizes = boxes[:, 2:] - boxes[:, :2]
     boxes_xywh = torch.cat([boxes[:, :2], sizes], dim=1).double().tolist()
     for i, (box, label) in enumerate(zip(boxes_xywh, labels.tolist(), strict=True)):
         # COCOeval asks for the area, but only AP of small, medium and large objects depends on it.
         annotation = {"image_id": image, "category_id": label, "bbox": box, "area": box[2] * box[3]}
         if masks is not None:
-            # encode wants [H, W] in column order.
-            annotation["segmentation"] = run_length.encode(
-                np.asfortranarray(masks[i].to(torch.uint8).numpy())
-            )
+            annotation["segmentation"] = masks[i]
         yield annotation

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.cores import usable_cores
 from data.detection import DetectionSplit, PictureFiles
-from data.errors import InputError
+from data.errors import InputError, RunFailure
+from data.streaming import leave_signals_to_parent
 from downstream.detection.schedules import Schedule
 from downstream.randomness import shuffled_indices
 
@@ -78,13 +79,49 @@ class Draws(Dataset[Any]):
         everything = torch.arange(len(self._split.labels[i]))
         return everything if crowd is None else everything[~crowd[i]]
 
-    def loader(self, device: torch.device) -> Iterable[Any]:
-        """The prepared draws in order; decoded by worker processes where a GPU waits for pictures on disk."""
-        ahead = device.type == "cuda" and isinstance(self._split.images, PictureFiles)
-        return DataLoader(
-            self,
-            batch_size=None,
-            num_workers=min(_MOST_WORKERS, usable_cores()) if ahead else 0,
-            # Its own, for otherwise starting the loader would draw from the generator that the detector uses.
-            generator=torch.Generator(),
-        )
+    def loader(self, device: torch.device) -> Iterator[Any]:
+        """The prepared draws in order; decoded by worker processes where a GPU waits for pictures on disk.
+
+        Raises InputError for a picture that cannot be decoded and RunFailure where a worker dies.
+        """
+        if device.type == "cuda" and isinstance(self._split.images, PictureFiles):
+            return _from_workers(self, min(_MOST_WORKERS, usable_cores()))
+        return map(self.__getitem__, range(len(self)))
+
+
+class _Answers(Dataset[Any]):
+    """What a worker does; an error is its result, since a loader would rebuild it without its parts."""
+
+    def __init__(self, draws: Draws) -> None:
+        self._draws = draws
+
+    def __len__(self) -> int:
+        return len(self._draws)
+
+    def __getitem__(self, position: int) -> Any:
+        try:
+            return self._draws[position]
+        except InputError as error:
+            return error
+
+
+def _from_workers(draws: Draws, workers: int) -> Iterator[Any]:
+    loader = DataLoader(
+        _Answers(draws),
+        batch_size=None,
+        num_workers=workers,
+        worker_init_fn=leave_signals_to_parent,
+        # Its own, for otherwise starting the loader would draw from the generator that the detector uses.
+        generator=torch.Generator(),
+    )
+    try:
+        for answer in loader:
+            if isinstance(answer, InputError):
+                raise answer
+            yield answer
+    except (RuntimeError, ConnectionError) as error:
+        raise RunFailure(
+            f"decoding images ended: {error}",
+            where=f"{workers} worker processes",
+            next_step="run the same command again, with more memory if it is short",
+        ) from error

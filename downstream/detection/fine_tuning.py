@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
 from typing import ClassVar, Literal
 from typing import Protocol as Interface
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from data.detection import DetectionSplit
 from data.errors import RunFailure
 from data.image_sets import ImageSet
-from downstream.detection.coco_eval import Detections, average_precision
+from downstream.detection.coco_eval import Detections, average_precision, require_objects
 from downstream.detection.schedules import Schedule
 from downstream.detection.voc_eval import voc_average_precision
 from downstream.protocol import EvaluationContext, Measurement, Protocol
@@ -65,6 +65,10 @@ class FineTuning(Protocol):
     def build(self, encoder: Encoder, classes: int, masks: bool, device: torch.device) -> Detector:
         """A detector for so many classes that starts from the encoder."""
 
+    def check(self, image_set: ImageSet) -> None:
+        """Raise InputError where no object of the test split counts, before any work."""
+        require_objects(image_set.detection("test"))
+
     def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:
         """``box_ap``, ``box_ap50``, ``box_ap75`` and perhaps the same of masks, over the test images.
 
@@ -72,14 +76,18 @@ class FineTuning(Protocol):
         encoder or its loss is not finite.
         """
         image_set = context.image_set
+        self.check(image_set)
         train, test = image_set.detection("train"), image_set.detection("test")
         classes = len(image_set.detection_classes)
         masks = train.masks is not None and "mask_ap" in self.metrics
+        if not masks:
+            # They would be decoded, flipped and sent to the device with every picture, for a detector without use.
+            train = replace(train, masks=None)
         iterations = self.schedule.iterations
         context.details["schedule"] = asdict(self.schedule)
         with seeded(context.seed, context.device):
             detector = self.build(encoder, classes, masks, context.device)
-            require_encoder_maps(detector, encoder, train.images[0])
+            require_encoder_maps(detector.feature_maps, encoder, train.images[0])
             for iteration in detector.train(train, context.seed):
                 context.progress(0.9 * (iteration + 1) / iterations)
             detections = []
@@ -102,8 +110,12 @@ class FineTuning(Protocol):
 
 
 @torch.no_grad()
-def require_encoder_maps(detector: Detector, encoder: Encoder, image: Tensor) -> None:
-    """Raise RunFailure unless the detector gives the encoder's maps res2 to res5 on an uint8 picture ``[3, H, W]``.
+def require_encoder_maps(
+    feature_maps: Callable[[Tensor], Mapping[str, Tensor]], encoder: Encoder, image: Tensor
+) -> None:
+    """Raise RunFailure unless a detector gives the encoder's maps res2 to res5 on an uint8 picture ``[3, H, W]``.
+
+    ``feature_maps`` is that of the detector (see `Detector`).
 
     A detector that silently starts from other weights still trains and still gives an AP: this is the check that the
     number belongs to the encoder. It covers normalisation and channel order as well. A GPU computes in full precision
@@ -111,10 +123,10 @@ def require_encoder_maps(detector: Detector, encoder: Encoder, image: Tensor) ->
     """
     image = image[:, :_CHECKED_PIXELS, :_CHECKED_PIXELS]
     mean, std = (torch.tensor(values)[:, None, None] for values in (encoder.mean, encoder.std))
-    pixels = ((image.float() / 255 - mean) / std)[None]
+    pixels = ((unit_floats(image) - mean) / std)[None]
     expected = copy.deepcopy(encoder.backbone).cpu().feature_maps(pixels)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        found = detector.feature_maps(image)
+        found = feature_maps(image)
     for stage in STAGES:
         difference = _relative_difference(found[stage].cpu(), expected[stage])
         if not difference < _TOLERANCE:
@@ -123,6 +135,11 @@ def require_encoder_maps(detector: Detector, encoder: Encoder, image: Tensor) ->
                 where=f"encoder {encoder.checksum[:12]}",
                 next_step="report this as a bug; no number was recorded",
             )
+
+
+def unit_floats(images: Tensor) -> Tensor:
+    """Uint8 images of any shape as float32 from 0 to 1."""
+    return images.float() / 255
 
 
 def _relative_difference(found: Tensor, expected: Tensor) -> float:

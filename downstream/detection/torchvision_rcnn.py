@@ -22,7 +22,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops import MultiScaleRoIAlign
 
 from data.detection import DetectionSplit
-from downstream.detection.coco_eval import Detections
+from downstream.detection.coco_eval import Detections, run_lengths
 from downstream.detection.draws import Draw, Draws
 from downstream.detection.fine_tuning import (
     BOX_METRICS,
@@ -33,9 +33,10 @@ from downstream.detection.fine_tuning import (
     FineTuning,
     finite_total,
     require_finite,
+    unit_floats,
 )
 from downstream.detection.schedules import TINY, VOC_24K, Schedule
-from downstream.detection.torchvision_fpn import PyramidBody
+from downstream.detection.torchvision_fpn import PyramidBody, pyramid_maps
 from downstream.protocol import register_protocol
 from pretraining.backbones import ResNet
 from pretraining.encoder import Encoder
@@ -162,10 +163,10 @@ class TorchvisionDetector:
     @torch.no_grad()
     def feature_maps(self, image: Tensor) -> dict[str, Tensor]:
         """Maps res2 to res5 ``[1, C, H, W]`` of an uint8 picture ``[3, H, W]`` at its own size, in evaluation mode."""
-        self.model.eval()
-        pixels = self.model.transform.normalize(_unit_floats(image, self._device))[None]
         if isinstance(self.model.backbone, PyramidBody):
-            return self.model.backbone.body.feature_maps(pixels)
+            return pyramid_maps(self.model, image)
+        self.model.eval()
+        pixels = self.model.transform.normalize(unit_floats(image.to(self._device)))[None]
         x = self.model.backbone.stem(pixels)
         maps = {}
         stages = (
@@ -202,7 +203,7 @@ class TorchvisionDetector:
         mapper = partial(prepare, flip=self._schedule.horizontal_flip)
         draws = iter(Draws(split, self._schedule, seed, mapper).loader(self._device))
         while batch := list(islice(draws, self._schedule.images_per_batch)):
-            images = [_unit_floats(image, self._device) for image, _ in batch]
+            images = [unit_floats(image.to(self._device)) for image, _ in batch]
             yield images, [{k: v.to(self._device) for k, v in target.items()} for _, target in batch]
 
     @torch.no_grad()
@@ -223,8 +224,8 @@ class TorchvisionDetector:
     def detect(self, image: Tensor) -> Detections:
         """The detections in an uint8 picture ``[3, H, W]``, in its pixels, on the CPU."""
         self.model.eval()
-        (found,) = self.model([_unit_floats(image, self._device)])
-        masks = found["masks"][:, 0].cpu() > 0.5 if "masks" in found else None
+        (found,) = self.model([unit_floats(image.to(self._device))])
+        masks = run_lengths(found["masks"][:, 0].cpu() > 0.5) if "masks" in found else None
         return Detections(found["boxes"].cpu(), found["scores"].cpu(), found["labels"].cpu() - 1, masks)
 
 
@@ -252,10 +253,6 @@ def _groups(model: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
         {"params": decayed, "weight_decay": schedule.weight_decay},
         {"params": [p for p in model.parameters() if id(p) in exempt], "weight_decay": 0.0},
     ]
-
-
-def _unit_floats(image: Tensor, device: torch.device) -> Tensor:
-    return image.to(device).float() / 255
 
 
 @register_protocol

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.detection import DetectionSplit
-from data.errors import InputError
-from downstream.detection.coco_eval import Detections
+from downstream.detection.coco_eval import Detections, require_objects
 
 THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))
 
@@ -38,17 +37,13 @@ def voc_average_precision(
     """
     if len(detections) != len(truth):
         raise ValueError(f"detections of {len(detections)} images for {len(truth)} images")
+    require_objects(truth)
     curves = []
     for label in range(classes):
         objects = _objects_of(truth, label)
         if any((~each.difficult).any() for each in objects):
             found = _ranked(detections, label)
             curves.append([_class_ap(objects, found, iou, eleven_points) for iou in THRESHOLDS])
-    if not curves:
-        raise InputError(
-            "average precision is not defined: the ground truth has no objects that count",
-            next_step="check the annotations of the test split",
-        )
     by_threshold = 100 * np.mean(curves, axis=0)
     return {
         "box_ap": float(by_threshold.mean()),

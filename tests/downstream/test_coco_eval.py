@@ -1,9 +1,13 @@
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+from pycocotools import mask as mask_codec
 
 from data.errors import InputError
 from data.image_sets import DetectionSplit
-from downstream.detection.coco_eval import Detections, average_precision
+from downstream.detection.coco_eval import Detections, average_precision, run_lengths
 
 SIDE = 40
 
@@ -29,7 +33,7 @@ def found(boxes, labels, scores=None):
         boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
         scores=torch.ones(len(boxes)) if scores is None else torch.tensor(scores),
         labels=torch.tensor(labels, dtype=torch.int64),
-        masks=filled(boxes),
+        masks=run_lengths(filled(boxes)),
     )
 
 
@@ -80,14 +84,27 @@ def test_average_is_over_classes_that_occur():
 
 def test_masks_are_judged_by_their_pixels():
     truth = scenes(([(0, 0, 20, 20)], [0]))
-    detection = found([(0, 0, 20, 20)], [0])
     # The upper 13 of 20 rows: IoU 0.65, right at the 4 thresholds 0.50 ... 0.65, while the box is perfect.
-    detection.masks[0, 13:] = False
+    upper = run_lengths(filled([(0, 0, 20, 13)]))
+    detection = replace(found([(0, 0, 20, 20)], [0]), masks=upper)
     results = average_precision(truth, [detection], classes=1)
     assert results["box_ap"] == pytest.approx(100.0)
     assert results["mask_ap"] == pytest.approx(40.0)
     assert results["mask_ap50"] == pytest.approx(100.0)
     assert results["mask_ap75"] == 0.0
+
+
+@pytest.mark.parametrize("n", [0, 1, 5])
+def test_run_lengths_are_pycocotools_and_far_smaller_than_pixels(n):
+    masks = torch.rand(n, 7, 11, generator=torch.Generator().manual_seed(0)) < 0.5
+    codes = run_lengths(masks)
+    assert len(codes) == n
+    assert all(
+        np.array_equal(mask_codec.decode(code), mask) for code, mask in zip(codes, masks.numpy(), strict=True)
+    )
+    large = torch.zeros(n, 480, 640, dtype=torch.bool)
+    large[:, 100:300, 200:500] = True
+    assert sum(len(code["counts"]) for code in run_lengths(large)) <= n * 480 * 640 / 200
 
 
 def test_ground_truth_without_objects_is_an_error_not_minus_one():

@@ -127,7 +127,7 @@ def test_the_converted_weights_give_the_same_maps_in_detectron2s_backbone(archit
 def test_the_detector_starts_from_the_encoder_at_every_depth(shape):
     encoder = make(*shape)
     detector = Detectron2Detector(encoder, SHORT, 3, False, CPU)
-    require_encoder_maps(detector, encoder, pixels())
+    require_encoder_maps(detector.feature_maps, encoder, pixels())
     back = from_detectron2(detector.model.state_dict())
     state = encoder.backbone.state_dict()
     assert back.keys() == state.keys()
@@ -146,7 +146,7 @@ def test_another_order_normalisation_or_head_is_noticed(change):
     else:
         detector.model.roi_heads.res5[1].conv2.norm.bias.data += 0.1
     with pytest.raises(RunFailure, match="res5 differs" if change == "res5" else "res2 differs"):
-        require_encoder_maps(detector, encoder, pixels())
+        require_encoder_maps(detector.feature_maps, encoder, pixels())
 
 
 DEVIATIONS = [
@@ -171,9 +171,9 @@ def test_the_detector_computes_with_the_encoders_deviation(deviation, architectu
     # SAME pads even and odd sides in different ways.
     for height, width in ((64, 64), (61, 75)):
         image = pixels(side=75)[:, :height, :width]
-        require_encoder_maps(detector, encoder, image)
+        require_encoder_maps(detector.feature_maps, encoder, image)
         with pytest.raises(RunFailure, match="does not start from the encoder"):
-            require_encoder_maps(plain, encoder, image)
+            require_encoder_maps(plain.feature_maps, encoder, image)
     training = torch.randn(2, 3, 61, 75, generator=torch.Generator().manual_seed(0))
     expected = encoder.fresh_backbone().feature_maps(training)
     maps = detector.model.backbone.train()(training)["res4"]
@@ -528,7 +528,8 @@ def test_one_class_empty_pictures_crowds_and_boxes_at_the_border(encoder, image_
         assert len(list(detector.train(split, seed=0))) == 3
     found = [detector.detect(image) for image in split.images]
     assert all((each.labels == 0).all() for each in found)
-    assert all(each.masks.shape == (len(each.boxes), 64, 64) for each in found)
+    assert all(len(each.masks) == len(each.boxes) for each in found)
+    assert {tuple(mask["size"]) for each in found for mask in each.masks} == {(64, 64)}
     assert set(average_precision(split, found, 1)) >= {"box_ap", "mask_ap"}
 
 

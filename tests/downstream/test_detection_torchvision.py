@@ -1,13 +1,19 @@
+import multiprocessing
+import os
+import signal
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from pycocotools import mask as mask_codec
 from torchvision.models.detection.image_list import ImageList
 
-from data.detection import DetectionSplit
+from data.detection import RESTORE, DetectionSplit, PictureFiles
 from data.errors import InputError, RunFailure
 from downstream.detection.coco_eval import average_precision
 from downstream.detection.draws import Draw, Draws
@@ -21,7 +27,7 @@ from pretraining.backbones import build_backbone
 from pretraining.deviations import Deviation, deviate
 from pretraining.encoder import Encoder, EncoderInfo
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 SHORT = replace(
     TINY,
     images_per_batch=2,
@@ -56,18 +62,18 @@ def test_a_detector_starts_from_its_encoder_and_no_other(kind, make_encoder, ima
     first, second = make_encoder(0), make_encoder(1)
     image = image_set.detection("train").images[0]
     detector = build(kind, first)
-    require_encoder_maps(detector, first, image)
+    require_encoder_maps(detector.feature_maps, first, image)
     with pytest.raises(RunFailure, match="does not start from the encoder"):
-        require_encoder_maps(detector, second, image)
+        require_encoder_maps(detector.feature_maps, second, image)
     body = detector.model.backbone.body if kind == "fpn" else detector.model.roi_heads.box_head
     with torch.no_grad():
         (body.layer4 if kind == "fpn" else body.res5)[0].bn2.running_mean += 0.1
     with pytest.raises(RunFailure, match="res5 differs"):
-        require_encoder_maps(detector, first, image)
+        require_encoder_maps(detector.feature_maps, first, image)
     detector = build(kind, first)
     detector.model.transform.image_mean = [0.5, 0.5, 0.4]
     with pytest.raises(RunFailure, match="res2 differs"):
-        require_encoder_maps(detector, first, image)
+        require_encoder_maps(detector.feature_maps, first, image)
 
 
 @pytest.mark.parametrize("kind", ["c4", "fpn"])
@@ -76,7 +82,7 @@ def test_a_detector_computes_with_the_encoders_deviation(kind, deviation, image_
     split, encoder = image_set.detection("train"), deviating(deviation)
     with seeded(0, CPU):
         detector = build(kind, encoder)
-        require_encoder_maps(detector, encoder, split.images[0])
+        require_encoder_maps(detector.feature_maps, encoder, split.images[0])
         assert list(detector.train(split, seed=0)) == [0, 1, 2]
         assert detector.detect(split.images[0]).boxes.shape[1] == 4
 
@@ -191,12 +197,60 @@ def test_crowds_are_not_drawn(image_set):
         Draws(nothing, SHORT, seed=0, prepare=lambda draw: draw)
 
 
-def test_workers_give_the_same_draws(image_set):
-    draws = Draws(image_set.detection("train"), SHORT, seed=0, prepare=partial(prepare, flip=True))
-    there = torch.utils.data.DataLoader(draws, batch_size=None, num_workers=2)
-    for (image, target), (other, other_target) in zip(draws.loader(CPU), there, strict=True):
+@pytest.fixture
+def on_disk(image_set, tmp_path):
+    """The training scenes as JPEG files, which the GPU's loader decodes in worker processes."""
+    split = image_set.detection("train")
+    paths = [tmp_path / f"{i}.jpg" for i in range(len(split))]
+    for path, image in zip(paths, split.images, strict=True):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    return replace(split, images=PictureFiles(paths, [split.size(i) for i in range(len(split))]))
+
+
+def test_workers_give_the_same_draws(on_disk):
+    draws = Draws(on_disk, SHORT, seed=0, prepare=partial(prepare, flip=True))
+    state = torch.get_rng_state()
+    here, there = draws.loader(CPU), draws.loader(GPU)
+    for (image, target), (other, other_target) in zip(here, there, strict=True):
+        assert multiprocessing.active_children()
         assert torch.equal(image, other)
-        assert torch.equal(target["boxes"], other_target["boxes"])
+        assert all(torch.equal(target[name], other_target[name]) for name in ("boxes", "labels", "masks"))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("device", [CPU, GPU], ids=str)
+def test_a_truncated_picture_comes_out_of_a_worker_whole(device, on_disk):
+    draws = Draws(on_disk, SHORT, seed=0, prepare=partial(prepare, flip=True))
+    path = on_disk.images.paths[int(draws.order[4])]
+    path.write_bytes(path.read_bytes()[:-200])
+    loaded = draws.loader(device)
+    assert len(list(islice(loaded, 4))) == 4
+    with pytest.raises(InputError, match="truncated") as caught:
+        next(loaded)
+    assert caught.value.where == path
+    assert caught.value.next_step == RESTORE
+
+
+def killing_the_worker(draw):
+    """What a draw is prepared with where memory ends."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_is_a_failure_of_the_run(on_disk):
+    with pytest.raises(RunFailure, match="DataLoader worker"):
+        next(Draws(on_disk, SHORT, seed=0, prepare=killing_the_worker).loader(GPU))
+
+
+def test_workers_leave_signals_to_the_training_process(on_disk):
+    draws = Draws(on_disk, replace(SHORT, iterations=30), seed=0, prepare=partial(prepare, flip=True))
+    loaded = draws.loader(GPU)
+    assert len(list(islice(loaded, 8))) == 8  # one of each worker shows that all are ready
+    workers = multiprocessing.active_children()
+    assert workers
+    for worker in workers:
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            os.kill(worker.pid, number)
+    assert len(list(loaded)) == len(draws) - 8
 
 
 def test_draws_are_epochs_and_their_seeds_differ(image_set):
@@ -263,6 +317,61 @@ def test_a_protocol_repeats_itself_and_leaves_the_encoder_alone(
         assert torch.equal(tensor, before[name]), name
 
 
+class NeverDecoded:
+    """Masks of pictures whose decoding fails the test."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        pytest.fail("masks were decoded")
+
+
+def test_masks_that_a_detector_does_not_use_are_not_decoded(encoder, image_set, monkeypatch):
+    chosen = protocol("detection/c4-torchvision-v1")
+    monkeypatch.setattr(type(chosen), "schedule", SHORT)
+    monkeypatch.setitem(
+        image_set.scenes, "train", replace(image_set.detection("train"), masks=NeverDecoded())
+    )
+    assert len(chosen.evaluate(encoder, EvaluationContext(image_set, FeatureStore(None)))) == 3
+    with pytest.raises(pytest.fail.Exception, match="masks were decoded"):
+        Draws(image_set.detection("train"), SHORT, seed=0, prepare=lambda draw: draw)[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["c4-torchvision", "voc-c4-torchvision", "fpn-torchvision", "torchvision-fpn"]
+)
+@pytest.mark.parametrize("flag", ["crowd", "difficult"])
+def test_a_test_split_without_an_object_that_counts_is_refused_before_any_work(
+    name, flag, encoder, image_set, monkeypatch
+):
+    chosen = protocol(f"detection/{name}-v1")
+    chosen.check(image_set)
+    test = image_set.detection("test")
+    nothing = replace(test, **{flag: [torch.ones_like(each, dtype=torch.bool) for each in test.labels]})
+    monkeypatch.setitem(image_set.scenes, "test", nothing)
+    with pytest.raises(InputError, match="no objects that count"):
+        chosen.check(image_set)
+    fractions = []
+    context = EvaluationContext(image_set, FeatureStore(None), progress=fractions.append)
+    with pytest.raises(InputError, match="no objects that count"):
+        chosen.evaluate(encoder, context)
+    assert fractions == []
+
+
+def test_masks_are_found_as_run_lengths_of_the_whole_picture(encoder, image_set):
+    with seeded(0, CPU):
+        detector = build("fpn", encoder, masks=True)
+        list(detector.train(image_set.detection("train"), seed=0))
+    image = image_set.detection("test").images[0][:, :48]
+    found = detector.detect(image)
+    (reference,) = detector.model([image / 255])
+    assert len(found.masks) == len(found.boxes) > 0
+    assert np.array_equal(
+        mask_codec.decode(found.masks).transpose(2, 0, 1), (reference["masks"][:, 0] > 0.5).numpy()
+    )
+
+
 def test_a_loss_that_is_not_finite_is_a_failure(encoder, image_set):
     detector = build("c4", encoder)
     torch.nn.init.constant_(detector.model.roi_heads.box_predictor.cls_score.bias, float("nan"))
@@ -292,7 +401,7 @@ def test_the_check_of_the_weights_computes_in_full_precision(encoder, image_set)
 
     usual = torch.backends.cudnn.allow_tf32
     detector = Recorded(c4_detector(encoder, 3, SHORT), SHORT, CPU)
-    require_encoder_maps(detector, encoder, image_set.detection("train").images[0])
+    require_encoder_maps(detector.feature_maps, encoder, image_set.detection("train").images[0])
     assert seen == [False]
     assert torch.backends.cudnn.allow_tf32 == usual
 
@@ -322,5 +431,17 @@ def test_the_pyramid_without_schedule_refuses_sets_without_masks(encoder, image_
     scenes = {name: replace(split, masks=None) for name, split in image_set.scenes.items()}
     monkeypatch.setattr(image_set, "scenes", scenes)
     context = EvaluationContext(image_set, FeatureStore(None))
+    chosen = protocol("detection/torchvision-fpn-v1")
     with pytest.raises(InputError, match="with masks"):
-        protocol("detection/torchvision-fpn-v1").evaluate(encoder, context)
+        chosen.check(image_set)
+    with pytest.raises(InputError, match="with masks"):
+        chosen.evaluate(encoder, context)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_pyramid_without_schedule_refuses_pictures_of_different_sizes(
+    split, on_disk, image_set, monkeypatch
+):
+    monkeypatch.setitem(image_set.scenes, split, on_disk)
+    with pytest.raises(InputError, match="one size"):
+        protocol("detection/torchvision-fpn-v1").check(image_set)

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
@@ -5,6 +7,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 import downstream.detection.torchvision_fpn as fpn
 from data.errors import InputError, RunFailure
 from downstream.detection.coco_eval import average_precision
+from downstream.detection.fine_tuning import require_encoder_maps
 from downstream.features import FeatureStore
 from downstream.protocol import EvaluationContext, protocol
 from downstream.randomness import seeded
@@ -12,13 +15,17 @@ from downstream.randomness import seeded
 CPU = torch.device("cpu")
 
 
+def require_maps(detector, encoder, scene):
+    require_encoder_maps(partial(fpn.pyramid_maps, detector), encoder, scene)
+
+
 def test_body_starts_with_the_features_of_its_encoder_and_no_other(make_encoder, image_set):
-    scenes = image_set.detection("train").images[:2]
+    scene = image_set.detection("train").images[0]
     first, second = make_encoder(0), make_encoder(1)
     detector = fpn.build_detector(first, 3, 64, 64)
-    fpn.assert_body_is_encoder(detector, first, scenes)
+    require_maps(detector, first, scene)
     with pytest.raises(RunFailure, match="does not start from the encoder"):
-        fpn.assert_body_is_encoder(detector, second, scenes)
+        require_maps(detector, second, scene)
 
 
 def test_a_single_altered_tensor_is_noticed(encoder, image_set):
@@ -26,14 +33,14 @@ def test_a_single_altered_tensor_is_noticed(encoder, image_set):
     with torch.no_grad():
         detector.backbone.body.layer4[0].bn2.running_mean += 0.1
     with pytest.raises(RunFailure, match="res5"):
-        fpn.assert_body_is_encoder(detector, encoder, image_set.detection("train").images[:2])
+        require_maps(detector, encoder, image_set.detection("train").images[0])
 
 
 def test_another_normalisation_is_noticed(encoder, image_set):
     detector = fpn.build_detector(encoder, 3, 64, 64)
     detector.transform = GeneralizedRCNNTransform(64, 64, [0.0, 0.0, 0.0], [1.0, 1.0, 1.0])
     with pytest.raises(RunFailure, match="res2"):
-        fpn.assert_body_is_encoder(detector, encoder, image_set.detection("train").images[:2])
+        require_maps(detector, encoder, image_set.detection("train").images[0])
 
 
 def test_no_number_is_measured_with_other_weights(encoder, context, make_encoder, monkeypatch):
@@ -97,6 +104,24 @@ def test_evaluation_repeats_itself_and_leaves_the_encoder_alone(encoder, image_s
     assert not encoder.backbone.training
     for name, tensor in encoder.backbone.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+def test_the_training_starts_where_version_1_left_the_generator(encoder, context, monkeypatch):
+    """Version 1 prepared two scenes in training mode before it; every number of it depends on that."""
+    train = context.image_set.detection("train")
+    with seeded(context.seed, CPU):
+        detector = fpn.build_detector(encoder, 3, 64, 64)
+        detector.train().transform(list(train.images[:2] / 255))
+        expected = torch.get_rng_state()
+    states = []
+
+    def recorded(*arguments):
+        states.append(torch.get_rng_state())
+        return ()
+
+    monkeypatch.setattr(fpn, "train_detector", recorded)
+    protocol("detection/torchvision-fpn-v1").evaluate(encoder, context)
+    assert torch.equal(states[0], expected)
 
 
 def test_scenes_too_small_for_the_backbone_are_an_input_error(encoder):

@@ -18,11 +18,10 @@ from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
 from fvcore.nn.precise_bn import update_bn_stats
-from pycocotools import mask as run_length
 from torch import Tensor
 
 from data.detection import DetectionSplit
-from downstream.detection.coco_eval import Detections
+from downstream.detection.coco_eval import Detections, run_lengths
 from downstream.detection.d2.config import detectron2_config
 from downstream.detection.draws import Draw, Draws
 from downstream.detection.fine_tuning import finite_total, not_finite, require_finite
@@ -65,8 +64,8 @@ class DrawMapper:
             for box, label in zip(draw.boxes.tolist(), draw.labels.tolist(), strict=True)
         ]
         if self._masks and draw.masks is not None:
-            for annotation, mask in zip(annotations, draw.masks, strict=True):
-                annotation["segmentation"] = run_length.encode(np.asfortranarray(mask.numpy(), np.uint8))
+            for annotation, mask in zip(annotations, run_lengths(draw.masks), strict=True):
+                annotation["segmentation"] = mask
         return annotations
 
 
@@ -133,7 +132,7 @@ class Detectron2Detector:
         height, width = image.shape[1:]
         (output,) = self.model([{"image": _channels_first(pixels.image), "height": height, "width": width}])
         found = output["instances"].to("cpu")
-        masks = found.pred_masks if self._masks else None
+        masks = run_lengths(found.pred_masks) if self._masks else None
         return Detections(found.pred_boxes.tensor, found.scores, found.pred_classes, masks)
 
 
