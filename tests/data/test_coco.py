@@ -283,7 +283,7 @@ def test_missing_and_ambiguous_files_are_refused(write):
 
 def test_boxes_written_as_edges_are_refused_when_there_are_many(write):
     edges = [annotation(i, [20, 10, 28, 18]) for i in range(1, 31)]
-    with pytest.raises(InputError, match="30 of 3[0-9] objects are outside") as caught:
+    with pytest.raises(InputError, match=r"30 of 3[0-9] objects are outside") as caught:
         read_coco(write(edges))
     assert "left, top, width, height" in str(caught.value.next_step)
     few = [annotation(i, [20, 10, 28, 18] if i < 6 else [2, 3, 4, 5]) for i in range(1, 31)]

@@ -265,7 +265,7 @@ def test_classes_that_differ_in_case_alone_are_a_slip(tmp_path):
     write_image(tmp_path, "one", ("cat", (1, 1, 9, 9)), ("Cat", (5, 6, 20, 25)))
     write_image(tmp_path, "two")
     write_lists(tmp_path, trainval=["one"], test=["two"])
-    with pytest.raises(InputError, match="'Cat' and 'cat'|'cat' and 'Cat'"):
+    with pytest.raises(InputError, match=r"'Cat' and 'cat'|'cat' and 'Cat'"):
         read_voc(tmp_path)
 
 
