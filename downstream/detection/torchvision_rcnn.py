@@ -35,7 +35,7 @@ from downstream.detection.fine_tuning import (
     require_finite,
     unit_floats,
 )
-from downstream.detection.schedules import TINY, VOC_24K, Schedule
+from downstream.detection.schedules import TINY, TINY_PYRAMID, VOC_24K, Schedule
 from downstream.detection.torchvision_fpn import PyramidBody, pyramid_maps
 from downstream.protocol import register_protocol
 from pretraining.backbones import ResNet
@@ -282,7 +282,7 @@ class FpnTorchvision(FineTuning):
 
     name: ClassVar[str] = "detection/fpn-torchvision-v1"
     metrics: ClassVar[tuple[str, ...]] = (*BOX_METRICS, *MASK_METRICS)
-    schedule: ClassVar[Schedule] = TINY
+    schedule: ClassVar[Schedule] = TINY_PYRAMID
 
     def build(self, encoder: Encoder, classes: int, masks: bool, device: torch.device) -> Detector:
         """A Mask R-CNN where the set has masks, else a Faster R-CNN."""

@@ -1,7 +1,8 @@
 import pytest
 
 from data.errors import InputError
-from downstream.detection.schedules import COCO_1X, TINY, VOC_24K, VOC_24K_BT
+from downstream.detection.schedules import COCO_1X, TINY, TINY_PYRAMID, VOC_24K, VOC_24K_BT
+from downstream.protocol import protocol
 
 
 def numbers(schedule):
@@ -93,3 +94,8 @@ def test_the_learning_rate_is_detectron2s(schedule):
     for iteration in (0, 1, warmup - 1, warmup + 1, first - 1, first, last - 1, last, end - 1):
         theirs.last_epoch = iteration
         assert schedule.learning_rate(iteration) == pytest.approx(theirs.get_lr()[0], rel=1e-9)
+
+
+def test_a_pyramid_has_the_usual_rate_for_an_image():
+    assert TINY_PYRAMID.base_lr / TINY_PYRAMID.images_per_batch == pytest.approx(0.02 / 16)
+    assert protocol("detection/fpn-torchvision-v1").schedule == TINY_PYRAMID
