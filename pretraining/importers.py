@@ -102,7 +102,8 @@ def read_foreign(
     names = layout.backbone(keys)
     require_distinct({key: name for key, name in layout.names(keys).items() if name in names}, path)
     unsaid = layout.shared and not (format_name or method)
-    caution = layout.note if (unsaid or not layout.shared) and not checkpoint.description else ""
+    note = layout.note if (unsaid or not layout.shared) and not checkpoint.description else ""
+    caution = "; ".join(filter(None, (note, _contradiction(checkpoint, chosen))))
     accounting = account(checkpoint, chosen, caution)
     if not accounting.complete:
         raise _incomplete(checkpoint, accounting)
@@ -136,6 +137,14 @@ def recognise(checkpoint: CheckpointFile) -> Format:
         nearest=" or ".join(each.name for each in fitting),
         next_step=f"say where it is from: twinbench import FILE --out DIR --format {fitting[0].name}, or another",
     )
+
+
+def _contradiction(checkpoint: CheckpointFile, chosen: Format) -> str:
+    """What to know where the keys speak of other formats than the one that was asked for."""
+    fitting = [each.name for each in FORMATS.values() if each.recognise(checkpoint)]
+    if not fitting or chosen.name in fitting:
+        return ""
+    return f"the keys are those of {' or '.join(fitting)}, yet it is read and fed as {chosen.name}, as asked"
 
 
 def account(checkpoint: CheckpointFile, chosen: Format, caution: str = "") -> Accounting:

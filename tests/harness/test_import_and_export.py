@@ -117,6 +117,17 @@ def test_names_that_fit_barlow_twins_alone_by_convention_are_imported_with_a_cau
     assert "method:     vicreg" in renamed.out
 
 
+def test_a_format_against_the_keys_is_taken_with_a_caution(cli, tmp_path):
+    state = {**backbone_state(0), "fc.weight": torch.zeros(10, 64), "fc.bias": torch.zeros(10)}
+    torch.save(state, tmp_path / "net.pth")
+    plain = cli("import", "net.pth", "--out", "plain")
+    assert "as asked" not in plain.out
+    outcome = cli("import", "net.pth", "--out", "asked", "--format", "simclr")
+    caution = "the keys are those of torchvision, yet it is read and fed as simclr, as asked"
+    assert (outcome.code, caution in outcome.out) == (0, True), outcome.err
+    assert json.loads((tmp_path / "asked" / "encoder.json").read_text())["source_note"] == caution
+
+
 def test_an_encoder_goes_to_detectron2_and_comes_back(cli, tmp_path):
     write_moco(tmp_path / "moco.pth")
     assert cli("import", "moco.pth", "--out", "first").code == 0
