@@ -481,7 +481,9 @@ def _budget_notes(rows: Sequence[Row], usual: Mapping[str, Budget]) -> list[str]
         text = str(next(iter(known.values())))
     else:
         text = "; ".join(f"{image_set}: {budget}" for image_set, budget in known.items())
-    return [f"Pretraining ({marked}apart from random init): {text}."]
+    # Of imported encoders the network is known and not the training.
+    trained = any(budget.epochs or budget.batch_size for budget in known.values())
+    return [f"{'Pretraining' if trained else 'Network'} ({marked}apart from random init): {text}."]
 
 
 def _budget_footnote(rows: Sequence[Row]) -> list[str]:

@@ -177,6 +177,7 @@ def test_a_study_of_checkpoints_measures_each_once_and_calls_them_imported(cli, 
     assert set(records.epochs) == {""}
     table = (tmp_path / "results" / "imported" / "tables" / "main.md").read_text()
     assert "Barlow Twins (imported)" in table
+    assert "Network (apart from random init): resnet10" in table
     assert table.count("| MoCo v2 (imported, ") == 2
     assert len(list((tmp_path / "runs").glob("imported-*"))) == 3
 
