@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test lint readme clean
+.PHONY: run test lint links readme clean
 
 run: $(STAMP)
 	$(BIN)/twinbench run quick
@@ -13,11 +13,17 @@ run: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-lint: $(STAMP)
+lint: $(STAMP) links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The rooms under the name that they have when installed: for mypy and for editors (give them the path .links).
+ROOMS := foundation data encoders pretraining baselines downstream harness reports recipes studies
+links:
+	@mkdir -p .links/twinbench
+	@for room in $(ROOMS); do ln -sfn ../../$$room .links/twinbench/$$room; done
 
 # The tables and figures in the README are generated: run these studies, then this.
 SHOWN := cifar10-cpu:linear-top1 quick:linear-top1 quick-lambda:lambda quick-batch-size:batch-size \
@@ -27,11 +33,11 @@ readme: $(STAMP)
 	  from=results/$${shown%%:*}; to=docs/$$from; \
 	  rm -rf $$to && mkdir -p $$to/figures && cp -r $$from/tables $$from/records.csv $$to/ && \
 	  cp $$from/figures/$${shown##*:}.svg $$to/figures/ || exit 1; done
-	$(BIN)/python -m reports.readme README.md \
+	$(BIN)/python -m twinbench.reports.readme README.md \
 	  $(foreach shown,$(SHOWN),$(firstword $(subst :, ,$(shown)))=docs/results/$(firstword $(subst :, ,$(shown))))
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) .links build *.egg-info
 
 # Installs again whenever the dependencies change.
 $(STAMP): pyproject.toml

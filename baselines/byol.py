@@ -9,15 +9,15 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data.augment import ViewPolicy
-from pretraining.backbones import ResNet
-from pretraining.collectives import mean_over_ranks
-from pretraining.heads import mlp
-from pretraining.method import LossParts, Method, MethodOptions, Progress, register_method
-from pretraining.momentum import ema_update, momentum_copy
-from pretraining.numerics import in_full_precision
-from pretraining.schedules import ema_momentum
-from pretraining.view_policies import asymmetric_views, two_views
+from twinbench.data.augment import ViewPolicy
+from twinbench.encoders.backbones import ResNet
+from twinbench.pretraining.collectives import mean_over_ranks
+from twinbench.pretraining.heads import mlp
+from twinbench.pretraining.method import LossParts, Method, MethodOptions, Progress, register_method
+from twinbench.pretraining.momentum import ema_update, momentum_copy
+from twinbench.pretraining.numerics import in_full_precision
+from twinbench.pretraining.schedules import ema_momentum
+from twinbench.pretraining.view_policies import asymmetric_views, two_views
 
 
 @in_full_precision

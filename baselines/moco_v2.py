@@ -9,17 +9,17 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data.augment import ViewPolicy
-from data.errors import InputError
-from pretraining.backbones import ResNet
-from pretraining.collectives import all_gather_nograd, mean_over_ranks, rank, world_size
-from pretraining.heads import mlp
-from pretraining.method import LossParts, Method, MethodOptions, Progress, register_method
-from pretraining.momentum import ema_update, momentum_copy
-from pretraining.norms import average_running_statistics, split_batch_norms
-from pretraining.numerics import in_full_precision
-from pretraining.queues import check_queue_length
-from pretraining.view_policies import moco_views, two_views
+from twinbench.data.augment import ViewPolicy
+from twinbench.encoders.backbones import ResNet
+from twinbench.foundation.errors import InputError
+from twinbench.pretraining.collectives import all_gather_nograd, mean_over_ranks, rank, world_size
+from twinbench.pretraining.heads import mlp
+from twinbench.pretraining.method import LossParts, Method, MethodOptions, Progress, register_method
+from twinbench.pretraining.momentum import ema_update, momentum_copy
+from twinbench.pretraining.norms import average_running_statistics, split_batch_norms
+from twinbench.pretraining.numerics import in_full_precision
+from twinbench.pretraining.queues import check_queue_length
+from twinbench.pretraining.view_policies import moco_views, two_views
 
 
 @in_full_precision

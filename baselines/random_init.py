@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from data.augment import ViewPolicy
-from pretraining.method import Method, register_method
+from twinbench.data.augment import ViewPolicy
+from twinbench.pretraining.method import Method, register_method
 
 
 @register_method("random_init")

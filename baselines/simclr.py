@@ -7,13 +7,13 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.augment import ViewPolicy
-from pretraining.backbones import ResNet
-from pretraining.collectives import all_gather_cat, mean_over_ranks, rank
-from pretraining.heads import mlp
-from pretraining.method import LossParts, Method, MethodOptions, Progress, register_method
-from pretraining.numerics import in_full_precision
-from pretraining.view_policies import strong_colour_views, two_views
+from twinbench.data.augment import ViewPolicy
+from twinbench.encoders.backbones import ResNet
+from twinbench.pretraining.collectives import all_gather_cat, mean_over_ranks, rank
+from twinbench.pretraining.heads import mlp
+from twinbench.pretraining.method import LossParts, Method, MethodOptions, Progress, register_method
+from twinbench.pretraining.numerics import in_full_precision
+from twinbench.pretraining.view_policies import strong_colour_views, two_views
 
 
 @in_full_precision

@@ -9,13 +9,13 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.augment import ViewPolicy
-from pretraining.backbones import ResNet
-from pretraining.collectives import mean_over_ranks
-from pretraining.heads import mlp
-from pretraining.method import LossParts, Method, MethodOptions, Progress, register_method
-from pretraining.numerics import in_full_precision
-from pretraining.view_policies import moco_views, two_views
+from twinbench.data.augment import ViewPolicy
+from twinbench.encoders.backbones import ResNet
+from twinbench.pretraining.collectives import mean_over_ranks
+from twinbench.pretraining.heads import mlp
+from twinbench.pretraining.method import LossParts, Method, MethodOptions, Progress, register_method
+from twinbench.pretraining.numerics import in_full_precision
+from twinbench.pretraining.view_policies import moco_views, two_views
 
 
 @in_full_precision

@@ -9,12 +9,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data.augment import ViewPolicy
-from data.errors import InputError
-from pretraining.backbones import ResNet
-from pretraining.collectives import mean_over_ranks
-from pretraining.method import LossParts, Method, MethodOptions, Progress, register_method
-from pretraining.numerics import in_full_precision
+from twinbench.data.augment import ViewPolicy
+from twinbench.encoders.backbones import ResNet
+from twinbench.foundation.errors import InputError
+from twinbench.pretraining.collectives import mean_over_ranks
+from twinbench.pretraining.method import LossParts, Method, MethodOptions, Progress, register_method
+from twinbench.pretraining.numerics import in_full_precision
 
 
 @in_full_precision

@@ -9,10 +9,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data.augment import ViewPolicy
-from data.errors import InputError
-from pretraining.backbones import ResNet
-from pretraining.collectives import (
+from twinbench.data.augment import ViewPolicy
+from twinbench.encoders.backbones import ResNet
+from twinbench.foundation.errors import InputError
+from twinbench.pretraining.collectives import (
     all_gather_nograd,
     all_reduce_max_nograd,
     all_reduce_sum,
@@ -20,11 +20,11 @@ from pretraining.collectives import (
     rank,
     world_size,
 )
-from pretraining.heads import mlp
-from pretraining.method import LossParts, Method, MethodOptions, Progress, register_method
-from pretraining.numerics import in_full_precision
-from pretraining.queues import check_queue_length
-from pretraining.view_policies import strong_colour_views
+from twinbench.pretraining.heads import mlp
+from twinbench.pretraining.method import LossParts, Method, MethodOptions, Progress, register_method
+from twinbench.pretraining.numerics import in_full_precision
+from twinbench.pretraining.queues import check_queue_length
+from twinbench.pretraining.view_policies import strong_colour_views
 
 _LOWEST_EXPONENT = -60.0  # far from where fp32 ends (-87), also after a division by the size of a batch
 

@@ -33,11 +33,11 @@ from torchvision import transforms as v1
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from data.augment import ViewPolicy, augment, blur_taps
-from data.cores import usable_cores
-from data.image_sets import IMAGENET_MEAN, IMAGENET_STD, Images, load_image_set
-from data.streaming import CropStream, StreamedImages
-from pretraining.view_policies import asymmetric_views
+from twinbench.data.augment import ViewPolicy, augment, blur_taps
+from twinbench.data.image_sets import IMAGENET_MEAN, IMAGENET_STD, Images, load_image_set
+from twinbench.data.streaming import CropStream, StreamedImages
+from twinbench.foundation.cores import usable_cores
+from twinbench.pretraining.view_policies import asymmetric_views
 
 SIDES = ("ours", "v1", "v2")
 _STREAM_BATCH = 64

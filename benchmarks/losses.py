@@ -36,13 +36,13 @@ from measure import (
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines.byol import byol_loss
-from baselines.moco_v2 import info_nce_loss
-from baselines.simclr import nt_xent_loss
-from baselines.simsiam import negative_cosine
-from baselines.swav import sinkhorn, swapped_prediction_loss
-from data.errors import InputError
-from pretraining.barlow_twins import barlow_twins_loss
+from twinbench.baselines.byol import byol_loss
+from twinbench.baselines.moco_v2 import info_nce_loss
+from twinbench.baselines.simclr import nt_xent_loss
+from twinbench.baselines.simsiam import negative_cosine
+from twinbench.baselines.swav import sinkhorn, swapped_prediction_loss
+from twinbench.foundation.errors import InputError
+from twinbench.pretraining.barlow_twins import barlow_twins_loss
 
 Loss = Callable[..., Tensor]
 

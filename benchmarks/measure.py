@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 
-from data.errors import InputError, RunFailure
-from data.files import write_atomically
-from harness.environment import environment
-from reports.readme import update_blocks
+from twinbench.foundation.errors import InputError, RunFailure
+from twinbench.foundation.files import write_atomically
+from twinbench.harness.environment import environment
+from twinbench.reports.readme import update_blocks
 
 Document = dict[str, Any]
 

@@ -42,15 +42,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from data.cores import usable_cores
-from data.errors import InputError
-from data.image_sets import ImageSet, load_image_set
-from harness.recipes import recipe_hash
-from pretraining.build import build_method, resolve
-from pretraining.method import Method, Progress
-from pretraining.optim import build_optimizer
-from pretraining.recipe import BackboneSpec, OptimizerSpec, Recipe
-from pretraining.train import pretrain
+from twinbench.data.image_sets import ImageSet, load_image_set
+from twinbench.foundation.cores import usable_cores
+from twinbench.foundation.errors import InputError
+from twinbench.harness.recipes import recipe_hash
+from twinbench.pretraining.build import build_method, resolve
+from twinbench.pretraining.method import Method, Progress
+from twinbench.pretraining.optim import build_optimizer
+from twinbench.pretraining.recipe import BackboneSpec, OptimizerSpec, Recipe
+from twinbench.pretraining.train import pretrain
 
 METHODS = ("barlow_twins", "simclr")
 DOCUMENTED_WORKERS = 8  # num_workers in all of lightly's examples

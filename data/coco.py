@@ -26,9 +26,16 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as run_length
 
-from data.detection import AnnotatedImage, AnnotatedObject, AnnotatedSet, Repairs, check_pictures, checked_box
-from data.errors import InputError
-from data.folders import existing_folder
+from twinbench.data.detection import (
+    AnnotatedImage,
+    AnnotatedObject,
+    AnnotatedSet,
+    Repairs,
+    check_pictures,
+    checked_box,
+)
+from twinbench.data.folders import existing_folder
+from twinbench.foundation.errors import InputError
 
 _CORRECT = "correct the annotation"
 _LONGEST_SIDE = 2**16 - 1

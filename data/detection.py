@@ -28,9 +28,9 @@ import torch
 from pycocotools import mask as run_length
 from torch import Tensor
 
-from data.cores import usable_cores
-from data.errors import InputError
-from data.folders import CorruptImage, open_rgb, picture_size
+from twinbench.data.folders import CorruptImage, open_rgb, picture_size
+from twinbench.foundation.cores import usable_cores
+from twinbench.foundation.errors import InputError
 
 _log = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from data.cores import usable_cores
-from data.errors import InputError, nearest_name
+from twinbench.foundation.cores import usable_cores
+from twinbench.foundation.errors import InputError, nearest_name
 
 _log = logging.getLogger(__name__)
 

@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import digit_scenes, folders
-from data.coco import read_coco
-from data.detection import AnnotatedSet, DetectionSplit, detection_split
-from data.errors import InputError, unknown_name
-from data.folders import Corrupt
-from data.streaming import Images, StreamedImages
-from data.voc import read_voc
+from twinbench.data import digit_scenes, folders
+from twinbench.data.coco import read_coco
+from twinbench.data.detection import AnnotatedSet, DetectionSplit, detection_split
+from twinbench.data.folders import Corrupt
+from twinbench.data.streaming import Images, StreamedImages
+from twinbench.data.voc import read_voc
+from twinbench.foundation.errors import InputError, unknown_name
 
 _log = logging.getLogger(__name__)
 

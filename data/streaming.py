@@ -21,9 +21,17 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data.augment import ViewPolicy, draw_parameters
-from data.errors import InputError, RunFailure
-from data.folders import Corrupt, CorruptImage, SkippedFiles, all_corrupt, fit_all, open_rgb, picture_size
+from twinbench.data.augment import ViewPolicy, draw_parameters
+from twinbench.data.folders import (
+    Corrupt,
+    CorruptImage,
+    SkippedFiles,
+    all_corrupt,
+    fit_all,
+    open_rgb,
+    picture_size,
+)
+from twinbench.foundation.errors import InputError, RunFailure
 
 _CHUNK = 64
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}

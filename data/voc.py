@@ -23,9 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from data.detection import AnnotatedImage, AnnotatedObject, AnnotatedSet, Repairs, check_pictures, checked_box
-from data.errors import InputError, unknown_name
-from data.folders import existing_folder, nearest_entry
+from twinbench.data.detection import (
+    AnnotatedImage,
+    AnnotatedObject,
+    AnnotatedSet,
+    Repairs,
+    check_pictures,
+    checked_box,
+)
+from twinbench.data.folders import existing_folder, nearest_entry
+from twinbench.foundation.errors import InputError, unknown_name
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",

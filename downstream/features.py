@@ -13,11 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from data.errors import InputError, RunFailure
-from data.files import write_atomically
-from data.image_sets import ImageSet
-from data.streaming import StreamedImages
-from pretraining.encoder import Encoder
+from twinbench.data.image_sets import ImageSet
+from twinbench.data.streaming import StreamedImages
+from twinbench.encoders.encoder import Encoder
+from twinbench.foundation.errors import InputError, RunFailure
+from twinbench.foundation.files import write_atomically
 
 _log = logging.getLogger(__name__)
 

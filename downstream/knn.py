@@ -8,9 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from data.image_sets import ImageSet
-from downstream.protocol import EvaluationContext, Measurement, Protocol, accuracies, register_protocol
-from pretraining.encoder import Encoder
+from twinbench.data.image_sets import ImageSet
+from twinbench.downstream.protocol import (
+    EvaluationContext,
+    Measurement,
+    Protocol,
+    accuracies,
+    register_protocol,
+)
+from twinbench.encoders.encoder import Encoder
 
 _CHUNK = 1024
 

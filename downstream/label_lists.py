@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.errors import InputError, nearest_name
-from data.image_sets import Split
-from data.streaming import StreamedImages
+from twinbench.data.image_sets import Split
+from twinbench.data.streaming import StreamedImages
+from twinbench.foundation.errors import InputError, nearest_name
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from data.image_sets import ImageSet
-from downstream.protocol import EvaluationContext, Measurement, Protocol, accuracies, register_protocol
-from pretraining.encoder import Encoder
+from twinbench.data.image_sets import ImageSet
+from twinbench.downstream.protocol import (
+    EvaluationContext,
+    Measurement,
+    Protocol,
+    accuracies,
+    register_protocol,
+)
+from twinbench.encoders.encoder import Encoder
 
 PENALTIES = tuple(10.0 ** (exponent / 2) for exponent in range(0, -11, -1))
 """The grid of L2 strengths, from 1 down to 1e-5 in half decades: each fit starts from the one before."""

@@ -11,12 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from data.errors import InputError, RunFailure
-from data.image_sets import ImageSet, Split
-from downstream.features import frozen_copy, pooled
-from downstream.protocol import EvaluationContext, Measurement, Protocol, accuracies, register_protocol
-from downstream.randomness import seeded
-from downstream.views import (
+from twinbench.data.image_sets import ImageSet, Split
+from twinbench.downstream.features import frozen_copy, pooled
+from twinbench.downstream.protocol import (
+    EvaluationContext,
+    Measurement,
+    Protocol,
+    accuracies,
+    register_protocol,
+)
+from twinbench.downstream.randomness import seeded
+from twinbench.downstream.views import (
     EpochOrder,
     all_training_images,
     central_views,
@@ -24,7 +29,8 @@ from downstream.views import (
     skipped_images,
     training_views,
 )
-from pretraining.encoder import Encoder
+from twinbench.encoders.encoder import Encoder
+from twinbench.foundation.errors import InputError, RunFailure
 
 
 def linear_head(feature_dim: int, classes: int) -> nn.Linear:

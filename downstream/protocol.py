@@ -21,11 +21,11 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from data.errors import InputError, unknown_name
-from data.image_sets import ImageSet
-from downstream.features import FeatureStore
-from downstream.label_lists import LabelList
-from pretraining.encoder import Encoder
+from twinbench.data.image_sets import ImageSet
+from twinbench.downstream.features import FeatureStore
+from twinbench.downstream.label_lists import LabelList
+from twinbench.encoders.encoder import Encoder
+from twinbench.foundation.errors import InputError, unknown_name
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def register_choice(name: str, choose: Callable[[], str]) -> None:
 @cache
 def _discover() -> None:
     """Import every module that may register a protocol."""
-    for package in ("downstream", "downstream.detection"):
+    for package in ("twinbench.downstream", "twinbench.downstream.detection"):
         for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
             importlib.import_module(f"{package}.{module.name}")
     for plugin in entry_points(group="twinbench.plugins"):

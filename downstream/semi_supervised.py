@@ -9,14 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from data.augment import augment, eval_view
-from data.errors import InputError, RunFailure
-from data.image_sets import ImageSet, Split
-from downstream.label_lists import read_label_list
-from downstream.linear_sgd import linear_head
-from downstream.protocol import EvaluationContext, Measurement, Protocol, accuracies, register_protocol
-from downstream.randomness import seeded, shuffled_indices
-from downstream.views import (
+from twinbench.data.augment import augment, eval_view
+from twinbench.data.image_sets import ImageSet, Split
+from twinbench.downstream.label_lists import read_label_list
+from twinbench.downstream.linear_sgd import linear_head
+from twinbench.downstream.protocol import (
+    EvaluationContext,
+    Measurement,
+    Protocol,
+    accuracies,
+    register_protocol,
+)
+from twinbench.downstream.randomness import seeded, shuffled_indices
+from twinbench.downstream.views import (
     EpochOrder,
     all_training_images,
     central_views,
@@ -25,7 +30,8 @@ from downstream.views import (
     skipped_images,
     training_views,
 )
-from pretraining.encoder import Encoder
+from twinbench.encoders.encoder import Encoder
+from twinbench.foundation.errors import InputError, RunFailure
 
 BACKBONE_LR = 0.002
 _LIST_SEED = 0

@@ -8,12 +8,12 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from data.augment import ViewPolicy, augment, draw_parameters, eval_view, finish
-from data.cores import usable_cores
-from data.image_sets import ImageSet, Split
-from data.randomness import seeded_generator
-from data.streaming import CropStream, Images, StreamedImages
-from pretraining.encoder import Encoder
+from twinbench.data.augment import ViewPolicy, augment, draw_parameters, eval_view, finish
+from twinbench.data.image_sets import ImageSet, Split
+from twinbench.data.streaming import CropStream, Images, StreamedImages
+from twinbench.encoders.encoder import Encoder
+from twinbench.foundation.cores import usable_cores
+from twinbench.foundation.randomness import seeded_generator
 
 _BATCH = 256
 _ENLARGED = 256 / 224

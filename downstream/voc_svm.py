@@ -14,15 +14,15 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.parallel import Parallel, delayed
 from torch import Tensor
 
-from data.detection import RESTORE, DetectionSplit, PictureFiles
-from data.errors import InputError
-from data.folders import CorruptImage
-from data.image_sets import ImageSet
-from data.streaming import Images, StreamedImages
-from downstream.features import frozen_copy, pooled, require_finite
-from downstream.protocol import EvaluationContext, Measurement, Protocol, register_protocol
-from downstream.views import central_views
-from pretraining.encoder import Encoder
+from twinbench.data.detection import RESTORE, DetectionSplit, PictureFiles
+from twinbench.data.folders import CorruptImage
+from twinbench.data.image_sets import ImageSet
+from twinbench.data.streaming import Images, StreamedImages
+from twinbench.downstream.features import frozen_copy, pooled, require_finite
+from twinbench.downstream.protocol import EvaluationContext, Measurement, Protocol, register_protocol
+from twinbench.downstream.views import central_views
+from twinbench.encoders.encoder import Encoder
+from twinbench.foundation.errors import InputError
 
 PENALTIES = (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0)
 """The grid of C, as in VISSL's configuration of VOC07."""

@@ -45,7 +45,7 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Run a study: train what is missing, evaluate it, write tables, figures and the report."""
-    from harness.commands import run_study
+    from twinbench.harness.commands import run_study
 
     run_study(
         study,
@@ -68,7 +68,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 @app.command(
     epilog="Examples: twinbench pretrain barlow_twins --image-set folder:photos --set epochs=100\n\n"
     "twinbench pretrain barlow_twins --image-set folder:IMAGENET --recipe imagenet --devices 8\n\n"
-    "srun twinbench pretrain ... in a SLURM job, or torchrun --nproc-per-node 8 -m harness.main pretrain ..."
+    "srun twinbench pretrain ... in a SLURM job, or torchrun --nproc-per-node 8 -m twinbench.harness.main pretrain ..."
 )
 def pretrain(
     method: Annotated[str, typer.Argument(help="A method's name (twinbench ls methods).")],
@@ -95,8 +95,8 @@ def pretrain(
     debug: Debug = False,
 ) -> None:
     """Train one encoder, or go on where an interrupted run stopped."""
-    from harness.commands import pretrain_one
-    from pretraining.engine import hardware_here
+    from twinbench.harness.commands import pretrain_one
+    from twinbench.pretraining.engine import hardware_here
 
     overrides = [*set_, f"precision={precision}"] if precision else set_
     hardware = hardware_here(devices, nodes, compile_)
@@ -125,7 +125,7 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Evaluate one encoder under one protocol and print what was measured."""
-    from harness.commands import evaluate_one
+    from twinbench.harness.commands import evaluate_one
 
     evaluate_one(encoder, protocol, image_set, seed, data_root, out, label_list, own_list)
 
@@ -149,7 +149,7 @@ def import_(
     debug: Debug = False,
 ) -> None:
     """Make an encoder of another project's checkpoint; every key is accounted for, no code of it is run."""
-    from harness.transfer_commands import import_one
+    from twinbench.harness.transfer_commands import import_one
 
     import_one(file, format_, method, out, stem)
 
@@ -165,7 +165,7 @@ def export(
     debug: Debug = False,
 ) -> None:
     """Write an encoder for torchvision, Detectron2 or timm, load it there and compare the feature maps."""
-    from harness.transfer_commands import export_one
+    from twinbench.harness.transfer_commands import export_one
 
     export_one(encoder, format_, out)
 
@@ -177,7 +177,7 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Write tables, figures and the page from every run in a run store."""
-    from harness.commands import report_runs
+    from twinbench.harness.commands import report_runs
 
     report_runs(runs, out)
 
@@ -192,7 +192,7 @@ def ls(
     runs: RunsRoot = _RUNS,
 ) -> None:
     """List methods, protocols, image sets, recipes, studies, formats that can be imported, or runs."""
-    from harness.commands import list_names
+    from twinbench.harness.commands import list_names
 
     list_names(thing, json, runs)
 
@@ -200,7 +200,7 @@ def ls(
 @app.command(epilog="Example: twinbench doctor --data-root datasets")
 def doctor(data_root: DataRoot = None, runs: RunsRoot = _RUNS) -> None:
     """Say what this machine has: device, precision, Detectron2, image sets; what is missing, how to get it."""
-    from harness.doctor import examine
+    from twinbench.harness.doctor import examine
 
     for line in examine(data_root, runs):
         typer.echo(line)

@@ -13,14 +13,16 @@ from typing import Any
 import pandas as pd
 import torch
 
-from data.errors import InputError, RunFailure, unknown_name
-from data.image_sets import image_set_names, load_image_set
-from downstream.label_lists import LabelList
-from downstream.protocol import Protocol, protocol, protocol_names
-from harness.console import job_progress, say
-from harness.estimate import estimate_seconds
-from harness.execute import Training, evaluate_encoder, execute, train_run
-from harness.plan import (
+from twinbench.data.image_sets import image_set_names, load_image_set
+from twinbench.downstream.label_lists import LabelList
+from twinbench.downstream.protocol import Protocol, protocol, protocol_names
+from twinbench.encoders.encoder import INFO_FILE, Encoder
+from twinbench.encoders.foreign.formats import format_names
+from twinbench.foundation.errors import InputError, RunFailure, unknown_name
+from twinbench.harness.console import job_progress, say
+from twinbench.harness.estimate import estimate_seconds
+from twinbench.harness.execute import Training, evaluate_encoder, execute, train_run
+from twinbench.harness.plan import (
     Job,
     StudyImages,
     corrupt_images,
@@ -30,20 +32,18 @@ from harness.plan import (
     plan_run,
     plan_study,
 )
-from harness.published import encoder_folder
-from harness.recipes import load_recipe, parse_overrides, recipe_folder_names, recipe_names
-from harness.records import collect, collect_stored
-from harness.store import check_writable, record_place, stored_runs, write_json
-from harness.studies import Study, load_study, study_names
-from harness.workers import ImageSource, default_workers, execute_in_parallel, threads_each
-from pretraining.encoder import INFO_FILE, Encoder
-from pretraining.engine import Hardware, check_hardware, launch
-from pretraining.formats import format_names
-from pretraining.interrupt import Interrupted
-from pretraining.method import method_names
-from reports.build import build_report, check_out
-from reports.console import render_study
-from reports.records import RunInfo
+from twinbench.harness.published import encoder_folder
+from twinbench.harness.recipes import load_recipe, parse_overrides, recipe_folder_names, recipe_names
+from twinbench.harness.records import collect, collect_stored
+from twinbench.harness.store import check_writable, record_place, stored_runs, write_json
+from twinbench.harness.studies import Study, load_study, study_names
+from twinbench.harness.workers import ImageSource, default_workers, execute_in_parallel, threads_each
+from twinbench.pretraining.engine import Hardware, check_hardware, launch
+from twinbench.pretraining.interrupt import Interrupted
+from twinbench.pretraining.method import method_names
+from twinbench.reports.build import build_report, check_out
+from twinbench.reports.console import render_study
+from twinbench.reports.records import RunInfo
 
 
 def run_study(

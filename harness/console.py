@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from harness.execute import StartJob
-from pretraining.train import ReportProgress
+from twinbench.harness.execute import StartJob
+from twinbench.pretraining.train import ReportProgress
 
 _LINE_SECONDS = 10.0
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from data.cores import usable_cores
-from data.errors import InputError, RunFailure
-from data.image_sets import image_set_names, load_image_set
-from downstream.detection.detectron2_c4 import INSTALLATION_GUIDE, detectron2_problem
-from harness.environment import environment
-from harness.store import check_writable
+from twinbench.data.image_sets import image_set_names, load_image_set
+from twinbench.downstream.detection.detectron2_c4 import INSTALLATION_GUIDE, detectron2_problem
+from twinbench.foundation.cores import usable_cores
+from twinbench.foundation.errors import InputError, RunFailure
+from twinbench.harness.environment import environment
+from twinbench.harness.store import check_writable
 
 _BUILD = (
     "build it from its public source against the installed torch, as its installation guide says "

@@ -8,7 +8,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from data.cores import usable_cores
+from twinbench.foundation.cores import usable_cores
 
 _PACKAGES = ("twinbench", "torch", "torchvision", "numpy", "scikit-learn", "pycocotools")
 

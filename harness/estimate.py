@@ -6,13 +6,13 @@ import time
 
 import torch
 
-from data.image_sets import ImageSet
-from downstream.protocol import Protocol
-from harness.plan import Job, StudyImages
-from pretraining.backbones import build_backbone
-from pretraining.batches import steps_in_epoch
-from pretraining.recipe import BackboneSpec, Recipe
-from pretraining.train import pretrain_step_seconds
+from twinbench.data.image_sets import ImageSet
+from twinbench.downstream.protocol import Protocol
+from twinbench.encoders.backbones import build_backbone
+from twinbench.harness.plan import Job, StudyImages
+from twinbench.pretraining.batches import steps_in_epoch
+from twinbench.pretraining.recipe import BackboneSpec, Recipe
+from twinbench.pretraining.train import pretrain_step_seconds
 
 # Images of 32 pixels; fewer of larger ones.
 _BATCH = 256

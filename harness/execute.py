@@ -11,21 +11,21 @@ from typing import Any
 
 import torch
 
-from data.errors import InputError, RunFailure
-from data.image_sets import ImageSet
-from downstream.features import FeatureStore
-from downstream.label_lists import LabelList
-from downstream.protocol import EvaluationContext, Protocol
-from harness.environment import environment
-from harness.plan import Job, StudyImages
-from harness.published import import_run
-from harness.store import Run, write_json
-from pretraining.checkpoint import remove_checkpoints
-from pretraining.encoder import Encoder
-from pretraining.engine import Engine
-from pretraining.interrupt import Interrupted
-from pretraining.memory import peak_memory_mb, reset_peak_memory
-from pretraining.train import (
+from twinbench.data.image_sets import ImageSet
+from twinbench.downstream.features import FeatureStore
+from twinbench.downstream.label_lists import LabelList
+from twinbench.downstream.protocol import EvaluationContext, Protocol
+from twinbench.encoders.encoder import Encoder
+from twinbench.foundation.errors import InputError, RunFailure
+from twinbench.harness.environment import environment
+from twinbench.harness.plan import Job, StudyImages
+from twinbench.harness.published import import_run
+from twinbench.harness.store import Run, write_json
+from twinbench.pretraining.checkpoint import remove_checkpoints
+from twinbench.pretraining.engine import Engine
+from twinbench.pretraining.interrupt import Interrupted
+from twinbench.pretraining.memory import peak_memory_mb, reset_peak_memory
+from twinbench.pretraining.train import (
     ReportProgress,
     TrainingSummary,
     device_name,

@@ -11,10 +11,10 @@ def main() -> None:
 
     A traceback only with ``--debug``.
     """
-    from data.errors import InputError, RunFailure
-    from harness.cli import app
-    from pretraining.interrupt import Interrupted
-    from reports.errors import ReportError, ReportFailure
+    from twinbench.foundation.errors import InputError, RunFailure
+    from twinbench.harness.cli import app
+    from twinbench.pretraining.interrupt import Interrupted
+    from twinbench.reports.errors import ReportError, ReportFailure
 
     debug = "--debug" in sys.argv
     try:

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data.errors import InputError, unknown_name
-from data.folders import Corrupt
-from data.image_sets import ImageSet
-from downstream.protocol import Protocol, protocol
-from harness.published import imported_runs
-from harness.recipes import load_recipe, read_value
-from harness.store import Run, open_run
-from harness.studies import Study
-from pretraining.batches import steps_in_epoch
-from pretraining.build import build_method, check_accumulation, resolve
-from pretraining.engine import check_shares
-from pretraining.recipe import Recipe
+from twinbench.data.folders import Corrupt
+from twinbench.data.image_sets import ImageSet
+from twinbench.downstream.protocol import Protocol, protocol
+from twinbench.foundation.errors import InputError, unknown_name
+from twinbench.harness.published import imported_runs
+from twinbench.harness.recipes import load_recipe, read_value
+from twinbench.harness.store import Run, open_run
+from twinbench.harness.studies import Study
+from twinbench.pretraining.batches import steps_in_epoch
+from twinbench.pretraining.build import build_method, check_accumulation, resolve
+from twinbench.pretraining.engine import check_shares
+from twinbench.pretraining.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from data.errors import InputError, RunFailure
-from data.image_sets import ImageSet
-from harness.environment import environment
-from harness.recipes import recipe_hash
-from harness.store import Run, image_set_slug
-from harness.studies import Study
-from pretraining.backbones import ResNet
-from pretraining.encoder import INFO_FILE, Encoder, EncoderInfo
-from pretraining.importers import read_foreign
-from pretraining.recipe import BackboneSpec, Recipe
+from twinbench.data.image_sets import ImageSet
+from twinbench.encoders.backbones import ResNet
+from twinbench.encoders.encoder import INFO_FILE, Encoder, EncoderInfo
+from twinbench.encoders.foreign.importer import read_foreign
+from twinbench.foundation.errors import InputError, RunFailure
+from twinbench.harness.environment import environment
+from twinbench.harness.recipes import recipe_hash
+from twinbench.harness.store import Run, image_set_slug
+from twinbench.harness.studies import Study
+from twinbench.pretraining.recipe import BackboneSpec, Recipe
 
 _log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from data.errors import InputError, unknown_name
-from pretraining.build import explain_validation
-from pretraining.recipe import Recipe
+from twinbench.foundation.errors import InputError, unknown_name
+from twinbench.pretraining.build import explain_validation
+from twinbench.pretraining.recipe import Recipe
 
 NUMERICS_VERSION = 2
 """Part of every recipe hash. Raise it when a change to the code changes what a recipe computes."""
@@ -30,7 +30,9 @@ _CHOSEN_ELSEWHERE = {
 
 def recipe_folder_names() -> list[str]:
     """The folders of ``recipes/``: an image set's name, or a variant of it such as ``cifar10-cpu``."""
-    return sorted(entry.name for entry in files("recipes").iterdir() if entry.is_dir() and _yaml_files(entry))
+    return sorted(
+        entry.name for entry in files("twinbench.recipes").iterdir() if entry.is_dir() and _yaml_files(entry)
+    )
 
 
 def recipe_names() -> list[str]:
@@ -38,7 +40,7 @@ def recipe_names() -> list[str]:
     return sorted(
         f"{folder}/{entry.name.removesuffix('.yaml')}"
         for folder in recipe_folder_names()
-        for entry in _yaml_files(files("recipes") / folder)
+        for entry in _yaml_files(files("twinbench.recipes") / folder)
     )
 
 
@@ -88,7 +90,7 @@ def load_recipe(folder: str, method: str, image_set: str, overrides: dict[str, A
 
 def _recipe_folder(folder: str) -> Path | Traversable:
     if folder in recipe_folder_names():
-        return files("recipes") / folder
+        return files("twinbench.recipes") / folder
     if Path(folder).is_dir():
         return Path(folder)
     raise unknown_name(

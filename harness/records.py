@@ -9,10 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from harness.plan import PlannedRun
-from harness.store import Run, read_json
-from harness.studies import Study
-from reports.records import RunInfo
+from twinbench.harness.plan import PlannedRun
+from twinbench.harness.store import Run, read_json
+from twinbench.harness.studies import Study
+from twinbench.reports.records import RunInfo
 
 COLUMNS = (
     "study", "method", "variant", "image_set", "protocol", "metric", "value", "stderr", "n", "seed", "status",

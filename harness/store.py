@@ -20,12 +20,12 @@ from typing import Any, TextIO
 import yaml
 from pydantic import ValidationError
 
-from data.errors import InputError, RunFailure
-from data.files import write_atomically
-from data.image_sets import ImageSet
-from harness.recipes import read_yaml, recipe_hash
-from pretraining.encoder import INFO_FILE
-from pretraining.recipe import Recipe
+from twinbench.data.image_sets import ImageSet
+from twinbench.encoders.encoder import INFO_FILE
+from twinbench.foundation.errors import InputError, RunFailure
+from twinbench.foundation.files import write_atomically
+from twinbench.harness.recipes import read_yaml, recipe_hash
+from twinbench.pretraining.recipe import Recipe
 
 _LOCK_ATTEMPTS, _LOCK_SECONDS = 25, 0.3
 _log = logging.getLogger(__name__)

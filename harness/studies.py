@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from data.errors import InputError, unknown_name
-from harness.recipes import read_yaml
-from pretraining.build import explain_validation
-from pretraining.recipe import Strict
-from reports.study import ColumnSpec, StudySpec, parse_study
+from twinbench.foundation.errors import InputError, unknown_name
+from twinbench.harness.recipes import read_yaml
+from twinbench.pretraining.build import explain_validation
+from twinbench.pretraining.recipe import Strict
+from twinbench.reports.study import ColumnSpec, StudySpec, parse_study
 
 
 class Study(Strict):
@@ -59,7 +59,7 @@ class Study(Strict):
 def study_names() -> list[str]:
     """The studies that come with twinbench."""
     return sorted(
-        e.name.removesuffix(".yaml") for e in files("studies").iterdir() if e.name.endswith(".yaml")
+        e.name.removesuffix(".yaml") for e in files("twinbench.studies").iterdir() if e.name.endswith(".yaml")
     )
 
 
@@ -73,7 +73,7 @@ def load_study(name: str) -> Study:
     if path.suffix in {".yaml", ".yml"} and path.is_file():
         source, stem = path, path.stem
     elif name in study_names():
-        source, stem = files("studies") / f"{name}.yaml", name
+        source, stem = files("twinbench.studies") / f"{name}.yaml", name
     else:
         raise unknown_name("study", name, study_names(), where="studies/ (or give the path of a YAML file)")
     try:

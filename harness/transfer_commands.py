@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data.errors import InputError
-from harness.store import check_writable
-from pretraining.backbones import Stem
-from pretraining.encoder import INFO_FILE, Encoder, EncoderInfo
-from pretraining.exporters import export_encoder
-from pretraining.importers import read_foreign
+from twinbench.encoders.backbones import Stem
+from twinbench.encoders.encoder import INFO_FILE, Encoder, EncoderInfo
+from twinbench.encoders.foreign.exporter import export_encoder
+from twinbench.encoders.foreign.importer import read_foreign
+from twinbench.foundation.errors import InputError
+from twinbench.harness.store import check_writable
 
 
 def import_one(

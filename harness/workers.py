@@ -23,14 +23,14 @@ from typing import Any
 
 import torch
 
-from data.cores import usable_cores
-from data.errors import RunFailure
-from data.folders import Corrupt
-from data.image_sets import load_image_set
-from harness.execute import StartJob, execute
-from harness.plan import Job, StudyImages
-from pretraining.interrupt import Interrupted, StopRequest
-from pretraining.train import ReportProgress
+from twinbench.data.folders import Corrupt
+from twinbench.data.image_sets import load_image_set
+from twinbench.foundation.cores import usable_cores
+from twinbench.foundation.errors import RunFailure
+from twinbench.harness.execute import StartJob, execute
+from twinbench.harness.plan import Job, StudyImages
+from twinbench.pretraining.interrupt import Interrupted, StopRequest
+from twinbench.pretraining.train import ReportProgress
 
 _MOST_WORKERS = 8
 _MESSAGE_SECONDS = 0.2

@@ -9,11 +9,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from data.augment import ViewPolicy
-from pretraining.backbones import ResNet
-from pretraining.collectives import all_reduce_sum, global_moments, world_size
-from pretraining.heads import mlp
-from pretraining.method import (
+from twinbench.data.augment import ViewPolicy
+from twinbench.encoders.backbones import ResNet
+from twinbench.pretraining.collectives import all_reduce_sum, global_moments, world_size
+from twinbench.pretraining.heads import mlp
+from twinbench.pretraining.method import (
     LossParts,
     Method,
     MethodOptions,
@@ -21,8 +21,8 @@ from pretraining.method import (
     register_method,
     split_parameter_groups,
 )
-from pretraining.numerics import in_full_precision
-from pretraining.view_policies import asymmetric_views, two_views
+from twinbench.pretraining.numerics import in_full_precision
+from twinbench.pretraining.view_policies import asymmetric_views, two_views
 
 _EPSILON = 1e-5
 

@@ -15,16 +15,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from data.augment import ViewParameters, ViewPolicy, apply, draw_parameters, finish
-from data.cores import usable_cores
-from data.errors import InputError
-from data.image_sets import ImageSet
-from data.randomness import seeded_generator
-from data.streaming import CropStream, StreamedImages
-from pretraining.collectives import all_reduce_max_nograd
-from pretraining.engine import Engine
-from pretraining.method import Progress
-from pretraining.recipe import Recipe
+from twinbench.data.augment import ViewParameters, ViewPolicy, apply, draw_parameters, finish
+from twinbench.data.image_sets import ImageSet
+from twinbench.data.streaming import CropStream, StreamedImages
+from twinbench.foundation.cores import usable_cores
+from twinbench.foundation.errors import InputError
+from twinbench.foundation.randomness import seeded_generator
+from twinbench.pretraining.collectives import all_reduce_max_nograd
+from twinbench.pretraining.engine import Engine
+from twinbench.pretraining.method import Progress
+from twinbench.pretraining.recipe import Recipe
 
 
 class MicroBatch(NamedTuple):

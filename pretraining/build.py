@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from data.augment import ViewPolicy
-from data.errors import InputError, nearest_name, unknown_name
-from pretraining.backbones import build_backbone
-from pretraining.method import Method, MethodOptions, method_class, method_names
-from pretraining.recipe import Recipe
+from twinbench.data.augment import ViewPolicy
+from twinbench.encoders.backbones import build_backbone
+from twinbench.foundation.errors import InputError, nearest_name, unknown_name
+from twinbench.pretraining.method import Method, MethodOptions, method_class, method_names
+from twinbench.pretraining.recipe import Recipe
 
 _VIEW = TypeAdapter(ViewPolicy)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from data.files import write_atomically
+from twinbench.foundation.files import write_atomically
 
 _KEEP = 2
 _NAME = re.compile(r"step-(\d{9})-([0-9a-f]{64})\.pt")

@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from data.cores import usable_cores
-from data.errors import InputError
-from pretraining.collectives import all_reduce_max_nograd, rank, world_size
-from pretraining.memory import keep_freed_memory
-from pretraining.method import Method
-from pretraining.norms import synchronise_batch_norms
+from twinbench.foundation.cores import usable_cores
+from twinbench.foundation.errors import InputError
+from twinbench.pretraining.collectives import all_reduce_max_nograd, rank, world_size
+from twinbench.pretraining.memory import keep_freed_memory
+from twinbench.pretraining.method import Method
+from twinbench.pretraining.norms import synchronise_batch_norms
 
 _FABRIC_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data.errors import RunFailure
-from pretraining.batches import MicroBatch
-from pretraining.engine import Engine
-from pretraining.method import LossParts, Progress
+from twinbench.foundation.errors import RunFailure
+from twinbench.pretraining.batches import MicroBatch
+from twinbench.pretraining.engine import Engine
+from twinbench.pretraining.method import LossParts, Progress
 
 _LOWER_RATE = "lower optimizer.base_lr or lengthen schedule.warmup_epochs"
 

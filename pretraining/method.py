@@ -18,9 +18,9 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from data.augment import ViewPolicy
-from data.errors import InputError, unknown_name
-from pretraining.backbones import ResNet
+from twinbench.data.augment import ViewPolicy
+from twinbench.encoders.backbones import ResNet
+from twinbench.foundation.errors import InputError, unknown_name
 
 
 class MethodOptions(BaseModel):
@@ -154,9 +154,9 @@ def register_method(name: str) -> Callable[[M], M]:
 @cache
 def _discover() -> None:
     """Import every module that may register a method."""
-    importlib.import_module("pretraining.barlow_twins")
-    for module in pkgutil.iter_modules(importlib.import_module("baselines").__path__):
-        importlib.import_module(f"baselines.{module.name}")
+    importlib.import_module("twinbench.pretraining.barlow_twins")
+    for module in pkgutil.iter_modules(importlib.import_module("twinbench.baselines").__path__):
+        importlib.import_module(f"twinbench.baselines.{module.name}")
     for plugin in entry_points(group="twinbench.plugins"):
         plugin.load()
 

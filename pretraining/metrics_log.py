@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from data.errors import InputError
-from data.files import write_atomically
+from twinbench.foundation.errors import InputError
+from twinbench.foundation.files import write_atomically
 
 _ROWS = 200
 _PROBES = 10

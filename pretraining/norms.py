@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data.errors import InputError
-from pretraining.collectives import global_moments, mean_over_ranks, world_size
+from twinbench.foundation.errors import InputError
+from twinbench.pretraining.collectives import global_moments, mean_over_ranks, world_size
 
 
 class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):

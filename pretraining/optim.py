@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
-from pretraining.recipe import OptimizerSpec
+from twinbench.pretraining.recipe import OptimizerSpec
 
 _REFERENCE_BATCH = 256
 _LARC_EPSILON = 1e-8

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data.errors import InputError
+from twinbench.foundation.errors import InputError
 
 
 def check_queue_length(length: int, per_step: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pretraining.backbones import Stem
+from twinbench.encoders.backbones import Stem
 
 
 class Strict(BaseModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pretraining.recipe import ScheduleSpec
+from twinbench.pretraining.recipe import ScheduleSpec
 
 
 def lr_factor(spec: ScheduleSpec, step: int, total_steps: int, steps_per_epoch: int) -> float:

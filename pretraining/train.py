@@ -20,26 +20,26 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from data.augment import ViewPolicy, augment
-from data.errors import InputError, RunFailure
-from data.files import write_atomically
-from data.image_sets import ImageSet
-from data.randomness import seed_for, seeded_generator
-from pretraining.batches import Batches, MicroBatch
-from pretraining.build import build_method, check_accumulation, view_policies
-from pretraining.checkpoint import load_latest, save_checkpoint
-from pretraining.collectives import mean_over_ranks
-from pretraining.diagnostics import Diagnostics, diagnose, probe
-from pretraining.encoder import Encoder, EncoderInfo
-from pretraining.engine import Engine, Hardware, check_shares, launch
-from pretraining.finite import check_finite, check_parameters
-from pretraining.interrupt import Interrupted, StopRequest
-from pretraining.memory import peak_memory_mb
-from pretraining.method import LossParts, Method, Progress
-from pretraining.metrics_log import MetricsLog, wants_probe, wants_row
-from pretraining.optim import build_optimizer, set_learning_rates
-from pretraining.recipe import Recipe
-from pretraining.schedules import lr_factor
+from twinbench.data.augment import ViewPolicy, augment
+from twinbench.data.image_sets import ImageSet
+from twinbench.encoders.encoder import Encoder, EncoderInfo
+from twinbench.foundation.errors import InputError, RunFailure
+from twinbench.foundation.files import write_atomically
+from twinbench.foundation.randomness import seed_for, seeded_generator
+from twinbench.pretraining.batches import Batches, MicroBatch
+from twinbench.pretraining.build import build_method, check_accumulation, view_policies
+from twinbench.pretraining.checkpoint import load_latest, save_checkpoint
+from twinbench.pretraining.collectives import mean_over_ranks
+from twinbench.pretraining.diagnostics import Diagnostics, diagnose, probe
+from twinbench.pretraining.engine import Engine, Hardware, check_shares, launch
+from twinbench.pretraining.finite import check_finite, check_parameters
+from twinbench.pretraining.interrupt import Interrupted, StopRequest
+from twinbench.pretraining.memory import peak_memory_mb
+from twinbench.pretraining.method import LossParts, Method, Progress
+from twinbench.pretraining.metrics_log import MetricsLog, wants_probe, wants_row
+from twinbench.pretraining.optim import build_optimizer, set_learning_rates
+from twinbench.pretraining.recipe import Recipe
+from twinbench.pretraining.schedules import lr_factor
 
 _CHECKPOINT_SECONDS = 30.0
 _DIAGNOSED_IMAGES = 1024

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from data.augment import Interpolation, ViewPolicy
-from data.errors import InputError
+from twinbench.data.augment import Interpolation, ViewPolicy
+from twinbench.foundation.errors import InputError
 
 _SMALL = 32
 

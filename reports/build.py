@@ -11,14 +11,14 @@ from typing import Any
 
 import pandas as pd
 
-from reports.figures import Drawing, draw_figures
-from reports.files import machine_faults, write_synced
-from reports.output import check_out, recover, swap, write_list
-from reports.page import render_page
-from reports.records import COLUMNS, RunInfo, read_records
-from reports.study import parse_study
-from reports.tables import Table, tables_of
-from reports.writers import to_csv, to_latex, to_markdown
+from twinbench.reports.figures import Drawing, draw_figures
+from twinbench.reports.files import machine_faults, write_synced
+from twinbench.reports.output import check_out, recover, swap, write_list
+from twinbench.reports.page import render_page
+from twinbench.reports.records import COLUMNS, RunInfo, read_records
+from twinbench.reports.study import parse_study
+from twinbench.reports.tables import Table, tables_of
+from twinbench.reports.writers import to_csv, to_latex, to_markdown
 
 __all__ = ["build_report", "check_out"]
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from scipy.special import stdtrit
 
-from reports.records import Record, unique
+from twinbench.reports.records import Record, unique
 
 Kind = Literal["seeds", "items", ""]
 Status = Literal["done", "failed", "collapsed", "missing", "quoted"]

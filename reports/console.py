@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from reports.records import RunInfo, read_records
-from reports.tables import Table, build_tables
-from reports.writers import to_markdown, to_text
+from twinbench.reports.records import RunInfo, read_records
+from twinbench.reports.tables import Table, build_tables
+from twinbench.reports.writers import to_markdown, to_text
 
 
 def render(table: Table, style: Literal["text", "markdown"] = "text") -> str:

@@ -14,12 +14,20 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from reports import names, quoted
-from reports.cells import Cell
-from reports.groups import Group, check_metric, group_records, image_sets
-from reports.records import Diagnostics, LossCurve, Record, RunInfo, read_diagnostics, read_loss_curve, unique
-from reports.study import AblationQuoted, AblationSpec, ColumnSpec, FigureSpec, StudySpec
-from reports.tables import (
+from twinbench.reports import names, quoted
+from twinbench.reports.cells import Cell
+from twinbench.reports.groups import Group, check_metric, group_records, image_sets
+from twinbench.reports.records import (
+    Diagnostics,
+    LossCurve,
+    Record,
+    RunInfo,
+    read_diagnostics,
+    read_loss_curve,
+    unique,
+)
+from twinbench.reports.study import AblationQuoted, AblationSpec, ColumnSpec, FigureSpec, StudySpec
+from twinbench.reports.tables import (
     BUDGET_MARK,
     ablation_methods,
     ablation_values,

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from reports.errors import ReportFailure
+from twinbench.reports.errors import ReportFailure
 
 
 @contextlib.contextmanager

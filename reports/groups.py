@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from reports import names
-from reports.cells import Cell, Failure, aggregate
-from reports.errors import unknown_name
-from reports.records import Record, RunInfo, unique
+from twinbench.reports import names
+from twinbench.reports.cells import Cell, Failure, aggregate
+from twinbench.reports.errors import unknown_name
+from twinbench.reports.records import Record, RunInfo, unique
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import json
 import os
 from pathlib import Path
 
-from reports.errors import ReportError
-from reports.files import machine_faults, write_synced
+from twinbench.reports.errors import ReportError
+from twinbench.reports.files import machine_faults, write_synced
 
 PAGE = "report.html"
 LIST = ".report-files.json"

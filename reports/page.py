@@ -11,13 +11,13 @@ from pathlib import Path
 
 import jinja2
 
-from reports import names
-from reports.cells import number
-from reports.figures import Drawing
-from reports.groups import image_sets
-from reports.records import Record, RunInfo, unique
-from reports.study import StudySpec
-from reports.tables import Entry, Table
+from twinbench.reports import names
+from twinbench.reports.cells import number
+from twinbench.reports.figures import Drawing
+from twinbench.reports.groups import image_sets
+from twinbench.reports.records import Record, RunInfo, unique
+from twinbench.reports.study import StudySpec
+from twinbench.reports.tables import Entry, Table
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ def render_page(
     """The page as text. Whatever comes from records is escaped; nothing is loaded from elsewhere."""
     environments = unique(record.environment for record in records)
     labels = {environment: f"E{index + 1}" for index, environment in enumerate(environments)}
-    template = (resources.files("reports") / "templates" / "report.html.j2").read_text(encoding="utf-8")
+    template = (resources.files("twinbench.reports") / "templates" / "report.html.j2").read_text(
+        encoding="utf-8"
+    )
     engine = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-from reports.errors import ReportError, unknown_name
-from reports.names import pretty
+from twinbench.reports.errors import ReportError, unknown_name
+from twinbench.reports.names import pretty
 
 Row = Mapping[str, str]
 Where = Mapping[str, Sequence[str]]
@@ -80,7 +80,9 @@ class QuotedCurve:
 def quoted_files() -> list[str]:
     """The names of the CSV files of published numbers."""
     return sorted(
-        f.name for f in (resources.files("reports") / "published").iterdir() if f.name.endswith(".csv")
+        f.name
+        for f in (resources.files("twinbench.reports") / "published").iterdir()
+        if f.name.endswith(".csv")
     )
 
 
@@ -90,7 +92,7 @@ def load(file: str) -> tuple[Row, ...]:
     name = file if file.endswith(".csv") else f"{file}.csv"
     if name not in quoted_files():
         raise unknown_name("file of published numbers", name, quoted_files(), "quoted.file")
-    content = (resources.files("reports") / "published" / name).read_text(encoding="utf-8")
+    content = (resources.files("twinbench.reports") / "published" / name).read_text(encoding="utf-8")
     rows = csv.DictReader(io.StringIO(content))
     return tuple(row for row in rows if "superseded" not in row.get("library", ""))
 

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from reports.errors import ReportError, unknown_name
-from reports.files import write_atomically
+from twinbench.reports.errors import ReportError, unknown_name
+from twinbench.reports.files import write_atomically
 
 _BEGIN = re.compile(r"<!-- begin (\S+) -->")
 

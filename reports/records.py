@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from reports.errors import ReportError, unknown_name
+from twinbench.reports.errors import ReportError, unknown_name
 
 REQUIRED_COLUMNS = ("method", "image_set", "protocol", "metric", "value", "seed", "status")
 COLUMNS = (

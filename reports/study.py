@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from reports import quoted
-from reports.errors import ReportError, unknown_name
+from twinbench.reports import quoted
+from twinbench.reports.errors import ReportError, unknown_name
 
 FIGURE_KINDS = ("loss_curves", "cross_correlation", "spectrum", "bars", "ablation")
 

@@ -8,11 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from reports import cells, names, quoted
-from reports.cells import MISSING, Cell
-from reports.groups import Budget, Group, check_metric, group_records, image_sets
-from reports.records import Record, RunInfo, unique
-from reports.study import AblationQuoted, AblationSpec, ColumnSpec, StudySpec, TableSpec, parse_study
+from twinbench.reports import cells, names, quoted
+from twinbench.reports.cells import MISSING, Cell
+from twinbench.reports.groups import Budget, Group, check_metric, group_records, image_sets
+from twinbench.reports.records import Record, RunInfo, unique
+from twinbench.reports.study import (
+    AblationQuoted,
+    AblationSpec,
+    ColumnSpec,
+    StudySpec,
+    TableSpec,
+    parse_study,
+)
 
 BUDGET_MARK = "†"
 ONE_SEED_MARK = "§"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from downstream.detection.detectron2_c4 import detectron2_found
-from downstream.protocol import register_choice
+from twinbench.downstream.detection.detectron2_c4 import detectron2_found
+from twinbench.downstream.protocol import register_choice
 
 
 def _with_installed_library(name: str) -> str:

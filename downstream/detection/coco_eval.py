@@ -19,8 +19,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
-from data.detection import DetectionSplit
-from data.errors import InputError
+from twinbench.data.detection import DetectionSplit
+from twinbench.foundation.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from typing import ClassVar
 
 import torch
 
-from data.errors import InputError
-from data.image_sets import ImageSet
-from downstream.detection.fine_tuning import BOX_METRICS, MASK_METRICS, Detector, FineTuning
-from downstream.detection.schedules import COCO_1X, TINY, VOC_24K, VOC_24K_BT, Schedule
-from downstream.protocol import register_protocol
-from pretraining.encoder import Encoder
+from twinbench.data.image_sets import ImageSet
+from twinbench.downstream.detection.fine_tuning import BOX_METRICS, MASK_METRICS, Detector, FineTuning
+from twinbench.downstream.detection.schedules import COCO_1X, TINY, VOC_24K, VOC_24K_BT, Schedule
+from twinbench.downstream.protocol import register_protocol
+from twinbench.encoders.encoder import Encoder
+from twinbench.foundation.errors import InputError
 
 INSTALLATION_GUIDE = "https://detectron2.readthedocs.io/en/latest/tutorials/install.html"
 
@@ -63,7 +63,7 @@ class Detectron2C4(FineTuning):
 
     def build(self, encoder: Encoder, classes: int, masks: bool, device: torch.device) -> Detector:
         """A Faster R-CNN C4, or a Mask R-CNN C4 for a set with masks."""
-        from downstream.detection.d2.detector import Detectron2Detector
+        from twinbench.downstream.detection.d2.detector import Detectron2Detector
 
         return Detectron2Detector(encoder, self.schedule, classes, masks, device)
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data.cores import usable_cores
-from data.detection import DetectionSplit, PictureFiles
-from data.errors import InputError, RunFailure
-from data.streaming import leave_signals_to_parent
-from downstream.detection.schedules import Schedule
-from downstream.randomness import shuffled_indices
+from twinbench.data.detection import DetectionSplit, PictureFiles
+from twinbench.data.streaming import leave_signals_to_parent
+from twinbench.downstream.detection.schedules import Schedule
+from twinbench.downstream.randomness import shuffled_indices
+from twinbench.foundation.cores import usable_cores
+from twinbench.foundation.errors import InputError, RunFailure
 
 _MOST_WORKERS = 8
 

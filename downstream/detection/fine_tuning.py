@@ -13,16 +13,16 @@ from typing import Protocol as Interface
 import torch
 from torch import Tensor, nn
 
-from data.detection import DetectionSplit
-from data.errors import RunFailure
-from data.image_sets import ImageSet
-from downstream.detection.coco_eval import Detections, average_precision, require_objects
-from downstream.detection.schedules import Schedule
-from downstream.detection.voc_eval import voc_average_precision
-from downstream.protocol import EvaluationContext, Measurement, Protocol
-from downstream.randomness import seeded
-from pretraining.backbones import Stem
-from pretraining.encoder import Encoder
+from twinbench.data.detection import DetectionSplit
+from twinbench.data.image_sets import ImageSet
+from twinbench.downstream.detection.coco_eval import Detections, average_precision, require_objects
+from twinbench.downstream.detection.schedules import Schedule
+from twinbench.downstream.detection.voc_eval import voc_average_precision
+from twinbench.downstream.protocol import EvaluationContext, Measurement, Protocol
+from twinbench.downstream.randomness import seeded
+from twinbench.encoders.backbones import Stem
+from twinbench.encoders.encoder import Encoder
+from twinbench.foundation.errors import RunFailure
 
 BOX_METRICS = ("box_ap", "box_ap50", "box_ap75")
 MASK_METRICS = ("mask_ap", "mask_ap50", "mask_ap75")

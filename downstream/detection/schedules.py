@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from data.errors import InputError
+from twinbench.foundation.errors import InputError
 
 IMAGES_PER_DEVICE = 2
 

@@ -17,21 +17,26 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
-from data.detection import DetectionSplit, PictureFiles
-from data.errors import InputError, RunFailure
-from data.image_sets import ImageSet
-from downstream.detection.coco_eval import Detections, average_precision, require_objects, run_lengths
-from downstream.detection.fine_tuning import (
+from twinbench.data.detection import DetectionSplit, PictureFiles
+from twinbench.data.image_sets import ImageSet
+from twinbench.downstream.detection.coco_eval import (
+    Detections,
+    average_precision,
+    require_objects,
+    run_lengths,
+)
+from twinbench.downstream.detection.fine_tuning import (
     BOX_METRICS,
     MASK_METRICS,
     STAGES,
     require_encoder_maps,
     unit_floats,
 )
-from downstream.protocol import EvaluationContext, Measurement, Protocol, register_protocol
-from downstream.randomness import seeded, shuffled_indices
-from pretraining.backbones import ResNet
-from pretraining.encoder import Encoder
+from twinbench.downstream.protocol import EvaluationContext, Measurement, Protocol, register_protocol
+from twinbench.downstream.randomness import seeded, shuffled_indices
+from twinbench.encoders.backbones import ResNet
+from twinbench.encoders.encoder import Encoder
+from twinbench.foundation.errors import InputError, RunFailure
 
 STEPS = 160
 BATCH = 4

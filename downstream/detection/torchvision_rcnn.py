@@ -21,10 +21,10 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
-from data.detection import DetectionSplit
-from downstream.detection.coco_eval import Detections, run_lengths
-from downstream.detection.draws import Draw, Draws
-from downstream.detection.fine_tuning import (
+from twinbench.data.detection import DetectionSplit
+from twinbench.downstream.detection.coco_eval import Detections, run_lengths
+from twinbench.downstream.detection.draws import Draw, Draws
+from twinbench.downstream.detection.fine_tuning import (
     BOX_METRICS,
     MASK_METRICS,
     STAGES,
@@ -35,11 +35,11 @@ from downstream.detection.fine_tuning import (
     require_finite,
     unit_floats,
 )
-from downstream.detection.schedules import TINY, TINY_PYRAMID, VOC_24K, Schedule
-from downstream.detection.torchvision_fpn import PyramidBody, pyramid_maps
-from downstream.protocol import register_protocol
-from pretraining.backbones import ResNet
-from pretraining.encoder import Encoder
+from twinbench.downstream.detection.schedules import TINY, TINY_PYRAMID, VOC_24K, Schedule
+from twinbench.downstream.detection.torchvision_fpn import PyramidBody, pyramid_maps
+from twinbench.downstream.protocol import register_protocol
+from twinbench.encoders.backbones import ResNet
+from twinbench.encoders.encoder import Encoder
 
 _RATIOS = (0.5, 1.0, 2.0)
 _BOX_WIDTH = 256

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.detection import DetectionSplit
-from downstream.detection.coco_eval import Detections, require_objects
+from twinbench.data.detection import DetectionSplit
+from twinbench.downstream.detection.coco_eval import Detections, require_objects
 
 THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))
 

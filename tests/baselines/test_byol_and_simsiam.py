@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from baselines.byol import BYOL, byol_loss
-from baselines.simsiam import SimSiam, negative_cosine
-from pretraining.backbones import build_backbone
-from pretraining.method import Progress
-from pretraining.optim import build_optimizer, set_learning_rates
-from pretraining.recipe import OptimizerSpec, ScheduleSpec
-from pretraining.schedules import lr_factor
+from twinbench.baselines.byol import BYOL, byol_loss
+from twinbench.baselines.simsiam import SimSiam, negative_cosine
+from twinbench.encoders.backbones import build_backbone
+from twinbench.pretraining.method import Progress
+from twinbench.pretraining.optim import build_optimizer, set_learning_rates
+from twinbench.pretraining.recipe import OptimizerSpec, ScheduleSpec
+from twinbench.pretraining.schedules import lr_factor
 
 
 def vectors(n=6, d=4, seed=0):

@@ -4,12 +4,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from baselines.supervised import Supervised
-from data.errors import InputError
-from pretraining.backbones import build_backbone
-from pretraining.method import Progress, method_class, method_names
-from pretraining.optim import build_optimizer
-from pretraining.recipe import OptimizerSpec
+from twinbench.baselines.supervised import Supervised
+from twinbench.encoders.backbones import build_backbone
+from twinbench.foundation.errors import InputError
+from twinbench.pretraining.method import Progress, method_class, method_names
+from twinbench.pretraining.optim import build_optimizer
+from twinbench.pretraining.recipe import OptimizerSpec
 
 SMALL = {
     "barlow_twins": {"projector": (16, 16)},

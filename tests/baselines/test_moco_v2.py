@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from baselines.moco_v2 import MoCoV2, info_nce_loss
-from data.errors import InputError
-from pretraining.backbones import build_backbone
-from pretraining.method import Progress
-from pretraining.norms import SplitBatchNorm2d
+from twinbench.baselines.moco_v2 import MoCoV2, info_nce_loss
+from twinbench.encoders.backbones import build_backbone
+from twinbench.foundation.errors import InputError
+from twinbench.pretraining.method import Progress
+from twinbench.pretraining.norms import SplitBatchNorm2d
 
 
 def vectors(*counts, d=5, seed=0):

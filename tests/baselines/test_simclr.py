@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from baselines.simclr import SimCLR, nt_xent_loss
-from pretraining.backbones import build_backbone
-from pretraining.method import Progress
+from twinbench.baselines.simclr import SimCLR, nt_xent_loss
+from twinbench.encoders.backbones import build_backbone
+from twinbench.pretraining.method import Progress
 
 
 def embeddings(n=6, d=4, seed=0):

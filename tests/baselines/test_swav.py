@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from baselines.swav import SwAV, multi_crop_loss, sinkhorn, swapped_prediction_loss
-from data.errors import InputError
-from pretraining.backbones import build_backbone
-from pretraining.method import Progress
+from twinbench.baselines.swav import SwAV, multi_crop_loss, sinkhorn, swapped_prediction_loss
+from twinbench.encoders.backbones import build_backbone
+from twinbench.foundation.errors import InputError
+from twinbench.pretraining.method import Progress
 
 
 def cosine_scores(b=64, k=10, seed=0):
@@ -187,7 +187,7 @@ def test_queue_fills_in_order_and_then_widens_the_assignment(monkeypatch):
         widths.append(scores.shape[0])
         return sinkhorn(scores, *args)
 
-    monkeypatch.setattr("baselines.swav.sinkhorn", recording)
+    monkeypatch.setattr("twinbench.baselines.swav.sinkhorn", recording)
     history = []
     for step in range(8):
         before = method.queue.clone()

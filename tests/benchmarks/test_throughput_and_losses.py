@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretraining.build import build_method, view_policies
-from pretraining.method import Progress
+from twinbench.pretraining.build import build_method, view_policies
+from twinbench.pretraining.method import Progress
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 LOSSES = ("barlow_twins", "simclr", "byol", "simsiam", "moco_v2", "swav")

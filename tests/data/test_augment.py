@@ -8,8 +8,16 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-import data.augment
-from data.augment import ViewParameters, ViewPolicy, apply, augment, blur_taps, draw_parameters, eval_view
+import twinbench.data.augment
+from twinbench.data.augment import (
+    ViewParameters,
+    ViewPolicy,
+    apply,
+    augment,
+    blur_taps,
+    draw_parameters,
+    eval_view,
+)
 
 ZERO, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 ORDER = ("brightness", "contrast", "saturation", "hue")
@@ -172,7 +180,7 @@ def test_large_images_take_another_way_to_the_same_pixels(
         expected = reference(images[i], drawn[i : i + 1], policy)
         torch.testing.assert_close(result[i].double(), expected, atol=1e-4, rtol=0)
     torch.testing.assert_close(apply(images / 255, drawn, policy, ZERO, ONE), result, atol=1e-5, rtol=0)
-    monkeypatch.setattr(data.augment, "_LARGEST_DENSE_SIDE", 200)
+    monkeypatch.setattr(twinbench.data.augment, "_LARGEST_DENSE_SIDE", 200)
     dense = apply(images, drawn, policy, ZERO, ONE)
     torch.testing.assert_close(dense, result, atol=1e-5, rtol=0)
     assert not torch.equal(dense, result)

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from pycocotools import mask as run_length
 
-from data.coco import read_coco
-from data.errors import InputError
-from data.image_sets import load_image_set
+from twinbench.data.coco import read_coco
+from twinbench.data.image_sets import load_image_set
+from twinbench.foundation.errors import InputError
 
 HEIGHT, WIDTH = 20, 30
 

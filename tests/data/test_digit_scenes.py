@@ -10,7 +10,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from data.digit_scenes import (
+from twinbench.data.digit_scenes import (
     SPLITS,
     DigitScenesConfig,
     _Canvas,
@@ -46,7 +46,7 @@ def test_the_first_images_of_every_split_are_pinned(split: str) -> None:
 
 def test_another_process_makes_the_same_bits() -> None:
     program = (
-        "import hashlib; from data.digit_scenes import *;"
+        "import hashlib; from twinbench.data.digit_scenes import *;"
         "print(hashlib.sha256(classification('val', DigitScenesConfig(val=64))[0].tobytes()).hexdigest())"
     )
     other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

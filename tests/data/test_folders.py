@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from data.errors import InputError
-from data.folders import decode, list_images
-from data.image_sets import load_image_set
+from twinbench.data.folders import decode, list_images
+from twinbench.data.image_sets import load_image_set
+from twinbench.foundation.errors import InputError
 
 
 def write_images(folder: Path, n: int = 3, size: tuple[int, int] = (20, 16), suffix: str = "png") -> None:

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from data.errors import InputError
-from data.image_sets import image_set_names, load_image_set, stratified_subset
+from twinbench.data.image_sets import image_set_names, load_image_set, stratified_subset
+from twinbench.foundation.errors import InputError
 
 
 def test_names() -> None:

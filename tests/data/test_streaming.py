@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from data import streaming
-from data.augment import ViewPolicy, apply, draw_parameters, finish
-from data.errors import InputError, RunFailure
-from data.image_sets import ImageSet, Split, load_image_set
-from data.streaming import CropStream, StreamedImages
+from twinbench.data import streaming
+from twinbench.data.augment import ViewPolicy, apply, draw_parameters, finish
+from twinbench.data.image_sets import ImageSet, Split, load_image_set
+from twinbench.data.streaming import CropStream, StreamedImages
+from twinbench.foundation.errors import InputError, RunFailure
 
 POLICIES = (ViewPolicy(24), ViewPolicy(16, crop_scale=(0.05, 0.3), interpolation="bilinear"))
 BATCH, STEPS, IMAGES = 10, 4, 23
@@ -105,9 +105,9 @@ def test_a_streamed_set_has_the_pixels_of_a_set_in_memory(tree: Path) -> None:
 
 def test_what_is_streamed_is_decided_by_the_decoded_size(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = 48 * 3 * 20 * 20
-    monkeypatch.setattr("data.image_sets._IN_MEMORY_BYTES", decoded)
+    monkeypatch.setattr("twinbench.data.image_sets._IN_MEMORY_BYTES", decoded)
     assert not load(tree).streamed
-    monkeypatch.setattr("data.image_sets._IN_MEMORY_BYTES", decoded - 1)
+    monkeypatch.setattr("twinbench.data.image_sets._IN_MEMORY_BYTES", decoded - 1)
     assert load(tree).streamed
     assert not load(tree, stream=False).streamed
     assert not load(tree, limit={"train": 2}).streamed

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data.errors import InputError
-from data.image_sets import load_image_set
-from data.voc import VOC_CLASSES, read_voc
+from twinbench.data.image_sets import load_image_set
+from twinbench.data.voc import VOC_CLASSES, read_voc
+from twinbench.foundation.errors import InputError
 
 OBJECT = """<object><name>{name}</name><difficult>{difficult}</difficult>
 <bndbox><xmin>{box[0]}</xmin><ymin>{box[1]}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox></object>"""

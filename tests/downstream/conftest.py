@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.image_sets import DetectionSplit, ImageSet, Split
-from downstream.features import FeatureStore
-from downstream.protocol import EvaluationContext
-from pretraining.backbones import build_backbone
-from pretraining.encoder import Encoder, EncoderInfo
+from twinbench.data.image_sets import DetectionSplit, ImageSet, Split
+from twinbench.downstream.features import FeatureStore
+from twinbench.downstream.protocol import EvaluationContext
+from twinbench.encoders.backbones import build_backbone
+from twinbench.encoders.encoder import Encoder, EncoderInfo
 
 SIZE = 16
 GREY = (0.5, 0.5, 0.5)

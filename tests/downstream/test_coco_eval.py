@@ -5,9 +5,9 @@ import pytest
 import torch
 from pycocotools import mask as mask_codec
 
-from data.errors import InputError
-from data.image_sets import DetectionSplit
-from downstream.detection.coco_eval import Detections, average_precision, run_lengths
+from twinbench.data.image_sets import DetectionSplit
+from twinbench.downstream.detection.coco_eval import Detections, average_precision, run_lengths
+from twinbench.foundation.errors import InputError
 
 SIDE = 40
 

@@ -12,8 +12,8 @@ from pycocotools import mask as run_length
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from data.image_sets import load_image_set
-from downstream.detection.coco_eval import Detections, average_precision
+from twinbench.data.image_sets import load_image_set
+from twinbench.downstream.detection.coco_eval import Detections, average_precision
 
 SIZE = 60
 CATEGORIES = [3, 17, 90]

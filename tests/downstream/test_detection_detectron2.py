@@ -10,18 +10,18 @@ import pytest
 import torch
 from PIL import Image
 
-from data.detection import DetectionSplit
-from data.errors import RunFailure
-from downstream.detection.coco_eval import average_precision
-from downstream.detection.fine_tuning import require_encoder_maps
-from downstream.detection.schedules import COCO_1X, TINY, VOC_24K, VOC_24K_BT
-from downstream.features import FeatureStore
-from downstream.protocol import EvaluationContext, protocol
-from downstream.randomness import seeded
-from pretraining.backbones import build_backbone
-from pretraining.detectron2_names import from_detectron2, to_detectron2
-from pretraining.deviations import Deviation, deviate
-from pretraining.encoder import Encoder, EncoderInfo
+from twinbench.data.detection import DetectionSplit
+from twinbench.downstream.detection.coco_eval import average_precision
+from twinbench.downstream.detection.fine_tuning import require_encoder_maps
+from twinbench.downstream.detection.schedules import COCO_1X, TINY, VOC_24K, VOC_24K_BT
+from twinbench.downstream.features import FeatureStore
+from twinbench.downstream.protocol import EvaluationContext, protocol
+from twinbench.downstream.randomness import seeded
+from twinbench.encoders.backbones import build_backbone
+from twinbench.encoders.deviations import Deviation, deviate
+from twinbench.encoders.encoder import Encoder, EncoderInfo
+from twinbench.encoders.foreign.detectron2_names import from_detectron2, to_detectron2
+from twinbench.foundation.errors import RunFailure
 
 detectron2 = pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 pytestmark = [
@@ -42,9 +42,9 @@ from detectron2.solver import build_lr_scheduler, build_optimizer  # noqa: E402
 from detectron2.structures import BoxMode  # noqa: E402
 from pycocotools import mask as run_length  # noqa: E402
 
-from downstream.detection.d2 import detector as ours  # noqa: E402
-from downstream.detection.d2.config import detectron2_config  # noqa: E402
-from downstream.detection.d2.detector import Detectron2Detector  # noqa: E402
+from twinbench.downstream.detection.d2 import detector as ours  # noqa: E402
+from twinbench.downstream.detection.d2.config import detectron2_config  # noqa: E402
+from twinbench.downstream.detection.d2.detector import Detectron2Detector  # noqa: E402
 
 CPU = torch.device("cpu")
 CONFIGS = Path(detectron2.__file__).parent / "model_zoo" / "configs"

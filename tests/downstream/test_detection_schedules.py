@@ -1,8 +1,8 @@
 import pytest
 
-from data.errors import InputError
-from downstream.detection.schedules import COCO_1X, TINY, TINY_PYRAMID, VOC_24K, VOC_24K_BT
-from downstream.protocol import protocol
+from twinbench.downstream.detection.schedules import COCO_1X, TINY, TINY_PYRAMID, VOC_24K, VOC_24K_BT
+from twinbench.downstream.protocol import protocol
+from twinbench.foundation.errors import InputError
 
 
 def numbers(schedule):

@@ -13,19 +13,24 @@ from PIL import Image
 from pycocotools import mask as mask_codec
 from torchvision.models.detection.image_list import ImageList
 
-from data.detection import RESTORE, DetectionSplit, PictureFiles
-from data.errors import InputError, RunFailure
-from downstream.detection.coco_eval import average_precision
-from downstream.detection.draws import Draw, Draws
-from downstream.detection.fine_tuning import require_encoder_maps
-from downstream.detection.schedules import TINY
-from downstream.detection.torchvision_rcnn import TorchvisionDetector, c4_detector, fpn_detector, prepare
-from downstream.features import FeatureStore
-from downstream.protocol import EvaluationContext, protocol
-from downstream.randomness import seeded
-from pretraining.backbones import build_backbone
-from pretraining.deviations import Deviation, deviate
-from pretraining.encoder import Encoder, EncoderInfo
+from twinbench.data.detection import RESTORE, DetectionSplit, PictureFiles
+from twinbench.downstream.detection.coco_eval import average_precision
+from twinbench.downstream.detection.draws import Draw, Draws
+from twinbench.downstream.detection.fine_tuning import require_encoder_maps
+from twinbench.downstream.detection.schedules import TINY
+from twinbench.downstream.detection.torchvision_rcnn import (
+    TorchvisionDetector,
+    c4_detector,
+    fpn_detector,
+    prepare,
+)
+from twinbench.downstream.features import FeatureStore
+from twinbench.downstream.protocol import EvaluationContext, protocol
+from twinbench.downstream.randomness import seeded
+from twinbench.encoders.backbones import build_backbone
+from twinbench.encoders.deviations import Deviation, deviate
+from twinbench.encoders.encoder import Encoder, EncoderInfo
+from twinbench.foundation.errors import InputError, RunFailure
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 SHORT = replace(

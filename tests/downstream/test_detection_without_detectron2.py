@@ -2,8 +2,8 @@ import sys
 
 import pytest
 
-from data.errors import InputError
-from downstream.protocol import protocol
+from twinbench.downstream.protocol import protocol
+from twinbench.foundation.errors import InputError
 
 
 def test_without_detectron2_its_protocols_say_so_before_any_work(image_set, monkeypatch):

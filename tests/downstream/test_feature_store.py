@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from data.errors import InputError, RunFailure
-from data.image_sets import Split, load_image_set
-from downstream.features import FeatureStore
-from pretraining.encoder import Encoder
+from twinbench.data.image_sets import Split, load_image_set
+from twinbench.downstream.features import FeatureStore
+from twinbench.encoders.encoder import Encoder
+from twinbench.foundation.errors import InputError, RunFailure
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from downstream.knn import CosineKnn, knn_scores
-from downstream.protocol import accuracies
+from twinbench.downstream.knn import CosineKnn, knn_scores
+from twinbench.downstream.protocol import accuracies
 
 
 def random_features(n, d=12, classes=4, seed=0):
@@ -61,7 +61,7 @@ def test_chunks_do_not_change_the_scores(monkeypatch):
     bank, bank_labels = random_features(60)
     queries, _ = random_features(10, seed=1)
     whole = knn_scores(queries, bank, bank_labels, classes=4, k=10)
-    monkeypatch.setattr("downstream.knn._CHUNK", 3)
+    monkeypatch.setattr("twinbench.downstream.knn._CHUNK", 3)
     torch.testing.assert_close(knn_scores(queries, bank, bank_labels, classes=4, k=10), whole)
 
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from data.errors import InputError
-from data.image_sets import Split
-from data.streaming import StreamedImages
-from downstream import label_lists
-from downstream.label_lists import LabelList, Published, read_label_list
+from twinbench.data.image_sets import Split
+from twinbench.data.streaming import StreamedImages
+from twinbench.downstream import label_lists
+from twinbench.downstream.label_lists import LabelList, Published, read_label_list
+from twinbench.foundation.errors import InputError
 
 CLASSES = ("n01", "n02", "n03")
 

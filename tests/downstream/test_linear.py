@@ -4,7 +4,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from downstream.linear import (
+from twinbench.downstream.linear import (
     PENALTIES,
     CachedLinear,
     fit_logistic,
@@ -71,7 +71,7 @@ def test_protocol_ignores_the_test_labels_when_it_selects(encoder, context, imag
         selected.append(select_penalty(*arguments))
         return selected[-1]
 
-    monkeypatch.setattr("downstream.linear.select_penalty", spy)
+    monkeypatch.setattr("twinbench.downstream.linear.select_penalty", spy)
     (top1,) = CachedLinear().evaluate(encoder, context)
     assert top1.n == 90
     assert top1.value > 60

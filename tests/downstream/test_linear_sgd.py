@@ -7,14 +7,14 @@ from PIL import Image
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from data.augment import eval_view
-from data.errors import InputError, RunFailure
-from data.image_sets import Split, load_image_set
-from downstream.features import FeatureStore
-from downstream.linear_sgd import ImageNetLinear, INaturalistLinear, PlacesLinear
-from downstream.protocol import EvaluationContext
-from downstream.semi_supervised import PublishedFineTuning
-from downstream.views import EpochOrder, training_views
+from twinbench.data.augment import eval_view
+from twinbench.data.image_sets import Split, load_image_set
+from twinbench.downstream.features import FeatureStore
+from twinbench.downstream.linear_sgd import ImageNetLinear, INaturalistLinear, PlacesLinear
+from twinbench.downstream.protocol import EvaluationContext
+from twinbench.downstream.semi_supervised import PublishedFineTuning
+from twinbench.downstream.views import EpochOrder, training_views
+from twinbench.foundation.errors import InputError, RunFailure
 
 CPU = torch.device("cpu")
 
@@ -44,7 +44,7 @@ class AllLabelled(PublishedFineTuning):
 def scores(monkeypatch):
     """The class scores of every evaluation, in order."""
     seen = []
-    from downstream import linear_sgd
+    from twinbench.downstream import linear_sgd
 
     original = linear_sgd.accuracies
 

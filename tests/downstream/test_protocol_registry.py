@@ -1,9 +1,9 @@
 import pytest
 
-import downstream.protocol as registry
-from data.errors import InputError
-from downstream.detection import choices
-from downstream.protocol import Measurement, Protocol, protocol, protocol_names, register_protocol
+import twinbench.downstream.protocol as registry
+from twinbench.downstream.detection import choices
+from twinbench.downstream.protocol import Measurement, Protocol, protocol, protocol_names, register_protocol
+from twinbench.foundation.errors import InputError
 
 
 @pytest.fixture(autouse=True)

@@ -6,12 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from data.errors import InputError, RunFailure
-from data.image_sets import Split, load_image_set
-from downstream.features import FeatureStore
-from downstream.label_lists import LabelList
-from downstream.protocol import EvaluationContext, protocol
-from downstream.semi_supervised import (
+from twinbench.data.image_sets import Split, load_image_set
+from twinbench.downstream.features import FeatureStore
+from twinbench.downstream.label_lists import LabelList
+from twinbench.downstream.protocol import EvaluationContext, protocol
+from twinbench.downstream.semi_supervised import (
     FineTuning,
     OnePercentPublished,
     PublishedFineTuning,
@@ -19,7 +18,8 @@ from downstream.semi_supervised import (
     labelled_subset,
     lr_factor,
 )
-from downstream.views import training_views
+from twinbench.downstream.views import training_views
+from twinbench.foundation.errors import InputError, RunFailure
 
 
 class Short(FineTuning):
@@ -136,7 +136,7 @@ def test_a_list_says_what_is_labelled_wherever_val_was_taken_from(encoder, tmp_p
         seen.update(images.path(row).name for step in range(steps) for row in rows(step).tolist())
         return training_views(images, rows, steps, *others)
 
-    monkeypatch.setattr("downstream.semi_supervised.training_views", spy)
+    monkeypatch.setattr("twinbench.downstream.semi_supervised.training_views", spy)
     context = EvaluationContext(
         image_set, FeatureStore(None), label_list=LabelList(tmp_path / "list.txt", own=True)
     )

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-import downstream.detection.torchvision_fpn as fpn
-from data.errors import InputError, RunFailure
-from downstream.detection.coco_eval import average_precision
-from downstream.detection.fine_tuning import require_encoder_maps
-from downstream.features import FeatureStore
-from downstream.protocol import EvaluationContext, protocol
-from downstream.randomness import seeded
+import twinbench.downstream.detection.torchvision_fpn as fpn
+from twinbench.downstream.detection.coco_eval import average_precision
+from twinbench.downstream.detection.fine_tuning import require_encoder_maps
+from twinbench.downstream.features import FeatureStore
+from twinbench.downstream.protocol import EvaluationContext, protocol
+from twinbench.downstream.randomness import seeded
+from twinbench.foundation.errors import InputError, RunFailure
 
 CPU = torch.device("cpu")
 

@@ -7,12 +7,10 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional
 
-from data.augment import eval_view
-from data.errors import InputError
-from data.image_sets import load_image_set
-from data.randomness import seeded_generator
-from data.streaming import StreamedImages
-from downstream.views import (
+from twinbench.data.augment import eval_view
+from twinbench.data.image_sets import load_image_set
+from twinbench.data.streaming import StreamedImages
+from twinbench.downstream.views import (
     EpochOrder,
     all_training_images,
     central_views,
@@ -21,6 +19,8 @@ from downstream.views import (
     skipped_images,
     training_views,
 )
+from twinbench.foundation.errors import InputError
+from twinbench.foundation.randomness import seeded_generator
 
 CPU = torch.device("cpu")
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from data.detection import DetectionSplit
-from data.errors import InputError
-from downstream.detection.coco_eval import Detections, average_precision
-from downstream.detection.voc_eval import THRESHOLDS, voc_average_precision
+from twinbench.data.detection import DetectionSplit
+from twinbench.downstream.detection.coco_eval import Detections, average_precision
+from twinbench.downstream.detection.voc_eval import THRESHOLDS, voc_average_precision
+from twinbench.foundation.errors import InputError
 
 SIDE = 200
 

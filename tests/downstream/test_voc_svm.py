@@ -7,12 +7,11 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, precision_recall_curve
 from sklearn.model_selection import StratifiedKFold
 
-from data.detection import DetectionSplit, PictureFiles
-from data.errors import InputError, RunFailure
-from downstream import voc_svm
-from downstream.features import FeatureStore
-from downstream.protocol import EvaluationContext
-from downstream.voc_svm import (
+from twinbench.data.detection import DetectionSplit, PictureFiles
+from twinbench.downstream import voc_svm
+from twinbench.downstream.features import FeatureStore
+from twinbench.downstream.protocol import EvaluationContext
+from twinbench.downstream.voc_svm import (
     PENALTIES,
     VocSvm,
     average_precision_11point,
@@ -22,6 +21,7 @@ from downstream.voc_svm import (
     multi_labels,
     unit_rows,
 )
+from twinbench.foundation.errors import InputError, RunFailure
 
 BOTH = [average_precision_all_points, average_precision_11point]
 

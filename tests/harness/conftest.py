@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.main import main
+from twinbench.harness.main import main
 
 TINY_STUDY = """
 title: Tiny

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data.errors import RunFailure
+from twinbench.foundation.errors import RunFailure
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_a_read_only_run_folder_marks_nothing_and_ends_with_code_1(cli, tiny_stu
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("data.files.tempfile.mkstemp", refuse)
+    monkeypatch.setattr("twinbench.foundation.files.tempfile.mkstemp", refuse)
     outcome = cli("run", tiny_study)
     assert outcome.code == 1
     assert "Permission denied" in outcome.err
@@ -239,7 +239,7 @@ def test_a_non_finite_loss_marks_its_cells_and_the_others_go_on(cli, tiny_study,
 
 def test_a_collapsed_method_shows_no_number(cli, tiny_study, tmp_path, monkeypatch):
     """With the threshold out of reach every trained run counts as collapsed; the measurement has its own tests."""
-    monkeypatch.setattr("pretraining.diagnostics.MIN_SPREAD", 10.0)
+    monkeypatch.setattr("twinbench.pretraining.diagnostics.MIN_SPREAD", 10.0)
     outcome = cli("run", tiny_study)
     assert outcome.code == 0, outcome.err
     table = (tmp_path / "results/tiny/tables/main.md").read_text()
@@ -252,7 +252,7 @@ def test_an_error_inside_an_evaluation_marks_that_cell_only(cli, tiny_study, tmp
     def break_down(self, encoder, context):
         raise RunFailure("the solver diverged")
 
-    monkeypatch.setattr("downstream.linear.CachedLinear.evaluate", break_down)
+    monkeypatch.setattr("twinbench.downstream.linear.CachedLinear.evaluate", break_down)
     outcome = cli("run", tiny_study)
     assert outcome.code == 1
     table = (tmp_path / "results/tiny/tables/main.md").read_text()

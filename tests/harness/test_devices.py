@@ -13,12 +13,12 @@ import torch
 import yaml
 from PIL import Image
 
-from data.image_sets import load_image_set
-from pretraining.build import build_method
-from pretraining.encoder import Encoder
-from pretraining.recipe import Recipe
+from twinbench.data.image_sets import load_image_set
+from twinbench.encoders.encoder import Encoder
+from twinbench.pretraining.build import build_method
+from twinbench.pretraining.recipe import Recipe
 
-MAIN = "from harness.main import main; main()"
+MAIN = "from twinbench.harness.main import main; main()"
 # no AdamW: its first steps amplify the rounding of tiny gradients to full size
 SETTINGS = {
     "epochs": 1,
@@ -107,7 +107,9 @@ def test_two_devices_train_what_one_device_trains(method, photos, tmp_path):
 
 def test_a_signal_to_one_rank_stops_all_and_one_device_can_go_on(photos, tmp_path):
     words = arguments("simsiam", photos, "stopped", epochs=20)
-    stopped_by(signal.SIGUSR1, [sys.executable, "-m", "harness.main", *words, "--devices", "2"], tmp_path)
+    stopped_by(
+        signal.SIGUSR1, [sys.executable, "-m", "twinbench.harness.main", *words, "--devices", "2"], tmp_path
+    )
     assert "60 steps from" in run(twinbench(*words), tmp_path).stderr
 
 
@@ -115,12 +117,17 @@ def torchrun(ranks: int) -> list[str]:
     return [
         *(sys.executable, "-m", "torch.distributed.run"),
         *("--nproc-per-node", str(ranks), "--master-port", str(free_port())),
-        *("-m", "harness.main"),
+        *("-m", "twinbench.harness.main"),
     ]
 
 
 def test_the_option_devices_starts_the_ranks_itself(photos, tmp_path):
-    command = [sys.executable, "-m", "harness.main", *arguments("simsiam", photos, "two", "--devices", "2")]
+    command = [
+        sys.executable,
+        "-m",
+        "twinbench.harness.main",
+        *arguments("simsiam", photos, "two", "--devices", "2"),
+    ]
     assert "2 x CPU" in run(command, tmp_path).stderr
 
 

@@ -5,9 +5,9 @@ from importlib.machinery import EXTENSION_SUFFIXES
 
 import pytest
 
-from data.errors import InputError
-from downstream.detection.detectron2_c4 import detectron2_found, require_detectron2
-from harness.doctor import examine
+from twinbench.downstream.detection.detectron2_c4 import detectron2_found, require_detectron2
+from twinbench.foundation.errors import InputError
+from twinbench.harness.doctor import examine
 
 
 def line(tmp_path):

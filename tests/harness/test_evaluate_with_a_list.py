@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from pretraining.backbones import build_backbone
-from pretraining.encoder import Encoder, EncoderInfo
+from twinbench.encoders.backbones import build_backbone
+from twinbench.encoders.encoder import Encoder, EncoderInfo
 
 PROTOCOL = ("--protocol", "semi-10pct/paper-v1")
 

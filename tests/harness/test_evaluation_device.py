@@ -2,11 +2,11 @@
 
 import torch
 
-from data.image_sets import load_image_set
-from downstream.protocol import Measurement, Protocol
-from harness import execute
-from pretraining.backbones import build_backbone
-from pretraining.encoder import Encoder, EncoderInfo
+from twinbench.data.image_sets import load_image_set
+from twinbench.downstream.protocol import Measurement, Protocol
+from twinbench.encoders.backbones import build_backbone
+from twinbench.encoders.encoder import Encoder, EncoderInfo
+from twinbench.harness import execute
 
 
 class WhereAmI(Protocol):

@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data.image_sets import load_image_set
-from harness.execute import execute
-from harness.plan import Job, StudyImages
-from harness.published import imported_runs
-from pretraining.backbones import build_backbone
-from pretraining.encoder import Encoder
-from pretraining.importers import read_foreign
+from twinbench.data.image_sets import load_image_set
+from twinbench.encoders.backbones import build_backbone
+from twinbench.encoders.encoder import Encoder
+from twinbench.encoders.foreign.importer import read_foreign
+from twinbench.harness.execute import execute
+from twinbench.harness.plan import Job, StudyImages
+from twinbench.harness.published import imported_runs
 
 IMAGES = "image_set: digit-scenes"
 STUDY = """
@@ -184,7 +184,7 @@ def test_a_study_of_checkpoints_measures_each_once_and_calls_them_imported(cli, 
     def refuse(*args, **kwargs):
         raise AssertionError("a finished job was done again")
 
-    monkeypatch.setattr("harness.execute.run_job", refuse)
+    monkeypatch.setattr("twinbench.harness.execute.run_job", refuse)
     assert cli("run", study, "--data-root", ".").code == 0
     reported = cli("report", "runs", "--out", "results/all")
     assert reported.code == 0, reported.err

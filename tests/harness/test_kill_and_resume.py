@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from pretraining.encoder import Encoder
+from twinbench.encoders.encoder import Encoder
 
 SCRIPT = """
 import sys
-import pretraining.train
-from harness.main import main
+import twinbench.pretraining.train
+from twinbench.harness.main import main
 
-pretraining.train._CHECKPOINT_SECONDS = 0.0  # a checkpoint after every step
+twinbench.pretraining.train._CHECKPOINT_SECONDS = 0.0  # a checkpoint after every step
 sys.argv = ["twinbench", *sys.argv[1:]]
 main()
 """
@@ -78,7 +78,7 @@ def test_a_killed_study_goes_on_where_it_was(tiny_study, tmp_path):
 
 def test_killed_workers_let_go_and_the_study_goes_on(tiny_study, tmp_path):
     tiny_study.write_text(tiny_study.read_text().replace("epochs: 2", "epochs: 60"))
-    parallel = [sys.executable, "-c", "from harness.main import main; main()", "run", str(tiny_study)]
+    parallel = [sys.executable, "-c", "from twinbench.harness.main import main; main()", "run", str(tiny_study)]
     parallel += ["--workers", "2"]
     process = subprocess.Popen(parallel, cwd=tmp_path)
     deadline = time.monotonic() + 120

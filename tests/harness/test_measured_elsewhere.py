@@ -61,7 +61,7 @@ def test_the_two_studies_share_trainings_and_keep_both_records(cli, tmp_path, ph
     def refuse(*args, **kwargs):
         raise AssertionError("a finished job was done again")
 
-    monkeypatch.setattr("harness.execute.run_job", refuse)
+    monkeypatch.setattr("twinbench.harness.execute.run_job", refuse)
     for study in (here, there):
         assert cli("run", study).code == 0
     first, second = (
@@ -74,7 +74,7 @@ def test_a_failed_measurement_names_its_image_set(cli, tmp_path, photos, monkeyp
     def fail(*args, **kwargs):
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr("harness.execute.evaluate_encoder", fail)
+    monkeypatch.setattr("twinbench.harness.execute.evaluate_encoder", fail)
     assert cli("run", write_study(tmp_path / "there.yaml", f"folder:{photos}")).code == 1
     records = pd.read_csv(tmp_path / "results/there/records.csv")
     assert set(records.status) == {"failed"}

@@ -9,9 +9,9 @@ import pandas as pd
 
 TOY = """
 import torch
-from data.augment import ViewPolicy
-from downstream.protocol import Measurement, Protocol, register_protocol
-from pretraining.method import LossParts, Method, register_method
+from twinbench.data.augment import ViewPolicy
+from twinbench.downstream.protocol import Measurement, Protocol, register_protocol
+from twinbench.pretraining.method import LossParts, Method, register_method
 
 
 @register_method("toy")
@@ -75,7 +75,7 @@ def test_a_toy_method_and_protocol_run_from_another_package(tmp_path):
     (tmp_path / "toy.yaml").write_text(STUDY)
     environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
     outcome = subprocess.run(
-        [sys.executable, "-c", "from harness.main import main; main()", "run", "toy.yaml"],
+        [sys.executable, "-c", "from twinbench.harness.main import main; main()", "run", "toy.yaml"],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

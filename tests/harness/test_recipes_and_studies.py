@@ -11,15 +11,15 @@ import pandas as pd
 import pytest
 import torch
 
-from data.image_sets import load_image_set
-from downstream.protocol import protocol
-from harness.recipes import load_recipe, parse_overrides, recipe_hash, recipe_names
-from harness.studies import load_study, study_names
-from pretraining.build import build_method, resolve
-from pretraining.method import Method, method_names
-from pretraining.optim import build_optimizer, resolved_lr, set_learning_rates
-from pretraining.recipe import Recipe
-from pretraining.schedules import lr_factor
+from twinbench.data.image_sets import load_image_set
+from twinbench.downstream.protocol import protocol
+from twinbench.harness.recipes import load_recipe, parse_overrides, recipe_hash, recipe_names
+from twinbench.harness.studies import load_study, study_names
+from twinbench.pretraining.build import build_method, resolve
+from twinbench.pretraining.method import Method, method_names
+from twinbench.pretraining.optim import build_optimizer, resolved_lr, set_learning_rates
+from twinbench.pretraining.recipe import Recipe
+from twinbench.pretraining.schedules import lr_factor
 
 SIZE = 32
 SHOWN = Path(__file__).parents[2] / "docs" / "results"
@@ -51,7 +51,7 @@ def test_every_recipe_builds_its_method_and_passes_its_check(name):
 
 def header(name: str) -> dict[str, str]:
     """The labelled comment lines that open a recipe."""
-    text = (files("recipes") / f"{name}.yaml").read_text()
+    text = (files("twinbench.recipes") / f"{name}.yaml").read_text()
     comments = text[: text.index("\nmethod:")]
     return dict(re.findall(r"^# (\w+):\s+(.+)$", comments, flags=re.MULTILINE))
 

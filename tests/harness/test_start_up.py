@@ -6,7 +6,7 @@ import sys
 
 def test_help_imports_no_torch():
     script = (
-        "import sys\nfrom harness.cli import app\n"
+        "import sys\nfrom twinbench.harness.cli import app\n"
         "try:\n    app(['--help'])\nexcept SystemExit:\n    pass\n"
         "heavy = {'torch', 'pandas', 'matplotlib', 'sklearn', 'torchvision', 'numpy'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"

@@ -31,7 +31,7 @@ def test_a_second_run_trains_and_evaluates_nothing(cli, tiny_study, tmp_path, mo
     def refuse(*args, **kwargs):
         raise AssertionError("a finished job was done again")
 
-    monkeypatch.setattr("harness.execute.run_job", refuse)
+    monkeypatch.setattr("twinbench.harness.execute.run_job", refuse)
     outcome = cli("run", tiny_study)
     assert outcome.code == 0, outcome.err
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "results/tiny/records.csv"), before)

@@ -12,15 +12,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from baselines.byol import byol_loss
-from baselines.moco_v2 import info_nce_loss
-from baselines.simclr import nt_xent_loss
-from baselines.simsiam import negative_cosine
-from baselines.swav import sinkhorn, swapped_prediction_loss
-from pretraining import collectives
-from pretraining.backbones import build_backbone
-from pretraining.barlow_twins import barlow_twins_loss
-from pretraining.collectives import (
+from twinbench.baselines.byol import byol_loss
+from twinbench.baselines.moco_v2 import info_nce_loss
+from twinbench.baselines.simclr import nt_xent_loss
+from twinbench.baselines.simsiam import negative_cosine
+from twinbench.baselines.swav import sinkhorn, swapped_prediction_loss
+from twinbench.encoders.backbones import build_backbone
+from twinbench.pretraining import collectives
+from twinbench.pretraining.barlow_twins import barlow_twins_loss
+from twinbench.pretraining.collectives import (
     all_gather_cat,
     all_gather_nograd,
     all_reduce_max_nograd,
@@ -29,8 +29,8 @@ from pretraining.collectives import (
     rank,
     world_size,
 )
-from pretraining.method import Progress, method_class
-from pretraining.norms import GlobalBatchNorm, synchronise_batch_norms
+from twinbench.pretraining.method import Progress, method_class
+from twinbench.pretraining.norms import GlobalBatchNorm, synchronise_batch_norms
 
 N, D = 16, 6
 
@@ -119,23 +119,23 @@ def local_moments(x, dims=(0,)):
 CONTROLS = {
     "barlow_twins with local statistics": (
         "barlow_twins",
-        "pretraining.barlow_twins",
+        "twinbench.pretraining.barlow_twins",
         "global_moments",
         local_moments,
     ),
     "barlow_twins with a raw all-reduce": (
         "barlow_twins",
-        "pretraining.barlow_twins",
+        "twinbench.pretraining.barlow_twins",
         "all_reduce_sum",
         detached(all_reduce_sum),
     ),
     "simclr with a detached gather": (
         "simclr",
-        "baselines.simclr",
+        "twinbench.baselines.simclr",
         "all_gather_cat",
         detached(all_gather_cat),
     ),
-    "swav with local prototype sums": ("swav", "baselines.swav", "all_reduce_sum", lambda x: x),
+    "swav with local prototype sums": ("swav", "twinbench.baselines.swav", "all_reduce_sum", lambda x: x),
 }
 
 

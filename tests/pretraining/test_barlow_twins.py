@@ -7,11 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from pretraining.backbones import build_backbone
-from pretraining.barlow_twins import BarlowTwins, barlow_twins_loss, correlation_terms, cross_correlation
-from pretraining.method import Progress
-from pretraining.optim import build_optimizer, set_learning_rates
-from pretraining.recipe import OptimizerSpec
+from twinbench.encoders.backbones import build_backbone
+from twinbench.pretraining.barlow_twins import (
+    BarlowTwins,
+    barlow_twins_loss,
+    correlation_terms,
+    cross_correlation,
+)
+from twinbench.pretraining.method import Progress
+from twinbench.pretraining.optim import build_optimizer, set_learning_rates
+from twinbench.pretraining.recipe import OptimizerSpec
 
 
 def embeddings(n=12, d=5, seed=0, dtype=torch.float64):

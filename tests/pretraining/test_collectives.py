@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import baselines
-from pretraining import collectives
-from pretraining.numerics import in_full_precision
+import twinbench.baselines
+from twinbench.pretraining import collectives
+from twinbench.pretraining.numerics import in_full_precision
 
 
 def test_everything_is_the_identity_outside_a_process_group():
@@ -44,7 +44,7 @@ def test_full_precision_covers_keywords_and_matrix_products():
 
 
 @pytest.mark.parametrize(
-    "path", sorted(Path(baselines.__file__).parent.glob("*.py")), ids=lambda path: path.stem
+    "path", sorted(Path(twinbench.baselines.__file__).parent.glob("*.py")), ids=lambda path: path.stem
 )
 def test_methods_reach_other_ranks_only_through_the_collectives(path):
     assert "torch.distributed" not in path.read_text()

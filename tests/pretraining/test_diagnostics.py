@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pretraining.diagnostics import diagnose, effective_rank, singular_values, spread
+from twinbench.pretraining.diagnostics import diagnose, effective_rank, singular_values, spread
 
 
 def gaussian(n, d, seed=0):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from pretraining.heads import mlp
-from pretraining.momentum import ema_update, momentum_copy
+from twinbench.pretraining.heads import mlp
+from twinbench.pretraining.momentum import ema_update, momentum_copy
 
 
 def count(module):

@@ -6,9 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from data.errors import InputError
-from pretraining.backbones import build_backbone
-from pretraining.norms import GlobalBatchNorm, SplitBatchNorm2d, split_batch_norms, synchronise_batch_norms
+from twinbench.encoders.backbones import build_backbone
+from twinbench.foundation.errors import InputError
+from twinbench.pretraining.norms import (
+    GlobalBatchNorm,
+    SplitBatchNorm2d,
+    split_batch_norms,
+    synchronise_batch_norms,
+)
 
 
 def images(n=8, seed=0):

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW
 
-import pretraining.optim
-from pretraining.optim import LARS, build_optimizer, resolved_lr, set_learning_rates
-from pretraining.recipe import OptimizerSpec
+import twinbench.pretraining.optim
+from twinbench.pretraining.optim import LARS, build_optimizer, resolved_lr, set_learning_rates
+from twinbench.pretraining.recipe import OptimizerSpec
 
 
 def parameter(values, gradient):
@@ -194,7 +194,7 @@ def test_excluding_nothing_decays_and_adapts_the_groups_that_a_method_leaves_out
 
 
 def test_the_learning_rate_of_a_recipe_is_read_in_one_place():
-    root = Path(pretraining.optim.__file__).parents[1]
+    root = Path(twinbench.pretraining.optim.__file__).parents[1]
     readers = [
         (path.name, node.lineno)
         for folder in ("pretraining", "baselines", "harness")

@@ -6,8 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from pretraining.recipe import ScheduleSpec
-from pretraining.schedules import ema_momentum, lr_factor
+from twinbench.pretraining.recipe import ScheduleSpec
+from twinbench.pretraining.schedules import ema_momentum, lr_factor
 
 BARLOW = ScheduleSpec(warmup_epochs=10, final_factor=0.001)
 SWAV = ScheduleSpec(warmup_epochs=10, warmup_start=0.3 / 4.8, final_factor=0.0048 / 4.8)

@@ -13,19 +13,19 @@ import pytest
 import torch
 from PIL import Image
 
-import pretraining.train
-from data.errors import InputError, RunFailure
-from data.image_sets import load_image_set
-from data.streaming import StreamedImages
-from pretraining.batches import Batches, batch_rows, steps_in_epoch
-from pretraining.build import build_method, resolve, view_policies
-from pretraining.checkpoint import load_latest
-from pretraining.encoder import Encoder
-from pretraining.engine import Hardware, launch
-from pretraining.interrupt import Interrupted
-from pretraining.method import Progress, method_class, method_names
-from pretraining.recipe import OptimizerSpec, Recipe, ScheduleSpec
-from pretraining.train import pretrain, start_session
+import twinbench.pretraining.train
+from twinbench.data.image_sets import load_image_set
+from twinbench.data.streaming import StreamedImages
+from twinbench.encoders.encoder import Encoder
+from twinbench.foundation.errors import InputError, RunFailure
+from twinbench.pretraining.batches import Batches, batch_rows, steps_in_epoch
+from twinbench.pretraining.build import build_method, resolve, view_policies
+from twinbench.pretraining.checkpoint import load_latest
+from twinbench.pretraining.engine import Hardware, launch
+from twinbench.pretraining.interrupt import Interrupted
+from twinbench.pretraining.method import Progress, method_class, method_names
+from twinbench.pretraining.recipe import OptimizerSpec, Recipe, ScheduleSpec
+from twinbench.pretraining.train import pretrain, start_session
 
 OPTIONS = {
     "barlow_twins": {"projector": [32, 32]},
@@ -317,7 +317,7 @@ def test_streamed_images_train_resume_and_count_what_is_corrupt(photos, tmp_path
 
 def test_measuring_collapse_leaves_the_training_alone(image_set, tmp_path, monkeypatch):
     pretrain(recipe("byol"), "hash", image_set, tmp_path / "probed")
-    monkeypatch.setattr(pretraining.train, "wants_probe", lambda step, total: False)
+    monkeypatch.setattr(twinbench.pretraining.train, "wants_probe", lambda step, total: False)
     pretrain(recipe("byol"), "hash", image_set, tmp_path / "alone")
     probed, alone = (Encoder.load(tmp_path / side / "encoder") for side in ("probed", "alone"))
     assert probed.checksum == alone.checksum

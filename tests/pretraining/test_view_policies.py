@@ -6,12 +6,12 @@ import math
 import pytest
 import torch
 
-from data.augment import apply, augment, draw_parameters
-from data.errors import InputError
-from harness.recipes import load_recipe
-from pretraining.build import view_policies
-from pretraining.method import method_class
-from pretraining.view_policies import two_views
+from twinbench.data.augment import apply, augment, draw_parameters
+from twinbench.foundation.errors import InputError
+from twinbench.harness.recipes import load_recipe
+from twinbench.pretraining.build import view_policies
+from twinbench.pretraining.method import method_class
+from twinbench.pretraining.view_policies import two_views
 
 DRAWS = 4000
 SIDE = 320

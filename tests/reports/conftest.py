@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reports.records import RunInfo
+from twinbench.reports.records import RunInfo
 
 LINEAR, KNN = "linear/cached-v1", "knn/cosine-v1"
 

@@ -15,17 +15,17 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from reports import build
-from reports.build import build_report, check_out
-from reports.cells import Cell
-from reports.errors import ReportError, ReportFailure
-from reports.figures import _label_references, correlation_facts, draw_figures, smoothed
-from reports.files import write_atomically
-from reports.groups import Group
-from reports.page import duration, wall_seconds
-from reports.readme import update_blocks
-from reports.records import RunInfo, read_loss_curve, read_records
-from reports.study import parse_study
+from twinbench.reports import build
+from twinbench.reports.build import build_report, check_out
+from twinbench.reports.cells import Cell
+from twinbench.reports.errors import ReportError, ReportFailure
+from twinbench.reports.figures import _label_references, correlation_facts, draw_figures, smoothed
+from twinbench.reports.files import write_atomically
+from twinbench.reports.groups import Group
+from twinbench.reports.page import duration, wall_seconds
+from twinbench.reports.readme import update_blocks
+from twinbench.reports.records import RunInfo, read_loss_curve, read_records
+from twinbench.reports.study import parse_study
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 

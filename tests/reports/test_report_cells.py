@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from reports.cells import Cell, Failure, aggregate, describe_failures, number, text
-from reports.errors import ReportError
-from reports.records import Record, read_records
+from twinbench.reports.cells import Cell, Failure, aggregate, describe_failures, number, text
+from twinbench.reports.errors import ReportError
+from twinbench.reports.records import Record, read_records
 
 
 def record(value, seed, status="done", **more):

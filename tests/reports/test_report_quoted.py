@@ -5,12 +5,12 @@ from importlib import resources
 
 import pytest
 
-from reports import quoted
-from reports.errors import ReportError
+from twinbench.reports import quoted
+from twinbench.reports.errors import ReportError
 
 
 def raw(file):
-    path = resources.files("reports") / "published" / file
+    path = resources.files("twinbench.reports") / "published" / file
     with path.open(encoding="utf-8", newline="") as handle:
         return list(csv.DictReader(handle))
 

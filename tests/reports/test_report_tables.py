@@ -6,12 +6,12 @@ import re
 
 import pytest
 
-from reports.console import render, render_study
-from reports.errors import ReportError
-from reports.records import RunInfo, read_records
-from reports.study import parse_study
-from reports.tables import build_tables
-from reports.writers import escape_tex, to_csv, to_latex, to_markdown
+from twinbench.reports.console import render, render_study
+from twinbench.reports.errors import ReportError
+from twinbench.reports.records import RunInfo, read_records
+from twinbench.reports.study import parse_study
+from twinbench.reports.tables import build_tables
+from twinbench.reports.writers import escape_tex, to_csv, to_latex, to_markdown
 
 
 @pytest.fixture

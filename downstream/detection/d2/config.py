@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from detectron2.config import CfgNode, get_cfg
 
-from downstream.detection.d2.model import Res5ROIHeadsExtraNorm, build_encoder_backbone
-from downstream.detection.schedules import Schedule
-from pretraining.encoder import Encoder
+from twinbench.downstream.detection.d2.model import Res5ROIHeadsExtraNorm, build_encoder_backbone
+from twinbench.downstream.detection.schedules import Schedule
+from twinbench.encoders.encoder import Encoder
 
 
 def detectron2_config(

@@ -20,14 +20,14 @@ from detectron2.utils.events import EventStorage
 from fvcore.nn.precise_bn import update_bn_stats
 from torch import Tensor
 
-from data.detection import DetectionSplit
-from downstream.detection.coco_eval import Detections, run_lengths
-from downstream.detection.d2.config import detectron2_config
-from downstream.detection.draws import Draw, Draws
-from downstream.detection.fine_tuning import finite_total, not_finite, require_finite
-from downstream.detection.schedules import Schedule
-from pretraining.detectron2_names import to_detectron2
-from pretraining.encoder import Encoder
+from twinbench.data.detection import DetectionSplit
+from twinbench.downstream.detection.coco_eval import Detections, run_lengths
+from twinbench.downstream.detection.d2.config import detectron2_config
+from twinbench.downstream.detection.draws import Draw, Draws
+from twinbench.downstream.detection.fine_tuning import finite_total, not_finite, require_finite
+from twinbench.downstream.detection.schedules import Schedule
+from twinbench.encoders.encoder import Encoder
+from twinbench.encoders.foreign.detectron2_names import to_detectron2
 
 STAGES_OF_BACKBONE = ("res2", "res3", "res4")
 

@@ -14,10 +14,10 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock, Res
 from detectron2.modeling.roi_heads import Res5ROIHeads
 from torch import Tensor, nn
 
-from downstream.detection.fine_tuning import STEM_STRIDES
-from pretraining.backbones import ResNet as EncoderResNet
-from pretraining.backbones import build_backbone
-from pretraining.deviations import deviate, pad_strided_convolutions_same
+from twinbench.downstream.detection.fine_tuning import STEM_STRIDES
+from twinbench.encoders.backbones import ResNet as EncoderResNet
+from twinbench.encoders.backbones import build_backbone
+from twinbench.encoders.deviations import deviate, pad_strided_convolutions_same
 
 _BLOCKS = {
     10: (1, 1, 1, 1),

@@ -20,12 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from data.augment import eval_view
-from data.errors import InputError
-from data.files import write_atomically
-from data.streaming import Images
-from pretraining.backbones import ResNet, Stem, build_backbone
-from pretraining.deviations import Deviation, deviate
+from twinbench.data.augment import eval_view
+from twinbench.data.streaming import Images
+from twinbench.encoders.backbones import ResNet, Stem, build_backbone
+from twinbench.encoders.deviations import Deviation, deviate
+from twinbench.foundation.errors import InputError
+from twinbench.foundation.files import write_atomically
 
 WEIGHTS_FILE = "encoder.safetensors"
 INFO_FILE = "encoder.json"

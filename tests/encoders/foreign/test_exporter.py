@@ -12,10 +12,10 @@ import torchvision
 from safetensors.torch import save
 from torch import nn
 
-from data.errors import InputError, RunFailure
-from pretraining.encoder import Encoder, EncoderInfo
-from pretraining.exporters import export_encoder
-from pretraining.importers import read_foreign
+from twinbench.encoders.encoder import Encoder, EncoderInfo
+from twinbench.encoders.foreign.exporter import export_encoder
+from twinbench.encoders.foreign.importer import read_foreign
+from twinbench.foundation.errors import InputError, RunFailure
 
 SUFFIXES = {"torchvision": "pth", "timm": "safetensors", "detectron2": "pkl"}
 
@@ -150,7 +150,7 @@ def test_a_file_that_loads_as_something_else_is_a_failure(tmp_path, monkeypatch)
     def altered(tensors, buffer):
         write({**tensors, "layer4.0.conv1.weight": 2 * tensors["layer4.0.conv1.weight"]}, buffer)
 
-    monkeypatch.setattr("pretraining.exporters.torch.save", altered)
+    monkeypatch.setattr("twinbench.encoders.foreign.exporter.torch.save", altered)
     with pytest.raises(RunFailure, match="res5 differs"):
         export_encoder(encoder, "torchvision", tmp_path / "net.pth")
 
@@ -221,9 +221,12 @@ def test_an_altered_description_is_refused_in_every_format(tmp_path, monkeypatch
     described = {"method": "toy", "stem": "small", "input_size": 64, "mean": [0, 0, 0], "std": [1, 1, 1]}
     file = tmp_path / f"net.{SUFFIXES[name]}"
     for document in (described, {**described, key: value}):
-        monkeypatch.setattr("pretraining.exporters._description", lambda info, d=document: json.dumps(d))
         monkeypatch.setattr(
-            "pretraining.exporters._check", lambda *args: "not checked, for it could not be read"
+            "twinbench.encoders.foreign.exporter._description", lambda info, d=document: json.dumps(d)
+        )
+        monkeypatch.setattr(
+            "twinbench.encoders.foreign.exporter._check",
+            lambda *args: "not checked, for it could not be read",
         )
         export_encoder(make_encoder("resnet10", 8, "small"), name, file)
         if document is described:

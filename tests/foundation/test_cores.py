@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data.cores import usable_cores
+from twinbench.foundation.cores import usable_cores
 
 
 @pytest.fixture(autouse=True)

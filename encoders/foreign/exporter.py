@@ -20,12 +20,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from data.errors import InputError, RunFailure, unknown_name
-from data.files import write_atomically
-from pretraining.backbones import ResNet
-from pretraining.checkpoint_files import DESCRIPTION, read_checkpoint
-from pretraining.detectron2_names import from_detectron2, to_detectron2
-from pretraining.encoder import Encoder, EncoderInfo
+from twinbench.encoders.backbones import ResNet
+from twinbench.encoders.encoder import Encoder, EncoderInfo
+from twinbench.encoders.foreign.detectron2_names import from_detectron2, to_detectron2
+from twinbench.encoders.foreign.files import DESCRIPTION, read_checkpoint
+from twinbench.foundation.errors import InputError, RunFailure, unknown_name
+from twinbench.foundation.files import write_atomically
 
 _STAGES = ("res2", "res3", "res4", "res5")
 _TOLERANCE = 1e-5
@@ -72,7 +72,7 @@ def export_encoder(encoder: Encoder, format_name: str, file: Path) -> Exported:
     if encoder.info.deviation != "none":
         raise InputError(
             f"{format_name}'s ResNet computes other features with these weights: the encoder needs "
-            f"{encoder.info.deviation} (pretraining/deviations.py)",
+            f"{encoder.info.deviation} (encoders/deviations.py)",
             where=f"encoder {encoder.checksum[:12]}, imported from {encoder.info.source_file}",
             next_step="evaluate it here, or give its original file to the other project",
         )
@@ -83,7 +83,7 @@ def export_encoder(encoder: Encoder, format_name: str, file: Path) -> Exported:
 
 
 def _description(info: EncoderInfo) -> str:
-    """What the weights do not say, for `pretraining.importers`: the stride of a 3x3 stem above all."""
+    """What the weights do not say, for `encoders.foreign.importer`: the stride of a 3x3 stem above all."""
     return json.dumps({key: getattr(info, key) for key in ("method", "stem", "input_size", "mean", "std")})
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
-from data.errors import unknown_name
+from twinbench.foundation.errors import unknown_name
 
 Stem = Literal["imagenet", "small", "stride2"]
 

@@ -3,7 +3,7 @@
 A ``.pth`` file is a pickle, and a pickle is a program. PyTorch's weights-only reader runs none of it: it builds tensors
 and plain containers and refuses everything else. Two harmless things that official checkpoints hold are let through:
 numpy's scalars (a loss, an accuracy) and `argparse.Namespace` (the command line). Bare pickles of numpy arrays, as
-Detectron2 has them, are read by `pretraining.array_pickles`.
+Detectron2 has them, are read by `encoders.foreign.array_pickles`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from numpy._core.multiarray import scalar as numpy_scalar
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from data.errors import InputError, RunFailure
-from pretraining.array_pickles import load_arrays
-from pretraining.encoder import checked_description
+from twinbench.encoders.encoder import checked_description
+from twinbench.encoders.foreign.array_pickles import load_arrays
+from twinbench.foundation.errors import InputError, RunFailure
 
-DESCRIPTION = "twinbench"  # the key of our own description in what `pretraining.exporters` writes
+DESCRIPTION = "twinbench"  # the key of our own description in what `encoders.foreign.exporter` writes
 _ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began before it wrote zip files
 _WRAPPERS = ("state_dict", "classy_state_dict", "base_model", "model", "model_state_dict", "resnet")

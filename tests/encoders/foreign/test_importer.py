@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet, resnext50_32x4d, wide_resnet50_2
 
-from data.errors import InputError
-from pretraining.encoder import Encoder
-from pretraining.formats import format_names
-from pretraining.importers import ForeignEncoder, read_foreign
+from twinbench.encoders.encoder import Encoder
+from twinbench.encoders.foreign.formats import format_names
+from twinbench.encoders.foreign.importer import ForeignEncoder, read_foreign
+from twinbench.foundation.errors import InputError
 
 WIDTH = 8
 

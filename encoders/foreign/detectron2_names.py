@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import TypeVar
 
-from data.errors import InputError
+from twinbench.foundation.errors import InputError
 
 _TO_DETECTRON2 = (
     (r"^conv1\.", "stem.conv1."),

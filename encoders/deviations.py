@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from data.errors import unknown_name
-from pretraining.backbones import ResNet
+from twinbench.encoders.backbones import ResNet
+from twinbench.foundation.errors import unknown_name
 
 Deviation = Literal["none", "same_padding", "same_max_pool", "stem_padding_2", "no_stem_relu"]
 """``same_padding``: strided convolutions and the max-pool pad as TensorFlow's and Haiku's SAME does, more at the end

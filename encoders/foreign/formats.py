@@ -10,12 +10,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from data.errors import unknown_name
-from data.image_sets import CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGENET_STD
-from pretraining.backbones import Stem
-from pretraining.checkpoint_files import CheckpointFile
-from pretraining.detectron2_names import torchvision_name
-from pretraining.deviations import Deviation
+from twinbench.data.image_sets import CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGENET_STD
+from twinbench.encoders.backbones import Stem
+from twinbench.encoders.deviations import Deviation
+from twinbench.encoders.foreign.detectron2_names import torchvision_name
+from twinbench.encoders.foreign.files import CheckpointFile
+from twinbench.foundation.errors import unknown_name
 
 Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
 

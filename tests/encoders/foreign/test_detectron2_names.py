@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from data.errors import InputError
-from pretraining.backbones import backbone_names, build_backbone
-from pretraining.detectron2_names import from_detectron2, to_detectron2
+from twinbench.encoders.backbones import backbone_names, build_backbone
+from twinbench.encoders.foreign.detectron2_names import from_detectron2, to_detectron2
+from twinbench.foundation.errors import InputError
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.errors import InputError
-from pretraining.backbones import ResNet, Stem, backbone_names, build_backbone
-from pretraining.checkpoint_files import CheckpointFile, read_checkpoint, require_distinct
-from pretraining.encoder import INFO_FILE, Encoder, EncoderInfo, is_method_name
-from pretraining.formats import FORMATS, Format, Layout, checkpoint_format
+from twinbench.encoders.backbones import ResNet, Stem, backbone_names, build_backbone
+from twinbench.encoders.encoder import INFO_FILE, Encoder, EncoderInfo, is_method_name
+from twinbench.encoders.foreign.files import CheckpointFile, read_checkpoint, require_distinct
+from twinbench.encoders.foreign.formats import FORMATS, Format, Layout, checkpoint_format
+from twinbench.foundation.errors import InputError
 
 _SMALL_PIXELS, _IMAGENET_PIXELS = 32, 224
 _COUNTER = ".num_batches_tracked"

@@ -2,8 +2,8 @@ import pytest
 import torch
 import torchvision
 
-from data.errors import InputError
-from pretraining.backbones import backbone_names, build_backbone
+from twinbench.encoders.backbones import backbone_names, build_backbone
+from twinbench.foundation.errors import InputError
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])

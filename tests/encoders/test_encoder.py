@@ -3,9 +3,9 @@ import json
 import pytest
 import torch
 
-from data.errors import InputError
-from pretraining.backbones import build_backbone
-from pretraining.encoder import Encoder, EncoderInfo
+from twinbench.encoders.backbones import build_backbone
+from twinbench.encoders.encoder import Encoder, EncoderInfo
+from twinbench.foundation.errors import InputError
 
 INFO = EncoderInfo(
     architecture="resnet10",

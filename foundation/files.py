@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from data.errors import RunFailure
+from twinbench.foundation.errors import RunFailure
 
 
 def write_atomically(path: Path, content: bytes) -> None:

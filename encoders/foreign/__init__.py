@@ -1,0 +1,1 @@
+"""Checkpoints of other projects: their formats, files, import and export."""
