@@ -13,7 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from twinbench.foundation.errors import InputError, unknown_name
-from twinbench.pretraining.build import explain_validation
+from twinbench.foundation.models import explain_validation
 from twinbench.pretraining.recipe import Recipe
 
 NUMERICS_VERSION = 2

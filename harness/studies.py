@@ -10,9 +10,8 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from twinbench.foundation.errors import InputError, unknown_name
+from twinbench.foundation.models import Strict, explain_validation
 from twinbench.harness.recipes import read_yaml
-from twinbench.pretraining.build import explain_validation
-from twinbench.pretraining.recipe import Strict
 from twinbench.reports.study import ColumnSpec, StudySpec, parse_study
 
 

@@ -78,7 +78,13 @@ def test_a_killed_study_goes_on_where_it_was(tiny_study, tmp_path):
 
 def test_killed_workers_let_go_and_the_study_goes_on(tiny_study, tmp_path):
     tiny_study.write_text(tiny_study.read_text().replace("epochs: 2", "epochs: 60"))
-    parallel = [sys.executable, "-c", "from twinbench.harness.main import main; main()", "run", str(tiny_study)]
+    parallel = [
+        sys.executable,
+        "-c",
+        "from twinbench.harness.main import main; main()",
+        "run",
+        str(tiny_study),
+    ]
     parallel += ["--workers", "2"]
     process = subprocess.Popen(parallel, cwd=tmp_path)
     deadline = time.monotonic() + 120
