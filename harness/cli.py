@@ -68,7 +68,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 @app.command(
     epilog="Examples: twinbench pretrain barlow_twins --image-set folder:photos --set epochs=100\n\n"
     "twinbench pretrain barlow_twins --image-set folder:IMAGENET --recipe imagenet --devices 8\n\n"
-    "srun twinbench pretrain ... in a SLURM job, or torchrun --nproc-per-node 8 -m twinbench.harness.main pretrain ..."
+    "srun twinbench pretrain ... in a SLURM job, or torchrun --nproc-per-node 8 --no-python twinbench pretrain ..."
 )
 def pretrain(
     method: Annotated[str, typer.Argument(help="A method's name (twinbench ls methods).")],
