@@ -14,7 +14,7 @@ for _library in ("OMP", "OPENBLAS", "MKL"):
 import torch.utils.data.graph_settings  # noqa: E402, F401  (a DataLoader's worker imports it)
 from PIL import Image  # noqa: E402
 
-import data.streaming  # noqa: E402, F401
+from data import streaming  # noqa: E402, F401
 
 Image.preinit()
 
