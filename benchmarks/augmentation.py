@@ -19,12 +19,23 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from measure import Document, Spread, device_description, facts, footnote, markdown_table, publish, take_turns
+from measure import (
+    START_METHOD,
+    Document,
+    Spread,
+    device_description,
+    facts,
+    footnote,
+    markdown_table,
+    publish,
+    take_turns,
+)
 from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -37,6 +48,7 @@ from twinbench.data.augment import ViewPolicy, augment, blur_taps
 from twinbench.data.image_sets import IMAGENET_MEAN, IMAGENET_STD, Images, load_image_set
 from twinbench.data.streaming import CropStream, StreamedImages
 from twinbench.foundation.cores import usable_cores
+from twinbench.foundation.randomness import seeded_generator
 from twinbench.pretraining.view_policies import asymmetric_views
 
 SIDES = ("ours", "v1", "v2")
@@ -104,6 +116,7 @@ def _view_batches(job: Job) -> Iterator[int]:
         batch_size=batch_size,
         sampler=RandomSampler(dataset, replacement=True, num_samples=_ENDLESS),
         num_workers=job.cores,
+        multiprocessing_context=START_METHOD,
     )
     for batch in loader:
         yield len(batch[0])
@@ -114,7 +127,8 @@ class _PerImage(Dataset[list[Tensor]]):
 
     def __init__(self, images: Tensor, transforms: Sequence[Callable[..., Tensor]], as_pil: bool) -> None:
         arrays = images.permute(0, 2, 3, 1).contiguous().numpy()
-        self._images = [Image.fromarray(array) for array in arrays] if as_pil else list(images)
+        # a tensor as a whole: sent to workers one by one, images would take a file descriptor each
+        self._images = [Image.fromarray(array) for array in arrays] if as_pil else images
         self._transforms = transforms
 
     def __len__(self) -> int:
@@ -219,7 +233,7 @@ def _streamed_batches(job: Job) -> Iterator[int]:
             images,
             policies,
             _Rows(len(images)),
-            _generator,
+            partial(seeded_generator, 0, "views"),
             first_step=0,
             total_steps=_ENDLESS,
             workers=job.cores,
@@ -232,6 +246,7 @@ def _streamed_batches(job: Job) -> Iterator[int]:
         batch_size=_STREAM_BATCH,
         sampler=RandomSampler(dataset, replacement=True, num_samples=_ENDLESS),
         num_workers=job.cores,
+        multiprocessing_context=START_METHOD,
     )
     for _, labels in loader:
         yield len(labels)
@@ -242,11 +257,7 @@ class _Rows:
         self.images = images
 
     def __call__(self, step: int) -> Tensor:
-        return torch.randint(self.images, (_STREAM_BATCH,), generator=_generator(step))
-
-
-def _generator(step: int) -> torch.Generator:
-    return torch.Generator().manual_seed(step)
+        return torch.randint(self.images, (_STREAM_BATCH,), generator=torch.Generator().manual_seed(step))
 
 
 class _Crops:

@@ -37,6 +37,13 @@ By default every large tensor of a training step on the CPU is new memory that t
 which costs up to a third of the step. Ignored by other allocators, and by CUDA."""
 
 
+START_METHOD = "forkserver"
+"""How the others' data workers are started, since forking a process that has threads might stand still.
+
+Their data sets are part of the scripts, which our own context does not let workers import. They start once, before
+the measurement."""
+
+
 @dataclass(frozen=True)
 class Spread:
     """The median of repeated measurements with their smallest and largest."""
@@ -101,24 +108,27 @@ def peak_memory_mb(workers: Iterable[int] = ()) -> float:
     """Peak memory in MiB since the process began.
 
     With CUDA: what torch held allocated on the device at most. Otherwise: the largest resident set of this
-    process (VmHWM) plus what its worker processes hold for themselves now (private pages only: what a forked
-    worker shares with this process is counted once).
+    process (VmHWM) plus what its worker processes, and the server from which they are forked, hold in memory now
+    (without files; each page that they share counts once).
     """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    own = _kilobytes(Path("/proc/self/status"), ("VmHWM:",))
-    private = sum(
-        _kilobytes(Path(f"/proc/{pid}/smaps_rollup"), ("Private_Clean:", "Private_Dirty:")) for pid in workers
-    )
-    return (own + private) / 1024
+    own = _numbers(Path("/proc/self/status"), ("VmHWM:",))
+    family = {process for pid in workers for process in (pid, _parent(pid))}
+    theirs = sum(_numbers(Path(f"/proc/{pid}/smaps_rollup"), ("Pss_Anon:", "Pss_Shmem:")) for pid in family)
+    return (own + theirs) / 1024
+
+
+def _parent(pid: int) -> int:
+    return _numbers(Path(f"/proc/{pid}/status"), ("PPid:",))
 
 
 def resident_mb() -> float:
     """The resident set of this process now, in MiB."""
-    return _kilobytes(Path("/proc/self/status"), ("VmRSS:",)) / 1024
+    return _numbers(Path("/proc/self/status"), ("VmRSS:",)) / 1024
 
 
-def _kilobytes(path: Path, fields: tuple[str, ...]) -> int:
+def _numbers(path: Path, fields: tuple[str, ...]) -> int:
     return sum(int(line.split()[1]) for line in path.read_text().splitlines() if line.startswith(fields))
 
 

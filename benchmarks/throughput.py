@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from measure import (
     KEEP_FREED_MEMORY,
+    START_METHOD,
     Document,
     Spread,
     device,
@@ -178,6 +179,7 @@ def measure_lightly(job: Job) -> Document:
         shuffle=True,
         drop_last=True,
         num_workers=job.workers,
+        multiprocessing_context=START_METHOD if job.workers else None,
     )
     watch = Stopwatch(job)
     batches = iter(loader)

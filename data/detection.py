@@ -59,6 +59,10 @@ class PictureFiles(Sequence[Tensor]):
             raise InputError(error.what, where=error.where, next_step=RESTORE) from error
         return torch.from_numpy(np.array(picture).transpose(2, 0, 1).copy())
 
+    def only(self, index: int) -> PictureFiles:
+        """One picture by itself, still on disk: what is sent to a worker process."""
+        return PictureFiles([self.paths[index]], [self.sizes[index]])
+
 
 class CodedMasks(Sequence[Tensor]):
     """The masks of every image as COCO run lengths; an image's masks are bool ``[n, H, W]`` when asked for."""
@@ -77,6 +81,10 @@ class CodedMasks(Sequence[Tensor]):
             return torch.zeros(0, *self._sizes[index], dtype=torch.bool)
         decoded = run_length.decode(self._codes[index])
         return torch.from_numpy(decoded.transpose(2, 0, 1).astype(bool))
+
+    def only(self, index: int) -> CodedMasks:
+        """The masks of one image by themselves, still coded: what is sent to a worker process."""
+        return CodedMasks([self._codes[index]], [self._sizes[index]])
 
 
 @dataclass(frozen=True)

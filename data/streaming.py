@@ -8,7 +8,6 @@ photometric operations remain for the device (`data.augment.finish`).
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from twinbench.data.folders import (
     open_rgb,
     picture_size,
 )
+from twinbench.data.worker_processes import worker_context, worker_setup
 from twinbench.foundation.errors import InputError, RunFailure
 
 _CHUNK = 64
@@ -49,9 +49,11 @@ class StreamedImages:
     def __init__(
         self, paths: Sequence[Path], labels: np.ndarray, size: int, corrupt: Corrupt = "refuse"
     ) -> None:
-        # one array, since every worker would come to own a copy of a million Python objects by counting references
-        self._names = np.array([os.fsencode(path) for path in paths])
-        self.labels, self.size, self.corrupt = labels, size, corrupt
+        # tensors, which go to shared memory when they are sent to the first worker, for a set may have a million files
+        names = np.array([os.fsencode(path) for path in paths])
+        self._names = torch.from_numpy(names.view(np.uint8).reshape(len(names), names.itemsize))
+        self._labels = torch.from_numpy(labels)
+        self.size, self.corrupt = size, corrupt
         self.skipped = SkippedFiles()
 
     def __len__(self) -> int:
@@ -59,7 +61,12 @@ class StreamedImages:
 
     def path(self, row: int) -> Path:
         """The file of a row."""
-        return Path(os.fsdecode(self._names[row]))
+        return Path(os.fsdecode(self._names[row].numpy().tobytes().rstrip(b"\0")))
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels, int64 ``[N]``."""
+        return self._labels.numpy()
 
     @property
     def shape(self) -> torch.Size:
@@ -116,10 +123,11 @@ class CropStream:
     """The crops of every training step, made by worker processes ahead of their use.
 
     ``rows(step)`` gives the rows of the step's global batch (int64 ``[N]``), of which ``share`` is this rank's part;
-    ``generator(step)`` a fresh CPU generator for its augmentation, and must be picklable where processes are not
-    forked. A worker calls `draw_parameters` for the whole global batch, one policy after the other, so the crops
-    depend neither on workers nor on ranks; whoever makes the same calls, whatever the image sizes, has the other
-    parameters of these views. With 0 workers all is done in this process.
+    ``generator(step)`` a fresh CPU generator for its augmentation. The latter is sent to the workers, so it must come
+    from a module that they can import, not from the main script. A worker calls `draw_parameters` for the whole global
+    batch, one policy after the other, so the crops depend neither on workers nor on ranks; whoever makes the same
+    calls, whatever the image sizes, has the other parameters of these views. With 0 workers all is done in this
+    process.
 
     Iteration yields for each step from ``first_step`` to ``total_steps - 1`` one tensor per policy, uint8
     ``[n, 3, size, size]`` in the order of the share, in pinned memory where there is a GPU. It raises InputError for an
@@ -169,7 +177,8 @@ class CropStream:
             sampler=self._chunks(),
             num_workers=self.workers,
             collate_fn=_unchanged,
-            worker_init_fn=leave_signals_to_parent,
+            multiprocessing_context=worker_context() if self.workers else None,
+            worker_init_fn=worker_setup(),
             # the loader draws a seed for its workers, by default from the generator of the whole process
             generator=torch.Generator(),
         )
@@ -265,12 +274,6 @@ class _Crops(Dataset[Any]):
             columns = (drawn.left, drawn.top, drawn.width, drawn.height, drawn.flip)
             per_policy.append([_Box(*row) for row in torch.stack(columns, dim=1).tolist()])
         return list(zip(*per_policy, strict=True))
-
-
-def leave_signals_to_parent(worker: int) -> None:
-    """A launcher signals whole process groups; the parent saves first and then ends its workers."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _unchanged(result: Any) -> Any:

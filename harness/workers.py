@@ -9,10 +9,8 @@ same bits.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import queue
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -25,6 +23,7 @@ import torch
 
 from twinbench.data.folders import Corrupt
 from twinbench.data.image_sets import load_image_set
+from twinbench.data.worker_processes import end_with_parent
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import RunFailure
 from twinbench.harness.execute import StartJob, execute
@@ -34,7 +33,6 @@ from twinbench.pretraining.train import ReportProgress
 
 _MOST_WORKERS = 8
 _MESSAGE_SECONDS = 0.2
-_WATCH_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
@@ -77,9 +75,10 @@ def execute_in_parallel(
     Raises RunFailure if a worker dies (of too little memory, say); what was finished is kept. Raises
     Interrupted after a signal to stop, when every worker has saved.
     """
+    # not the context of loaders: these have threads of their own, and signals that make them save
     context = multiprocessing.get_context("spawn")
     messages: Any = context.Queue()
-    arguments = (source, threads_each(workers), messages, os.getpid())
+    arguments = (source, threads_each(workers), messages)
     with StopRequest() as stop, ProcessPoolExecutor(workers, context, _become_worker, arguments) as pool:
         futures = [pool.submit(_work, task) for task in _unfinished_runs(plan)]
         try:
@@ -145,19 +144,12 @@ class _Worker:
     stopped: Interrupted | None = None
 
 
-def _become_worker(source: ImageSource, threads: int, messages: Any, parent: int) -> None:
+def _become_worker(source: ImageSource, threads: int, messages: Any) -> None:
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with_parent()  # for otherwise the next command would find its run locked
     _Worker.images = source.load()
     _Worker.messages = messages
-
-
-def _end_with(parent: int) -> None:
-    """A worker whose parent was killed must not go on: the next command would find its run locked."""
-    while os.getppid() == parent:
-        time.sleep(_WATCH_SECONDS)
-    os._exit(1)
 
 
 def _work(task: list[Job]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from twinbench.data.detection import DetectionSplit, PictureFiles
-from twinbench.data.streaming import leave_signals_to_parent
+from twinbench.data.detection import CodedMasks, DetectionSplit, PictureFiles
+from twinbench.data.worker_processes import worker_context, worker_setup
 from twinbench.downstream.detection.schedules import Schedule
 from twinbench.downstream.randomness import shuffled_indices
 from twinbench.foundation.cores import usable_cores
@@ -33,7 +33,31 @@ class Draw:
     seed: int
 
 
-class Draws(Dataset[Any]):
+@dataclass(frozen=True)
+class _Undecoded:
+    """A draw before its picture and masks are decoded: what is sent to a worker, in arrays, since tensors would take
+    shared memory. ``images`` and ``masks`` have one entry; ``kept`` are the objects to train on, bool ``[n]``."""
+
+    images: Tensor | Sequence[Tensor]
+    boxes: np.ndarray
+    labels: np.ndarray
+    masks: Tensor | Sequence[Tensor] | None
+    kept: np.ndarray
+    seed: int
+
+    def decoded(self) -> Draw:
+        """The draw; raises InputError for a picture that cannot be decoded."""
+        kept = torch.from_numpy(self.kept)
+        return Draw(
+            image=self.images[0],
+            boxes=torch.from_numpy(self.boxes)[kept],
+            labels=torch.from_numpy(self.labels)[kept],
+            masks=None if self.masks is None else self.masks[0][kept],
+            seed=self.seed,
+        )
+
+
+class Draws:
     """Everything that a training draws, in order; each item depends on the seed and its position alone.
 
     Crowds are left out, and with them images that have no other object, as in Detectron2. ``prepare`` turns a draw
@@ -62,17 +86,21 @@ class Draws(Dataset[Any]):
 
     def __getitem__(self, position: int) -> Any:
         """The draw at a position, prepared; raises InputError for a picture that cannot be decoded."""
+        return self._prepare(self._undecoded(position).decoded())
+
+    def _undecoded(self, position: int) -> _Undecoded:
         i = int(self.order[position])
-        kept = self._kept(i)
-        masks = self._split.masks
-        draw = Draw(
-            image=self._split.images[i],
-            boxes=self._split.boxes[i][kept],
-            labels=self._split.labels[i][kept],
-            masks=None if masks is None else masks[i][kept],
+        images, masks = self._split.images, self._split.masks
+        if masks is not None:
+            masks = masks.only(i) if isinstance(masks, CodedMasks) else masks[i : i + 1]
+        return _Undecoded(
+            images=images.only(i) if isinstance(images, PictureFiles) else images[i : i + 1],
+            boxes=self._split.boxes[i].numpy(),
+            labels=self._split.labels[i].numpy(),
+            masks=masks,
+            kept=self._kept(i).numpy(),
             seed=int(np.random.SeedSequence((self._seed, position)).generate_state(1)[0]),
         )
-        return self._prepare(draw)
 
     def _kept(self, i: int) -> Tensor:
         crowd = self._split.crowd
@@ -85,32 +113,32 @@ class Draws(Dataset[Any]):
         Raises InputError for a picture that cannot be decoded and RunFailure where a worker dies.
         """
         if device.type == "cuda" and isinstance(self._split.images, PictureFiles):
-            return _from_workers(self, min(_MOST_WORKERS, usable_cores()))
+            tasks = map(self._undecoded, range(len(self)))
+            return _from_workers(tasks, self._prepare, min(_MOST_WORKERS, usable_cores()))
         return map(self.__getitem__, range(len(self)))
 
 
 class _Answers(Dataset[Any]):
     """What a worker does; an error is its result, since a loader would rebuild it without its parts."""
 
-    def __init__(self, draws: Draws) -> None:
-        self._draws = draws
+    def __init__(self, prepare: Callable[[Draw], Any]) -> None:
+        self._prepare = prepare
 
-    def __len__(self) -> int:
-        return len(self._draws)
-
-    def __getitem__(self, position: int) -> Any:
+    def __getitem__(self, task: _Undecoded) -> Any:
         try:
-            return self._draws[position]
+            return self._prepare(task.decoded())
         except InputError as error:
             return error
 
 
-def _from_workers(draws: Draws, workers: int) -> Iterator[Any]:
-    loader = DataLoader(
-        _Answers(draws),
+def _from_workers(tasks: Iterator[_Undecoded], prepare: Callable[[Draw], Any], workers: int) -> Iterator[Any]:
+    loader: DataLoader[Any] = DataLoader(
+        _Answers(prepare),
         batch_size=None,
+        sampler=tasks,
         num_workers=workers,
-        worker_init_fn=leave_signals_to_parent,
+        multiprocessing_context=worker_context(),
+        worker_init_fn=worker_setup(),
         # Its own, for otherwise starting the loader would draw from the generator that the detector uses.
         generator=torch.Generator(),
     )

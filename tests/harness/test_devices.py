@@ -1,6 +1,8 @@
 """One command on several processes: the weights of one process, whoever started the ranks."""
 
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -129,6 +131,36 @@ def test_the_option_devices_starts_the_ranks_itself(photos, tmp_path):
         *arguments("simsiam", photos, "two", "--devices", "2"),
     ]
     assert "2 x CPU" in run(command, tmp_path).stderr
+
+
+STREAMING = """
+from twinbench.data import image_sets
+image_sets._IN_MEMORY_BYTES = 0
+from twinbench.harness.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize("starter", ["option", "torchrun"])
+def test_ranks_with_workers_that_skip_images_come_to_an_end(starter, photos, tmp_path):
+    """Forked from a rank, whose threads hold locks, a worker may wait for ever, and both ranks with it."""
+    folder = tmp_path / "photos"
+    shutil.copytree(photos.removeprefix("folder:"), folder)
+    for index in (5, 50):
+        (path,) = folder.glob(f"train/*/{index}.png")
+        path.write_bytes(path.read_bytes()[:60])
+    script = tmp_path / "stream.py"
+    script.write_text(STREAMING)
+    words = arguments("simsiam", f"folder:{folder}", "skipping", corrupt_images="skip")
+    command = {
+        "option": [sys.executable, str(script), *words, "--devices", "2"],
+        "torchrun": [*torchrun(2)[:-2], str(script), *words],
+    }[starter]
+    stderr = run(command, tmp_path).stderr
+    assert "2 x CPU" in stderr
+    assert "multi-threaded" not in stderr
+    (status,) = tmp_path.glob("skipping/*/status.json")
+    assert json.loads(status.read_text())["skipped_images"] == 2
 
 
 def test_slurm_tasks_find_each_other(photos, tmp_path):

@@ -245,9 +245,10 @@ def run_rank(own_rank, world, folder):
 
 
 def main():
-    """Fork the ranks after the imports, which cost more than the cases."""
+    """Fork the ranks from a server that has done the imports, which cost more than the cases."""
     world, folder = int(sys.argv[1]), sys.argv[2]
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([cls.__module__ for cls in (*map(method_class, OPTIONS), GlobalBatchNorm)])
     processes = [context.Process(target=run_rank, args=(r, world, folder)) for r in range(world)]
     for process in processes:
         process.start()
