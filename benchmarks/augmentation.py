@@ -45,7 +45,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from twinbench.data.augment import ViewPolicy, augment, blur_taps
-from twinbench.data.image_sets import IMAGENET_MEAN, IMAGENET_STD, Images, load_image_set
+from twinbench.data.image_sets import IMAGENET_NORMALISATION, Images, load_image_set
 from twinbench.data.streaming import CropStream, StreamedImages
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.randomness import seeded_generator
@@ -102,7 +102,7 @@ def _view_batches(job: Job) -> Iterator[int]:
         while True:
             rows = torch.randint(len(images), (batch_size,), generator=generator)
             for policy in policies:
-                augment(images[rows], policy, IMAGENET_MEAN, IMAGENET_STD, generator)
+                augment(images[rows], policy, IMAGENET_NORMALISATION, generator)
             yield batch_size
     compose = v1_pipeline if job.side == "v1" else v2_pipeline
     dataset = _PerImage(images, [compose(policy) for policy in policies], as_pil=job.side == "v1")
@@ -194,7 +194,7 @@ def v1_pipeline(policy: ViewPolicy) -> Callable[..., Tensor]:
             *([_PillowBlur(policy.blur)] if policy.blur else []),
             *([_PillowSolarize(policy.solarize)] if policy.solarize else []),
             v1.ToTensor(),
-            v1.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+            v1.Normalize(IMAGENET_NORMALISATION.mean, IMAGENET_NORMALISATION.std),
         ]
     )
 
@@ -214,7 +214,7 @@ def v2_pipeline(policy: ViewPolicy) -> Callable[..., Tensor]:
             *([v2.RandomApply([blur], policy.blur)] if policy.blur else []),
             *([v2.RandomSolarize(128, policy.solarize)] if policy.solarize else []),
             v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+            v2.Normalize(IMAGENET_NORMALISATION.mean, IMAGENET_NORMALISATION.std),
         ]
     )
 

@@ -23,6 +23,15 @@ from torch.nn.functional import interpolate, pad
 Interpolation = Literal["bilinear", "bicubic"]
 Channels = tuple[float, float, float]
 
+
+@dataclass(frozen=True)
+class Normalisation:
+    """What is subtracted from each channel (R, G, B) of images in [0, 1], and what they are then divided by."""
+
+    mean: Channels
+    std: Channels
+
+
 _CROP_TRIES = 10
 # torchvision's luma weights, which are also those of the BYOL and SimCLR code
 _LUMA = (0.2989, 0.587, 0.114)
@@ -155,33 +164,29 @@ def apply(
     images: Tensor,
     parameters: ViewParameters,
     policy: ViewPolicy,
-    mean: Channels,
-    std: Channels,
-    dtype: torch.dtype = torch.float32,
+    normalisation: Normalisation,
 ) -> Tensor:
     """Make the views that ``parameters`` describe.
 
-    ``images`` is ``[N, 3, H, W]``, uint8 or float in [0, 1], on any device. Returns ``[N, 3, size, size]`` of
-    ``dtype`` on the same device, normalised by ``mean`` and ``std``. The arithmetic is float32 under any
-    autocast. Of ``policy`` only the size, the interpolation and which jitter strengths are zero matter here.
+    ``images`` is ``[N, 3, H, W]``, uint8 or float in [0, 1], on any device. Returns float32 ``[N, 3, size, size]``
+    on the same device, normalised. The arithmetic is float32 under any autocast. Of ``policy`` only the size, the
+    interpolation and which jitter strengths are zero matter here.
     """
-    return _views(_resized_crop, images, parameters, policy, mean, std, dtype)
+    return _views(_resized_crop, images, parameters, policy, normalisation)
 
 
 def finish(
     crops: Tensor,
     parameters: ViewParameters,
     policy: ViewPolicy,
-    mean: Channels,
-    std: Channels,
-    dtype: torch.dtype = torch.float32,
+    normalisation: Normalisation,
 ) -> Tensor:
     """Everything of `apply` after crop and flip, for crops that were cut and flipped elsewhere.
 
     ``crops`` is ``[N, 3, size, size]``, uint8 or float in [0, 1], on any device; the rest is as in `apply`.
     """
     return _views(
-        lambda part, chosen, policy: _as_unit_floats(part), crops, parameters, policy, mean, std, dtype
+        lambda part, chosen, policy: _as_unit_floats(part), crops, parameters, policy, normalisation
     )
 
 
@@ -191,18 +196,16 @@ def _views(
     images: Tensor,
     parameters: ViewParameters,
     policy: ViewPolicy,
-    mean: Channels,
-    std: Channels,
-    dtype: torch.dtype,
+    normalisation: Normalisation,
 ) -> Tensor:
     """The normalised views ``[N, 3, size, size]`` of what ``crop`` makes of the images, part by part."""
     chunk = len(images) if images.is_cuda else max(1, _CACHE_FLOATS // (3 * policy.size**2))
-    views = torch.empty(len(images), 3, policy.size, policy.size, dtype=dtype, device=images.device)
+    views = torch.empty(len(images), 3, policy.size, policy.size, device=images.device)
     with torch.autocast(images.device.type, enabled=False):
         for start in range(0, len(images), max(chunk, 1)):
             part = slice(start, start + chunk)
             x = crop(images[part], parameters[part], policy)
-            views[part] = _normalise(_photometric(x, parameters[part], policy), mean, std)
+            views[part] = _normalise(_photometric(x, parameters[part], policy), normalisation)
     return views
 
 
@@ -215,15 +218,15 @@ def _photometric(x: Tensor, parameters: ViewParameters, policy: ViewPolicy) -> T
 
 
 def augment(
-    images: Tensor, policy: ViewPolicy, mean: Channels, std: Channels, generator: torch.Generator
+    images: Tensor, policy: ViewPolicy, normalisation: Normalisation, generator: torch.Generator
 ) -> Tensor:
     """Draw and make one view of every image ``[N, 3, H, W]``; see `draw_parameters` and `apply`."""
     n, _, height, width = images.shape
-    return apply(images, draw_parameters(policy, n, height, width, generator), policy, mean, std)
+    return apply(images, draw_parameters(policy, n, height, width, generator), policy, normalisation)
 
 
 @torch.no_grad()
-def eval_view(images: Tensor, size: int, mean: Channels, std: Channels) -> Tensor:
+def eval_view(images: Tensor, size: int, normalisation: Normalisation) -> Tensor:
     """The view without randomness: square ``[N, 3, H, W]`` to float32 ``[N, 3, size, size]``, normalised.
 
     Images of another size are resized (bilinear, antialiased). uint8, or float in [0, 1].
@@ -231,7 +234,7 @@ def eval_view(images: Tensor, size: int, mean: Channels, std: Channels) -> Tenso
     x = _as_unit_floats(images)
     if x.shape[-2:] != (size, size):
         x = interpolate(x, size=(size, size), mode="bilinear", antialias=True)
-    return _normalise(x, mean, std)
+    return _normalise(x, normalisation)
 
 
 def _as_unit_floats(images: Tensor) -> Tensor:
@@ -241,10 +244,10 @@ def _as_unit_floats(images: Tensor) -> Tensor:
     return images.to(torch.float32, copy=True)
 
 
-def _normalise(x: Tensor, mean: Channels, std: Channels) -> Tensor:
+def _normalise(x: Tensor, normalisation: Normalisation) -> Tensor:
     """``(x - mean) / std`` per channel, in place."""
-    shift = torch.tensor(mean, device=x.device).view(3, 1, 1)
-    scale = torch.tensor(std, device=x.device).view(3, 1, 1)
+    shift = torch.tensor(normalisation.mean, device=x.device).view(3, 1, 1)
+    scale = torch.tensor(normalisation.std, device=x.device).view(3, 1, 1)
     return x.sub_(shift).div_(scale)
 
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from twinbench.data import digit_scenes, folders
+from twinbench.data.augment import Normalisation
 from twinbench.data.coco import read_coco
 from twinbench.data.detection import AnnotatedSet, DetectionSplit, detection_split
 from twinbench.data.folders import Corrupt
@@ -35,14 +36,10 @@ from twinbench.foundation.errors import InputError, unknown_name
 _log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
-Channels = tuple[float, float, float]
 
-IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
-IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
-CIFAR10_MEAN: Channels = (0.4914, 0.4822, 0.4465)
-CIFAR10_STD: Channels = (0.2470, 0.2435, 0.2616)
-DIGIT_SCENES_MEAN: Channels = (0.5, 0.5, 0.5)
-DIGIT_SCENES_STD: Channels = (0.23, 0.20, 0.25)
+IMAGENET_NORMALISATION = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CIFAR10_NORMALISATION = Normalisation((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+DIGIT_SCENES_NORMALISATION = Normalisation((0.5, 0.5, 0.5), (0.23, 0.20, 0.25))
 
 _IN_MEMORY_BYTES = 4 * 2**30
 _HELD_OUT = 0.1
@@ -82,8 +79,7 @@ class ImageSet(ABC):
     name: str
     classes: tuple[str, ...]
     image_size: int
-    mean: Channels
-    std: Channels
+    normalisation: Normalisation
     streamed: bool = False
     has_detection: bool = False
     detection_classes: tuple[str, ...] = ()
@@ -150,7 +146,7 @@ class DigitScenes(ImageSet):
 
     name = "digit-scenes"
     classes = digit_scenes.CLASSES
-    mean, std = DIGIT_SCENES_MEAN, DIGIT_SCENES_STD
+    normalisation = DIGIT_SCENES_NORMALISATION
     has_detection = True
     detection_classes = digit_scenes.CLASSES
 
@@ -246,14 +242,14 @@ class FolderImages(_HeldOut):
         name: str,
         files: folders.ImageFiles,
         image_size: int,
-        normalisation: tuple[Channels, Channels],
+        normalisation: Normalisation,
         limits: Mapping[str, int],
         corrupt: Corrupt = "refuse",
         stream: bool | None = None,
     ) -> None:
         super().__init__(limits)
         self.name, self.classes, self.image_size = name, files.classes, image_size
-        self.mean, self.std = normalisation
+        self.normalisation = normalisation
         self._files, self._corrupt = files, corrupt
         self._skipped: dict[str, folders.SkippedFiles] = {}
         self.streamed = self._decoded_bytes() > _IN_MEMORY_BYTES if stream is None else stream
@@ -326,7 +322,7 @@ class AnnotatedPictures(FolderImages):
         }
         files = folders.ImageFiles(root, (), listed)
         size = image_size or folders.natural_size(files, corrupt)
-        super().__init__(name, files, size, (IMAGENET_MEAN, IMAGENET_STD), limits, corrupt, stream)
+        super().__init__(name, files, size, IMAGENET_NORMALISATION, limits, corrupt, stream)
         self.detection_classes = annotations.classes
         self._annotations = annotations
 
@@ -347,7 +343,7 @@ class Cifar10Batches(_HeldOut):
     """CIFAR-10 in the format of its authors (``cifar-10-batches-py``), read and verified by torchvision."""
 
     name = "cifar10"
-    mean, std = CIFAR10_MEAN, CIFAR10_STD
+    normalisation = CIFAR10_NORMALISATION
 
     def __init__(self, root: Path, image_size: int, limits: Mapping[str, int]) -> None:
         super().__init__(limits)
@@ -437,7 +433,7 @@ def load_image_set(
     if name.startswith(_FOLDER_PREFIX):
         files = folders.list_images(Path(name.removeprefix(_FOLDER_PREFIX)).expanduser())
         size = image_size or folders.natural_size(files, corrupt)
-        return FolderImages(name, files, size, (IMAGENET_MEAN, IMAGENET_STD), limits, corrupt, stream)
+        return FolderImages(name, files, size, IMAGENET_NORMALISATION, limits, corrupt, stream)
     for prefix, read in _ANNOTATED.items():
         if name.startswith(prefix):
             root = Path(name.removeprefix(prefix)).expanduser()
@@ -461,7 +457,7 @@ def _load_cifar10(
     if root.name == _CIFAR10_BATCHES:
         return Cifar10Batches(root.parent, image_size, limits)
     files = folders.list_images(root)
-    return FolderImages("cifar10", files, image_size, (CIFAR10_MEAN, CIFAR10_STD), limits, corrupt, stream)
+    return FolderImages("cifar10", files, image_size, CIFAR10_NORMALISATION, limits, corrupt, stream)
 
 
 def _below_data_root(data_root: Path | None, name: str, candidates: Sequence[str], source: str) -> Path:

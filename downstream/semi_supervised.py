@@ -154,7 +154,7 @@ class FineTuning(Protocol):
             batches = self._batches(train, chosen, encoder, context.device, generator)
             fine_tune(model, batches, self.steps, self.head_lr, lambda done: context.progress(0.9 * done))
         views = (
-            eval_view(test.images[rows].to(context.device), encoder.input_size, encoder.mean, encoder.std)
+            eval_view(test.images[rows].to(context.device), encoder.input_size, encoder.normalisation)
             for rows in known.split(_BATCH)
         )
         measured = _measure(model, views, test, known)
@@ -181,7 +181,7 @@ class FineTuning(Protocol):
         batch = min(_BATCH, len(chosen))
         order = shuffled_indices(len(chosen), self.steps * batch, generator)
         for rows in chosen[order].split(batch):
-            views = augment(train.images[rows], policy, encoder.mean, encoder.std, generator)
+            views = augment(train.images[rows], policy, encoder.normalisation, generator)
             yield views.to(device), train.labels[rows].to(device)
 
 

@@ -103,12 +103,12 @@ def training_views(
         stream = CropStream(images, [policy], rows, generator, 0, steps, usable_cores())
         for step, (crops,) in enumerate(stream):
             drawn = draw_parameters(policy, len(crops), images.size, images.size, generator(step))
-            yield finish(crops.to(device, non_blocking=True), drawn, policy, encoder.mean, encoder.std)
+            yield finish(crops.to(device, non_blocking=True), drawn, policy, encoder.normalisation)
         return
     images = images.to(device)
     for step in range(steps):
         chosen = images[rows(step).to(device)]
-        yield augment(chosen, policy, encoder.mean, encoder.std, generator(step))
+        yield augment(chosen, policy, encoder.normalisation, generator(step))
 
 
 def central_views(images: Images, rows: Tensor, encoder: Encoder, device: torch.device) -> Iterator[Tensor]:
@@ -129,5 +129,5 @@ def central_views(images: Images, rows: Tensor, encoder: Encoder, device: torch.
         large = size
     margin = (large - size) // 2
     for chunk in rows.split(_BATCH):
-        views = eval_view(images[chunk].to(device), large, encoder.mean, encoder.std)
+        views = eval_view(images[chunk].to(device), large, encoder.normalisation)
         yield views[..., margin : margin + size, margin : margin + size]

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from twinbench.data.augment import eval_view
+from twinbench.data.augment import Normalisation, eval_view
 from twinbench.data.streaming import Images
 from twinbench.encoders.backbones import ResNet, Stem, build_backbone
 from twinbench.encoders.deviations import Deviation, deviate
@@ -127,6 +127,11 @@ class Encoder:
         """Channel standard deviations of the normalisation, in [0, 1]."""
         return self.info.std
 
+    @property
+    def normalisation(self) -> Normalisation:
+        """``mean`` and ``std``, as views are normalised by them."""
+        return Normalisation(self.mean, self.std)
+
     @torch.no_grad()
     def features(self, images: Images) -> Tensor:
         """Pooled features ``[N, feature_dim]`` (float32, on the CPU) of uint8 images ``[N, 3, H, W]``.
@@ -135,7 +140,7 @@ class Encoder:
         """
         device = next(self.backbone.parameters()).device
         batches = [
-            self.backbone(eval_view(chunk.to(device), self.input_size, self.mean, self.std)).float().cpu()
+            self.backbone(eval_view(chunk.to(device), self.input_size, self.normalisation)).float().cpu()
             for chunk in images.split(_BATCH)
         ]
         return torch.cat(batches) if batches else torch.empty(0, self.feature_dim)

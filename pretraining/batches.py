@@ -114,11 +114,11 @@ class Batches:
     def _view(
         self, rows: Tensor, crops: Tensor | None, parameters: ViewParameters, policy: ViewPolicy
     ) -> Tensor:
-        mean, std = self.image_set.mean, self.image_set.std
+        normalisation = self.image_set.normalisation
         if crops is None:
-            views = apply(self.images[rows], parameters, policy, mean, std)
+            views = apply(self.images[rows], parameters, policy, normalisation)
         else:
-            views = finish(crops.to(self.engine.device, non_blocking=True), parameters, policy, mean, std)
+            views = finish(crops.to(self.engine.device, non_blocking=True), parameters, policy, normalisation)
         return views.contiguous(memory_format=torch.channels_last)
 
 

@@ -397,7 +397,7 @@ def _embed_held_out(
     device = next(method.parameters()).device
     method.eval()
     return [
-        _embed(method, augment(held_out, policy, image_set.mean, image_set.std, generator).to(device))
+        _embed(method, augment(held_out, policy, image_set.normalisation, generator).to(device))
         for policy in policies
     ]
 
@@ -414,8 +414,8 @@ def _encoder_info(recipe: Recipe, recipe_hash: str, method: Method, image_set: I
         stem=spec.stem,
         feature_dim=method.backbone.feature_dim,
         input_size=view_policies(recipe, image_set.image_size)[0].size,
-        mean=image_set.mean,
-        std=image_set.std,
+        mean=image_set.normalisation.mean,
+        std=image_set.normalisation.std,
         method=recipe.method,
         recipe_hash=recipe_hash,
     )

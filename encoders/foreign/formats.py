@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from twinbench.data.image_sets import CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGENET_STD
+from twinbench.data.augment import Normalisation
+from twinbench.data.image_sets import CIFAR10_NORMALISATION, IMAGENET_NORMALISATION
 from twinbench.encoders.backbones import Stem
 from twinbench.encoders.deviations import Deviation
 from twinbench.encoders.foreign.detectron2_names import torchvision_name
 from twinbench.encoders.foreign.files import CheckpointFile
 from twinbench.foundation.errors import unknown_name
 
-Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
-
-IMAGENET: Normalisation = (IMAGENET_MEAN, IMAGENET_STD)
-_SWAV: Normalisation = (IMAGENET_MEAN, (0.228, 0.224, 0.225))  # swav src/multicropdataset.py
-_UNIT_RANGE: Normalisation = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # simclr data_util.py: none
+_SWAV = replace(IMAGENET_NORMALISATION, std=(0.228, 0.224, 0.225))  # swav src/multicropdataset.py
+_UNIT_RANGE = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # simclr data_util.py: none
 
 _STATISTIC = "(weight|bias|running_mean|running_var|num_batches_tracked)"
 _BACKBONE = re.compile(rf"(conv1|bn1|layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\.[01]))\.{_STATISTIC}")
@@ -76,8 +74,8 @@ class Format:
     ignored: Mapping[str, str] = field(default_factory=dict)
     method: str | None = None
     siblings: Mapping[str, str] = field(default_factory=dict)
-    normalisation: Normalisation = IMAGENET
-    small_normalisation: Normalisation = IMAGENET
+    normalisation: Normalisation = IMAGENET_NORMALISATION
+    small_normalisation: Normalisation = IMAGENET_NORMALISATION
 
     def layout(self, keys: list[str]) -> Layout:
         """The layout that explains most of the keys."""
@@ -293,7 +291,7 @@ _FORMATS = (
             "classifier": r"(classifier|(backbone|encoder)\.fc)\.",
             "queue": r"queue",
         },
-        small_normalisation=(CIFAR10_MEAN, CIFAR10_STD),
+        small_normalisation=CIFAR10_NORMALISATION,
     ),
     Format(
         name="lightly",

@@ -278,15 +278,15 @@ def _describe(
         name: checkpoint.tensors[key].shape for name, key in layout.backbone(list(checkpoint.tensors)).items()
     }
     small, own, width = stem != "imagenet", checkpoint.description, _width(shapes)
-    mean, std = chosen.small_normalisation if small else chosen.normalisation
+    normalisation = chosen.small_normalisation if small else chosen.normalisation
     return EncoderInfo(
         architecture=accounting.architecture,
         width=width,
         stem=stem,
         feature_dim=_feature_dim(accounting.architecture, width),
         input_size=own.get("input_size", _SMALL_PIXELS if small else _IMAGENET_PIXELS),
-        mean=own.get("mean", mean),
-        std=own.get("std", std),
+        mean=own.get("mean", normalisation.mean),
+        std=own.get("std", normalisation.std),
         method=method,
         recipe_hash="",
         origin="imported",

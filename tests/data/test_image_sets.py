@@ -54,7 +54,7 @@ def test_digit_scenes() -> None:
     assert image_set.fingerprint != load_image_set("digit-scenes").fingerprint
     assert load_image_set("digit-scenes").fingerprint == load_image_set("digit-scenes").fingerprint
     mean = (val.images / 255).mean((0, 2, 3))
-    assert (mean - torch.tensor(image_set.mean)).abs().max() < 0.05
+    assert (mean - torch.tensor(image_set.normalisation.mean)).abs().max() < 0.05
 
 
 def test_wrong_use() -> None:

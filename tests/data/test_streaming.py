@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from twinbench.data import streaming
-from twinbench.data.augment import ViewPolicy, apply, draw_parameters, finish
+from twinbench.data.augment import Normalisation, ViewPolicy, apply, draw_parameters, finish
 from twinbench.data.image_sets import ImageSet, Split, load_image_set
 from twinbench.data.streaming import CropStream, StreamedImages
 from twinbench.foundation.errors import InputError, RunFailure
@@ -157,7 +157,7 @@ def test_crops_are_the_batched_ones_on_each_whole_picture(pictures: StreamedImag
             drawn = draw_parameters(plain, BATCH, height, width, generator)
             for i, original in enumerate(originals):
                 source = torch.from_numpy(original.copy()).permute(2, 0, 1)[None]
-                exact = 255 * apply(source, drawn[i : i + 1], plain, (0, 0, 0), (1, 1, 1))[0]
+                exact = 255 * apply(source, drawn[i : i + 1], plain, Normalisation((0, 0, 0), (1, 1, 1)))[0]
                 off = (crops[i] - exact).abs()
                 # half a level for each pass; the absolute weights of the second one, which passes on the error of
                 # the first, sum to at most 1.25
@@ -171,9 +171,9 @@ def test_a_square_set_gets_the_crops_it_would_get_in_memory(tmp_path: Path) -> N
     (views,) = next(iter(CropStream(images, [policy], rows_of, generator_of, 0, 1, 0)))
     drawn = draw_parameters(policy, BATCH, 24, 24, generator_of(0))
     without_sizes = draw_parameters(policy, BATCH, 1, 1, generator_of(0))
-    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-    ours = finish(views, without_sizes, policy, mean, std)
-    off = (ours - apply(images[rows_of(0)], drawn, policy, mean, std)).abs() * 0.2 * 255
+    normalisation = Normalisation((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    ours = finish(views, without_sizes, policy, normalisation)
+    off = (ours - apply(images[rows_of(0)], drawn, policy, normalisation)).abs() * 0.2 * 255
     assert off.max() < 5, "1.5 levels, stretched by brightness, contrast and saturation"
     assert off.mean() < 0.5
 
@@ -182,9 +182,10 @@ def test_finish_is_apply_without_the_crop() -> None:
     images = torch.randint(256, (40, 3, 16, 16), generator=generator_of(0), dtype=torch.uint8)
     policy = ViewPolicy(16, crop_scale=(1, 1), crop_ratio=(1, 1), flip=0, blur=0.5, solarize=0.3)
     drawn = draw_parameters(policy, 40, 16, 16, generator_of(1))
-    expected = apply(images, drawn, policy, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+    normalisation = Normalisation((0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+    expected = apply(images, drawn, policy, normalisation)
     for crops in (images, images / 255):
-        ours = finish(crops, drawn, policy, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+        ours = finish(crops, drawn, policy, normalisation)
         torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
 
 

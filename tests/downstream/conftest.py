@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from twinbench.data.augment import Normalisation
 from twinbench.data.image_sets import DetectionSplit, ImageSet, Split
 from twinbench.downstream.features import FeatureStore
 from twinbench.downstream.protocol import EvaluationContext
@@ -23,8 +24,7 @@ class MemorySet(ImageSet):
     name = "memory"
     classes = ("red", "green", "blue")
     image_size = SIZE
-    mean = GREY
-    std = (0.25, 0.25, 0.25)
+    normalisation = Normalisation(GREY, (0.25, 0.25, 0.25))
     has_detection = True
     detection_classes = classes
     content = "memory"

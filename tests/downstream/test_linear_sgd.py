@@ -111,7 +111,7 @@ def test_scores_are_those_of_a_plain_loop_with_torchs_optimizer_and_scheduler(
         optimizer.step()
         if step % 2:
             schedule.step()
-    features = encoder.backbone(eval_view(test.images, 16, encoder.mean, encoder.std))
+    features = encoder.backbone(eval_view(test.images, 16, encoder.normalisation))
     expected = head(norm.eval()(features) if transfer else features)
     torch.testing.assert_close(scores[0], expected, atol=1e-3, rtol=1e-3)
 

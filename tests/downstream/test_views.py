@@ -126,7 +126,7 @@ def test_images_of_the_input_size_are_seen_whole_and_larger_ones_without_their_m
     rows = torch.tensor([4, 2])
     stored = torch.randint(0, 256, (5, 3, 16, 16), generator=generator).to(torch.uint8)
     (whole,) = central_views(stored, rows, encoder, CPU)
-    assert torch.equal(whole, eval_view(stored[rows], 16, encoder.mean, encoder.std))
+    assert torch.equal(whole, eval_view(stored[rows], 16, encoder.normalisation))
     larger = torch.randint(0, 256, (5, 3, 40, 40), generator=generator).to(torch.uint8)
     (central,) = central_views(larger, rows, encoder, CPU)
     resized = functional.resize(larger[rows].float() / 255, [18, 18], antialias=True)

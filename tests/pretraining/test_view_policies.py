@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from twinbench.data.augment import apply, augment, draw_parameters
+from twinbench.data.augment import Normalisation, apply, augment, draw_parameters
 from twinbench.foundation.errors import InputError
 from twinbench.harness.recipes import load_recipe
 from twinbench.pretraining.build import view_policies
@@ -14,6 +14,7 @@ from twinbench.pretraining.method import method_class
 from twinbench.pretraining.view_policies import two_views
 
 DRAWS = 4000
+NONE = Normalisation((0.0,) * 3, (1.0,) * 3)
 SIDE = 320
 # blur and solarisation of both views, jitter strengths, smallest crop, interpolation at 224 pixels
 PUBLISHED = {
@@ -86,7 +87,7 @@ def test_multi_crop_draws_two_large_and_six_small_views(folder):
     for seed, policy in enumerate(policies):
         low, high = (0.14, 1.0) if policy.size == 224 else (0.05, 0.14)
         assert_area_between(draw(policy, seed), low, high)
-        view = augment(images, policy, (0.0,) * 3, (1.0,) * 3, torch.Generator().manual_seed(seed))
+        view = augment(images, policy, NONE, torch.Generator().manual_seed(seed))
         assert view.shape == (2, 3, policy.size, policy.size)
         assert (policy.jitter, policy.brightness, policy.hue, policy.blur) == (0.8, 0.8, 0.2, 0.5)
 
@@ -97,7 +98,7 @@ def test_flipping_last_is_flipping_first():
     images = torch.rand(24, 3, 80, 80, generator=torch.Generator().manual_seed(0))
     drawn = draw_parameters(policy, 24, 80, 80, torch.Generator().manual_seed(1))
     first, without = (
-        apply(images, dataclasses.replace(drawn, flip=flip), policy, (0.5,) * 3, (0.2,) * 3)
+        apply(images, dataclasses.replace(drawn, flip=flip), policy, Normalisation((0.5,) * 3, (0.2,) * 3))
         for flip in (torch.ones(24, dtype=torch.bool), torch.zeros(24, dtype=torch.bool))
     )
     torch.testing.assert_close(first, without.flip(-1), rtol=0, atol=2e-5)
