@@ -45,7 +45,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from twinbench.data.augment import ViewPolicy, augment, blur_taps
-from twinbench.data.image_sets import IMAGENET_NORMALISATION, Images, load_image_set
+from twinbench.data.catalogue import load_image_set
+from twinbench.data.image_sets import IMAGENET_NORMALISATION, Images
 from twinbench.data.streaming import CropStream, StreamedImages
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.randomness import seeded_generator

@@ -26,7 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twinbench.data.image_sets import ImageSet, load_image_set
+from twinbench.data.catalogue import load_image_set
+from twinbench.data.image_sets import ImageSet
 from twinbench.downstream.features import FeatureStore
 from twinbench.downstream.protocol import EvaluationContext, protocol
 from twinbench.encoders.encoder import Encoder, EncoderInfo

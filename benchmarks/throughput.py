@@ -43,7 +43,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from twinbench.data.image_sets import ImageSet, load_image_set
+from twinbench.data.catalogue import load_image_set
+from twinbench.data.image_sets import ImageSet
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import InputError
 from twinbench.harness.recipes import recipe_hash

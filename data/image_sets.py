@@ -1,12 +1,8 @@
-"""Image sets: labelled images by name.
+"""What an image set is: labelled images with the splits ``train``, ``val`` and ``test``. Their names: `data.catalogue`.
 
-``digit-scenes`` is embedded (`data.digit_scenes`), ``cifar10`` and ``bccd`` (blood cells under a microscope, with
-boxes) are read from a data folder, ``folder:PATH`` is any folder of images (`data.folders`), which stays on disk when
-it is large (`data.streaming`). ``voc:PATH`` and ``coco:PATH`` are pictures with annotated objects (`data.voc`,
-`data.coco`). Every set has the
-splits ``train``, ``val`` and ``test``. Where a set brings no validation images, a tenth of its training images, at
-most 10,000 (stratified, always the same), becomes ``val`` and is no longer in ``train``. Hyperparameters are
-selected on ``val``; ``test`` is for the final number.
+Where a set brings no validation images, a tenth of its training images, at most 10,000 (stratified, always the same),
+becomes ``val`` and is no longer in ``train``. Hyperparameters are selected on ``val``; ``test`` is for the final
+number.
 """
 
 from __future__ import annotations
@@ -15,8 +11,8 @@ import hashlib
 import logging
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -26,11 +22,9 @@ from torch import Tensor
 
 from twinbench.data import digit_scenes, folders
 from twinbench.data.augment import Normalisation
-from twinbench.data.coco import read_coco
 from twinbench.data.detection import AnnotatedSet, DetectionSplit, detection_split
 from twinbench.data.folders import Corrupt
 from twinbench.data.streaming import Images, StreamedImages
-from twinbench.data.voc import read_voc
 from twinbench.foundation.errors import InputError, unknown_name
 
 _log = logging.getLogger(__name__)
@@ -40,19 +34,44 @@ SPLITS = ("train", "val", "test")
 IMAGENET_NORMALISATION = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR10_NORMALISATION = Normalisation((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 DIGIT_SCENES_NORMALISATION = Normalisation((0.5, 0.5, 0.5), (0.23, 0.20, 0.25))
+CIFAR10_SIZE = 32
+CIFAR10_BATCHES = "cifar-10-batches-py"
 
+_IMAGE_SIZES = range(8, 1025)
 _IN_MEMORY_BYTES = 4 * 2**30
 _HELD_OUT = 0.1
 _MOST_HELD_OUT = 10_000
 _SUBSET_SEED = 0
-_CIFAR10_SIZE = 32
-_CIFAR10_FOLDERS = ("cifar10-jpeg", "cifar10")
-_CIFAR10_BATCHES = "cifar-10-batches-py"
-_CIFAR10_SOURCE = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
-_BCCD_FOLDERS = ("bccd", "BCCD")
-_BCCD_SOURCE = "the folder BCCD of https://github.com/Shenggan/BCCD_Dataset"
-_FOLDER_PREFIX = "folder:"
-_ANNOTATED = {"voc:": read_voc, "coco:": read_coco}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the images of a set are read; the defaults are for a whole set of sound files.
+
+    ``image_size`` is the side of the square images in pixels (None: the set's own). ``limit`` maps split names to the
+    largest number of images; a smaller split is a stratified subset. The rest is about images in files: ``corrupt``
+    says what becomes of those that cannot be decoded, which are refused by name or skipped; ``stream`` None streams a
+    set whose decoded splits are larger than 4 GiB together. That depends on the set alone, so another machine makes
+    the same views.
+
+    Raises InputError for an image size out of 8 to 1024, an unknown split and a limit below 1.
+    """
+
+    image_size: int | None = None
+    limit: Mapping[str, int] = field(default_factory=dict)
+    corrupt: Corrupt = "refuse"
+    stream: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None and self.image_size not in _IMAGE_SIZES:
+            raise InputError(
+                f"image size {self.image_size} is out of range", next_step="use 8 to 1024 pixels"
+            )
+        for split, n in self.limit.items():
+            if split not in SPLITS:
+                raise unknown_name("split", split, SPLITS, where="limit")
+            if n < 1:
+                raise InputError(f"limit of {n} images", where=split, next_step="give a positive number")
 
 
 @dataclass(frozen=True)
@@ -72,8 +91,7 @@ class Split:
 class ImageSet(ABC):
     """Images of one kind and size with their splits, loaded when first asked for.
 
-    ``limits`` maps split names to the largest number of images; a smaller split is a stratified subset. Every
-    split of a ``streamed`` set is a `StreamedImages`.
+    Every split of a ``streamed`` set is a `StreamedImages`.
     """
 
     name: str
@@ -84,8 +102,8 @@ class ImageSet(ABC):
     has_detection: bool = False
     detection_classes: tuple[str, ...] = ()
 
-    def __init__(self, limits: Mapping[str, int]) -> None:
-        self._limits = dict(limits)
+    def __init__(self, reading: Reading) -> None:
+        self._limit = dict(reading.limit)
         self._splits: dict[str, Split] = {}
 
     @property
@@ -107,7 +125,7 @@ class ImageSet(ABC):
 
         Training cuts its views from whole pictures where a set is streamed, else from squares of the image size.
         """
-        parts: tuple[object, ...] = (self.content, self.image_size, sorted(self._limits.items()))
+        parts: tuple[object, ...] = (self.content, self.image_size, sorted(self._limit.items()))
         if self.streamed:
             parts += ("streamed",)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
@@ -123,7 +141,7 @@ class ImageSet(ABC):
             raise unknown_name("split", name, SPLITS, where=self.name)
         if name not in self._splits:
             labels = self._labels(name)
-            index = stratified_subset(labels, self._limits.get(name, len(labels)), _SUBSET_SEED)
+            index = stratified_subset(labels, self._limit.get(name, len(labels)), _SUBSET_SEED)
             self._splits[name] = self._load(name, index, labels[index].astype(np.int64))
         return self._splits[name]
 
@@ -150,10 +168,12 @@ class DigitScenes(ImageSet):
     has_detection = True
     detection_classes = digit_scenes.CLASSES
 
-    def __init__(self, config: digit_scenes.DigitScenesConfig, limits: Mapping[str, int]) -> None:
-        super().__init__(limits)
-        self.config = config
-        self.image_size = config.image_size
+    def __init__(self, reading: Reading) -> None:
+        super().__init__(reading)
+        self.config = digit_scenes.DigitScenesConfig()
+        if reading.image_size is not None:
+            self.config = replace(self.config, image_size=reading.image_size)
+        self.image_size = self.config.image_size
         self._generated: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._scenes: dict[str, DetectionSplit] = {}
 
@@ -179,7 +199,7 @@ class DigitScenes(ImageSet):
             raise unknown_name("split", name, SPLITS, where=self.name)
         if name not in self._scenes:
             made = digit_scenes.scenes(name, self.config)
-            n = self._limits.get(name, len(made.images))
+            n = self._limit.get(name, len(made.images))
             self._scenes[name] = DetectionSplit(
                 images=torch.from_numpy(made.images[:n]),
                 boxes=[torch.from_numpy(boxes).float() for boxes in made.boxes[:n]],
@@ -232,26 +252,19 @@ class _HeldOut(ImageSet):
 class FolderImages(_HeldOut):
     """Images in folders, decoded when a split is first asked for, or streamed.
 
-    ``stream`` None streams a set whose decoded splits are larger than 4 GiB together. That depends on the set
-    alone, so another machine makes the same views. What becomes of corrupt images says ``corrupt``: ``refuse`` them
-    by name, or ``skip``: a split in memory goes without them, a streamed one has substitutes.
+    A split in memory goes without the corrupt images that are skipped; a streamed one has substitutes for them. The
+    set's own image size is that of `data.folders.natural_size`.
     """
 
     def __init__(
-        self,
-        name: str,
-        files: folders.ImageFiles,
-        image_size: int,
-        normalisation: Normalisation,
-        limits: Mapping[str, int],
-        corrupt: Corrupt = "refuse",
-        stream: bool | None = None,
+        self, name: str, files: folders.ImageFiles, normalisation: Normalisation, reading: Reading
     ) -> None:
-        super().__init__(limits)
-        self.name, self.classes, self.image_size = name, files.classes, image_size
-        self.normalisation = normalisation
-        self._files, self._corrupt = files, corrupt
+        super().__init__(reading)
+        self.name, self.classes, self.normalisation = name, files.classes, normalisation
+        self.image_size = reading.image_size or folders.natural_size(files, reading.corrupt)
+        self._files, self._corrupt = files, reading.corrupt
         self._skipped: dict[str, folders.SkippedFiles] = {}
+        stream = reading.stream
         self.streamed = self._decoded_bytes() > _IN_MEMORY_BYTES if stream is None else stream
 
     @property
@@ -267,7 +280,7 @@ class FolderImages(_HeldOut):
     def _decoded_bytes(self) -> int:
         """Of all the splits together."""
         names = [name for name in SPLITS if name != "test" or name in self._files.splits]
-        images = sum(min(len(self._labels(name)), self._limits.get(name, sys.maxsize)) for name in names)
+        images = sum(min(len(self._labels(name)), self._limit.get(name, sys.maxsize)) for name in names)
         return images * 3 * self.image_size**2
 
     def _stored_labels(self, name: str) -> np.ndarray | None:
@@ -306,23 +319,13 @@ class AnnotatedPictures(FolderImages):
 
     has_detection = True
 
-    def __init__(
-        self,
-        name: str,
-        root: Path,
-        annotations: AnnotatedSet,
-        image_size: int | None,
-        limits: Mapping[str, int],
-        corrupt: Corrupt = "refuse",
-        stream: bool | None = None,
-    ) -> None:
+    def __init__(self, name: str, root: Path, annotations: AnnotatedSet, reading: Reading) -> None:
         listed = {
             split: folders.FileList([image.path for image in images], np.full(len(images), -1, np.int64))
             for split, images in annotations.splits.items()
         }
         files = folders.ImageFiles(root, (), listed)
-        size = image_size or folders.natural_size(files, corrupt)
-        super().__init__(name, files, size, IMAGENET_NORMALISATION, limits, corrupt, stream)
+        super().__init__(name, files, IMAGENET_NORMALISATION, reading)
         self.detection_classes = annotations.classes
         self._annotations = annotations
 
@@ -336,7 +339,7 @@ class AnnotatedPictures(FolderImages):
         if name not in self._annotations.splits:
             raise unknown_name("split", name, self._annotations.splits, where=self.name)
         images = self._annotations.splits[name]
-        return detection_split(images[: self._limits.get(name, len(images))])
+        return detection_split(images[: self._limit.get(name, len(images))])
 
 
 class Cifar10Batches(_HeldOut):
@@ -345,16 +348,16 @@ class Cifar10Batches(_HeldOut):
     name = "cifar10"
     normalisation = CIFAR10_NORMALISATION
 
-    def __init__(self, root: Path, image_size: int, limits: Mapping[str, int]) -> None:
-        super().__init__(limits)
-        self.image_size = image_size
+    def __init__(self, root: Path, reading: Reading) -> None:
+        super().__init__(reading)
+        self.image_size = reading.image_size or CIFAR10_SIZE
         self._arrays = {name: _read_cifar10(root, train=name == "train") for name in ("train", "test")}
         self.classes = self._arrays["train"][2]
 
     @property
     def content(self) -> str:
         """The name of the release, whose checksums torchvision has verified."""
-        return "cifar-10-batches-py"
+        return CIFAR10_BATCHES
 
     def _stored_labels(self, name: str) -> np.ndarray | None:
         return self._arrays[name][1] if name in self._arrays else None
@@ -396,85 +399,3 @@ def stratified_subset(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
     order = np.argsort(np.random.Philox(key=seed).random_raw(len(labels)), kind="stable")
     chosen = [order[labels[order] == value][:share] for value, share in zip(values, shares, strict=True)]
     return np.sort(np.concatenate(chosen))
-
-
-def image_set_names() -> list[str]:
-    """The names `load_image_set` knows; with ``PATH`` they stand for any folder of that format."""
-    return ["bccd", "cifar10", "coco:PATH", "digit-scenes", "folder:PATH", "voc:PATH"]
-
-
-def load_image_set(
-    name: str,
-    data_root: Path | None = None,
-    image_size: int | None = None,
-    limit: Mapping[str, int] | None = None,
-    corrupt: Corrupt = "refuse",
-    stream: bool | None = None,
-) -> ImageSet:
-    """The image set called ``name``.
-
-    ``data_root`` is the folder that holds ``cifar10`` and ``bccd``; ``image_size`` the side of the square images in
-    pixels (default: 32 for ``cifar10`` and ``digit-scenes``, see `data.folders.natural_size` for folders); ``limit``
-    the largest number of images of a split. ``corrupt`` and ``stream`` are about images in files, see
-    `FolderImages`. Raises InputError for an unknown name, missing or unreadable files and limits that make no
-    sense.
-    """
-    limits = _checked_limits(limit or {})
-    if image_size is not None and not 8 <= image_size <= 1024:
-        raise InputError(f"image size {image_size} is out of range", next_step="use 8 to 1024 pixels")
-    if name == "digit-scenes":
-        config = digit_scenes.DigitScenesConfig()
-        return DigitScenes(replace(config, image_size=image_size or config.image_size), limits)
-    if name == "cifar10":
-        return _load_cifar10(data_root, image_size or _CIFAR10_SIZE, limits, corrupt, stream)
-    if name == "bccd":
-        root = _below_data_root(data_root, name, _BCCD_FOLDERS, _BCCD_SOURCE)
-        return AnnotatedPictures(name, root, read_voc(root), image_size, limits, corrupt, stream)
-    if name.startswith(_FOLDER_PREFIX):
-        files = folders.list_images(Path(name.removeprefix(_FOLDER_PREFIX)).expanduser())
-        size = image_size or folders.natural_size(files, corrupt)
-        return FolderImages(name, files, size, IMAGENET_NORMALISATION, limits, corrupt, stream)
-    for prefix, read in _ANNOTATED.items():
-        if name.startswith(prefix):
-            root = Path(name.removeprefix(prefix)).expanduser()
-            return AnnotatedPictures(name, root, read(root), image_size, limits, corrupt, stream)
-    raise unknown_name("image set", name, image_set_names())
-
-
-def _checked_limits(limits: Mapping[str, int]) -> Mapping[str, int]:
-    for split, n in limits.items():
-        if split not in SPLITS:
-            raise unknown_name("split", split, SPLITS, where="limit")
-        if n < 1:
-            raise InputError(f"limit of {n} images", where=split, next_step="give a positive number")
-    return limits
-
-
-def _load_cifar10(
-    data_root: Path | None, image_size: int, limits: Mapping[str, int], corrupt: Corrupt, stream: bool | None
-) -> ImageSet:
-    root = _below_data_root(data_root, "cifar10", (_CIFAR10_BATCHES, *_CIFAR10_FOLDERS), _CIFAR10_SOURCE)
-    if root.name == _CIFAR10_BATCHES:
-        return Cifar10Batches(root.parent, image_size, limits)
-    files = folders.list_images(root)
-    return FolderImages("cifar10", files, image_size, CIFAR10_NORMALISATION, limits, corrupt, stream)
-
-
-def _below_data_root(data_root: Path | None, name: str, candidates: Sequence[str], source: str) -> Path:
-    """The first of some folders that the data root holds; InputError, with where to get the set, if it has none."""
-    if data_root is None:
-        raise InputError(
-            f"{name} is not embedded and no data folder is given",
-            nearest="digit-scenes",
-            next_step=f"give the folder that holds {candidates[0]} as the data root (--data-root DIR)",
-        )
-    folders.existing_folder(data_root)
-    for candidate in candidates:
-        if (data_root / candidate).is_dir():
-            return data_root / candidate
-    raise InputError(
-        f"{name} is not here: none of {', '.join(candidates)} is a folder",
-        where=data_root,
-        nearest=folders.nearest_entry(data_root, candidates[0]),
-        next_step=f"unpack {source} into the data root",
-    )

@@ -13,7 +13,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from twinbench.data.image_sets import image_set_names, load_image_set
+from twinbench.data.catalogue import image_set_names, load_image_set
+from twinbench.data.image_sets import Reading
 from twinbench.downstream.label_lists import LabelList
 from twinbench.downstream.protocol import Protocol, protocol, protocol_names
 from twinbench.encoders.encoder import INFO_FILE, Encoder
@@ -65,8 +66,8 @@ def run_study(
     command = _command(name, seeds, methods, image_set_name, assignments, data_root)
     study = _chosen(load_study(name), seeds, methods, image_set_name)
     overrides = parse_overrides(assignments)
-    corrupt = corrupt_images(study, overrides)
-    source = ImageSource(study.image_set, study.measure_on, data_root, study.limit, corrupt)
+    reading = Reading(limit=study.limit, corrupt=corrupt_images(study, overrides))
+    source = ImageSource(study.image_set, study.measure_on, data_root, reading)
     images = source.load()
     planned = plan_study(study, images, runs, overrides, encoder_folder(study, data_root))
     plan = list(jobs(planned))

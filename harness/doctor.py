@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from twinbench.data.image_sets import image_set_names, load_image_set
+from twinbench.data.catalogue import image_set_names, load_image_set
 from twinbench.downstream.detection.detectron2_c4 import INSTALLATION_GUIDE, detectron2_problem
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import InputError, RunFailure

@@ -15,14 +15,14 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from twinbench.data.folders import Corrupt
-from twinbench.data.image_sets import load_image_set
+from twinbench.data.catalogue import read_image_set
+from twinbench.data.image_sets import Reading
 from twinbench.data.worker_processes import end_with_parent
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import RunFailure
@@ -37,20 +37,23 @@ _MESSAGE_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class ImageSource:
-    """What a worker needs to load the study's images for itself; ``measure_on`` is empty for one and the same set."""
+    """What a worker needs to load the study's images for itself; ``measure_on`` is empty for one and the same set.
+
+    Another set to measure on is read whole.
+    """
 
     name: str
     measure_on: str
     data_root: Path | None
-    limit: dict[str, int]
-    corrupt: Corrupt
+    reading: Reading
 
     def load(self) -> StudyImages:
         """The image sets; raises InputError as `load_image_set` does."""
-        train = load_image_set(self.name, self.data_root, limit=self.limit, corrupt=self.corrupt)
+        train = read_image_set(self.name, self.data_root, self.reading)
         if self.measure_on in ("", self.name):
             return StudyImages(train, train)
-        return StudyImages(train, load_image_set(self.measure_on, self.data_root, corrupt=self.corrupt))
+        whole = replace(self.reading, limit={})
+        return StudyImages(train, read_image_set(self.measure_on, self.data_root, whole))
 
 
 def default_workers() -> int:

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from pycocotools import mask as run_length
 
+from twinbench.data.catalogue import load_image_set
 from twinbench.data.coco import read_coco
-from twinbench.data.image_sets import load_image_set
 from twinbench.foundation.errors import InputError
 
 HEIGHT, WIDTH = 20, 30

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from twinbench.data.catalogue import load_image_set
 from twinbench.data.folders import decode, list_images
-from twinbench.data.image_sets import load_image_set
 from twinbench.foundation.errors import InputError
 
 

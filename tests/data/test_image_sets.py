@@ -1,4 +1,4 @@
-"""Image sets by name, their splits and limits, and CIFAR-10 in both of its layouts."""
+"""Image sets, their splits and limits, and CIFAR-10 in both of its layouts."""
 
 import hashlib
 import pickle
@@ -10,15 +10,9 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from twinbench.data.image_sets import image_set_names, load_image_set, stratified_subset
+from twinbench.data.catalogue import load_image_set
+from twinbench.data.image_sets import stratified_subset
 from twinbench.foundation.errors import InputError
-
-
-def test_names() -> None:
-    assert image_set_names() == ["bccd", "cifar10", "coco:PATH", "digit-scenes", "folder:PATH", "voc:PATH"]
-    with pytest.raises(InputError) as caught:
-        load_image_set("digitscenes")
-    assert caught.value.nearest == "digit-scenes"
 
 
 def test_stratified_subset() -> None:
@@ -132,33 +126,3 @@ def test_cifar10_as_folders(tmp_path: Path) -> None:
     assert [len(image_set.split(name)) for name in ("train", "val", "test")] == [18, 2, 4]
     limited = load_image_set("cifar10", tmp_path, limit={"train": 6})
     assert limited.split("train").labels.bincount().tolist() == [3, 3]
-
-
-@pytest.mark.parametrize("folder", ["bccd", "BCCD"])
-def test_bccd_is_a_voc_folder_below_the_data_root(tmp_path: Path, folder: str) -> None:
-    for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
-        (tmp_path / folder / part).mkdir(parents=True)
-    size = "<size><width>24</width><height>24</height></size>"
-    box = "<bndbox><xmin>3</xmin><ymin>4</ymin><xmax>20</xmax><ymax>20</ymax></bndbox>"
-    for name, split in (("a", "trainval"), ("b", "test")):
-        Image.new("RGB", (24, 24), (200, 30, 30)).save(tmp_path / folder / "JPEGImages" / f"{name}.jpg")
-        text = f"<annotation>{size}<object><name>RBC</name>{box}</object></annotation>"
-        (tmp_path / folder / "Annotations" / f"{name}.xml").write_text(text)
-        (tmp_path / folder / "ImageSets/Main" / f"{split}.txt").write_text(f"{name}\n")
-    image_set = load_image_set("bccd", tmp_path)
-    assert (image_set.name, image_set.detection_classes) == ("bccd", ("RBC",))
-    assert image_set.detection("test").boxes[0].tolist() == [[2, 3, 20, 20]]
-    with pytest.raises(InputError, match="bccd is not here") as caught:
-        load_image_set("bccd", tmp_path / folder)
-    assert "BCCD_Dataset" in str(caught.value.next_step)
-
-
-def test_cifar10_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no data folder"):
-        load_image_set("cifar10")
-    (tmp_path / "cifar-10-batches").mkdir()
-    with pytest.raises(InputError, match="cifar10 is not here") as caught:
-        load_image_set("cifar10", tmp_path)
-    assert caught.value.nearest == str(tmp_path / "cifar-10-batches")
-    with pytest.raises(InputError, match="no such folder"):
-        load_image_set("cifar10", tmp_path / "nowhere")

@@ -14,7 +14,8 @@ from PIL import Image
 
 from twinbench.data import streaming
 from twinbench.data.augment import Normalisation, ViewPolicy, apply, draw_parameters, finish
-from twinbench.data.image_sets import ImageSet, Split, load_image_set
+from twinbench.data.catalogue import load_image_set
+from twinbench.data.image_sets import ImageSet, Split
 from twinbench.data.streaming import CropStream, StreamedImages
 from twinbench.foundation.errors import InputError, RunFailure
 

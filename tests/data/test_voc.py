@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from twinbench.data.image_sets import load_image_set
+from twinbench.data.catalogue import load_image_set
 from twinbench.data.voc import VOC_CLASSES, read_voc
 from twinbench.foundation.errors import InputError
 

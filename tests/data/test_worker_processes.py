@@ -20,7 +20,7 @@ from multiprocessing import active_children
 
 import torch
 
-from twinbench.data.image_sets import load_image_set
+from twinbench.data.catalogue import load_image_set
 from twinbench.foundation.randomness import seeded_generator
 from twinbench.data.streaming import CropStream
 from twinbench.pretraining.view_policies import asymmetric_views

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from twinbench.data.augment import Normalisation
-from twinbench.data.image_sets import DetectionSplit, ImageSet, Split
+from twinbench.data.image_sets import DetectionSplit, ImageSet, Reading, Split
 from twinbench.downstream.features import FeatureStore
 from twinbench.downstream.protocol import EvaluationContext
 from twinbench.encoders.backbones import build_backbone
@@ -30,7 +30,7 @@ class MemorySet(ImageSet):
     content = "memory"
 
     def __init__(self, splits: dict[str, Split], scenes: dict[str, DetectionSplit]) -> None:
-        super().__init__(limits={})
+        super().__init__(Reading())
         self.splits, self.scenes = splits, scenes
 
     def _labels(self, name: str) -> np.ndarray:

@@ -12,7 +12,7 @@ from pycocotools import mask as run_length
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from twinbench.data.image_sets import load_image_set
+from twinbench.data.catalogue import load_image_set
 from twinbench.downstream.detection.coco_eval import Detections, average_precision
 
 SIZE = 60

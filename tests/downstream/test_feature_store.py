@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from twinbench.data.image_sets import Split, load_image_set
+from twinbench.data.catalogue import load_image_set
+from twinbench.data.image_sets import Split
 from twinbench.downstream.features import FeatureStore
 from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.errors import InputError, RunFailure

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from twinbench.data.augment import eval_view
-from twinbench.data.image_sets import Split, load_image_set
+from twinbench.data.catalogue import load_image_set
+from twinbench.data.image_sets import Split
 from twinbench.downstream.features import FeatureStore
 from twinbench.downstream.linear_sgd import ImageNetLinear, INaturalistLinear, PlacesLinear
 from twinbench.downstream.protocol import EvaluationContext

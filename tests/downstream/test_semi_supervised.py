@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from twinbench.data.image_sets import Split, load_image_set
+from twinbench.data.catalogue import load_image_set
+from twinbench.data.image_sets import Split
 from twinbench.downstream.features import FeatureStore
 from twinbench.downstream.label_lists import LabelList
 from twinbench.downstream.protocol import EvaluationContext, protocol

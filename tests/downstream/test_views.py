@@ -8,7 +8,7 @@ from torchvision import transforms
 from torchvision.transforms import functional
 
 from twinbench.data.augment import eval_view
-from twinbench.data.image_sets import load_image_set
+from twinbench.data.catalogue import load_image_set
 from twinbench.data.streaming import StreamedImages
 from twinbench.downstream.views import (
     EpochOrder,

@@ -15,7 +15,7 @@ import torch
 import yaml
 from PIL import Image
 
-from twinbench.data.image_sets import load_image_set
+from twinbench.data.catalogue import load_image_set
 from twinbench.encoders.encoder import Encoder
 from twinbench.pretraining.build import build_method
 from twinbench.pretraining.recipe import Recipe

@@ -2,7 +2,7 @@
 
 import torch
 
-from twinbench.data.image_sets import load_image_set
+from twinbench.data.catalogue import load_image_set
 from twinbench.downstream.protocol import Measurement, Protocol
 from twinbench.encoders.backbones import build_backbone
 from twinbench.encoders.encoder import Encoder, EncoderInfo

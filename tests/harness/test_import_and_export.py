@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from twinbench.data.image_sets import load_image_set
+from twinbench.data.catalogue import load_image_set
 from twinbench.encoders.backbones import build_backbone
 from twinbench.encoders.encoder import Encoder
 from twinbench.encoders.foreign.importer import read_foreign

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from twinbench.data.image_sets import load_image_set
+from twinbench.data.catalogue import load_image_set
 from twinbench.downstream.protocol import protocol
 from twinbench.harness.recipes import load_recipe, parse_overrides, recipe_hash, recipe_names
 from twinbench.harness.studies import load_study, study_names

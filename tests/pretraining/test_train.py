@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import twinbench.pretraining.train
-from twinbench.data.image_sets import load_image_set
+from twinbench.data.catalogue import load_image_set
 from twinbench.data.streaming import StreamedImages
 from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.errors import InputError, RunFailure

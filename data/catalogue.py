@@ -1,0 +1,147 @@
+"""Image sets by name.
+
+``digit-scenes`` is embedded (`data.digit_scenes`); ``cifar10`` and ``bccd`` (blood cells under a microscope, with
+boxes) are read from a data folder. A name that ends in a colon stands for any folder of a format, whose path follows:
+``folder:PATH`` are images in folders (`data.folders`), which stay on disk if they are large (`data.streaming`);
+``voc:PATH`` and ``coco:PATH`` are pictures with annotated objects (`data.voc`, `data.coco`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from twinbench.data import folders
+from twinbench.data.coco import read_coco
+from twinbench.data.detection import AnnotatedSet
+from twinbench.data.folders import Corrupt
+from twinbench.data.image_sets import (
+    CIFAR10_BATCHES,
+    CIFAR10_NORMALISATION,
+    CIFAR10_SIZE,
+    IMAGENET_NORMALISATION,
+    AnnotatedPictures,
+    Cifar10Batches,
+    DigitScenes,
+    FolderImages,
+    ImageSet,
+    Reading,
+)
+from twinbench.data.voc import read_voc
+from twinbench.foundation.errors import InputError, unknown_name
+from twinbench.foundation.registry import Registry
+
+Loader = Callable[[str, Path | None, Reading], ImageSet]
+"""Makes the image set of a name, which it is given whole, with the data root (if there is one) and the reading."""
+
+IMAGE_SETS = Registry[Loader]("image set")
+
+_CIFAR10_FOLDERS = (CIFAR10_BATCHES, "cifar10-jpeg", "cifar10")
+_CIFAR10_SOURCE = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+_BCCD_FOLDERS = ("bccd", "BCCD")
+_BCCD_SOURCE = "the folder BCCD of https://github.com/Shenggan/BCCD_Dataset"
+
+
+def register_image_set(name: str) -> Callable[[Loader], Loader]:
+    """Make a loader available under a name, or for every ``name:PATH`` under one that ends in a colon.
+
+    Raises ValueError if the name belongs to another image set.
+    """
+    return lambda loader: IMAGE_SETS.add(name, loader)
+
+
+def image_set_names() -> list[str]:
+    """The names `load_image_set` knows; with ``PATH`` they stand for any folder of that format."""
+    return [f"{name}PATH" if name.endswith(":") else name for name in IMAGE_SETS.names()]
+
+
+def load_image_set(
+    name: str,
+    data_root: Path | None = None,
+    image_size: int | None = None,
+    limit: Mapping[str, int] | None = None,
+    corrupt: Corrupt = "refuse",
+    stream: bool | None = None,
+) -> ImageSet:
+    """The image set called ``name``, read as `Reading` says of the other parameters.
+
+    ``data_root`` is the folder that holds ``cifar10`` and ``bccd``. Raises InputError for an unknown name and for
+    missing or unreadable files, and what `Reading` raises.
+    """
+    return read_image_set(name, data_root, Reading(image_size, limit or {}, corrupt, stream))
+
+
+def read_image_set(name: str, data_root: Path | None, reading: Reading) -> ImageSet:
+    """`load_image_set` for a caller who was given the reading."""
+    prefix, colon, path = name.partition(":")
+    if prefix + colon not in IMAGE_SETS:
+        raise unknown_name("image set", prefix + colon, image_set_names())
+    if colon and not path:
+        raise InputError(f"no path after {name!r}", next_step=f"write {name}PATH, or {name}. for this folder")
+    return IMAGE_SETS[prefix + colon](name, data_root, reading)
+
+
+@register_image_set("digit-scenes")
+def _digit_scenes(name: str, data_root: Path | None, reading: Reading) -> ImageSet:
+    return DigitScenes(reading)
+
+
+@register_image_set("cifar10")
+def _cifar10(name: str, data_root: Path | None, reading: Reading) -> ImageSet:
+    root = _below_data_root(data_root, name, _CIFAR10_FOLDERS, _CIFAR10_SOURCE)
+    if root.name == CIFAR10_BATCHES:
+        return Cifar10Batches(root.parent, reading)
+    sized = replace(reading, image_size=reading.image_size or CIFAR10_SIZE)
+    return FolderImages(name, folders.list_images(root), CIFAR10_NORMALISATION, sized)
+
+
+@register_image_set("bccd")
+def _bccd(name: str, data_root: Path | None, reading: Reading) -> ImageSet:
+    root = _below_data_root(data_root, name, _BCCD_FOLDERS, _BCCD_SOURCE)
+    return AnnotatedPictures(name, root, read_voc(root), reading)
+
+
+@register_image_set("folder:")
+def _folder(name: str, data_root: Path | None, reading: Reading) -> ImageSet:
+    return FolderImages(name, folders.list_images(_path(name)), IMAGENET_NORMALISATION, reading)
+
+
+@register_image_set("voc:")
+def _voc(name: str, data_root: Path | None, reading: Reading) -> ImageSet:
+    return _annotated(name, read_voc, reading)
+
+
+@register_image_set("coco:")
+def _coco(name: str, data_root: Path | None, reading: Reading) -> ImageSet:
+    return _annotated(name, read_coco, reading)
+
+
+def _annotated(name: str, read: Callable[[Path], AnnotatedSet], reading: Reading) -> ImageSet:
+    root = _path(name)
+    return AnnotatedPictures(name, root, read(root), reading)
+
+
+def _path(name: str) -> Path:
+    """The path in ``kind:PATH``."""
+    return Path(name.partition(":")[2]).expanduser()
+
+
+def _below_data_root(data_root: Path | None, name: str, candidates: Sequence[str], source: str) -> Path:
+    """The first of some folders that the data root holds; InputError, with where to get the set, if it has none."""
+    if data_root is None:
+        raise InputError(
+            f"{name} is not embedded and no data folder is given",
+            nearest="digit-scenes",
+            next_step=f"give the folder that holds {candidates[0]} as the data root (--data-root DIR)",
+        )
+    folders.existing_folder(data_root)
+    for candidate in candidates:
+        if (data_root / candidate).is_dir():
+            return data_root / candidate
+    raise InputError(
+        f"{name} is not here: none of {', '.join(candidates)} is a folder",
+        where=data_root,
+        nearest=folders.nearest_entry(data_root, candidates[0]),
+        next_step=f"unpack {source} into the data root",
+    )

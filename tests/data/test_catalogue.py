@@ -1,0 +1,127 @@
+"""Image sets by name: where each is found, and sets that are registered from elsewhere."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from twinbench.data import catalogue
+from twinbench.data.augment import Normalisation
+from twinbench.data.catalogue import (
+    image_set_names,
+    load_image_set,
+    read_image_set,
+    register_image_set,
+)
+from twinbench.data.image_sets import ImageSet, Reading
+from twinbench.foundation.errors import InputError
+
+
+def test_names() -> None:
+    assert image_set_names() == ["bccd", "cifar10", "coco:PATH", "digit-scenes", "folder:PATH", "voc:PATH"]
+    with pytest.raises(InputError) as caught:
+        load_image_set("digitscenes")
+    assert caught.value.nearest == "digit-scenes"
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("foldr:/some/long/path", "folder:PATH"), ("cifar-10", "cifar10"), ("folder", "folder:PATH")],
+)
+def test_an_unknown_name_is_refused_with_the_nearest(name: str, nearest: str) -> None:
+    with pytest.raises(InputError, match="unknown image set") as caught:
+        load_image_set(name)
+    assert caught.value.nearest == nearest
+    assert "voc:PATH" in str(caught.value.next_step)
+
+
+def test_a_format_without_a_path_is_refused() -> None:
+    """Not taken for the folder that the command happens to run in."""
+    with pytest.raises(InputError, match="no path after 'folder:'"):
+        load_image_set("folder:")
+
+
+def test_the_reading_is_what_the_parameters_say() -> None:
+    read = read_image_set("digit-scenes", None, Reading(image_size=16, limit={"train": 20}))
+    loaded = load_image_set("digit-scenes", image_size=16, limit={"train": 20})
+    assert read.fingerprint == loaded.fingerprint
+    assert read.split("train").images.shape == (20, 3, 16, 16)
+
+
+class Stripes(ImageSet):
+    """What a plugin may bring: as many grey images as its name says."""
+
+    classes = ("grey",)
+    normalisation = Normalisation((0.5,) * 3, (0.25,) * 3)
+    content = "stripes"
+
+    def __init__(self, name: str, n: int, reading: Reading) -> None:
+        super().__init__(reading)
+        self.name, self.n, self.image_size = name, n, reading.image_size or 8
+
+    def _labels(self, name: str) -> np.ndarray:
+        return np.zeros(self.n, np.int64)
+
+    def _images(self, name: str, index: np.ndarray) -> np.ndarray:
+        return np.full((len(index), 3, self.image_size, self.image_size), 128, np.uint8)
+
+
+def load_stripes(name: str, data_root: Path | None, reading: Reading) -> ImageSet:
+    return Stripes(name, int(name.partition(":")[2] or 30), reading)
+
+
+@pytest.fixture
+def stripes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sets that a plugin registers, for one test."""
+    monkeypatch.setattr(catalogue.IMAGE_SETS, "_entries", {**catalogue.IMAGE_SETS._entries})
+    register_image_set("stripes")(load_stripes)
+    register_image_set("lab:")(load_stripes)
+
+
+@pytest.mark.usefixtures("stripes")
+def test_a_set_from_elsewhere_is_loaded_by_its_name() -> None:
+    assert {"stripes", "lab:PATH"} < set(image_set_names())
+    image_set = load_image_set("stripes", limit={"train": 4}, image_size=16)
+    assert image_set.split("train").images.shape == (4, 3, 16, 16)
+    assert len(load_image_set("lab:7").split("test")) == 7
+    with pytest.raises(InputError) as caught:
+        load_image_set("strips")
+    assert caught.value.nearest == "stripes"
+
+
+@pytest.mark.usefixtures("stripes")
+def test_a_name_cannot_be_taken_from_its_owner() -> None:
+    for name in ("digit-scenes", "folder:", "stripes"):
+        with pytest.raises(ValueError, match="already registered"):
+            register_image_set(name)(lambda name, data_root, reading: load_stripes(name, data_root, reading))
+
+
+@pytest.mark.parametrize("folder", ["bccd", "BCCD"])
+def test_bccd_is_a_voc_folder_below_the_data_root(tmp_path: Path, folder: str) -> None:
+    for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (tmp_path / folder / part).mkdir(parents=True)
+    size = "<size><width>24</width><height>24</height></size>"
+    box = "<bndbox><xmin>3</xmin><ymin>4</ymin><xmax>20</xmax><ymax>20</ymax></bndbox>"
+    for name, split in (("a", "trainval"), ("b", "test")):
+        Image.new("RGB", (24, 24), (200, 30, 30)).save(tmp_path / folder / "JPEGImages" / f"{name}.jpg")
+        text = f"<annotation>{size}<object><name>RBC</name>{box}</object></annotation>"
+        (tmp_path / folder / "Annotations" / f"{name}.xml").write_text(text)
+        (tmp_path / folder / "ImageSets/Main" / f"{split}.txt").write_text(f"{name}\n")
+    image_set = load_image_set("bccd", tmp_path)
+    assert (image_set.name, image_set.detection_classes) == ("bccd", ("RBC",))
+    assert image_set.detection("test").boxes[0].tolist() == [[2, 3, 20, 20]]
+    with pytest.raises(InputError, match="bccd is not here") as caught:
+        load_image_set("bccd", tmp_path / folder)
+    assert "BCCD_Dataset" in str(caught.value.next_step)
+
+
+def test_cifar10_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no data folder"):
+        load_image_set("cifar10")
+    (tmp_path / "cifar-10-batches").mkdir()
+    with pytest.raises(InputError, match="cifar10 is not here") as caught:
+        load_image_set("cifar10", tmp_path)
+    assert caught.value.nearest == str(tmp_path / "cifar-10-batches")
+    with pytest.raises(InputError, match="no such folder"):
+        load_image_set("cifar10", tmp_path / "nowhere")
