@@ -26,6 +26,7 @@ from twinbench.data.detection import AnnotatedSet, DetectionSplit, detection_spl
 from twinbench.data.folders import Corrupt
 from twinbench.data.streaming import Images, StreamedImages
 from twinbench.foundation.errors import InputError, unknown_name
+from twinbench.foundation.files import slug
 
 _log = logging.getLogger(__name__)
 
@@ -129,6 +130,11 @@ class ImageSet(ABC):
         if self.streamed:
             parts += ("streamed",)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    @property
+    def slug(self) -> str:
+        """What the set is called in names of files and folders, however its name was written."""
+        return slug(self.name)
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -271,6 +277,12 @@ class FolderImages(_HeldOut):
     def content(self) -> str:
         """Names below the folder and their sizes in bytes."""
         return self._files.fingerprint()
+
+    @property
+    def slug(self) -> str:
+        """The format and the name of the folder itself, to which many paths and links may lead."""
+        kind, colon, _ = self.name.partition(":")
+        return slug(f"{kind}-{self._files.root.resolve().name}") if colon else super().slug
 
     @property
     def skipped(self) -> dict[str, int]:

@@ -1,8 +1,9 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent, and what they are called."""
 
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -33,3 +34,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             where=path,
             next_step="free some space or give a writable folder",
         ) from error
+
+
+def slug(text: str) -> str:
+    """A text as part of a file name: what is neither an ASCII letter nor a digit becomes a hyphen."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", text)

@@ -147,7 +147,7 @@ def plan_run(recipe: Recipe, image_set: ImageSet, runs_root: Path, ranks: int = 
                 where=image_set.name,
                 next_step="sort them into train/<class>/ folders, or choose another method",
             )
-    return open_run(runs_root, resolved)
+    return open_run(runs_root, resolved, image_set)
 
 
 def load_training(image_set: ImageSet) -> None:

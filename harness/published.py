@@ -13,9 +13,10 @@ from twinbench.encoders.backbones import ResNet
 from twinbench.encoders.encoder import INFO_FILE, Encoder, EncoderInfo
 from twinbench.encoders.foreign.importer import read_foreign
 from twinbench.foundation.errors import InputError, RunFailure
+from twinbench.foundation.files import slug
 from twinbench.harness.environment import environment
 from twinbench.harness.recipes import recipe_hash
-from twinbench.harness.store import Run, image_set_slug
+from twinbench.harness.store import Run
 from twinbench.harness.studies import Study
 from twinbench.pretraining.recipe import BackboneSpec, Recipe
 
@@ -84,8 +85,8 @@ def _planned(source: Path, info: EncoderInfo, image_set: ImageSet, runs_root: Pa
         },
     )
     digest = recipe_hash(recipe)
-    slugs = f"{image_set_slug(source.stem)}-{image_set_slug(image_set.name)}"
-    return Run(runs_root / f"imported-{slugs}-{digest}", recipe, digest, source)
+    folder = f"imported-{slug(source.stem)}-{image_set.slug}-{digest}"
+    return Run(runs_root / folder, recipe, digest, source)
 
 
 def _read(source: Path) -> tuple[ResNet, EncoderInfo, tuple[str, ...]]:

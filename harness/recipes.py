@@ -148,7 +148,7 @@ def read_value(text: str) -> Any:
 def recipe_hash(recipe: Recipe) -> str:
     """Twelve hex digits over everything in a resolved recipe that changes the numbers.
 
-    The path of a folder set is left out: its fingerprint says what is in it.
+    The path of a folder set is left out, for one folder has many: its fingerprint says what is in it.
     """
     document = recipe.model_dump(mode="json")
     document["image_set"] = recipe.image_set.partition(":")[0]

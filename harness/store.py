@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,7 +88,7 @@ class Run:
         file = self.folder / "records" / f"{protocol.replace('/', '--')}.json"
         if self.recipe.image_set_fingerprint == image_set.fingerprint:
             return file
-        return file.with_stem(f"{file.stem}--on-{image_set_slug(image_set.name)}-{image_set.fingerprint[:8]}")
+        return file.with_stem(f"{file.stem}--on-{image_set.slug}-{image_set.fingerprint[:8]}")
 
     def record(self, file: Path) -> dict[str, Any] | None:
         """The finished evaluation in a record file, if it is of the encoder that is there now and its seed, or None."""
@@ -131,10 +130,10 @@ class Run:
             yield
 
 
-def open_run(root: Path, recipe: Recipe) -> Run:
-    """The run of a resolved recipe under ``root``; nothing is written yet."""
+def open_run(root: Path, recipe: Recipe, image_set: ImageSet) -> Run:
+    """The run under ``root`` of a recipe that was resolved for an image set; nothing is written yet."""
     digest = recipe_hash(recipe)
-    return Run(root / f"{recipe.method}-{image_set_slug(recipe.image_set)}-{digest}", recipe, digest)
+    return Run(root / f"{recipe.method}-{image_set.slug}-{digest}", recipe, digest)
 
 
 def stored_runs(root: Path) -> list[Run]:
@@ -159,11 +158,6 @@ def record_place(folder: Path, protocol: str, image_set: ImageSet, seed: int) ->
         return None
     run = Run(folder, Recipe(**read_yaml(folder / "recipe.yaml")), "")
     return run.record_file(protocol, image_set) if run.recipe.seed == seed else None
-
-
-def image_set_slug(name: str) -> str:
-    """An image set's name as part of a file name."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", Path(name).name.removeprefix("folder:"))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

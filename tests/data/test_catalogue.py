@@ -49,6 +49,36 @@ def test_the_reading_is_what_the_parameters_say() -> None:
     assert read.split("train").images.shape == (20, 3, 16, 16)
 
 
+def write_folder(root: Path, level: int) -> Path:
+    root.mkdir(parents=True)
+    for i in range(12):
+        Image.new("RGB", (16, 16), (level, level, i)).save(root / f"{i}.png")
+    return root
+
+
+def test_one_folder_has_one_slug_and_fingerprint_however_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_folder(tmp_path / "a" / "my pictures", 10)
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(folder)
+    paths = [folder, ".", "../my pictures", f"{folder}/", "~/a/my pictures", tmp_path / "link"]
+    sets = [load_image_set(f"folder:{path}") for path in paths]
+    assert {image_set.slug for image_set in sets} == {"folder-my-pictures"}
+    assert len({image_set.fingerprint for image_set in sets}) == 1
+    assert sets[1].name == "folder:."
+
+
+def test_folders_of_one_name_are_told_apart_by_their_fingerprint(tmp_path: Path) -> None:
+    first, second = (load_image_set(f"folder:{write_folder(tmp_path / n / 'x', 9)}") for n in "ab")
+    assert (first.slug, first.fingerprint) == (second.slug, second.fingerprint)
+    (tmp_path / "b" / "x" / "11.png").rename(tmp_path / "b" / "x" / "12.png")
+    other = load_image_set(f"folder:{tmp_path}/b/x")
+    assert other.slug == first.slug
+    assert other.fingerprint != first.fingerprint
+
+
 class Stripes(ImageSet):
     """What a plugin may bring: as many grey images as its name says."""
 
@@ -85,6 +115,7 @@ def test_a_set_from_elsewhere_is_loaded_by_its_name() -> None:
     image_set = load_image_set("stripes", limit={"train": 4}, image_size=16)
     assert image_set.split("train").images.shape == (4, 3, 16, 16)
     assert len(load_image_set("lab:7").split("test")) == 7
+    assert (image_set.slug, load_image_set("lab:7").slug) == ("stripes", "lab-7")
     with pytest.raises(InputError) as caught:
         load_image_set("strips")
     assert caught.value.nearest == "stripes"
@@ -109,7 +140,8 @@ def test_bccd_is_a_voc_folder_below_the_data_root(tmp_path: Path, folder: str) -
         (tmp_path / folder / "Annotations" / f"{name}.xml").write_text(text)
         (tmp_path / folder / "ImageSets/Main" / f"{split}.txt").write_text(f"{name}\n")
     image_set = load_image_set("bccd", tmp_path)
-    assert (image_set.name, image_set.detection_classes) == ("bccd", ("RBC",))
+    assert (image_set.name, image_set.slug, image_set.detection_classes) == ("bccd", "bccd", ("RBC",))
+    assert load_image_set(f"voc:{tmp_path / folder}").slug == f"voc-{folder}"
     assert image_set.detection("test").boxes[0].tolist() == [[2, 3, 20, 20]]
     with pytest.raises(InputError, match="bccd is not here") as caught:
         load_image_set("bccd", tmp_path / folder)

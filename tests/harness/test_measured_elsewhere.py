@@ -55,7 +55,7 @@ def test_the_two_studies_share_trainings_and_keep_both_records(cli, tmp_path, ph
     measured = {p.name: json.loads(p.read_text())["image_set"] for p in (run / "records").iterdir()}
     assert measured.pop("knn--cosine-v1.json") == "digit-scenes"
     ((name, image_set),) = measured.items()
-    assert name.startswith("knn--cosine-v1--on-photos-")
+    assert name.startswith("knn--cosine-v1--on-folder-photos-")
     assert image_set == f"folder:{photos}"
 
     def refuse(*args, **kwargs):
