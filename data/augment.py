@@ -92,9 +92,6 @@ class ViewParameters:
     sigma: Tensor
     solarize: Tensor
 
-    def __len__(self) -> int:
-        return len(self.top)
-
     def __getitem__(self, index: slice | Tensor) -> ViewParameters:
         """The parameters of some of the images, one rank's share of the global batch for example."""
         return ViewParameters(**{field.name: getattr(self, field.name)[index] for field in fields(self)})

@@ -91,7 +91,7 @@ def read_coco(root: Path) -> AnnotatedSet:
     for images in splits.values():
         check_pictures(images)
     repairs.summarise(sum(len(document["annotations"]) for document in documents.values()))
-    return AnnotatedSet(tuple(names["train"][identifier] for identifier in order), splits, repairs.count)
+    return AnnotatedSet(tuple(names["train"][identifier] for identifier in order), splits)
 
 
 def _parse(file: Path) -> dict[str, Any]:

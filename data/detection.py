@@ -145,11 +145,10 @@ class AnnotatedImage:
 
 @dataclass(frozen=True)
 class AnnotatedSet:
-    """What a reader found: class names, the images of ``train`` and ``test``, and the number of repairs."""
+    """What a reader found: class names, and the images of ``train`` and ``test``."""
 
     classes: tuple[str, ...]
     splits: dict[str, list[AnnotatedImage]]
-    repaired: int
 
     def digest(self) -> str:
         """SHA-256 of the classes and every annotation, whatever the place of the folder."""
@@ -165,25 +164,25 @@ class Repairs:
     """Counts the repaired objects of a set and names the first of them in warnings."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self._count = 0
         self._first = ""
 
     def add(self, what: str, where: str) -> None:
         """Count one repair."""
-        self.count += 1
+        self._count += 1
         self._first = self._first or where
-        if self.count <= _NAMED_REPAIRS:
+        if self._count <= _NAMED_REPAIRS:
             _log.warning("%s: %s", where, what)
-        elif self.count == _NAMED_REPAIRS + 1:
+        elif self._count == _NAMED_REPAIRS + 1:
             _log.warning("more than %d repaired objects: the others are counted only", _NAMED_REPAIRS)
 
     def summarise(self, objects: int) -> None:
         """Say how many of so many objects were repaired; raises InputError where these are too many to be slips."""
-        if self.count > _NAMED_REPAIRS:
-            _log.warning("repaired objects: %d of %d", self.count, objects)
-        if self.count > max(_NAMED_REPAIRS, _MOST_REPAIRED * objects):
+        if self._count > _NAMED_REPAIRS:
+            _log.warning("repaired objects: %d of %d", self._count, objects)
+        if self._count > max(_NAMED_REPAIRS, _MOST_REPAIRED * objects):
             raise InputError(
-                f"{self.count} of {objects} objects are outside their image or without area",
+                f"{self._count} of {objects} objects are outside their image or without area",
                 where=self._first,
                 next_step="look at the format of the boxes: COCO's are left, top, width, height; VOC's are edges",
             )

@@ -148,11 +148,6 @@ class CropStream:
         self.images, self.policies, self.rows, self.generator = images, tuple(policies), rows, generator
         self.steps, self.workers, self.share = range(first_step, total_steps), workers, share
 
-    @property
-    def skipped(self) -> set[Path]:
-        """The corrupt files met so far."""
-        return set(self.images.skipped.paths.values())
-
     def __iter__(self) -> Iterator[list[Tensor]]:
         views: list[Tensor] = []
         with closing(self._results()) as results:

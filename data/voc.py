@@ -147,7 +147,7 @@ def read_voc(root: Path) -> AnnotatedSet:
     for images in splits.values():
         check_pictures(images)
     repairs.summarise(sum(1 for images in trees.values() for _, tree in images for _ in _objects(tree)))
-    return AnnotatedSet(classes, splits, repairs.count)
+    return AnnotatedSet(classes, splits)
 
 
 def _require_distinct_classes(classes: Sequence[str], root: Path) -> None:
