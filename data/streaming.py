@@ -38,7 +38,7 @@ _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resamplin
 
 
 class StreamedImages:
-    """Image files that are read like a tensor, uint8 ``[N, 3, size, size]``: indexed, sliced and split.
+    """Image files that are read like a tensor, uint8 ``[N, 3, size, size]``: indexed and sliced.
 
     What is asked for is decoded in parallel threads to the pixels that a set in memory has: shorter side to ``size``,
     centre cut out. ``labels`` (int64 ``[N]``) only guide the choice of substitutes. A file that cannot be decoded
@@ -88,10 +88,6 @@ class StreamedImages:
         images = torch.from_numpy(fit_all(read, len(rows), self.size))
         self.skipped.add(errors)
         return images.view(*chosen.shape, *self.shape[1:])
-
-    def split(self, n: int) -> Iterator[Tensor]:
-        """The images in order, ``n`` at a time and fewer at the end; one part in memory at a time."""
-        return (self[start : start + n] for start in range(0, len(self), n))
 
     def read(self, row: int) -> tuple[Image.Image, CorruptImage | None]:
         """The whole picture of a row in RGB, or with ``skip`` its substitute and the error it stands in for.

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from twinbench.data.augment import augment, eval_view
+from twinbench.data.augment import augment
 from twinbench.data.image_sets import ImageSet, Split
+from twinbench.data.views import plain_views
 from twinbench.downstream.label_lists import read_label_list
 from twinbench.downstream.linear_sgd import linear_head
 from twinbench.downstream.protocol import (
@@ -153,10 +154,7 @@ class FineTuning(Protocol):
             model.to(context.device)
             batches = self._batches(train, chosen, encoder, context.device, generator)
             fine_tune(model, batches, self.steps, self.head_lr, lambda done: context.progress(0.9 * done))
-        views = (
-            eval_view(test.images[rows].to(context.device), encoder.input_size, encoder.normalisation)
-            for rows in known.split(_BATCH)
-        )
+        views = plain_views(test.images, known, encoder.input_size, encoder.normalisation, context.device)
         measured = _measure(model, views, test, known)
         if skipped := skipped_images(train, test):
             context.details["skipped_images"] = skipped

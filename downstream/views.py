@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from twinbench.data.augment import ViewPolicy, augment, draw_parameters, eval_view, finish
+from twinbench.data.augment import ViewPolicy
 from twinbench.data.image_sets import ImageSet, Split
-from twinbench.data.streaming import CropStream, Images, StreamedImages
+from twinbench.data.streaming import Images, StreamedImages
+from twinbench.data.views import RandomViews, plain_views
 from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.randomness import seeded_generator
@@ -98,17 +99,9 @@ def training_views(
     images are decoded and cropped by worker processes; images in memory are taken to the device whole.
     """
     policy = crop_and_flip(encoder.input_size)
-    generator = partial(seeded_generator, seed, "views")
-    if isinstance(images, StreamedImages):
-        stream = CropStream(images, [policy], rows, generator, 0, steps, usable_cores())
-        for step, (crops,) in enumerate(stream):
-            drawn = draw_parameters(policy, len(crops), images.size, images.size, generator(step))
-            yield finish(crops.to(device, non_blocking=True), drawn, policy, encoder.normalisation)
-        return
-    images = images.to(device)
-    for step in range(steps):
-        chosen = images[rows(step).to(device)]
-        yield augment(chosen, policy, encoder.normalisation, generator(step))
+    views = RandomViews(images, rows, [policy], encoder.normalisation, seed, device, usable_cores())
+    for step in views.steps(0, steps):
+        yield from step.make()
 
 
 def central_views(images: Images, rows: Tensor, encoder: Encoder, device: torch.device) -> Iterator[Tensor]:
@@ -128,6 +121,5 @@ def central_views(images: Images, rows: Tensor, encoder: Encoder, device: torch.
     elif images.shape[-1] == size:
         large = size
     margin = (large - size) // 2
-    for chunk in rows.split(_BATCH):
-        views = eval_view(images[chunk].to(device), large, encoder.normalisation)
+    for views in plain_views(images, rows, large, encoder.normalisation, device):
         yield views[..., margin : margin + size, margin : margin + size]

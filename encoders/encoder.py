@@ -20,8 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from twinbench.data.augment import Normalisation, eval_view
+from twinbench.data.augment import Normalisation
 from twinbench.data.streaming import Images
+from twinbench.data.views import plain_views
 from twinbench.encoders.backbones import ResNet, Stem, build_backbone
 from twinbench.encoders.deviations import Deviation, deviate
 from twinbench.foundation.errors import InputError
@@ -29,7 +30,6 @@ from twinbench.foundation.files import write_atomically
 
 WEIGHTS_FILE = "encoder.safetensors"
 INFO_FILE = "encoder.json"
-_BATCH = 256
 _SIZES = range(8, 1025)  # of input images, in pixels
 
 
@@ -139,11 +139,9 @@ class Encoder:
         The images may be streamed; they are decoded batch by batch then.
         """
         device = next(self.backbone.parameters()).device
-        batches = [
-            self.backbone(eval_view(chunk.to(device), self.input_size, self.normalisation)).float().cpu()
-            for chunk in images.split(_BATCH)
-        ]
-        return torch.cat(batches) if batches else torch.empty(0, self.feature_dim)
+        rows = torch.arange(len(images))
+        views = plain_views(images, rows, self.input_size, self.normalisation, device)
+        return torch.cat([self.backbone(batch).float().cpu() for batch in views])
 
     def fresh_backbone(self) -> ResNet:
         """A trainable copy of the backbone, for fine-tuning; the encoder itself stays as it is."""

@@ -1,23 +1,22 @@
-"""Where a step's views come from: the images of the batch, this rank's share of them, augmented.
+"""The batches of a training: which images make up a step, in which micro-batches, with their views and labels.
 
-The order of images and every augmentation parameter is a function of (seed, step) for the whole global batch, of
-which each rank takes its rows. So neither a resumed run nor another number of devices sees other views.
+The order of images is a function of (seed, step) for the whole global batch, as their views are (`data.views`).
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Iterator
-from functools import lru_cache, partial
+from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from twinbench.data.augment import ViewParameters, ViewPolicy, apply, draw_parameters, finish
+from twinbench.data.augment import ViewPolicy
 from twinbench.data.image_sets import ImageSet
-from twinbench.data.streaming import CropStream, StreamedImages
+from twinbench.data.streaming import StreamedImages
+from twinbench.data.views import RandomViews, ViewsOfStep
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import InputError
 from twinbench.foundation.randomness import seeded_generator
@@ -37,8 +36,7 @@ class MicroBatch(NamedTuple):
 class Batches:
     """The batches of a run, for this rank.
 
-    A set in memory lies on the device whole. A streamed one is decoded and cropped by worker processes, as many as
-    there are cores for this rank; everything after the crop is batched on the device in both cases.
+    Streamed images are decoded and cropped by as many worker processes as there are cores for this rank.
     """
 
     def __init__(
@@ -46,80 +44,41 @@ class Batches:
     ) -> None:
         self.recipe, self.policies, self.image_set, self.engine = recipe, policies, image_set, engine
         train = image_set.split("train")
-        images = train.images
-        self.images = images if isinstance(images, StreamedImages) else images.to(engine.device)
         self.labels = train.labels.to(engine.device)
-        self.share = engine.share(recipe.batch_size)
         self.steps_per_epoch = steps_in_epoch(recipe, len(train), image_set.name)
         self.total_steps = self.steps_per_epoch * recipe.epochs
-        self._generator = partial(seeded_generator, recipe.seed, "views")
+        self.views = RandomViews(
+            train.images,
+            self._rows,
+            policies,
+            image_set.normalisation,
+            recipe.seed,
+            engine.device,
+            workers=max(1, usable_cores() // engine.hardware.devices),
+            share=engine.share(recipe.batch_size),
+        )
 
     def from_step(self, first_step: int) -> Iterator[list[MicroBatch]]:
         """The micro-batches of each step from ``first_step`` to the last."""
-        steps = range(first_step, self.total_steps)
-        for step, crops in zip(steps, self._crops(steps), strict=True):
-            yield self._batch(step, crops)
+        for views in self.views.steps(first_step, self.total_steps):
+            yield [self._micro_batch(views, part) for part in _parts(self.recipe.accumulate)]
 
-    def skipped_images(self) -> int:
-        """Corrupt training images that were left out so far, on any rank; every rank must ask."""
-        if not isinstance(self.images, StreamedImages):
-            return self.image_set.skipped.get("train", 0)
-        rows = torch.zeros(len(self.images), device=self.engine.device)
-        rows[torch.tensor(list(self.images.skipped.paths), dtype=torch.long)] = 1.0
-        return int(all_reduce_max_nograd(rows).sum())
-
-    def _crops(self, steps: range) -> Iterable[list[Tensor] | None]:
-        """The crops of each step where they are made by workers, None where the device makes them."""
-        if not isinstance(self.images, StreamedImages):
-            return itertools.repeat(None, len(steps))
-        workers = max(1, usable_cores() // self.engine.hardware.devices)
-        return CropStream(
-            self.images,
-            self.policies,
-            self._rows,
-            self._generator,
-            steps.start,
-            steps.stop,
-            workers,
-            self.share,
-        )
+    def _micro_batch(self, views: ViewsOfStep, part: slice) -> MicroBatch:
+        made = [view.contiguous(memory_format=torch.channels_last) for view in views.make(part)]
+        return MicroBatch(made, self.labels[views.rows[part]])
 
     def _rows(self, step: int) -> Tensor:
         progress = Progress(step, self.total_steps, self.steps_per_epoch)
-        return batch_rows(len(self.images), self.recipe.batch_size, self.recipe.seed, progress)
+        return batch_rows(len(self.labels), self.recipe.batch_size, self.recipe.seed, progress)
 
-    def _batch(self, step: int, crops: list[Tensor] | None) -> list[MicroBatch]:
-        rows = self._rows(step)[self.share]
-        drawn = [parameters[self.share] for parameters in self._draw(step)]
-        return [
-            MicroBatch(
-                [
-                    self._view(rows[part], None if crops is None else crops[i][part], drawn[i][part], policy)
-                    for i, policy in enumerate(self.policies)
-                ],
-                self.labels[rows[part]],
-            )
-            for part in _parts(self.recipe.accumulate)
-        ]
-
-    def _draw(self, step: int) -> list[ViewParameters]:
-        """The parameters of the global batch; of a streamed set all but the crops, which the workers have drawn."""
-        generator = self._generator(step)
-        height, width = self.images.shape[-2:]
-        return [
-            draw_parameters(policy, self.recipe.batch_size, height, width, generator)
-            for policy in self.policies
-        ]
-
-    def _view(
-        self, rows: Tensor, crops: Tensor | None, parameters: ViewParameters, policy: ViewPolicy
-    ) -> Tensor:
-        normalisation = self.image_set.normalisation
-        if crops is None:
-            views = apply(self.images[rows], parameters, policy, normalisation)
-        else:
-            views = finish(crops.to(self.engine.device, non_blocking=True), parameters, policy, normalisation)
-        return views.contiguous(memory_format=torch.channels_last)
+    def skipped_images(self) -> int:
+        """Corrupt training images that were left out so far, on any rank; every rank must ask."""
+        images = self.views.images
+        if not isinstance(images, StreamedImages):
+            return self.image_set.skipped.get("train", 0)
+        rows = torch.zeros(len(images), device=self.engine.device)
+        rows[torch.tensor(list(images.skipped.paths), dtype=torch.long)] = 1.0
+        return int(all_reduce_max_nograd(rows).sum())
 
 
 def _parts(count: int) -> list[slice]:

@@ -94,8 +94,7 @@ def test_a_streamed_set_has_the_pixels_of_a_set_in_memory(tree: Path) -> None:
         assert isinstance(expected, torch.Tensor)
         assert torch.equal(on_disk.split(name).labels, in_memory.split(name).labels)
         assert (images.shape, len(images)) == (expected.shape, len(expected))
-        assert torch.equal(torch.cat(list(images.split(5))), expected)
-        assert [len(part) for part in images.split(5)] == [len(part) for part in expected.split(5)]
+        assert torch.equal(images[:], expected)
         some = torch.tensor([1, 0, 1, -1])
         mask = torch.arange(len(images)) % 2 == 0
         for index in (slice(1), slice(None, None, 3), slice(0, 0), some, some[:0], mask, 1):

@@ -1,0 +1,120 @@
+"""The one way from images to batches of views, held in memory or streamed from disk."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from twinbench.data.augment import (
+    Normalisation,
+    ViewParameters,
+    ViewPolicy,
+    apply,
+    draw_parameters,
+    eval_view,
+    finish,
+)
+from twinbench.data.streaming import CropStream, Images, StreamedImages
+from twinbench.foundation.randomness import seeded_generator
+
+_BATCH = 256
+
+
+class RandomViews:
+    """The augmented views of every step of a training, one for each policy.
+
+    ``rows(step)`` gives the images of the step's global batch, int64 ``[N]``, of which ``share`` is this rank's part.
+    The parameters of the views are drawn for the global batch and are a function of (seed, step), so neither a resumed
+    run nor another number of devices sees other views.
+
+    Images in memory lie on ``device`` whole. Streamed ones are decoded and cropped by ``workers`` processes;
+    everything after the crop is batched on the device in both cases.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        rows: Callable[[int], Tensor],
+        policies: Sequence[ViewPolicy],
+        normalisation: Normalisation,
+        seed: int,
+        device: torch.device,
+        workers: int,
+        share: slice = slice(None),
+    ) -> None:
+        self.images = images if isinstance(images, StreamedImages) else images.to(device)
+        self.policies, self.normalisation, self.device = tuple(policies), normalisation, device
+        self._rows, self._generator = rows, partial(seeded_generator, seed, "views")
+        self._workers, self._share = workers, share
+
+    def steps(self, first: int, total: int) -> Iterator[ViewsOfStep]:
+        """The views of the steps ``first`` to ``total - 1``; raises as `CropStream` does where they are streamed."""
+        steps = range(first, total)
+        for step, crops in zip(steps, self._crops(steps), strict=True):
+            yield self._of_step(step, crops)
+
+    def _crops(self, steps: range) -> Iterable[list[Tensor] | None]:
+        """The crops of each step where they are made by workers, None where the device makes them."""
+        if not isinstance(self.images, StreamedImages):
+            return itertools.repeat(None, len(steps))
+        return CropStream(
+            self.images,
+            self.policies,
+            self._rows,
+            self._generator,
+            steps.start,
+            steps.stop,
+            self._workers,
+            self._share,
+        )
+
+    def _of_step(self, step: int, crops: list[Tensor] | None) -> ViewsOfStep:
+        rows, generator = self._rows(step), self._generator(step)
+        # of a streamed set all but the crops count, which the workers have drawn by the same calls
+        height, width = self.images.shape[-2:]
+        drawn = [draw_parameters(policy, len(rows), height, width, generator) for policy in self.policies]
+        return ViewsOfStep(self, rows[self._share], [parameters[self._share] for parameters in drawn], crops)
+
+
+@dataclass(frozen=True)
+class ViewsOfStep:
+    """A rank's views of one step, made when they are asked for; ``rows`` are their images, int64 ``[n]``.
+
+    ``drawn`` has the parameters of these views for each policy, and ``crops`` the crops where they are streamed.
+    """
+
+    source: RandomViews
+    rows: Tensor
+    drawn: list[ViewParameters]
+    crops: list[Tensor] | None
+
+    def make(self, part: slice = slice(None)) -> list[Tensor]:
+        """The views of a part of the rows: for each policy ``[n, 3, size, size]``, normalised, on the device."""
+        images = (
+            None if isinstance(self.source.images, StreamedImages) else self.source.images[self.rows[part]]
+        )
+        return [self._view(i, images, part) for i in range(len(self.drawn))]
+
+    def _view(self, i: int, images: Tensor | None, part: slice) -> Tensor:
+        parameters, policy = self.drawn[i][part], self.source.policies[i]
+        if images is not None:
+            return apply(images, parameters, policy, self.source.normalisation)
+        assert self.crops is not None
+        crops = self.crops[i][part].to(self.source.device, non_blocking=True)
+        return finish(crops, parameters, policy, self.source.normalisation)
+
+
+def plain_views(
+    images: Images, rows: Tensor, size: int, normalisation: Normalisation, device: torch.device
+) -> Iterator[Tensor]:
+    """The views without randomness of the images ``rows`` (int64 ``[N]``), in batches of at most 256.
+
+    Each batch is ``[n, 3, size, size]``, normalised, on ``device``; see `data.augment.eval_view`.
+    """
+    for chunk in rows.split(_BATCH):
+        yield eval_view(images[chunk].to(device), size, normalisation)
