@@ -69,8 +69,8 @@ def _bf16() -> str:
 
 
 def _image_set(name: str, data_root: Path | None) -> str:
-    if name in _ANY_FOLDER:
-        return _ANY_FOLDER[name]
+    if name.endswith(":PATH"):
+        return _ANY_FOLDER.get(name, "any folder of this format")
     try:
         found = load_image_set(name, data_root)
     except InputError as error:

@@ -1,13 +1,24 @@
-"""What `doctor` says of Detectron2 with it, without it and with one that cannot be imported."""
+"""What `doctor` says of image sets, and of Detectron2 with it, without it and with one that cannot be imported."""
 
 import sys
 from importlib.machinery import EXTENSION_SUFFIXES
 
 import pytest
 
+from twinbench.data.catalogue import IMAGE_SETS, register_image_set
 from twinbench.downstream.detection.detectron2_c4 import detectron2_found, require_detectron2
 from twinbench.foundation.errors import InputError
 from twinbench.harness.doctor import examine
+
+
+def test_a_format_from_a_plugin_is_named_and_not_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(IMAGE_SETS, "_entries", {**IMAGE_SETS._entries})
+
+    @register_image_set("lab:")
+    def load(name, data_root, reading):
+        raise AssertionError("there is no such folder")
+
+    assert "image set   lab:PATH: any folder of this format" in examine(None, tmp_path / "runs")
 
 
 def line(tmp_path):
