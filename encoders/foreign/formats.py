@@ -15,7 +15,7 @@ from twinbench.encoders.backbones import Stem
 from twinbench.encoders.deviations import Deviation
 from twinbench.encoders.foreign.detectron2_names import torchvision_name
 from twinbench.encoders.foreign.files import CheckpointFile
-from twinbench.foundation.errors import unknown_name
+from twinbench.foundation.registry import Registry
 
 Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
 
@@ -340,16 +340,11 @@ _FORMATS = (
     ),
 )
 
-FORMATS: Mapping[str, Format] = {each.name: each for each in _FORMATS}
+FORMATS = Registry[Format]("format")
+for _each in _FORMATS:
+    FORMATS.add(_each.name, _each)
 
 
 def format_names() -> list[str]:
     """The formats that can be imported."""
-    return sorted(FORMATS)
-
-
-def checkpoint_format(name: str) -> Format:
-    """The format of a name; raises InputError with the nearest one where there is none."""
-    if name not in FORMATS:
-        raise unknown_name("format", name, FORMATS)
-    return FORMATS[name]
+    return FORMATS.names()

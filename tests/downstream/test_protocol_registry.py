@@ -1,15 +1,22 @@
+from contextlib import suppress
+
 import pytest
 
-import twinbench.downstream.protocol as registry
 from twinbench.downstream.detection import choices
 from twinbench.downstream.protocol import Measurement, Protocol, protocol, protocol_names, register_protocol
 from twinbench.foundation.errors import InputError
+from twinbench.foundation.registry import all_or_nothing
+
+
+class Over(Exception):
+    """The end of a test, at which its registrations are undone."""
 
 
 @pytest.fixture(autouse=True)
-def restored_registry(monkeypatch):
-    protocol_names()
-    monkeypatch.setattr(registry, "_PROTOCOLS", dict(registry._PROTOCOLS))
+def restored_registry():
+    with suppress(Over), all_or_nothing():
+        yield
+        raise Over
 
 
 def toy(full_name):
@@ -55,16 +62,14 @@ def test_a_protocol_from_outside_is_registered_and_evaluated(encoder, context):
     assert protocol("toy").evaluate(encoder, context) == [Measurement("answer", 42.0, n=1)]
 
 
-def test_a_plugin_is_loaded_through_its_entry_point(monkeypatch):
-    class Plugin:
-        def load(self):
-            register_protocol(toy("plugged/in-v1"))
+def test_an_instance_is_registered_as_it_is():
+    constant = toy("toy/constant-v1")()
+    assert register_protocol(constant) is constant
+    assert protocol("toy/constant-v1") is constant
 
-    monkeypatch.setattr(
-        registry, "entry_points", lambda group: [Plugin()] if group == "twinbench.plugins" else []
-    )
-    registry._discover.cache_clear()
-    assert "plugged/in-v1" in protocol_names()
+
+def test_a_name_stands_for_one_object():
+    assert protocol("knn") is protocol("knn/cosine-v1")
 
 
 def test_a_family_means_its_newest_version():
