@@ -13,7 +13,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -68,10 +68,10 @@ class Protocol(ABC):
     ``uses_label_list`` says that a list of labelled images changes what it does.
     """
 
-    name: ClassVar[str]
-    needs: ClassVar[Literal["labels", "detection"]]
-    metrics: ClassVar[tuple[str, ...]]
-    uses_label_list: ClassVar[bool] = False
+    name: str
+    needs: Literal["labels", "detection"]
+    metrics: tuple[str, ...]
+    uses_label_list: bool = False
 
     @abstractmethod
     def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:

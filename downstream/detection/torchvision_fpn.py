@@ -6,7 +6,6 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +25,7 @@ from twinbench.downstream.detection.coco_eval import (
     run_lengths,
 )
 from twinbench.downstream.detection.fine_tuning import (
-    BOX_METRICS,
-    MASK_METRICS,
+    BOX_AND_MASK_METRICS,
     STAGES,
     require_encoder_maps,
     unit_floats,
@@ -144,9 +142,9 @@ class TorchvisionFpn(Protocol):
     not symmetric), the state after the last step counts.
     """
 
-    name: ClassVar[str] = "detection/torchvision-fpn-v1"
-    needs: ClassVar[Literal["labels", "detection"]] = "detection"
-    metrics: ClassVar[tuple[str, ...]] = (*BOX_METRICS, *MASK_METRICS)
+    name = "detection/torchvision-fpn-v1"
+    needs = "detection"
+    metrics = BOX_AND_MASK_METRICS
 
     def check(self, image_set: ImageSet) -> None:
         """Raise InputError for pictures of different sizes or without masks, and where no test object counts."""

@@ -298,11 +298,8 @@ def test_a_single_scene_is_overfitted(kind, iterations, rate, encoder, image_set
         ),
     ],
 )
-def test_a_protocol_repeats_itself_and_leaves_the_encoder_alone(
-    name, metrics, encoder, image_set, monkeypatch
-):
-    chosen = protocol(name)
-    monkeypatch.setattr(type(chosen), "schedule", SHORT)
+def test_a_protocol_repeats_itself_and_leaves_the_encoder_alone(name, metrics, encoder, image_set):
+    chosen = replace(protocol(name), schedule=SHORT)
     before = {name: tensor.clone() for name, tensor in encoder.backbone.state_dict().items()}
     results = []
     for _ in range(2):
@@ -333,8 +330,7 @@ class NeverDecoded:
 
 
 def test_masks_that_a_detector_does_not_use_are_not_decoded(encoder, image_set, monkeypatch):
-    chosen = protocol("detection/c4-torchvision-v1")
-    monkeypatch.setattr(type(chosen), "schedule", SHORT)
+    chosen = replace(protocol("detection/c4-torchvision-v1"), schedule=SHORT)
     monkeypatch.setitem(
         image_set.scenes, "train", replace(image_set.detection("train"), masks=NeverDecoded())
     )

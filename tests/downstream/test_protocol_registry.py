@@ -1,3 +1,4 @@
+import pickle
 from contextlib import suppress
 
 import pytest
@@ -66,6 +67,13 @@ def test_an_instance_is_registered_as_it_is():
     constant = toy("toy/constant-v1")()
     assert register_protocol(constant) is constant
     assert protocol("toy/constant-v1") is constant
+
+
+def test_every_protocol_reaches_a_worker_process_as_it_is():
+    for name in protocol_names():
+        copied = pickle.loads(pickle.dumps(protocol(name)))
+        assert type(copied) is type(protocol(name))
+        assert vars(copied) == vars(protocol(name))
 
 
 def test_a_name_stands_for_one_object():
