@@ -105,6 +105,8 @@ def accuracies(scores: Tensor, labels: Tensor) -> list[Measurement]:
 _PROTOCOLS = Registry[Protocol]("protocol", filled_by="twinbench.harness.plugins.load_plugins()")
 _CHOICES = Registry[Callable[[], str]]("choice of protocols")
 _NAME = re.compile(r"(?P<family>[a-z0-9-]+)/(?P<variant>[a-z0-9-]+)-v(?P<version>\d+)")
+_SUCCESSORS = {"detection/torchvision-fpn-v1": "detection/small-mask-rcnn-torchvision-v1"}
+"""Names that protocols had before, and what the same ones, with the same numbers, are called now."""
 P = TypeVar("P", bound="Protocol | type[Protocol]")
 
 
@@ -137,9 +139,10 @@ def protocol(name: str) -> Protocol:
     """The protocol called ``name``: a full name, a bare family ("knn"), which means its newest version, or a choice.
 
     A choice ("detection/c4") stands for the same protocol with one library or another, whichever is installed.
-    Raises InputError with the nearest name if there is none, and if a family has several variants of the same
-    version.
+    Raises InputError with the nearest name if there is none, for a name that a protocol had before, and if a family
+    has several variants of the same version.
     """
+    require_current(name)
     full_name = _CHOICES[name]() if name in _CHOICES else name
     if full_name in _PROTOCOLS:
         return _PROTOCOLS[full_name]
@@ -151,6 +154,17 @@ def protocol(name: str) -> Protocol:
             f"protocol {name!r} has more than one variant", next_step=f"name one in full: {', '.join(newest)}"
         )
     return _PROTOCOLS[newest[0]]
+
+
+def require_current(name: str, where: object = None) -> None:
+    """Raise InputError for a name that a protocol had before, with the one that it has now."""
+    if name in _SUCCESSORS:
+        raise InputError(
+            f"the protocol {name} is called {_SUCCESSORS[name]} now, and measures the same",
+            where=where,
+            nearest=_SUCCESSORS[name],
+            next_step=f"write {_SUCCESSORS[name]} in its place",
+        )
 
 
 def _newest_of_family(family: str) -> list[str]:

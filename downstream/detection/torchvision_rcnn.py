@@ -35,7 +35,7 @@ from twinbench.downstream.detection.fine_tuning import (
     unit_floats,
 )
 from twinbench.downstream.detection.schedules import TINY, TINY_PYRAMID, VOC_24K, Schedule
-from twinbench.downstream.detection.torchvision_fpn import PyramidBody, pyramid_maps
+from twinbench.downstream.detection.small_mask_rcnn import PyramidBody, pyramid_maps
 from twinbench.downstream.protocol import register_protocol
 from twinbench.encoders.backbones import ResNet
 from twinbench.encoders.encoder import Encoder

@@ -340,7 +340,7 @@ def test_masks_that_a_detector_does_not_use_are_not_decoded(encoder, image_set, 
 
 
 @pytest.mark.parametrize(
-    "name", ["c4-torchvision", "voc-c4-torchvision", "fpn-torchvision", "torchvision-fpn"]
+    "name", ["c4-torchvision", "voc-c4-torchvision", "fpn-torchvision", "small-mask-rcnn-torchvision"]
 )
 @pytest.mark.parametrize("flag", ["crowd", "difficult"])
 def test_a_test_split_without_an_object_that_counts_is_refused_before_any_work(
@@ -428,11 +428,11 @@ def test_one_class_empty_pictures_crowds_and_boxes_at_the_border(kind, encoder, 
     assert "box_ap" in average_precision(split, found, 1)
 
 
-def test_the_pyramid_without_schedule_refuses_sets_without_masks(encoder, image_set, monkeypatch):
+def test_the_small_mask_rcnn_refuses_sets_without_masks(encoder, image_set, monkeypatch):
     scenes = {name: replace(split, masks=None) for name, split in image_set.scenes.items()}
     monkeypatch.setattr(image_set, "scenes", scenes)
     context = EvaluationContext(image_set, FeatureStore(None))
-    chosen = protocol("detection/torchvision-fpn-v1")
+    chosen = protocol("detection/small-mask-rcnn-torchvision-v1")
     with pytest.raises(InputError, match="with masks"):
         chosen.check(image_set)
     with pytest.raises(InputError, match="with masks"):
@@ -440,9 +440,7 @@ def test_the_pyramid_without_schedule_refuses_sets_without_masks(encoder, image_
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_the_pyramid_without_schedule_refuses_pictures_of_different_sizes(
-    split, on_disk, image_set, monkeypatch
-):
+def test_the_small_mask_rcnn_refuses_pictures_of_different_sizes(split, on_disk, image_set, monkeypatch):
     monkeypatch.setitem(image_set.scenes, split, on_disk)
     with pytest.raises(InputError, match="one size"):
-        protocol("detection/torchvision-fpn-v1").check(image_set)
+        protocol("detection/small-mask-rcnn-torchvision-v1").check(image_set)
