@@ -31,6 +31,7 @@ from twinbench.data.image_sets import ImageSet
 from twinbench.downstream.features import FeatureStore
 from twinbench.downstream.protocol import EvaluationContext, protocol
 from twinbench.encoders.encoder import Encoder, EncoderInfo
+from twinbench.harness.plugins import load_plugins
 from twinbench.harness.recipes import load_recipe, recipe_names
 from twinbench.pretraining.build import build_method, resolve
 from twinbench.pretraining.engine import Hardware, launch
@@ -45,6 +46,7 @@ PROTOCOLS = ("knn/cosine-v1", "linear/cached-v1")
 def main() -> None:
     """Write the numbers of this checkout, or compare them with those of another."""
     arguments = _arguments()
+    load_plugins()
     torch.set_num_threads(arguments.threads)
     found = {"machine": _machine(), "numbers": _numbers(arguments.recipes)}
     if arguments.task == "write":

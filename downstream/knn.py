@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -49,9 +47,9 @@ class CosineKnn(Protocol):
     is the split ``train`` and ``val`` is not used.
     """
 
-    name: ClassVar[str] = "knn/cosine-v1"
-    needs: ClassVar[Literal["labels", "detection"]] = "labels"
-    metrics: ClassVar[tuple[str, ...]] = ("top1", "top5")
+    name = "knn/cosine-v1"
+    needs = "labels"
+    metrics = ("top1", "top5")
 
     def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:
         """``top1`` and ``top5`` on the test split."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -96,9 +95,9 @@ class CachedLinear(Protocol):
     ``val``, the classifier is refitted on train and val together and measured once on test.
     """
 
-    name: ClassVar[str] = "linear/cached-v1"
-    needs: ClassVar[Literal["labels", "detection"]] = "labels"
-    metrics: ClassVar[tuple[str, ...]] = ("top1", "top5")
+    name = "linear/cached-v1"
+    needs = "labels"
+    metrics = ("top1", "top5")
 
     def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:
         """``top1`` and ``top5`` on the test split."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from collections.abc import Iterator
-from typing import ClassVar, Literal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,20 @@ def linear_head(feature_dim: int, classes: int) -> nn.Linear:
     return head
 
 
+def cosine(epoch: float, epochs: int) -> float:
+    """The share of the peak learning rate after so many of ``epochs``: half a cosine, constant within an epoch."""
+    return (1 + math.cos(math.pi * math.floor(epoch) / epochs)) / 2
+
+
+def two_drops(epoch: float, epochs: int) -> float:
+    """The share of the peak learning rate: a tenth after a third of ``epochs``, a hundredth after two thirds.
+
+    Within an epoch if need be.
+    """
+    return 0.1 ** math.floor(3 * epoch / epochs)
+
+
+@dataclass(frozen=True)
 class LinearEvaluation(Protocol):
     """A linear classifier on the pooled features of a frozen backbone, trained by SGD with momentum 0.9, batch 256.
 
@@ -49,18 +63,19 @@ class LinearEvaluation(Protocol):
     encoder's input size everything (`downstream.views.central_views`). Nothing is selected, so ``val`` is trained on
     as well. The state after the last epoch is measured, where the official code reports the best epoch on the test
     set.
+
+    ``lr`` is the peak learning rate; ``decay`` gives the share of it after so many of ``epochs``. With ``batch_norm``
+    the head begins with a batch norm, which has no weight decay.
     """
 
-    needs: ClassVar[Literal["labels", "detection"]] = "labels"
-    metrics: ClassVar[tuple[str, ...]] = ("top1", "top5")
-    epochs: ClassVar[int]
-    lr: ClassVar[float]
-    weight_decay: ClassVar[float]
-    batch_norm: ClassVar[bool]
-
-    @abstractmethod
-    def lr_factor(self, epoch: float) -> float:
-        """The share of the peak learning rate after so many epochs, 0 at the start."""
+    name: str
+    epochs: int
+    lr: float
+    weight_decay: float
+    decay: Callable[[float, int], float]
+    batch_norm: bool = False
+    needs = "labels"
+    metrics = ("top1", "top5")
 
     def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:
         """``top1`` and ``top5`` on the test split; `context.details` says how many corrupt pictures were skipped.
@@ -117,7 +132,7 @@ class LinearEvaluation(Protocol):
         views = training_views(train.images, order, steps, context.seed, encoder, context.device)
         for step, batch in enumerate(views):
             for group in optimizer.param_groups:
-                group["lr"] = self.lr * self.lr_factor(step / order.steps_per_epoch)
+                group["lr"] = self.lr * self.decay(step / order.steps_per_epoch, self.epochs)
             labels = train.labels[order(step)].to(context.device)
             loss = cross_entropy(head(pooled(backbone, batch)), labels)
             optimizer.zero_grad()
@@ -146,55 +161,16 @@ def _require_unchanged(backbone: nn.Module, encoder: Encoder) -> None:
         raise RunFailure(f"the frozen backbone changed during the evaluation: {', '.join(changed[:3])}")
 
 
-@register_protocol
-class ImageNetLinear(LinearEvaluation):
-    """The linear evaluation of Barlow Twins (BT-paper B.1, barlowtwins evaluate.py).
+# The linear evaluation of Barlow Twins (BT-paper B.1, barlowtwins evaluate.py): 100 epochs, learning rate 0.3 whatever
+# the number of devices, cosine to zero in steps of one epoch, weight decay 1e-6. Training on ImageNet's 1.28 million
+# images is the published protocol; on another set it is the same work for each image.
+register_protocol(LinearEvaluation("linear/sgd-v1", epochs=100, lr=0.3, weight_decay=1e-6, decay=cosine))
 
-    100 epochs, learning rate 0.3 whatever the number of devices, cosine to zero in steps of one epoch, weight decay
-    1e-6. Training on ImageNet's 1.28 million images is the published protocol; on another set it is the same work
-    for each image.
-    """
-
-    name: ClassVar[str] = "linear/sgd-v1"
-    epochs: ClassVar[int] = 100
-    lr: ClassVar[float] = 0.3
-    weight_decay: ClassVar[float] = 1e-6
-    batch_norm: ClassVar[bool] = False
-
-    def lr_factor(self, epoch: float) -> float:
-        """Half a cosine, constant within an epoch."""
-        return (1 + math.cos(math.pi * math.floor(epoch) / self.epochs)) / 2
-
-
-class TransferLinear(LinearEvaluation):
-    """The linear transfer evaluations of BT-paper C.1, "exact PIRL settings", in what sources leave open as VISSL.
-
-    Learning rate 0.01, x0.1 at two equally spaced points (the paper; VISSL's configuration has three), weight decay
-    5e-4, plain momentum (VISSL's is Nesterov's), batch 256. The paper names neither layer nor head: as in VISSL's
-    configuration for the pooled features the head is batch norm without weight decay, then linear, since unscaled
-    features do not suit this learning rate. The linear layer starts as in `linear_head`.
-    """
-
-    lr: ClassVar[float] = 0.01
-    weight_decay: ClassVar[float] = 5e-4
-    batch_norm: ClassVar[bool] = True
-
-    def lr_factor(self, epoch: float) -> float:
-        """A tenth after one third of the epochs and a hundredth after two thirds, within an epoch if need be."""
-        return 0.1 ** math.floor(3 * epoch / self.epochs)
-
-
-@register_protocol
-class PlacesLinear(TransferLinear):
-    """Places-205: 14 epochs."""
-
-    name: ClassVar[str] = "linear/places205-v1"
-    epochs: ClassVar[int] = 14
-
-
-@register_protocol
-class INaturalistLinear(TransferLinear):
-    """iNaturalist 2018: 84 epochs."""
-
-    name: ClassVar[str] = "linear/inat18-v1"
-    epochs: ClassVar[int] = 84
+# The linear transfer evaluations of BT-paper C.1, "exact PIRL settings", in what sources leave open as VISSL: learning
+# rate 0.01, x0.1 at two equally spaced points (the paper; VISSL's configuration has three), weight decay 5e-4, plain
+# momentum (VISSL's is Nesterov's), batch 256. The paper names neither layer nor head: as in VISSL's configuration for
+# the pooled features the head is batch norm without weight decay, then linear, since unscaled features do not suit this
+# learning rate. The linear layer starts as in `linear_head`.
+_transfer = partial(LinearEvaluation, lr=0.01, weight_decay=5e-4, decay=two_drops, batch_norm=True)
+register_protocol(_transfer("linear/places205-v1", epochs=14))
+register_protocol(_transfer("linear/inat18-v1", epochs=84))

@@ -1,22 +1,19 @@
-"""The contract of an evaluation protocol, and the registry that finds every protocol there is.
+"""The contract of an evaluation protocol, and the registry of protocols.
 
-A protocol is one file in ``downstream/`` (or ``downstream/detection/``) with a class under
-``@register_protocol``; packages outside register through the entry-point group ``twinbench.plugins``. Its name
-is ``family/variant-vN`` and is printed in full wherever a number of it appears; a changed default is a new N.
+A protocol is an object with a name, registered by a file in ``downstream/`` (or ``downstream/detection/``); packages
+outside register through the entry-point group ``twinbench.plugins``. The harness imports both (`harness.plugins`); a
+name is known once the module that registers it is imported. Names are ``family/variant-vN`` and are printed in full
+wherever a number of the protocol appears; a changed default is a new N.
 """
 
 from __future__ import annotations
 
-import importlib
 import math
-import pkgutil
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import entry_points
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,7 +22,8 @@ from twinbench.data.image_sets import ImageSet
 from twinbench.downstream.features import FeatureStore
 from twinbench.downstream.label_lists import LabelList
 from twinbench.encoders.encoder import Encoder
-from twinbench.foundation.errors import InputError, unknown_name
+from twinbench.foundation.errors import InputError
+from twinbench.foundation.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -65,14 +63,15 @@ class EvaluationContext:
 class Protocol(ABC):
     """Base class of every protocol. It leaves the encoder as it found it, bit for bit.
 
+    One object does every evaluation of a process, so it keeps nothing from one to the next.
     ``metrics`` names everything that `evaluate` may measure, so that a table's columns are checked beforehand.
     ``uses_label_list`` says that a list of labelled images changes what it does.
     """
 
-    name: ClassVar[str]
-    needs: ClassVar[Literal["labels", "detection"]]
-    metrics: ClassVar[tuple[str, ...]]
-    uses_label_list: ClassVar[bool] = False
+    name: str
+    needs: Literal["labels", "detection"]
+    metrics: tuple[str, ...]
+    uses_label_list: bool = False
 
     @abstractmethod
     def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:
@@ -103,26 +102,24 @@ def accuracies(scores: Tensor, labels: Tensor) -> list[Measurement]:
     return measurements
 
 
-_PROTOCOLS: dict[str, type[Protocol]] = {}
-_CHOICES: dict[str, Callable[[], str]] = {}
+_PROTOCOLS = Registry[Protocol]("protocol", filled_by="twinbench.harness.plugins.load_plugins()")
+_CHOICES = Registry[Callable[[], str]]("choice of protocols")
 _NAME = re.compile(r"(?P<family>[a-z0-9-]+)/(?P<variant>[a-z0-9-]+)-v(?P<version>\d+)")
-P = TypeVar("P", bound=type[Protocol])
+_SUCCESSORS = {"detection/torchvision-fpn-v1": "detection/small-mask-rcnn-torchvision-v1"}
+"""Names that protocols had before, and what the same ones, with the same numbers, are called now."""
+P = TypeVar("P", bound="Protocol | type[Protocol]")
 
 
-def register_protocol(cls: P) -> P:
-    """Class decorator that makes a protocol available under its ``name``.
+def register_protocol(protocol: P) -> P:
+    """Make a protocol available under its ``name``; also a decorator for a class that is made without arguments.
 
-    Raises ValueError where the name is not ``family/variant-vN`` or belongs to another class: two protocols
-    under one name would make every number under it doubtful.
+    Raises ValueError if the name is not ``family/variant-vN`` or belongs to another protocol.
     """
-    if not _NAME.fullmatch(cls.name):
-        raise ValueError(f"protocol name {cls.name!r} is not of the form family/variant-vN")
-    known = _PROTOCOLS.setdefault(cls.name, cls)
-    if known is not cls:
-        raise ValueError(
-            f"protocol {cls.name!r} is already registered by {known.__module__}.{known.__qualname__}"
-        )
-    return cls
+    registered = protocol() if isinstance(protocol, type) else protocol
+    if not _NAME.fullmatch(registered.name):
+        raise ValueError(f"protocol name {registered.name!r} is not of the form family/variant-vN")
+    _PROTOCOLS.add(registered.name, registered)
+    return protocol
 
 
 def register_choice(name: str, choose: Callable[[], str]) -> None:
@@ -130,46 +127,51 @@ def register_choice(name: str, choose: Callable[[], str]) -> None:
 
     Only commands take such a name; records and studies have the full one, so rows of two libraries never mix.
     """
-    _CHOICES[name] = choose
-
-
-@cache
-def _discover() -> None:
-    """Import every module that may register a protocol."""
-    for package in ("twinbench.downstream", "twinbench.downstream.detection"):
-        for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
-            importlib.import_module(f"{package}.{module.name}")
-    for plugin in entry_points(group="twinbench.plugins"):
-        plugin.load()
+    _CHOICES.add(name, choose)
 
 
 def protocol_names() -> list[str]:
-    """The full name of every registered protocol."""
-    _discover()
-    return sorted(_PROTOCOLS)
+    """The full name of every protocol that the modules imported so far have registered."""
+    return _PROTOCOLS.names()
 
 
 def protocol(name: str) -> Protocol:
     """The protocol called ``name``: a full name, a bare family ("knn"), which means its newest version, or a choice.
 
     A choice ("detection/c4") stands for the same protocol with one library or another, whichever is installed.
-    Raises InputError with the nearest name where there is none, and where a family has several variants of
-    the same version.
+    Raises InputError with the nearest name if there is none, for a name that a protocol had before, and if a family
+    has several variants of the same version.
     """
-    _discover()
-    name = _CHOICES[name]() if name in _CHOICES else name
-    if name in _PROTOCOLS:
-        return _PROTOCOLS[name]()
-    versions: dict[int, list[str]] = {}
-    for full_name in protocol_names():
-        parts = _NAME.fullmatch(full_name)
-        if parts and parts["family"] == name:
-            versions.setdefault(int(parts["version"]), []).append(full_name)
-    if not versions:
-        raise unknown_name("protocol", name, [*_PROTOCOLS, *_CHOICES])
-    newest = versions[max(versions)]
+    require_current(name)
+    full_name = _CHOICES[name]() if name in _CHOICES else name
+    if full_name in _PROTOCOLS:
+        return _PROTOCOLS[full_name]
+    newest = _newest_of_family(name)
+    if not newest:
+        raise _PROTOCOLS.unknown(name, others=_CHOICES.names())
     if len(newest) > 1:
         raise InputError(
             f"protocol {name!r} has more than one variant", next_step=f"name one in full: {', '.join(newest)}"
         )
-    return _PROTOCOLS[newest[0]]()
+    return _PROTOCOLS[newest[0]]
+
+
+def require_current(name: str, where: object = None) -> None:
+    """Raise InputError for a name that a protocol had before, with the one that it has now."""
+    if name in _SUCCESSORS:
+        raise InputError(
+            f"the protocol {name} is called {_SUCCESSORS[name]} now, and measures the same",
+            where=where,
+            nearest=_SUCCESSORS[name],
+            next_step=f"write {_SUCCESSORS[name]} in its place",
+        )
+
+
+def _newest_of_family(family: str) -> list[str]:
+    """The full names of a family's protocols that have its highest version number."""
+    versions: dict[int, list[str]] = {}
+    for full_name in _PROTOCOLS.names():
+        parts = _NAME.fullmatch(full_name)
+        if parts and parts["family"] == family:
+            versions.setdefault(int(parts["version"]), []).append(full_name)
+    return versions[max(versions)] if versions else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import ClassVar, Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -125,6 +125,7 @@ def _require_labels(chosen: Tensor, known: Tensor, protocol: str, image_set: Ima
         )
 
 
+@dataclass(frozen=True)
 class FineTuning(Protocol):
     """Fine-tuning of the whole network on a labelled share, as in BT-paper B.2, shortened.
 
@@ -137,11 +138,12 @@ class FineTuning(Protocol):
     used. The state after the last step counts.
     """
 
-    needs: ClassVar[Literal["labels", "detection"]] = "labels"
-    metrics: ClassVar[tuple[str, ...]] = ("top1", "top5")
-    head_lr: ClassVar[float] = 0.1
-    fraction: ClassVar[float]
-    steps: ClassVar[int]
+    name: str
+    fraction: float
+    steps: int
+    head_lr: float = 0.1
+    needs = "labels"
+    metrics = ("top1", "top5")
 
     def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:
         """``top1`` and ``top5`` on the test split. Raises RunFailure if the loss is not finite."""
@@ -183,6 +185,7 @@ class FineTuning(Protocol):
             yield views.to(device), train.labels[rows].to(device)
 
 
+@dataclass(frozen=True)
 class PublishedFineTuning(Protocol):
     """Fine-tuning of the whole network on a labelled share, as published (BT-paper B.2), for sets like ImageNet.
 
@@ -193,12 +196,13 @@ class PublishedFineTuning(Protocol):
     selected. Views are those of the linear evaluation (`downstream.views`). The state after the last epoch counts.
     """
 
-    needs: ClassVar[Literal["labels", "detection"]] = "labels"
-    metrics: ClassVar[tuple[str, ...]] = ("top1", "top5")
-    uses_label_list: ClassVar[bool] = True
-    epochs: ClassVar[int] = 20
-    head_lr: ClassVar[float] = 0.5
-    fraction: ClassVar[float]
+    name: str
+    fraction: float
+    epochs: int = 20
+    head_lr: float = 0.5
+    needs = "labels"
+    metrics = ("top1", "top5")
+    uses_label_list = True
 
     def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:
         """``top1`` and ``top5`` on the test split; `context.details` says which labels were used.
@@ -242,35 +246,7 @@ class PublishedFineTuning(Protocol):
         return chosen
 
 
-@register_protocol
-class OnePercent(FineTuning):
-    """Fine-tuning on 1 % of the labels."""
-
-    name: ClassVar[str] = "semi-1pct/finetune-v1"
-    fraction: ClassVar[float] = 0.01
-    steps: ClassVar[int] = 60
-
-
-@register_protocol
-class TenPercent(FineTuning):
-    """Fine-tuning on 10 % of the labels."""
-
-    name: ClassVar[str] = "semi-10pct/finetune-v1"
-    fraction: ClassVar[float] = 0.1
-    steps: ClassVar[int] = 40
-
-
-@register_protocol
-class OnePercentPublished(PublishedFineTuning):
-    """The published recipe on 1 % of the labels."""
-
-    name: ClassVar[str] = "semi-1pct/paper-v1"
-    fraction: ClassVar[float] = 0.01
-
-
-@register_protocol
-class TenPercentPublished(PublishedFineTuning):
-    """The published recipe on 10 % of the labels."""
-
-    name: ClassVar[str] = "semi-10pct/paper-v1"
-    fraction: ClassVar[float] = 0.1
+register_protocol(FineTuning("semi-1pct/finetune-v1", fraction=0.01, steps=60))
+register_protocol(FineTuning("semi-10pct/finetune-v1", fraction=0.1, steps=40))
+register_protocol(PublishedFineTuning("semi-1pct/paper-v1", fraction=0.01))
+register_protocol(PublishedFineTuning("semi-10pct/paper-v1", fraction=0.1))

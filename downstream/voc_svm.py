@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -127,9 +126,9 @@ class VocSvm(Protocol):
     it held 2007 alone; any other set with annotated objects works as well.
     """
 
-    name: ClassVar[str] = "svm/voc07-v1"
-    needs: ClassVar[Literal["labels", "detection"]] = "detection"
-    metrics: ClassVar[tuple[str, ...]] = ("map_all_points", "map_11point")
+    name = "svm/voc07-v1"
+    needs = "detection"
+    metrics = ("map_all_points", "map_11point")
 
     def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:
         """Both mAPs on the test split; `context.details` gets the C and the average precisions of every class."""

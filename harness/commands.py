@@ -33,6 +33,7 @@ from twinbench.harness.plan import (
     plan_run,
     plan_study,
 )
+from twinbench.harness.plugins import load_plugins
 from twinbench.harness.published import encoder_folder
 from twinbench.harness.recipes import load_recipe, parse_overrides, recipe_folder_names, recipe_names
 from twinbench.harness.records import collect, collect_stored
@@ -63,6 +64,7 @@ def run_study(
 ) -> None:
     """Plan a study, do what is missing, write its report, print its tables."""
     started = time.monotonic()
+    load_plugins()
     command = _command(name, seeds, methods, image_set_name, assignments, data_root)
     study = _chosen(load_study(name), seeds, methods, image_set_name)
     overrides = parse_overrides(assignments)
@@ -164,6 +166,7 @@ def pretrain_one(
     tensorboard: bool,
 ) -> None:
     """Train one encoder and print where it is; every rank calls this, rank 0 writes and prints."""
+    load_plugins()
     if method not in method_names():
         raise unknown_name("method", method, method_names())
     folder = recipe_folder or _own_recipes(image_set_name)
@@ -217,6 +220,7 @@ def evaluate_one(
     A record made with a label list, or with another seed than the run's, is kept only where ``out`` says: it is not
     what a study would make.
     """
+    load_plugins()
     chosen = protocol(protocol_name)
     labelled = _label_list(chosen, label_list, own_list)
     if not (folder / INFO_FILE).is_file() and (folder / "encoder").is_dir():
@@ -296,6 +300,7 @@ def _table_of(name: str, metrics: Iterable[str]) -> dict[str, Any]:
 
 def list_names(thing: str, as_json: bool, runs: Path) -> None:
     """Print the names of one kind of thing."""
+    load_plugins()
     names = {
         "methods": method_names,
         "protocols": protocol_names,

@@ -13,6 +13,7 @@ from twinbench.downstream.detection.detectron2_c4 import INSTALLATION_GUIDE, det
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import InputError, RunFailure
 from twinbench.harness.environment import environment
+from twinbench.harness.plugins import load_plugins
 from twinbench.harness.store import check_writable
 
 _BUILD = (
@@ -29,6 +30,7 @@ _ANY_FOLDER = {
 
 def examine(data_root: Path | None, runs: Path) -> list[str]:
     """One line for each thing that matters: device, precision, packages, image sets, run store."""
+    load_plugins()
     facts = environment()
     lines = [
         f"twinbench   {facts['twinbench']} (commit {facts['commit'] or 'unknown'}), Python {facts['python']}",

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from twinbench.downstream.protocol import require_current
 from twinbench.harness.plan import PlannedRun
 from twinbench.harness.store import Run, read_json
 from twinbench.harness.studies import Study
@@ -41,7 +42,12 @@ def collect(study: Study, planned: list[PlannedRun]) -> tuple[pd.DataFrame, list
 
 
 def collect_stored(runs: list[Run]) -> tuple[pd.DataFrame, list[RunInfo]]:
-    """Rows for every record in the runs, told apart by the recipe keys in which runs of a method differ."""
+    """Rows for every record in the runs, told apart by the recipe keys in which runs of a method differ.
+
+    Raises InputError for a record under a name that its protocol had before.
+    """
+    for run in runs:
+        _require_current_names(run)
     variants = _variants(runs)
     records = {
         run.hash: [
@@ -59,6 +65,12 @@ def collect_stored(runs: list[Run]) -> tuple[pd.DataFrame, list[RunInfo]]:
         if run.is_collapsed():
             rows += _missing(run, variants[run.hash], "", {""}, None)
     return _frame(rows, "report"), [_run_info(run, variants[run.hash]) for run in runs]
+
+
+def _require_current_names(run: Run) -> None:
+    for file in sorted((run.folder / "records").glob("*.json")):
+        if (record := run.record(file)) is not None:
+            require_current(record["protocol"], where=file)
 
 
 def _image_set_names(records: list[dict[str, Any]]) -> dict[str, str]:

@@ -28,6 +28,7 @@ from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import RunFailure
 from twinbench.harness.execute import StartJob, execute
 from twinbench.harness.plan import Job, StudyImages
+from twinbench.harness.plugins import load_plugins
 from twinbench.pretraining.interrupt import Interrupted, StopRequest
 from twinbench.pretraining.train import ReportProgress
 
@@ -151,6 +152,7 @@ def _become_worker(source: ImageSource, threads: int, messages: Any) -> None:
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     end_with_parent()  # for otherwise the next command would find its run locked
+    load_plugins(warn=False)
     _Worker.images = source.load()
     _Worker.messages = messages
 

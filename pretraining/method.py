@@ -1,17 +1,14 @@
-"""The contract of a method, and the registry that finds every method there is.
+"""The contract of a method, and the registry of methods.
 
 A method is an ``nn.Module`` with a backbone, heads, the view policy it wants and a loss over views. It knows
 nothing of loops, devices, files or tables. Adding one is a new file in ``baselines/`` with a class under
-``@register_method("name")``; packages outside register through the entry-point group ``twinbench.plugins``.
+``@register_method("name")``; packages outside register through the entry-point group ``twinbench.plugins``. The
+harness imports both (`harness.plugins`); a name is known once the module that registers it is imported.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable
-from functools import cache
-from importlib.metadata import entry_points
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -20,7 +17,8 @@ from torch import Tensor, nn
 
 from twinbench.data.augment import ViewPolicy
 from twinbench.encoders.backbones import ResNet
-from twinbench.foundation.errors import InputError, unknown_name
+from twinbench.foundation.errors import InputError
+from twinbench.foundation.registry import Registry
 
 
 class MethodOptions(BaseModel):
@@ -137,39 +135,28 @@ def split_parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[
     ]
 
 
-_METHODS: dict[str, type[Method]] = {}
+_METHODS = Registry[type[Method]]("method", filled_by="twinbench.harness.plugins.load_plugins()")
 M = TypeVar("M", bound=type[Method])
 
 
 def register_method(name: str) -> Callable[[M], M]:
-    """Class decorator that makes a method available under ``name``."""
+    """Class decorator that makes a method available under ``name``.
+
+    Raises ValueError if the name belongs to another class.
+    """
 
     def register(cls: M) -> M:
-        _METHODS[name] = cls
+        _METHODS.add(name, cls)
         return cls
 
     return register
 
 
-@cache
-def _discover() -> None:
-    """Import every module that may register a method."""
-    importlib.import_module("twinbench.pretraining.barlow_twins")
-    for module in pkgutil.iter_modules(importlib.import_module("twinbench.baselines").__path__):
-        importlib.import_module(f"twinbench.baselines.{module.name}")
-    for plugin in entry_points(group="twinbench.plugins"):
-        plugin.load()
-
-
 def method_names() -> list[str]:
-    """Every registered method."""
-    _discover()
-    return sorted(_METHODS)
+    """Every method that the modules imported so far have registered."""
+    return _METHODS.names()
 
 
 def method_class(name: str) -> type[Method]:
-    """The class registered under ``name``; raises InputError with the nearest name otherwise."""
-    _discover()
-    if name not in _METHODS:
-        raise unknown_name("method", name, _METHODS)
+    """The class registered under ``name``; raises InputError with the nearest name if there is none."""
     return _METHODS[name]

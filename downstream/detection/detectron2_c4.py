@@ -6,15 +6,15 @@ protocols are known by name and refuse to start.
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from typing import ClassVar
 
 import torch
 
 from twinbench.data.image_sets import ImageSet
-from twinbench.downstream.detection.fine_tuning import BOX_METRICS, MASK_METRICS, Detector, FineTuning
-from twinbench.downstream.detection.schedules import COCO_1X, TINY, VOC_24K, VOC_24K_BT, Schedule
+from twinbench.downstream.detection.fine_tuning import BOX_AND_MASK_METRICS, Detector, FineTuning
+from twinbench.downstream.detection.schedules import COCO_1X, TINY, VOC_24K, VOC_24K_BT
 from twinbench.downstream.protocol import register_protocol
 from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.errors import InputError
@@ -68,66 +68,21 @@ class Detectron2C4(FineTuning):
         return Detectron2Detector(encoder, self.schedule, classes, masks, device)
 
 
-@register_protocol
-class C4Detectron2(Detectron2C4):
-    """The schedule for CPUs, COCO's AP of boxes."""
+# The schedule for CPUs, COCO's AP of boxes.
+register_protocol(Detectron2C4("detection/c4-detectron2-v1", TINY))
 
-    name: ClassVar[str] = "detection/c4-detectron2-v1"
-    schedule: ClassVar[Schedule] = TINY
+# Faster R-CNN on VOC07+12 (24k iterations, 16 images per batch), with VOC 2007's AP: with MoCo's learning rate
+# (arXiv:1911.05722, table 2; MoCo v2's row is of arXiv:2003.04297, table 1), and with the learning rate and warm-up of
+# Barlow Twins (arXiv:2103.03230, table 4, VOC07+12). Each is there again, scaled to one device of two images (1gpu);
+# batch norm sees fewer of them, so its rows are apart.
+_voc = partial(Detectron2C4, evaluator="voc2007")
+register_protocol(_voc("detection/voc-c4-detectron2-v1", VOC_24K))
+register_protocol(_voc("detection/voc-c4-detectron2-1gpu-v1", VOC_24K.scaled(devices=1)))
+register_protocol(_voc("detection/voc-c4-bt-detectron2-v1", VOC_24K_BT))
+register_protocol(_voc("detection/voc-c4-bt-detectron2-1gpu-v1", VOC_24K_BT.scaled(devices=1)))
 
-
-@register_protocol
-class VocC4Detectron2(Detectron2C4):
-    """Faster R-CNN on VOC07+12 (24k iterations, 16 images per batch), with VOC 2007's AP.
-
-    With MoCo's learning rate (arXiv:1911.05722, table 2; MoCo v2's row is of arXiv:2003.04297, table 1).
-    """
-
-    name: ClassVar[str] = "detection/voc-c4-detectron2-v1"
-    schedule: ClassVar[Schedule] = VOC_24K
-    evaluator = "voc2007"
-    metrics: ClassVar[tuple[str, ...]] = BOX_METRICS
-
-
-@register_protocol
-class VocC4Detectron2OneDevice(VocC4Detectron2):
-    """The same scaled to one device of two images; batch norm sees fewer of them, so its rows are apart."""
-
-    name: ClassVar[str] = "detection/voc-c4-detectron2-1gpu-v1"
-    schedule: ClassVar[Schedule] = VOC_24K.scaled(devices=1)
-
-
-@register_protocol
-class VocC4BtDetectron2(VocC4Detectron2):
-    """The same with the learning rate and warm-up of Barlow Twins (arXiv:2103.03230, table 4, VOC07+12)."""
-
-    name: ClassVar[str] = "detection/voc-c4-bt-detectron2-v1"
-    schedule: ClassVar[Schedule] = VOC_24K_BT
-
-
-@register_protocol
-class VocC4BtDetectron2OneDevice(VocC4BtDetectron2):
-    """The same scaled to one device of two images; batch norm sees fewer of them, so its rows are apart."""
-
-    name: ClassVar[str] = "detection/voc-c4-bt-detectron2-1gpu-v1"
-    schedule: ClassVar[Schedule] = VOC_24K_BT.scaled(devices=1)
-
-
-@register_protocol
-class CocoC4Detectron2(Detectron2C4):
-    """Mask R-CNN on COCO (1x, 16 images per batch), with COCO's AP of boxes and masks.
-
-    With the learning rate of Barlow Twins (arXiv:2103.03230, table 4, COCO).
-    """
-
-    name: ClassVar[str] = "detection/coco-c4-detectron2-v1"
-    schedule: ClassVar[Schedule] = COCO_1X
-    metrics: ClassVar[tuple[str, ...]] = (*BOX_METRICS, *MASK_METRICS)
-
-
-@register_protocol
-class CocoC4Detectron2OneDevice(CocoC4Detectron2):
-    """The same scaled to one device of two images; batch norm sees fewer of them, so its rows are apart."""
-
-    name: ClassVar[str] = "detection/coco-c4-detectron2-1gpu-v1"
-    schedule: ClassVar[Schedule] = COCO_1X.scaled(devices=1)
+# Mask R-CNN on COCO (1x, 16 images per batch), with COCO's AP of boxes and masks and the learning rate of Barlow Twins
+# (arXiv:2103.03230, table 4, COCO), and the same scaled to one device.
+_coco = partial(Detectron2C4, metrics=BOX_AND_MASK_METRICS)
+register_protocol(_coco("detection/coco-c4-detectron2-v1", COCO_1X))
+register_protocol(_coco("detection/coco-c4-detectron2-1gpu-v1", COCO_1X.scaled(devices=1)))

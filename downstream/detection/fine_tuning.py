@@ -6,8 +6,8 @@ import copy
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
-from typing import ClassVar, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
 from typing import Protocol as Interface
 
 import torch
@@ -25,7 +25,7 @@ from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.errors import RunFailure
 
 BOX_METRICS = ("box_ap", "box_ap50", "box_ap75")
-MASK_METRICS = ("mask_ap", "mask_ap50", "mask_ap75")
+BOX_AND_MASK_METRICS = (*BOX_METRICS, "mask_ap", "mask_ap50", "mask_ap75")
 STAGES = ("res2", "res3", "res4", "res5")
 STEM_STRIDES: Mapping[Stem, int] = {"imagenet": 4, "small": 1, "stride2": 2}
 """Pixels per position of the map that enters res2; each later stage halves the map."""
@@ -49,6 +49,7 @@ class Detector(Interface):
         """The detections in an uint8 picture ``[3, H, W]``, in its pixels, on the CPU."""
 
 
+@dataclass(frozen=True)
 class FineTuning(Protocol):
     """Box AP, and mask AP where it is said, of a detector fine-tuned from the encoder on ``train``, over ``test``.
 
@@ -56,10 +57,11 @@ class FineTuning(Protocol):
     the state after the last iteration counts. ``evaluator`` is COCO's AP or that of VOC 2007.
     """
 
-    needs: ClassVar[Literal["labels", "detection"]] = "detection"
-    metrics: ClassVar[tuple[str, ...]] = BOX_METRICS
-    schedule: ClassVar[Schedule]
-    evaluator: ClassVar[Literal["coco", "voc2007"]] = "coco"
+    name: str
+    schedule: Schedule
+    evaluator: Literal["coco", "voc2007"] = "coco"
+    metrics: tuple[str, ...] = BOX_METRICS
+    needs = "detection"
 
     @abstractmethod
     def build(self, encoder: Encoder, classes: int, masks: bool, device: torch.device) -> Detector:

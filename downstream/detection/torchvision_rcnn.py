@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,7 @@ from twinbench.data.detection import DetectionSplit
 from twinbench.downstream.detection.coco_eval import Detections, run_lengths
 from twinbench.downstream.detection.draws import Draw, Draws
 from twinbench.downstream.detection.fine_tuning import (
-    BOX_METRICS,
-    MASK_METRICS,
+    BOX_AND_MASK_METRICS,
     STAGES,
     STEM_STRIDES,
     Detector,
@@ -36,7 +35,7 @@ from twinbench.downstream.detection.fine_tuning import (
     unit_floats,
 )
 from twinbench.downstream.detection.schedules import TINY, TINY_PYRAMID, VOC_24K, Schedule
-from twinbench.downstream.detection.torchvision_fpn import PyramidBody, pyramid_maps
+from twinbench.downstream.detection.small_mask_rcnn import PyramidBody, pyramid_maps
 from twinbench.downstream.protocol import register_protocol
 from twinbench.encoders.backbones import ResNet
 from twinbench.encoders.encoder import Encoder
@@ -255,36 +254,25 @@ def _groups(model: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
     ]
 
 
-@register_protocol
 class C4Torchvision(FineTuning):
-    """torchvision's Faster R-CNN C4 with the schedule for CPUs and COCO's AP."""
-
-    name: ClassVar[str] = "detection/c4-torchvision-v1"
-    schedule: ClassVar[Schedule] = TINY
+    """torchvision's Faster R-CNN C4."""
 
     def build(self, encoder: Encoder, classes: int, masks: bool, device: torch.device) -> Detector:
         """A Faster R-CNN C4; masks are not used."""
         return TorchvisionDetector(c4_detector(encoder, classes, self.schedule), self.schedule, device)
 
 
-@register_protocol
-class VocC4Torchvision(C4Torchvision):
-    """torchvision's Faster R-CNN C4 with the schedule of VOC07+12, 16 images per batch, and VOC 2007's AP."""
-
-    name: ClassVar[str] = "detection/voc-c4-torchvision-v1"
-    schedule: ClassVar[Schedule] = VOC_24K
-    evaluator = "voc2007"
-
-
-@register_protocol
 class FpnTorchvision(FineTuning):
-    """torchvision's R-CNN with a feature pyramid, with masks where the set has them, and the schedule for CPUs."""
-
-    name: ClassVar[str] = "detection/fpn-torchvision-v1"
-    metrics: ClassVar[tuple[str, ...]] = (*BOX_METRICS, *MASK_METRICS)
-    schedule: ClassVar[Schedule] = TINY_PYRAMID
+    """torchvision's R-CNN with a feature pyramid, with masks where the set has them."""
 
     def build(self, encoder: Encoder, classes: int, masks: bool, device: torch.device) -> Detector:
         """A Mask R-CNN where the set has masks, else a Faster R-CNN."""
         model = fpn_detector(encoder, classes, masks, self.schedule)
         return TorchvisionDetector(model, self.schedule, device)
+
+
+# With the schedules for CPUs and COCO's AP.
+register_protocol(C4Torchvision("detection/c4-torchvision-v1", TINY))
+register_protocol(FpnTorchvision("detection/fpn-torchvision-v1", TINY_PYRAMID, metrics=BOX_AND_MASK_METRICS))
+# With the schedule of VOC07+12, 16 images per batch, and VOC 2007's AP.
+register_protocol(C4Torchvision("detection/voc-c4-torchvision-v1", VOC_24K, evaluator="voc2007"))

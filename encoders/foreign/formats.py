@@ -16,7 +16,7 @@ from twinbench.encoders.backbones import Stem
 from twinbench.encoders.deviations import Deviation
 from twinbench.encoders.foreign.detectron2_names import torchvision_name
 from twinbench.encoders.foreign.files import CheckpointFile
-from twinbench.foundation.errors import unknown_name
+from twinbench.foundation.registry import Registry
 
 _SWAV = replace(IMAGENET_NORMALISATION, std=(0.228, 0.224, 0.225))  # swav src/multicropdataset.py
 _UNIT_RANGE = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # simclr data_util.py: none
@@ -338,16 +338,11 @@ _FORMATS = (
     ),
 )
 
-FORMATS: Mapping[str, Format] = {each.name: each for each in _FORMATS}
+FORMATS = Registry[Format]("format")
+for _each in _FORMATS:
+    FORMATS.add(_each.name, _each)
 
 
 def format_names() -> list[str]:
     """The formats that can be imported."""
-    return sorted(FORMATS)
-
-
-def checkpoint_format(name: str) -> Format:
-    """The format of a name; raises InputError with the nearest one where there is none."""
-    if name not in FORMATS:
-        raise unknown_name("format", name, FORMATS)
-    return FORMATS[name]
+    return FORMATS.names()

@@ -19,7 +19,7 @@ from torch import Tensor
 from twinbench.encoders.backbones import ResNet, Stem, backbone_names, build_backbone
 from twinbench.encoders.encoder import INFO_FILE, Encoder, EncoderInfo, is_method_name
 from twinbench.encoders.foreign.files import CheckpointFile, read_checkpoint, require_distinct
-from twinbench.encoders.foreign.formats import FORMATS, Format, Layout, checkpoint_format
+from twinbench.encoders.foreign.formats import FORMATS, Format, Layout
 from twinbench.foundation.errors import InputError
 
 _SMALL_PIXELS, _IMAGENET_PIXELS = 32, 224
@@ -96,7 +96,7 @@ def read_foreign(
     read.
     """
     checkpoint = read_checkpoint(path)
-    chosen = checkpoint_format(format_name) if format_name else recognise(checkpoint)
+    chosen = FORMATS[format_name] if format_name else recognise(checkpoint)
     keys = list(checkpoint.tensors)
     layout = chosen.layout(keys)
     names = layout.backbone(keys)
@@ -120,7 +120,7 @@ def read_foreign(
 
 def recognise(checkpoint: CheckpointFile) -> Format:
     """The format that the keys speak of; raises InputError where none fits, or several."""
-    fitting = [each for each in FORMATS.values() if each.recognise(checkpoint)]
+    fitting = [each for each in FORMATS.entries() if each.recognise(checkpoint)]
     if len(fitting) == 1:
         return fitting[0]
     if not fitting:
@@ -129,7 +129,7 @@ def recognise(checkpoint: CheckpointFile) -> Format:
             where=checkpoint.path,
             nearest=_nearest(checkpoint)
             or "none: no format finds a tensor of a ResNet here, and only ResNets can be read",
-            next_step=f"name it with --format: {', '.join(sorted(FORMATS))}",
+            next_step=f"name it with --format: {', '.join(FORMATS.names())}",
         )
     raise InputError(
         f"the keys fit several formats: {', '.join(each.name for each in fitting)}",
@@ -141,7 +141,7 @@ def recognise(checkpoint: CheckpointFile) -> Format:
 
 def _contradiction(checkpoint: CheckpointFile, chosen: Format) -> str:
     """What to know where the keys speak of other formats than the one that was asked for."""
-    fitting = [each.name for each in FORMATS.values() if each.recognise(checkpoint)]
+    fitting = [each.name for each in FORMATS.entries() if each.recognise(checkpoint)]
     if not fitting or chosen.name in fitting:
         return ""
     return f"the keys are those of {' or '.join(fitting)}, yet it is read and fed as {chosen.name}, as asked"
@@ -350,9 +350,9 @@ def _incomplete(checkpoint: CheckpointFile, accounting: Accounting) -> InputErro
 
 def _nearest(checkpoint: CheckpointFile) -> str | None:
     """The format of which most is there, in words; one that recognises the file goes before one that does not."""
-    accounts = {each.name: account(checkpoint, each) for each in FORMATS.values()}
+    accounts = {each.name: account(checkpoint, each) for each in FORMATS.entries()}
     best = max(
-        FORMATS.values(),
+        FORMATS.entries(),
         key=lambda each: (len(accounts[each.name].matched), each.recognise(checkpoint)),
     )
     matched, expected = len(accounts[best.name].matched), accounts[best.name].expected

@@ -298,11 +298,8 @@ def test_a_single_scene_is_overfitted(kind, iterations, rate, encoder, image_set
         ),
     ],
 )
-def test_a_protocol_repeats_itself_and_leaves_the_encoder_alone(
-    name, metrics, encoder, image_set, monkeypatch
-):
-    chosen = protocol(name)
-    monkeypatch.setattr(type(chosen), "schedule", SHORT)
+def test_a_protocol_repeats_itself_and_leaves_the_encoder_alone(name, metrics, encoder, image_set):
+    chosen = replace(protocol(name), schedule=SHORT)
     before = {name: tensor.clone() for name, tensor in encoder.backbone.state_dict().items()}
     results = []
     for _ in range(2):
@@ -333,8 +330,7 @@ class NeverDecoded:
 
 
 def test_masks_that_a_detector_does_not_use_are_not_decoded(encoder, image_set, monkeypatch):
-    chosen = protocol("detection/c4-torchvision-v1")
-    monkeypatch.setattr(type(chosen), "schedule", SHORT)
+    chosen = replace(protocol("detection/c4-torchvision-v1"), schedule=SHORT)
     monkeypatch.setitem(
         image_set.scenes, "train", replace(image_set.detection("train"), masks=NeverDecoded())
     )
@@ -344,7 +340,7 @@ def test_masks_that_a_detector_does_not_use_are_not_decoded(encoder, image_set, 
 
 
 @pytest.mark.parametrize(
-    "name", ["c4-torchvision", "voc-c4-torchvision", "fpn-torchvision", "torchvision-fpn"]
+    "name", ["c4-torchvision", "voc-c4-torchvision", "fpn-torchvision", "small-mask-rcnn-torchvision"]
 )
 @pytest.mark.parametrize("flag", ["crowd", "difficult"])
 def test_a_test_split_without_an_object_that_counts_is_refused_before_any_work(
@@ -432,11 +428,11 @@ def test_one_class_empty_pictures_crowds_and_boxes_at_the_border(kind, encoder, 
     assert "box_ap" in average_precision(split, found, 1)
 
 
-def test_the_pyramid_without_schedule_refuses_sets_without_masks(encoder, image_set, monkeypatch):
+def test_the_small_mask_rcnn_refuses_sets_without_masks(encoder, image_set, monkeypatch):
     scenes = {name: replace(split, masks=None) for name, split in image_set.scenes.items()}
     monkeypatch.setattr(image_set, "scenes", scenes)
     context = EvaluationContext(image_set, FeatureStore(None))
-    chosen = protocol("detection/torchvision-fpn-v1")
+    chosen = protocol("detection/small-mask-rcnn-torchvision-v1")
     with pytest.raises(InputError, match="with masks"):
         chosen.check(image_set)
     with pytest.raises(InputError, match="with masks"):
@@ -444,9 +440,7 @@ def test_the_pyramid_without_schedule_refuses_sets_without_masks(encoder, image_
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_the_pyramid_without_schedule_refuses_pictures_of_different_sizes(
-    split, on_disk, image_set, monkeypatch
-):
+def test_the_small_mask_rcnn_refuses_pictures_of_different_sizes(split, on_disk, image_set, monkeypatch):
     monkeypatch.setitem(image_set.scenes, split, on_disk)
     with pytest.raises(InputError, match="one size"):
-        protocol("detection/torchvision-fpn-v1").check(image_set)
+        protocol("detection/small-mask-rcnn-torchvision-v1").check(image_set)

@@ -11,34 +11,17 @@ from twinbench.data.augment import eval_view
 from twinbench.data.catalogue import load_image_set
 from twinbench.data.image_sets import Split
 from twinbench.downstream.features import FeatureStore
-from twinbench.downstream.linear_sgd import ImageNetLinear, INaturalistLinear, PlacesLinear
-from twinbench.downstream.protocol import EvaluationContext
-from twinbench.downstream.semi_supervised import PublishedFineTuning
+from twinbench.downstream.protocol import EvaluationContext, protocol
 from twinbench.downstream.views import EpochOrder, training_views
 from twinbench.foundation.errors import InputError, RunFailure
 
 CPU = torch.device("cpu")
 
 
-class Short(ImageNetLinear):
-    name = "linear-test/sgd-v1"
-    epochs = 6
-
-
-class Longer(ImageNetLinear):
-    name = "linear-test/longer-v1"
-    epochs = 60
-
-
-class ShortTransfer(INaturalistLinear):
-    name = "linear-test/transfer-v1"
-    epochs = 6
-
-
-class AllLabelled(PublishedFineTuning):
-    name = "linear-test/paper-v1"
-    fraction = 1.0
-    epochs = 1
+SHORT = replace(protocol("linear/sgd-v1"), name="linear-test/sgd-v1", epochs=6)
+LONGER = replace(SHORT, epochs=60)
+SHORT_TRANSFER = replace(protocol("linear/inat18-v1"), name="linear-test/transfer-v1", epochs=6)
+ALL_LABELLED = replace(protocol("semi-10pct/paper-v1"), name="linear-test/paper-v1", fraction=1.0, epochs=1)
 
 
 @pytest.fixture
@@ -58,36 +41,37 @@ def scores(monkeypatch):
 
 
 def test_the_learning_rate_is_torchs_cosine_stepped_once_an_epoch():
-    protocol = ImageNetLinear()
+    chosen = protocol("linear/sgd-v1")
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100)
     for epoch in range(100):
         for inside in (0, 0.5, 0.99):
-            rate = protocol.lr * protocol.lr_factor(epoch + inside)
+            rate = chosen.lr * chosen.decay(epoch + inside, chosen.epochs)
             assert rate == pytest.approx(schedule.get_last_lr()[0], abs=1e-9)
         optimizer.step()
         schedule.step()
 
 
 @pytest.mark.parametrize(
-    ("protocol", "epochs", "drops"),
-    [(PlacesLinear(), 14, (14 / 3, 28 / 3)), (INaturalistLinear(), 84, (28, 56))],
+    ("name", "epochs", "drops"),
+    [("linear/places205-v1", 14, (14 / 3, 28 / 3)), ("linear/inat18-v1", 84, (28, 56))],
 )
-def test_the_transfer_protocols_drop_twice(protocol, epochs, drops):
-    assert protocol.epochs == epochs
+def test_the_transfer_protocols_drop_twice(name, epochs, drops):
+    chosen = protocol(name)
+    assert chosen.epochs == epochs
     first, second = drops
     moments = [0, first - 0.01, first + 0.01, second - 0.01, second + 0.01, epochs - 0.01]
-    rates = [protocol.lr * protocol.lr_factor(moment) for moment in moments]
+    rates = [chosen.lr * chosen.decay(moment, epochs) for moment in moments]
     assert rates == pytest.approx([1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4])
 
 
-@pytest.mark.parametrize("protocol", [Short(), ShortTransfer()])
+@pytest.mark.parametrize("chosen", [SHORT, SHORT_TRANSFER])
 def test_scores_are_those_of_a_plain_loop_with_torchs_optimizer_and_scheduler(
-    encoder, context, image_set, scores, protocol
+    encoder, context, image_set, scores, chosen
 ):
     """The official recipes written out: all features at once, torch's SGD and schedulers, every epoch to the last."""
-    transfer = protocol.batch_norm
-    protocol.evaluate(encoder, context)
+    transfer = chosen.batch_norm
+    chosen.evaluate(encoder, context)
     train, val, test = (image_set.split(name) for name in ("train", "val", "test"))
     images, labels = torch.cat([train.images, val.images]), torch.cat([train.labels, val.labels])
     torch.manual_seed(context.seed)
@@ -121,7 +105,7 @@ def test_it_learns_repeats_itself_and_leaves_encoder_and_randomness_alone(encode
     before = {name: tensor.clone() for name, tensor in encoder.backbone.state_dict().items()}
     state = torch.get_rng_state()
     results = [
-        Longer().evaluate(encoder, EvaluationContext(image_set, FeatureStore(None), seed=3)) for _ in range(2)
+        LONGER.evaluate(encoder, EvaluationContext(image_set, FeatureStore(None), seed=3)) for _ in range(2)
     ]
     assert torch.equal(torch.get_rng_state(), state)
     assert results[0] == results[1]
@@ -134,25 +118,25 @@ def test_it_learns_repeats_itself_and_leaves_encoder_and_randomness_alone(encode
 
 def test_another_seed_is_another_training(encoder, image_set, scores):
     for seed in (3, 4):
-        Short().evaluate(encoder, EvaluationContext(image_set, FeatureStore(None), seed=seed))
+        SHORT.evaluate(encoder, EvaluationContext(image_set, FeatureStore(None), seed=seed))
     assert not torch.equal(*scores)
 
 
 def test_a_backbone_that_changes_is_a_failure(encoder, context):
     encoder.backbone.bn1.train()
     with pytest.raises(RunFailure, match=r"changed during the evaluation: bn1\.running_mean"):
-        Short().evaluate(encoder, context)
+        SHORT.evaluate(encoder, context)
 
 
 def test_the_test_labels_play_no_part_in_training(encoder, context, image_set, scores):
-    Short().evaluate(encoder, context)
+    SHORT.evaluate(encoder, context)
     image_set.splits["test"].labels.copy_(image_set.splits["test"].labels.flip(0))
-    Short().evaluate(encoder, context)
+    SHORT.evaluate(encoder, context)
     assert torch.equal(*scores)
 
 
 def test_images_without_label_are_neither_trained_on_nor_counted(encoder, context, image_set, scores):
-    Short().evaluate(encoder, context)
+    SHORT.evaluate(encoder, context)
     for name in ("train", "test"):
         split = image_set.split(name)
         junk = Split(torch.zeros_like(split.images[:40]), torch.full((40,), -1))
@@ -160,7 +144,7 @@ def test_images_without_label_are_neither_trained_on_nor_counted(encoder, contex
             torch.cat([split.images, junk.images]), torch.cat([split.labels, junk.labels])
         )
     # behind train, val moves by 40 rows; its images are the same
-    (top1,) = Short().evaluate(encoder, context)
+    (top1,) = SHORT.evaluate(encoder, context)
     assert top1.n == 90
     assert torch.equal(*scores)
 
@@ -168,7 +152,7 @@ def test_images_without_label_are_neither_trained_on_nor_counted(encoder, contex
 def test_the_images_held_out_for_selection_are_trained_on(encoder, context, image_set):
     train = image_set.split("train")
     image_set.splits["train"] = replace(train, labels=torch.full_like(train.labels, -1))
-    (top1,) = Longer().evaluate(encoder, context)
+    (top1,) = LONGER.evaluate(encoder, context)
     assert top1.value > 50
 
 
@@ -185,7 +169,7 @@ def test_a_streamed_set_is_evaluated(encoder, tmp_path):
     for stream in (True, False):
         image_set = load_image_set(f"folder:{tmp_path}", image_size=16, stream=stream)
         context = EvaluationContext(image_set, FeatureStore(None))
-        (top1,) = Longer().evaluate(encoder, context)
+        (top1,) = LONGER.evaluate(encoder, context)
         results.append(top1)
     assert all(top1.n == 20 and top1.value >= 75 for top1 in results)
 
@@ -201,21 +185,21 @@ def test_corrupt_pictures_of_the_test_split_do_not_count(encoder, tmp_path):
     for broken in ("train/red/3.png", "test/red/3.png", "test/green/5.png"):
         (tmp_path / broken).write_text("no picture")
     image_set = load_image_set(f"folder:{tmp_path}", image_size=16, stream=True, corrupt="skip")
-    for protocol in (Short(), AllLabelled()):
+    for chosen in (SHORT, ALL_LABELLED):
         context = EvaluationContext(image_set, FeatureStore(None))
-        (top1,) = protocol.evaluate(encoder, context)
+        (top1,) = chosen.evaluate(encoder, context)
         assert top1.n == 10
         assert context.details["skipped_images"] == {"train": 1, "test": 2}
 
 
 def test_estimate_counts_every_epoch(image_set):
-    assert ImageNetLinear().forward_passes(image_set) == 100 * 360 + 90
-    assert PlacesLinear().forward_passes(image_set) == 14 * 360 + 90
+    assert protocol("linear/sgd-v1").forward_passes(image_set) == 100 * 360 + 90
+    assert protocol("linear/places205-v1").forward_passes(image_set) == 14 * 360 + 90
 
 
 def test_progress_ends_at_one(encoder, context):
     context.progress = (fractions := []).append
-    Short().evaluate(encoder, context)
+    SHORT.evaluate(encoder, context)
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
 
@@ -224,10 +208,10 @@ def test_an_image_set_without_labels_is_an_input_error(encoder, context, image_s
     test = image_set.split("test")
     image_set.splits["test"] = replace(test, labels=torch.full_like(test.labels, -1))
     with pytest.raises(InputError, match="needs labelled"):
-        Short().evaluate(encoder, context)
+        SHORT.evaluate(encoder, context)
 
 
 def test_a_loss_that_is_not_finite_is_a_failure(encoder, context):
     encoder.backbone.conv1.weight.fill_(float("nan"))
     with pytest.raises(RunFailure, match="loss became nan"):
-        Short().evaluate(encoder, context)
+        SHORT.evaluate(encoder, context)

@@ -1,15 +1,23 @@
+import pickle
+from contextlib import suppress
+
 import pytest
 
-import twinbench.downstream.protocol as registry
 from twinbench.downstream.detection import choices
 from twinbench.downstream.protocol import Measurement, Protocol, protocol, protocol_names, register_protocol
 from twinbench.foundation.errors import InputError
+from twinbench.foundation.registry import all_or_nothing
+
+
+class Over(Exception):
+    """The end of a test, at which its registrations are undone."""
 
 
 @pytest.fixture(autouse=True)
-def restored_registry(monkeypatch):
-    protocol_names()
-    monkeypatch.setattr(registry, "_PROTOCOLS", dict(registry._PROTOCOLS))
+def restored_registry():
+    with suppress(Over), all_or_nothing():
+        yield
+        raise Over
 
 
 def toy(full_name):
@@ -38,7 +46,7 @@ def test_every_protocol_of_the_house_is_found():
         "semi-10pct/paper-v1",
         "semi-1pct/finetune-v1",
         "semi-10pct/finetune-v1",
-        "detection/torchvision-fpn-v1",
+        "detection/small-mask-rcnn-torchvision-v1",
     } <= set(protocol_names())
 
 
@@ -55,16 +63,21 @@ def test_a_protocol_from_outside_is_registered_and_evaluated(encoder, context):
     assert protocol("toy").evaluate(encoder, context) == [Measurement("answer", 42.0, n=1)]
 
 
-def test_a_plugin_is_loaded_through_its_entry_point(monkeypatch):
-    class Plugin:
-        def load(self):
-            register_protocol(toy("plugged/in-v1"))
+def test_an_instance_is_registered_as_it_is():
+    constant = toy("toy/constant-v1")()
+    assert register_protocol(constant) is constant
+    assert protocol("toy/constant-v1") is constant
 
-    monkeypatch.setattr(
-        registry, "entry_points", lambda group: [Plugin()] if group == "twinbench.plugins" else []
-    )
-    registry._discover.cache_clear()
-    assert "plugged/in-v1" in protocol_names()
+
+def test_every_protocol_reaches_a_worker_process_as_it_is():
+    for name in protocol_names():
+        copied = pickle.loads(pickle.dumps(protocol(name)))
+        assert type(copied) is type(protocol(name))
+        assert vars(copied) == vars(protocol(name))
+
+
+def test_a_name_stands_for_one_object():
+    assert protocol("knn") is protocol("knn/cosine-v1")
 
 
 def test_a_family_means_its_newest_version():
@@ -97,7 +110,7 @@ def test_an_unknown_name_suggests_the_nearest(wrong, nearest):
         protocol(wrong)
     assert error.value.nearest == nearest
     assert wrong in str(error.value)
-    assert "detection/torchvision-fpn-v1" in str(error.value)
+    assert "detection/small-mask-rcnn-torchvision-v1" in str(error.value)
 
 
 def test_two_protocols_cannot_share_a_name():
@@ -123,3 +136,10 @@ def test_a_mistyped_choice_is_named():
     with pytest.raises(InputError) as caught:
         protocol("detection/voc-c5")
     assert caught.value.nearest == "detection/voc-c4"
+
+
+def test_a_name_that_a_protocol_had_before_leads_to_its_successor():
+    with pytest.raises(InputError) as caught:
+        protocol("detection/torchvision-fpn-v1")
+    assert caught.value.nearest == "detection/small-mask-rcnn-torchvision-v1"
+    assert protocol(caught.value.nearest).name == caught.value.nearest

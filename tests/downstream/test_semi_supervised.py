@@ -13,27 +13,16 @@ from twinbench.downstream.label_lists import LabelList
 from twinbench.downstream.protocol import EvaluationContext, protocol
 from twinbench.downstream.semi_supervised import (
     FineTuning,
-    OnePercentPublished,
     PublishedFineTuning,
-    TenPercentPublished,
     labelled_subset,
     lr_factor,
 )
 from twinbench.downstream.views import training_views
 from twinbench.foundation.errors import InputError, RunFailure
 
-
-class Short(FineTuning):
-    name = "semi-test/finetune-v1"
-    fraction = 0.5
-    steps = 30
-
-
-class Half(PublishedFineTuning):
-    name = "semi-test/paper-v1"
-    fraction = 0.5
-    epochs = 25
-    head_lr = 0.1  # half of 360 images are too few for the published 0.5
+SHORT = FineTuning("semi-test/finetune-v1", fraction=0.5, steps=30)
+# half of 360 images are too few for the published 0.5
+HALF = PublishedFineTuning("semi-test/paper-v1", fraction=0.5, epochs=25, head_lr=0.1)
 
 
 def unbalanced_labels():
@@ -74,13 +63,13 @@ def test_learning_rate_drops_after_three_and_four_fifths():
     assert factors == pytest.approx([1.0] * 12 + [0.2] * 4 + [0.04] * 4)
 
 
-@pytest.mark.parametrize("protocol", [Short(), Half()])
-def test_fine_tuning_learns_repeats_itself_and_leaves_the_encoder_alone(encoder, image_set, protocol):
+@pytest.mark.parametrize("chosen", [SHORT, HALF])
+def test_fine_tuning_learns_repeats_itself_and_leaves_the_encoder_alone(encoder, image_set, chosen):
     before = {name: tensor.clone() for name, tensor in encoder.backbone.state_dict().items()}
     results = []
     for _ in range(2):
         state = torch.get_rng_state()
-        results.append(protocol.evaluate(encoder, EvaluationContext(image_set, FeatureStore(None), seed=3)))
+        results.append(chosen.evaluate(encoder, EvaluationContext(image_set, FeatureStore(None), seed=3)))
         assert torch.equal(torch.get_rng_state(), state)
     assert results[0] == results[1]
     assert results[0][0].value > 60
@@ -101,15 +90,16 @@ def test_unlabelled_test_images_do_not_count(encoder, context, image_set):
 
 
 def test_estimate_counts_training_three_times(image_set):
-    assert Short().forward_passes(image_set) == 3 * 30 * 150 + 90
-    assert Half().forward_passes(image_set) == 3 * 25 * 180 + 90
+    assert SHORT.forward_passes(image_set) == 3 * 30 * 150 + 90
+    assert HALF.forward_passes(image_set) == 3 * 25 * 180 + 90
 
 
-@pytest.mark.parametrize("protocol", [OnePercentPublished(), TenPercentPublished()])
-def test_the_published_recipe_drops_after_epochs_12_and_16(protocol):
+@pytest.mark.parametrize("name", ["semi-1pct/paper-v1", "semi-10pct/paper-v1"])
+def test_the_published_recipe_drops_after_epochs_12_and_16(name):
+    chosen = protocol(name)
     steps_per_epoch = 7
-    factors = [lr_factor(epoch * steps_per_epoch, protocol.epochs * steps_per_epoch) for epoch in range(20)]
-    assert [protocol.head_lr * f for f in factors] == pytest.approx([0.5] * 12 + [0.1] * 4 + [0.02] * 4)
+    factors = [lr_factor(epoch * steps_per_epoch, chosen.epochs * steps_per_epoch) for epoch in range(20)]
+    assert [chosen.head_lr * f for f in factors] == pytest.approx([0.5] * 12 + [0.1] * 4 + [0.02] * 4)
 
 
 def write_colours(root):
@@ -141,7 +131,7 @@ def test_a_list_says_what_is_labelled_wherever_val_was_taken_from(encoder, tmp_p
     context = EvaluationContext(
         image_set, FeatureStore(None), label_list=LabelList(tmp_path / "list.txt", own=True)
     )
-    (top1,) = Half().evaluate(encoder, context)
+    (top1,) = HALF.evaluate(encoder, context)
     assert seen == set(names)
     assert top1.n == 10
     digest = hashlib.sha256((tmp_path / "list.txt").read_bytes()).hexdigest()
@@ -149,7 +139,7 @@ def test_a_list_says_what_is_labelled_wherever_val_was_taken_from(encoder, tmp_p
 
 
 def test_without_a_list_the_labels_are_a_stratified_share_of_train_and_val(encoder, context):
-    Half().evaluate(encoder, context)
+    HALF.evaluate(encoder, context)
     assert context.details["labels"] == {"source": "stratified", "images": 180}
 
 
@@ -157,10 +147,10 @@ def test_an_image_set_without_labels_is_an_input_error(encoder, context, image_s
     train = image_set.split("train")
     image_set.splits["train"] = replace(train, labels=torch.full_like(train.labels, -1))
     with pytest.raises(InputError, match="needs labelled"):
-        Short().evaluate(encoder, context)
+        SHORT.evaluate(encoder, context)
 
 
 def test_a_loss_that_is_not_finite_is_a_failure(encoder, context):
     encoder.backbone.conv1.weight.fill_(float("nan"))
     with pytest.raises(RunFailure, match="step 0"):
-        Short().evaluate(encoder, context)
+        SHORT.evaluate(encoder, context)

@@ -18,6 +18,7 @@ from twinbench.baselines.simclr import nt_xent_loss
 from twinbench.baselines.simsiam import negative_cosine
 from twinbench.baselines.swav import sinkhorn, swapped_prediction_loss
 from twinbench.encoders.backbones import build_backbone
+from twinbench.harness.plugins import load_plugins
 from twinbench.pretraining import collectives
 from twinbench.pretraining.barlow_twins import barlow_twins_loss
 from twinbench.pretraining.collectives import (
@@ -247,6 +248,7 @@ def run_rank(own_rank, world, folder):
 def main():
     """Fork the ranks from a server that has done the imports, which cost more than the cases."""
     world, folder = int(sys.argv[1]), sys.argv[2]
+    load_plugins()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([cls.__module__ for cls in (*map(method_class, OPTIONS), GlobalBatchNorm)])
     processes = [context.Process(target=run_rank, args=(r, world, folder)) for r in range(world)]

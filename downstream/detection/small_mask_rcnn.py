@@ -1,4 +1,8 @@
-"""Detection and instance segmentation: torchvision's Mask R-CNN on an encoder, fine-tuned for a short time."""
+"""Detection and instance segmentation in small scenes: a Mask R-CNN of torchvision's parts, trained in a minute.
+
+The protocols of `torchvision_rcnn` follow a `Schedule` and resize pictures to it; this one takes scenes of one size as
+they are, which is what makes it quick, and has an optimizer of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,6 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +29,7 @@ from twinbench.downstream.detection.coco_eval import (
     run_lengths,
 )
 from twinbench.downstream.detection.fine_tuning import (
-    BOX_METRICS,
-    MASK_METRICS,
+    BOX_AND_MASK_METRICS,
     STAGES,
     require_encoder_maps,
     unit_floats,
@@ -132,7 +134,7 @@ def pyramid_maps(model: GeneralizedRCNN, image: Tensor) -> dict[str, Tensor]:
 
 
 @register_protocol
-class TorchvisionFpn(Protocol):
+class SmallMaskRcnn(Protocol):
     """Box and mask AP of one short Mask R-CNN training on the detection scenes.
 
     The network is torchvision's, with a feature pyramid over res2 to res5 and heads small enough for a CPU. It
@@ -144,9 +146,9 @@ class TorchvisionFpn(Protocol):
     not symmetric), the state after the last step counts.
     """
 
-    name: ClassVar[str] = "detection/torchvision-fpn-v1"
-    needs: ClassVar[Literal["labels", "detection"]] = "detection"
-    metrics: ClassVar[tuple[str, ...]] = (*BOX_METRICS, *MASK_METRICS)
+    name = "detection/small-mask-rcnn-torchvision-v1"
+    needs = "detection"
+    metrics = BOX_AND_MASK_METRICS
 
     def check(self, image_set: ImageSet) -> None:
         """Raise InputError for pictures of different sizes or without masks, and where no test object counts."""
@@ -222,7 +224,7 @@ def _pixels_and_masks(scenes: DetectionSplit) -> tuple[Tensor, Sequence[Tensor]]
     """The scenes ``[N, 3, H, W]`` and their masks; InputError for pictures of different sizes or without masks."""
     if isinstance(scenes.images, PictureFiles) or scenes.masks is None:
         raise InputError(
-            f"{TorchvisionFpn.name} is for scenes of one size with masks",
+            f"{SmallMaskRcnn.name} is for scenes of one size with masks",
             nearest="detection/fpn-torchvision-v1",
             next_step="use the nearest protocol",
         )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-import twinbench.downstream.detection.torchvision_fpn as fpn
+import twinbench.downstream.detection.small_mask_rcnn as small
 from twinbench.downstream.detection.coco_eval import average_precision
 from twinbench.downstream.detection.fine_tuning import require_encoder_maps
 from twinbench.downstream.features import FeatureStore
@@ -16,20 +16,20 @@ CPU = torch.device("cpu")
 
 
 def require_maps(detector, encoder, scene):
-    require_encoder_maps(partial(fpn.pyramid_maps, detector), encoder, scene)
+    require_encoder_maps(partial(small.pyramid_maps, detector), encoder, scene)
 
 
 def test_body_starts_with_the_features_of_its_encoder_and_no_other(make_encoder, image_set):
     scene = image_set.detection("train").images[0]
     first, second = make_encoder(0), make_encoder(1)
-    detector = fpn.build_detector(first, 3, 64, 64)
+    detector = small.build_detector(first, 3, 64, 64)
     require_maps(detector, first, scene)
     with pytest.raises(RunFailure, match="does not start from the encoder"):
         require_maps(detector, second, scene)
 
 
 def test_a_single_altered_tensor_is_noticed(encoder, image_set):
-    detector = fpn.build_detector(encoder, 3, 64, 64)
+    detector = small.build_detector(encoder, 3, 64, 64)
     with torch.no_grad():
         detector.backbone.body.layer4[0].bn2.running_mean += 0.1
     with pytest.raises(RunFailure, match="res5"):
@@ -37,7 +37,7 @@ def test_a_single_altered_tensor_is_noticed(encoder, image_set):
 
 
 def test_another_normalisation_is_noticed(encoder, image_set):
-    detector = fpn.build_detector(encoder, 3, 64, 64)
+    detector = small.build_detector(encoder, 3, 64, 64)
     detector.transform = GeneralizedRCNNTransform(64, 64, [0.0, 0.0, 0.0], [1.0, 1.0, 1.0])
     with pytest.raises(RunFailure, match="res2"):
         require_maps(detector, encoder, image_set.detection("train").images[0])
@@ -46,12 +46,12 @@ def test_another_normalisation_is_noticed(encoder, image_set):
 def test_no_number_is_measured_with_other_weights(encoder, context, make_encoder, monkeypatch):
     monkeypatch.setattr(type(encoder), "fresh_backbone", lambda self: make_encoder(7).backbone.train())
     with pytest.raises(RunFailure, match="does not start from the encoder"):
-        protocol("detection/torchvision-fpn-v1").evaluate(encoder, context)
+        protocol("detection/small-mask-rcnn-torchvision-v1").evaluate(encoder, context)
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 80)])
 def test_scenes_are_not_resized(encoder, height, width):
-    detector = fpn.build_detector(encoder, 3, height, width)
+    detector = small.build_detector(encoder, 3, height, width)
     image = torch.rand(3, height, width)
     prepared, _ = detector.transform([image])
     assert prepared.image_sizes == [(height, width)]
@@ -60,34 +60,36 @@ def test_scenes_are_not_resized(encoder, height, width):
 
 
 def test_every_tensor_of_the_body_is_trained(encoder, image_set):
-    detector = fpn.build_detector(encoder, 3, 64, 64)
+    detector = small.build_detector(encoder, 3, 64, 64)
     before = {name: tensor.clone() for name, tensor in detector.backbone.body.state_dict().items()}
-    list(fpn.train_detector(detector, image_set.detection("train"), 2, torch.Generator().manual_seed(0), CPU))
+    list(
+        small.train_detector(detector, image_set.detection("train"), 2, torch.Generator().manual_seed(0), CPU)
+    )
     after = detector.backbone.body.state_dict()
     assert [name for name in before if torch.equal(before[name], after[name])] == []
 
 
 def test_overfitting_a_few_scenes_raises_the_precision(encoder, image_set, monkeypatch):
-    monkeypatch.setattr(fpn, "BATCH", 4)
+    monkeypatch.setattr(small, "BATCH", 4)
     scenes = image_set.detection("test")
     with seeded(0, CPU) as generator:
-        detector = fpn.build_detector(encoder, 3, 64, 64)
-        before = average_precision(scenes, fpn.detect(detector, scenes.images, CPU), 3)
-        list(fpn.train_detector(detector, scenes, 60, generator, CPU))
-    after = average_precision(scenes, fpn.detect(detector, scenes.images, CPU), 3)
+        detector = small.build_detector(encoder, 3, 64, 64)
+        before = average_precision(scenes, small.detect(detector, scenes.images, CPU), 3)
+        list(small.train_detector(detector, scenes, 60, generator, CPU))
+    after = average_precision(scenes, small.detect(detector, scenes.images, CPU), 3)
     assert before["box_ap50"] < 10 < 40 < after["box_ap50"]
     assert after["mask_ap50"] > 40
 
 
 def test_evaluation_repeats_itself_and_leaves_the_encoder_alone(encoder, image_set, monkeypatch):
-    monkeypatch.setattr(fpn, "STEPS", 4)
+    monkeypatch.setattr(small, "STEPS", 4)
     before = {name: tensor.clone() for name, tensor in encoder.backbone.state_dict().items()}
     results = []
     for _ in range(2):
         state = torch.get_rng_state()
         fractions = []
         context = EvaluationContext(image_set, FeatureStore(None), seed=5, progress=fractions.append)
-        results.append(protocol("detection/torchvision-fpn-v1").evaluate(encoder, context))
+        results.append(protocol("detection/small-mask-rcnn-torchvision-v1").evaluate(encoder, context))
         assert torch.equal(torch.get_rng_state(), state)
         assert fractions == sorted(fractions)
         assert fractions[-1] == 1.0
@@ -110,7 +112,7 @@ def test_the_training_starts_where_version_1_left_the_generator(encoder, context
     """Version 1 prepared two scenes in training mode before it; every number of it depends on that."""
     train = context.image_set.detection("train")
     with seeded(context.seed, CPU):
-        detector = fpn.build_detector(encoder, 3, 64, 64)
+        detector = small.build_detector(encoder, 3, 64, 64)
         detector.train().transform(list(train.images[:2] / 255))
         expected = torch.get_rng_state()
     states = []
@@ -119,18 +121,18 @@ def test_the_training_starts_where_version_1_left_the_generator(encoder, context
         states.append(torch.get_rng_state())
         return ()
 
-    monkeypatch.setattr(fpn, "train_detector", recorded)
-    protocol("detection/torchvision-fpn-v1").evaluate(encoder, context)
+    monkeypatch.setattr(small, "train_detector", recorded)
+    protocol("detection/small-mask-rcnn-torchvision-v1").evaluate(encoder, context)
     assert torch.equal(states[0], expected)
 
 
 def test_scenes_too_small_for_the_backbone_are_an_input_error(encoder):
     with pytest.raises(InputError, match="too small"):
-        fpn.build_detector(encoder, 3, 16, 16)
+        small.build_detector(encoder, 3, 16, 16)
 
 
 def test_a_loss_that_is_not_finite_is_a_failure(encoder, image_set):
-    detector = fpn.build_detector(encoder, 3, 64, 64)
+    detector = small.build_detector(encoder, 3, 64, 64)
     torch.nn.init.constant_(detector.backbone.fpn.inner_blocks[0][0].bias, float("nan"))
     with pytest.raises(RunFailure, match="step 0"):
-        next(fpn.train_detector(detector, image_set.detection("train"), 2, torch.Generator(), CPU))
+        next(small.train_detector(detector, image_set.detection("train"), 2, torch.Generator(), CPU))
