@@ -183,7 +183,7 @@ def pretrain_one(
             return
         with job_progress(1) as start_job:
             images = StudyImages(image_set, image_set)
-            failures = execute([Job("pretrain", run)], images, start_job, say, training=training)
+            failures = execute([Job(run)], images, start_job, say, training=training)
         if failures:
             reason = (run.status() or {})["reason"]
             raise RunFailure(

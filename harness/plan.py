@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from twinbench.data.folders import Corrupt
 from twinbench.data.image_sets import ImageSet
@@ -49,7 +49,6 @@ class Job:
     ``record`` is the file for the result of an evaluation.
     """
 
-    kind: Literal["pretrain", "evaluate"]
     run: Run
     protocol: Protocol | None = None
     variant: str = ""
@@ -190,7 +189,7 @@ def jobs(planned: list[PlannedRun]) -> Iterator[Job]:
     """Every job, each training before its evaluations; a run that several variants share comes once."""
     seen = set()
     for entry in planned:
-        for job in (Job("pretrain", entry.run, None, entry.variant), *_evaluations(entry)):
+        for job in (Job(entry.run, None, entry.variant), *_evaluations(entry)):
             key = (entry.run.folder, job.protocol.name if job.protocol else None)
             if key not in seen:
                 seen.add(key)
@@ -200,7 +199,7 @@ def jobs(planned: list[PlannedRun]) -> Iterator[Job]:
 def _evaluations(entry: PlannedRun) -> Iterator[Job]:
     for chosen in entry.protocols:
         record = entry.run.record_file(chosen.name, entry.measured_on)
-        yield Job("evaluate", entry.run, chosen, entry.variant, record)
+        yield Job(entry.run, chosen, entry.variant, record)
 
 
 def _variants(study: Study) -> list[tuple[str, dict[str, Any]]]:

@@ -246,13 +246,13 @@ def test_a_worker_process_is_told_which_file_to_import(tmp_path):
     file = write_moco(tmp_path / "encoders" / "moco.pth")
     image_set = load_image_set("digit-scenes", limit={"train": 64, "val": 32, "test": 32})
     (run,) = imported_runs(file.parent, image_set, tmp_path / "runs", seeds=1)
-    job = pickle.loads(pickle.dumps(Job("pretrain", run)))
+    job = pickle.loads(pickle.dumps(Job(run)))
     assert (job.run.source, job.run.origin, job.is_finished()) == (file, "imported", False)
     images = StudyImages(image_set, image_set)
     assert execute([job], images, lambda label: lambda fraction, text: None, print) == 0
     assert job.is_finished()
     write_moco(file, seed=1)
-    import_again = Job("pretrain", replace(run, folder=tmp_path / "runs" / "again"))
+    import_again = Job(replace(run, folder=tmp_path / "runs" / "again"))
     assert execute([import_again], images, lambda label: lambda fraction, text: None, print) == 1
     assert "the checkpoint changed" in (import_again.run.status() or {})["reason"]
 
