@@ -125,7 +125,8 @@ def corrupt_images(study: Study, overrides: dict[str, Any]) -> Corrupt:
         raise InputError(
             "the recipes differ in corrupt_images, but the methods of a study see the same images",
             where=f"recipes/{study.recipes}",
-            next_step="set it for all: --set corrupt_images=skip",
+            next_step="set it for all of them",
+            option="corrupt_images=skip",
         )
     return modes.pop() if modes else "refuse"
 

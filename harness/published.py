@@ -31,7 +31,8 @@ def encoder_folder(study: Study, data_root: Path | None) -> Path | None:
     if data_root is None:
         raise InputError(
             f"the study {study.name} evaluates the checkpoints in a folder",
-            next_step=f"--data-root DIR, with the files in DIR/{study.encoders}",
+            next_step=f"give the data root DIR, with the files in DIR/{study.encoders}",
+            option="data_root",
         )
     return data_root / study.encoders
 

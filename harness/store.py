@@ -108,7 +108,8 @@ class Run:
             raise RunFailure(
                 f"cannot use the run's folder: {error.strerror or error}",
                 where=self.folder,
-                next_step="make it writable, or give another run store with --runs",
+                next_step="make it writable, or use another run store",
+                option="runs",
             ) from error
 
     @contextmanager

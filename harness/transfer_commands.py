@@ -18,11 +18,13 @@ def import_one(
     """Make an encoder of another project's checkpoint and print the account of its keys."""
     if out.exists() and not out.is_dir():
         raise InputError(
-            "this is a file, not a folder", where=out, next_step="give another folder with --out"
+            "this is a file, not a folder", where=out, next_step="give another folder", option="out"
         )
     foreign = read_foreign(file, format_name, method, stem)
     print(f"format:     {foreign.info.source_format}" + ("" if format_name else ", recognised from the keys"))
     print("\n".join([*foreign.accounting.lines(), *describe(foreign.info)]))
+    if foreign.info.source_note and method is None:
+        print("            (another method: --method NAME)")
     check_writable(out)
     encoder = foreign.save(out)
     print(f"encoder:    {out} ({encoder.checksum[:12]})")

@@ -109,7 +109,7 @@ def test_names_that_fit_barlow_twins_alone_by_convention_are_imported_with_a_cau
     outcome = cli("import", "resnet50.pth", "--out", "mine")
     assert outcome.code == 0, outcome.err
     assert "method:     resnet50" in outcome.out
-    assert "--method barlow_twins" in outcome.out
+    assert "(another method: --method NAME)" in outcome.out
     said = cli("import", "resnet50.pth", "--out", "said", "--format", "barlow_twins")
     assert "method:     barlow_twins" in said.out
     assert "--method" not in said.out
@@ -146,7 +146,7 @@ def test_an_open_stem_is_asked_for_and_taken(cli, tmp_path):
     asked = cli("import", "moco.pth", "--out", "mine")
     assert asked.code == 2
     assert "the first convolution is 3x3" in asked.err
-    assert "--stem" in asked.err
+    assert "(--stem)" in asked.err
     assert not (tmp_path / "mine").exists()
     taken = cli("import", "moco.pth", "--out", "mine", "--stem", "stride2")
     assert taken.code == 0, taken.err
@@ -198,7 +198,7 @@ def test_the_table_names_every_file_and_what_its_import_noted(cli, study, tmp_pa
     outcome = cli("run", study, "--data-root", ".")
     assert outcome.code == 0, outcome.err
     assert "plain.pth: " in outcome.err + outcome.out
-    assert "--method NAME" in outcome.err + outcome.out
+    assert "name it as you import it" in outcome.err + outcome.out
     table = (tmp_path / "results" / "imported" / "tables" / "main.md").read_text().replace("\\", "")
     assert table.count("| MoCo v2 (imported, ") == 2, "equal weights in two files are two rows"
     for file in (first, second, tmp_path / "encoders" / "plain.pth"):
