@@ -21,7 +21,7 @@ from twinbench.encoders.foreign.formats import format_names
 from twinbench.foundation.errors import InputError, RunFailure, unknown_name
 from twinbench.harness.console import job_progress, say
 from twinbench.harness.estimate import estimate_seconds
-from twinbench.harness.execute import Training, evaluate_encoder, execute, train_run
+from twinbench.harness.execute import Training, evaluate_encoder, execute, run_job, train_run
 from twinbench.harness.plan import (
     Job,
     StudyImages,
@@ -181,14 +181,10 @@ def pretrain_one(
             with suppress(Interrupted):  # rank 0 says so
                 train_run(run, image_set, training)
             return
-        with job_progress(1) as start_job:
-            images = StudyImages(image_set, image_set)
-            failures = execute([Job(run)], images, start_job, say, training=training)
-        if failures:
-            reason = (run.status() or {})["reason"]
-            raise RunFailure(
-                f"the training failed: {reason}", where=run.folder, next_step="correct it and run again"
-            )
+        with run.locked(), job_progress(1) as start_job:
+            job = Job(run)
+            if not job.is_finished():  # by another process, while this one waited for the lock
+                run_job(job, StudyImages(image_set, image_set), training, start_job(job.label), say)
     status = run.status() or {}
     if status["status"] == "collapsed":
         say(f"COLLAPSED: {status['reason']}")
