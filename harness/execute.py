@@ -20,11 +20,13 @@ from twinbench.foundation.errors import ExplainedError, RunFailure
 from twinbench.harness.environment import environment
 from twinbench.harness.plan import Job, StudyImages
 from twinbench.harness.published import import_run
+from twinbench.harness.source import ImportedSource
 from twinbench.harness.store import Run, write_json
 from twinbench.pretraining.checkpoint import remove_checkpoints
 from twinbench.pretraining.engine import Engine
 from twinbench.pretraining.interrupt import Interrupted
 from twinbench.pretraining.memory import peak_memory_mb, reset_peak_memory
+from twinbench.pretraining.recipe import Recipe
 from twinbench.pretraining.train import (
     ReportProgress,
     TrainingSummary,
@@ -92,7 +94,7 @@ def _run_job(
         record = evaluate_run(job.run, job.protocol, images.measure, report)
         write_json(job.record, record)
         return
-    if job.run.source is not None:
+    if isinstance(job.run.source, ImportedSource):
         import_run(job.run, say)
         return
     job.run.begin()
@@ -108,8 +110,9 @@ def train_run(
     say: Callable[[str], None] = lambda text: None,
 ) -> TrainingSummary:
     """Train a run, resuming where it was interrupted; on every rank."""
+    assert isinstance(run.source, Recipe), "an imported encoder is not trained here"
     return pretrain(
-        run.recipe,
+        run.source,
         run.hash,
         image_set,
         run.folder,
@@ -142,7 +145,7 @@ def finish_run(run: Run, summary: TrainingSummary) -> None:
 def evaluate_run(run: Run, protocol: Protocol, image_set: ImageSet, report: ReportProgress) -> dict[str, Any]:
     """The result record of a run's encoder under one protocol."""
     encoder = Encoder.load(run.encoder_folder)
-    return evaluate_encoder(encoder, protocol, image_set, run.recipe.seed, run.folder / "features", report)
+    return evaluate_encoder(encoder, protocol, image_set, run.source.seed, run.folder / "features", report)
 
 
 def evaluation_device() -> torch.device:

@@ -13,6 +13,7 @@ from twinbench.downstream.protocol import Protocol, protocol
 from twinbench.foundation.errors import InputError, unknown_name
 from twinbench.harness.published import imported_runs
 from twinbench.harness.recipes import load_recipe, read_value
+from twinbench.harness.source import ImportedSource
 from twinbench.harness.store import Run, open_run
 from twinbench.harness.studies import Study
 from twinbench.pretraining.batches import steps_in_epoch
@@ -58,10 +59,11 @@ class Job:
     def label(self) -> str:
         """How the job is called in progress lines; no two jobs of a plan share it."""
         variant = f" {self.variant}" if self.variant else ""
-        name = f"{self.run.recipe.method}{variant} (seed {self.run.recipe.seed})"
-        if self.run.source is not None:
-            name = f"{name} from {self.run.source.name}"
-        begin = "pretrain" if self.run.source is None else "import"
+        source = self.run.source
+        name = f"{source.method}{variant} (seed {source.seed})"
+        begin = "pretrain"
+        if isinstance(source, ImportedSource):
+            name, begin = f"{name} from {source.name}", "import"
         return f"{begin} {name}" if self.protocol is None else f"{self.protocol.name} {name}"
 
     def is_finished(self) -> bool:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from twinbench.foundation.errors import InputError, unknown_name
 from twinbench.foundation.models import explain_validation
+from twinbench.harness.source import Source
 from twinbench.pretraining.recipe import Recipe
 
 NUMERICS_VERSION = 2
@@ -145,12 +146,12 @@ def read_value(text: str) -> Any:
     return value
 
 
-def recipe_hash(recipe: Recipe) -> str:
-    """Twelve hex digits over everything in a resolved recipe that changes the numbers.
+def recipe_hash(source: Source) -> str:
+    """Twelve hex digits over everything in a resolved recipe, or in what is imported, that changes the numbers.
 
     The path of a folder set is left out: its fingerprint says what is in it.
     """
-    document = recipe.model_dump(mode="json")
-    document["image_set"] = recipe.image_set.partition(":")[0]
+    document = source.model_dump(mode="json")
+    document["image_set"] = source.image_set.partition(":")[0]
     document["numerics_version"] = NUMERICS_VERSION
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:12]

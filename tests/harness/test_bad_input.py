@@ -176,12 +176,28 @@ def test_a_damaged_description_of_an_encoder_is_named(cli, tmp_path, content):
     assert "encoder.json" in outcome.err
 
 
-def test_a_foreign_recipe_in_the_run_store_is_left_out(cli, tmp_path):
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"recipe.yaml": "colour: blue\n"}, "'method'"),
+        ({"source.yaml": "colour: blue\n"}, "'name'"),
+        ({"notes.txt": "mine\n"}, "no recipe.yaml or source.yaml"),
+        (
+            {"recipe.yaml": "{method: moco_v2, image_set: a, epochs: 0, options: {imported: {name: a.pth}}}"},
+            "an earlier version of twinbench imported",
+        ),
+    ],
+)
+def test_what_is_no_run_in_the_run_store_is_left_out_by_name(cli, tmp_path, caplog, files, said):
     (tmp_path / "runs" / "mine").mkdir(parents=True)
-    (tmp_path / "runs" / "mine" / "recipe.yaml").write_text("colour: blue\n")
+    for name, text in files.items():
+        (tmp_path / "runs" / "mine" / name).write_text(text)
     outcome = cli("ls", "runs", "--json")
     assert outcome.code == 0, outcome.err
     assert outcome.out.strip() == "[]"
+    (warning,) = (record.getMessage() for record in caplog.records)
+    assert "mine is left out: " in warning
+    assert said in warning
 
 
 def test_a_read_only_run_folder_marks_nothing_and_ends_with_code_1(cli, tiny_study, monkeypatch):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from twinbench.data.image_sets import load_image_set
@@ -20,6 +21,7 @@ from twinbench.encoders.foreign.importer import read_foreign
 from twinbench.harness.execute import execute
 from twinbench.harness.plan import Job, StudyImages
 from twinbench.harness.published import imported_runs
+from twinbench.harness.store import stored_runs
 
 IMAGES = "image_set: digit-scenes"
 STUDY = """
@@ -242,12 +244,28 @@ def test_another_normalisation_is_another_run(tmp_path):
     assert before.folder != after.folder
 
 
+def test_an_imported_run_is_stored_as_what_it_is(cli, study, tmp_path):
+    file = write_moco(tmp_path / "encoders" / "moco.pth")
+    assert cli("run", study, "--data-root", ".").code == 0
+    (run,) = stored_runs(tmp_path / "runs")
+    assert not (run.folder / "recipe.yaml").exists()
+    source = yaml.safe_load((run.folder / "source.yaml").read_text())
+    assert source["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert (source["name"], source["file"], source["format"]) == ("moco.pth", "moco.pth", "moco_v2")
+    assert source["backbone"]["name"] == "resnet10"
+    assert "epochs" not in source
+    image_set = load_image_set("digit-scenes", limit={"train": 64, "val": 32, "test": 32})
+    (planned,) = imported_runs(file.parent, image_set, tmp_path / "runs", seeds=1)
+    assert replace(planned, checkpoint=None) == run
+    assert run.folder.name.endswith(run.hash)
+
+
 def test_a_worker_process_is_told_which_file_to_import(tmp_path):
     file = write_moco(tmp_path / "encoders" / "moco.pth")
     image_set = load_image_set("digit-scenes", limit={"train": 64, "val": 32, "test": 32})
     (run,) = imported_runs(file.parent, image_set, tmp_path / "runs", seeds=1)
     job = pickle.loads(pickle.dumps(Job(run)))
-    assert (job.run.source, job.run.origin, job.is_finished()) == (file, "imported", False)
+    assert (job.run.checkpoint, job.run.origin, job.is_finished()) == (file, "imported", False)
     images = StudyImages(image_set, image_set)
     assert execute([job], images, lambda label: lambda fraction, text: None, print) == 0
     assert job.is_finished()
