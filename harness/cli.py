@@ -58,14 +58,14 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Run a study: train what is missing, evaluate it, write tables, figures and the report."""
-    from twinbench.harness.commands import run_study
+    from twinbench.harness.commands import StudyRequest, run_study
 
-    run_study(
-        study,
+    request = StudyRequest(
+        study=study,
         seeds=seeds,
-        methods=methods.split(",") if methods else None,
-        image_set_name=image_set,
-        assignments=set_,
+        methods=tuple(methods.split(",")) if methods else (),
+        image_set=image_set,
+        assignments=tuple(set_),
         data_root=data_root,
         runs=runs,
         out=out,
@@ -73,6 +73,7 @@ def run(
         dry_run=dry_run,
         debug=debug,
     )
+    run_study(request)
 
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -116,12 +117,21 @@ def pretrain(
     debug: Debug = False,
 ) -> None:
     """Train one encoder, or go on where an interrupted run stopped."""
-    from twinbench.harness.commands import pretrain_one
+    from twinbench.harness.commands import PretrainRequest, pretrain_one
     from twinbench.pretraining.engine import hardware_here
 
-    overrides = [*set_, f"precision={precision}"] if precision else set_
-    hardware = hardware_here(devices, nodes, compile_)
-    pretrain_one(method, image_set, recipe, seed, overrides, data_root, runs, hardware, tensorboard)
+    request = PretrainRequest(
+        method=method,
+        image_set=image_set,
+        recipe=recipe,
+        seed=seed,
+        assignments=(*set_, *([f"precision={precision}"] if precision else [])),
+        data_root=data_root,
+        runs=runs,
+        hardware=hardware_here(devices, nodes, compile_),
+        tensorboard=tensorboard,
+    )
+    pretrain_one(request)
 
 
 @app.command(
@@ -153,9 +163,19 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Evaluate one encoder under one protocol and print what was measured."""
-    from twinbench.harness.commands import evaluate_one
+    from twinbench.harness.commands import EvaluateRequest, evaluate_one
 
-    evaluate_one(encoder, protocol, image_set, seed, data_root, out, label_list, own_list)
+    request = EvaluateRequest(
+        encoder=encoder,
+        protocol=protocol,
+        image_set=image_set,
+        seed=seed,
+        data_root=data_root,
+        out=out,
+        label_list=label_list,
+        own_list=own_list,
+    )
+    evaluate_one(request)
 
 
 @app.command("import", epilog="Example: twinbench import resnet50.pth --out encoders/barlow-twins")

@@ -7,6 +7,7 @@ import shlex
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from twinbench.data.image_sets import image_set_names, load_image_set
 from twinbench.downstream.label_lists import LabelList
 from twinbench.downstream.protocol import Protocol, protocol, protocol_names
-from twinbench.encoders.encoder import INFO_FILE, Encoder
+from twinbench.encoders.encoder import Encoder
 from twinbench.encoders.foreign.formats import format_names
 from twinbench.foundation.errors import InputError, RunFailure, unknown_name
 from twinbench.harness.console import job_progress, say
@@ -35,7 +36,7 @@ from twinbench.harness.plan import (
 from twinbench.harness.published import encoder_folder
 from twinbench.harness.recipes import load_recipe, parse_overrides, recipe_folder_names, recipe_names
 from twinbench.harness.records import collect, collect_stored
-from twinbench.harness.store import check_writable, record_place, stored_runs, write_json
+from twinbench.harness.store import check_writable, encoder_in, record_place, stored_runs, write_json
 from twinbench.harness.studies import Study, load_study, study_names
 from twinbench.harness.workers import ImageSource, default_workers, execute_in_parallel, threads_each
 from twinbench.pretraining.engine import Hardware, check_hardware, launch
@@ -46,35 +47,64 @@ from twinbench.reports.console import render_study
 from twinbench.reports.records import RunInfo
 
 
-def run_study(
-    name: str,
-    *,
-    seeds: int | None,
-    methods: list[str] | None,
-    image_set_name: str | None,
-    assignments: list[str],
-    data_root: Path | None,
-    runs: Path,
-    out: Path | None,
-    workers: int | None,
-    dry_run: bool,
-    debug: bool,
-) -> None:
+@dataclass(frozen=True)
+class StudyRequest:
+    """What `twinbench run` is asked for: a study by name or file, and what to change in it.
+
+    ``seeds``, ``methods`` and ``image_set`` replace the study's, ``assignments`` (``key=value``) change its recipes.
+    ``out`` is ``results/<study>`` unless given, ``workers`` what suits the machine.
+    """
+
+    study: str
+    seeds: int | None = None
+    methods: tuple[str, ...] = ()
+    image_set: str | None = None
+    assignments: tuple[str, ...] = ()
+    data_root: Path | None = None
+    runs: Path = Path("runs")
+    out: Path | None = None
+    workers: int | None = None
+    dry_run: bool = False
+    debug: bool = False
+
+    def command(self) -> str:
+        """The command line that makes the report again; the data folder is the reader's own."""
+        words = ["twinbench", "run", self.study]
+        words += ["--seeds", str(self.seeds)] if self.seeds else []
+        words += ["--methods", ",".join(self.methods)] if self.methods else []
+        words += ["--image-set", self.image_set] if self.image_set else []
+        words += [word for assignment in self.assignments for word in ("--set", assignment)]
+        return shlex.join(words) + (" --data-root DIR" if self.data_root else "")
+
+    def changed(self, study: Study) -> Study:
+        """The study with what is narrowed, widened or replaced; raises InputError for a method that it has not."""
+        for method in self.methods:
+            if method not in study.methods:
+                raise unknown_name("method", method, study.methods, where=f"study {study.name}")
+        return study.model_copy(
+            update={
+                "seeds": self.seeds or study.seeds,
+                "methods": list(self.methods) or study.methods,
+                "image_set": self.image_set or study.image_set,
+            }
+        )
+
+
+def run_study(request: StudyRequest) -> None:
     """Plan a study, do what is missing, write its report, print its tables."""
     started = time.monotonic()
-    command = _command(name, seeds, methods, image_set_name, assignments, data_root)
-    study = _chosen(load_study(name), seeds, methods, image_set_name)
-    overrides = parse_overrides(assignments)
+    study, runs = request.changed(load_study(request.study)), request.runs
+    overrides = parse_overrides(request.assignments)
     corrupt = corrupt_images(study, overrides)
-    source = ImageSource(study.image_set, study.measure_on, data_root, study.limit, corrupt)
+    source = ImageSource(study.image_set, study.measure_on, request.data_root, study.limit, corrupt)
     images = source.load()
-    planned = plan_study(study, images, runs, overrides, encoder_folder(study, data_root))
+    planned = plan_study(study, images, runs, overrides, encoder_folder(study, request.data_root))
     plan = list(jobs(planned))
-    workers = 1 if debug else workers or default_workers()
-    if dry_run:
+    workers = 1 if request.debug else request.workers or default_workers()
+    if request.dry_run:
         _print_plan(study, plan, images, workers)
         return
-    out = out or Path("results") / study.name
+    out = request.out or Path("results") / study.name
     check_out(out)
     for folder in (runs, out.parent):
         check_writable(folder)
@@ -84,8 +114,8 @@ def run_study(
         if workers > 1 and missing:
             failures = execute_in_parallel(plan, source, workers, start_job, say)
         else:
-            failures = execute(plan, images, start_job, say, debug)
-    page = _write_report(study, command, *collect(study, planned), out)
+            failures = execute(plan, images, start_job, say, request.debug)
+    page = _write_report(study, request.command(), *collect(study, planned), out)
     say(f"done in {time.monotonic() - started:.0f} s")
     print(f"report: {page}")
     if failures:
@@ -94,37 +124,6 @@ def run_study(
             where=page,
             next_step="correct the cause and run the same command again: finished jobs are kept",
         )
-
-
-def _command(
-    name: str,
-    seeds: int | None,
-    methods: list[str] | None,
-    image_set_name: str | None,
-    assignments: list[str],
-    data_root: Path | None,
-) -> str:
-    """The command line that makes the report again; the data folder is the reader's own."""
-    words = ["twinbench", "run", name]
-    words += ["--seeds", str(seeds)] if seeds else []
-    words += ["--methods", ",".join(methods)] if methods else []
-    words += ["--image-set", image_set_name] if image_set_name else []
-    words += [word for assignment in assignments for word in ("--set", assignment)]
-    return shlex.join(words) + (" --data-root DIR" if data_root else "")
-
-
-def _chosen(study: Study, seeds: int | None, methods: list[str] | None, image_set_name: str | None) -> Study:
-    """The study with what the command line narrowed, widened or replaced."""
-    for method in methods or []:
-        if method not in study.methods:
-            raise unknown_name("method", method, study.methods, where=f"study {study.name}")
-    return study.model_copy(
-        update={
-            "seeds": seeds or study.seeds,
-            "methods": methods or study.methods,
-            "image_set": image_set_name or study.image_set,
-        }
-    )
 
 
 def _print_plan(study: Study, plan: list[Job], images: StudyImages, workers: int) -> None:
@@ -151,32 +150,38 @@ def _write_report(study: Study, command: str, records: pd.DataFrame, infos: list
     return page
 
 
-def pretrain_one(
-    method: str,
-    image_set_name: str,
-    recipe_folder: str | None,
-    seed: int,
-    assignments: list[str],
-    data_root: Path | None,
-    runs: Path,
-    hardware: Hardware,
-    tensorboard: bool,
-) -> None:
+@dataclass(frozen=True)
+class PretrainRequest:
+    """What `twinbench pretrain` is asked for; ``recipe`` is a folder, the image set's own unless given."""
+
+    method: str
+    image_set: str
+    hardware: Hardware
+    recipe: str | None = None
+    seed: int = 0
+    assignments: tuple[str, ...] = ()
+    data_root: Path | None = None
+    runs: Path = Path("runs")
+    tensorboard: bool = False
+
+
+def pretrain_one(request: PretrainRequest) -> None:
     """Train one encoder and print where it is; every rank calls this, rank 0 writes and prints."""
-    if method not in method_names():
-        raise unknown_name("method", method, method_names())
-    folder = recipe_folder or _own_recipes(image_set_name)
-    recipe = load_recipe(folder, method, image_set_name, parse_overrides(assignments), seed)
-    image_set = load_image_set(image_set_name, data_root, corrupt=recipe.corrupt_images)
-    check_hardware(hardware, recipe.precision)
+    if request.method not in method_names():
+        raise unknown_name("method", request.method, method_names())
+    folder = request.recipe or _own_recipes(request.image_set)
+    overrides = parse_overrides(request.assignments)
+    recipe = load_recipe(folder, request.method, request.image_set, overrides, request.seed)
+    image_set = load_image_set(request.image_set, request.data_root, corrupt=recipe.corrupt_images)
+    check_hardware(request.hardware, recipe.precision)
     load_training(image_set)
-    run = plan_run(recipe, image_set, runs, hardware.ranks)
-    check_writable(runs)
+    run = plan_run(recipe, image_set, request.runs, request.hardware.ranks)
+    check_writable(request.runs)
     if run.is_trained():
         say("already trained")
     else:
-        engine = launch(hardware, recipe.precision)
-        training = Training(engine, tensorboard)
+        engine = launch(request.hardware, recipe.precision)
+        training = Training(engine, request.tensorboard)
         if not engine.is_main:
             with suppress(Interrupted):  # rank 0 says so
                 train_run(run, image_set, training)
@@ -197,40 +202,46 @@ def _own_recipes(image_set_name: str) -> str:
     return name if name in recipe_folder_names() else "folder"
 
 
-def evaluate_one(
-    folder: Path,
-    protocol_name: str,
-    image_set_name: str,
-    seed: int,
-    data_root: Path | None,
-    out: Path | None,
-    label_list: Path | None,
-    own_list: bool,
-) -> None:
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """What `twinbench evaluate` is asked for: an encoder's folder, or the run's that holds it, and how to measure it.
+
+    ``out`` is one more file for the record; ``own_list`` says that the list of labelled images is the user's own.
+    """
+
+    encoder: Path
+    protocol: str
+    image_set: str
+    seed: int = 0
+    data_root: Path | None = None
+    out: Path | None = None
+    label_list: Path | None = None
+    own_list: bool = False
+
+
+def evaluate_one(request: EvaluateRequest) -> None:
     """Evaluate one encoder, print the measurements; keep the record in its run and where ``out`` says.
 
     A record made with a label list, or with another seed than the run's, is kept only where ``out`` says: it is not
     what a study would make.
     """
-    chosen = protocol(protocol_name)
-    labelled = _label_list(chosen, label_list, own_list)
-    if not (folder / INFO_FILE).is_file() and (folder / "encoder").is_dir():
-        folder = folder / "encoder"
+    chosen = protocol(request.protocol)
+    labelled = _label_list(chosen, request.label_list, request.own_list)
+    folder = encoder_in(request.encoder)
     encoder = Encoder.load(folder)
     # Names on a list are those of files, which only a streamed set knows.
-    image_set = load_image_set(image_set_name, data_root, stream=True if labelled else None)
-    kept = None if labelled else record_place(folder.parent, chosen.name, image_set, seed)
-    for file in (out, kept):
-        if file is not None:
-            check_writable(file.parent)
+    image_set = load_image_set(request.image_set, request.data_root, stream=True if labelled else None)
+    kept = None if labelled else record_place(folder.parent, chosen.name, image_set, request.seed)
+    files = [file for file in (request.out, kept) if file is not None]
+    for file in files:
+        check_writable(file.parent)
     chosen.check(image_set)
     load_splits(image_set, (chosen,))
     with job_progress(1) as start_job:
         report = start_job(f"{chosen.name} {folder}")
-        record = evaluate_encoder(encoder, chosen, image_set, seed, None, report, labelled)
-    for file in (out, kept):
-        if file is not None:
-            write_json(file, record)
+        record = evaluate_encoder(encoder, chosen, image_set, request.seed, None, report, labelled)
+    for file in files:
+        write_json(file, record)
     source = f" from {encoder.info.source_file}" if encoder.info.source_file else ""
     print(
         f"{chosen.name} on {image_set.name}, encoder {encoder.checksum[:12]} ({encoder.info.method}{source})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -115,7 +116,7 @@ def set_dotted(document: dict[str, Any], dotted: str, value: Any) -> None:
     document[last] = value
 
 
-def parse_overrides(assignments: list[str]) -> dict[str, Any]:
+def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
     """``["optimizer.base_lr=0.1"]`` as a mapping; values are read as YAML."""
     parsed = {}
     for assignment in assignments:

@@ -180,6 +180,12 @@ def read_run(folder: Path) -> Run:
     return Run(folder, source, recipe_hash(source))
 
 
+def encoder_in(folder: Path) -> Path:
+    """The folder of an encoder, given that or the run which holds it."""
+    inner = folder / "encoder"
+    return inner if not (folder / INFO_FILE).is_file() and inner.is_dir() else folder
+
+
 def record_place(folder: Path, protocol: str, image_set: ImageSet, seed: int) -> Path | None:
     """Where to keep an evaluation of the encoder of the run in ``folder``.
 
