@@ -117,7 +117,7 @@ def pretrain(
     debug: Debug = False,
 ) -> None:
     """Train one encoder, or go on where an interrupted run stopped."""
-    from twinbench.harness.commands import PretrainRequest, pretrain_one
+    from twinbench.harness.encoder_commands import PretrainRequest, pretrain_one
     from twinbench.pretraining.engine import hardware_here
 
     request = PretrainRequest(
@@ -163,7 +163,7 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Evaluate one encoder under one protocol and print what was measured."""
-    from twinbench.harness.commands import EvaluateRequest, evaluate_one
+    from twinbench.harness.encoder_commands import EvaluateRequest, evaluate_one
 
     request = EvaluateRequest(
         encoder=encoder,
