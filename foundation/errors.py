@@ -10,9 +10,9 @@ from typing import ClassVar
 class ExplainedError(Exception):
     """An error whose message is assembled from what, where, nearest and next_step.
 
-    ``option`` is what the next step asks to give, where that is a parameter (``data_root``) or the key of a recipe with
-    a value (``epochs=5``). The text itself says it for any caller; the command line adds how to write it there.
-    ``exit_code`` is how a command ends that raises this.
+    ``option`` is what the next step is about, if that is a parameter (``data_root``) or a key of a recipe with a value
+    (``epochs=5``). The text is written for every caller; the command line adds how to write the option there.
+    ``exit_code`` is that of a command which ends with this error.
     """
 
     exit_code: ClassVar[int] = 1
@@ -39,7 +39,7 @@ class ExplainedError(Exception):
         return {name: str(part) for name, part in named.items() if part is not None}
 
     def message(self, hint: str = "") -> str:
-        """The parts line by line, with a hint in brackets behind the next step."""
+        """The parts line by line, with a hint in brackets after the next step."""
         parts = self.parts()
         if hint and "next" in parts:
             parts["next"] += f" ({hint})"
@@ -57,11 +57,11 @@ class InputError(ExplainedError):
 
 
 class RunFailure(ExplainedError):
-    """The work itself failed, a non-finite loss or a full disk say: the command ends with exit code 1."""
+    """The work itself failed, with a non-finite loss or a full disk for example: the command ends with exit code 1."""
 
 
 def nearest_name(name: str, valid: Iterable[str]) -> str | None:
-    """The valid name most like ``name``, or None where nothing is near."""
+    """The valid name most like ``name``, or None if nothing is near."""
     candidates = list(valid)
     by_lower = {candidate.lower(): candidate for candidate in candidates}
     matches = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.4)

@@ -36,7 +36,7 @@ class Commands(TyperGroup):
         except (typer.Exit, typer.Abort):
             raise
         except Exception as error:
-            if hasattr(error, "format_message"):  # typer's own, of an unknown option say
+            if hasattr(error, "format_message"):  # typer's own, for example about an unknown option
                 raise
             if isinstance(error, BrokenPipeError) and _output_is_closed():
                 # what is still to be printed goes nowhere, or the interpreter's last flush would complain

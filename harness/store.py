@@ -159,7 +159,7 @@ def _readable_run(folder: Path) -> Run | None:
 
 
 def read_run(folder: Path) -> Run:
-    """The run in a folder; raises InputError where none can be read."""
+    """The run in a folder; raises InputError if none can be read."""
     found = [name for name in _SOURCE_FILES if (folder / name).is_file()]
     if len(found) != 1:
         what = f"no {' or '.join(_SOURCE_FILES)} here" if not found else f"both {' and '.join(found)} here"
