@@ -168,7 +168,7 @@ def read_run(folder: Path) -> Run:
         )
     file, kind = folder / found[0], _SOURCE_FILES[found[0]]
     try:
-        source = kind(**read_yaml(file))
+        source: Source = kind.model_validate(read_yaml(file))
     except ValidationError as error:
         raise explain_validation(error, kind, file) from error
     if isinstance(source, Recipe) and "imported" in source.options:

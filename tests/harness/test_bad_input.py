@@ -180,6 +180,7 @@ def test_a_damaged_description_of_an_encoder_is_named(cli, tmp_path, content):
     ("files", "said"),
     [
         ({"recipe.yaml": "colour: blue\n"}, "'method'"),
+        ({"recipe.yaml": "1: 2\n"}, "recipe.yaml"),
         ({"source.yaml": "colour: blue\n"}, "'name'"),
         ({"notes.txt": "mine\n"}, "no recipe.yaml or source.yaml"),
         (
