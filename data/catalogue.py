@@ -133,7 +133,8 @@ def _below_data_root(data_root: Path | None, name: str, candidates: Sequence[str
         raise InputError(
             f"{name} is not embedded and no data folder is given",
             nearest="digit-scenes",
-            next_step=f"give the folder that holds {candidates[0]} as the data root (--data-root DIR)",
+            next_step=f"give the folder that holds {candidates[0]} as the data root",
+            option="data_root",
         )
     folders.existing_folder(data_root)
     for candidate in candidates:

@@ -310,8 +310,9 @@ def _unreadable(path: Path, error: BaseException) -> InputError:
     return CorruptImage(
         f"cannot decode this image: {error}",
         where=path,
-        next_step="replace the file or remove it (run and pretrain leave such files out with "
-        "--set corrupt_images=skip)",
+        next_step="replace the file or remove it; a training leaves such files out if its recipe says "
+        "corrupt_images: skip",
+        option="corrupt_images=skip",
     )
 
 

@@ -98,6 +98,7 @@ def _require_published(digest: str, fraction: float, path: Path) -> None:
         where=path,
         next_step=f"take imagenet_subsets/{expected.file} from github.com/google-research/simclr, or declare the "
         "list as your own",
+        option="own_list",
     )
 
 
@@ -107,7 +108,8 @@ def _find(names: Sequence[str], train: Split, where: Path) -> Tensor:
         raise InputError(
             "a list names image files, but the images of this set were read into memory without their names",
             where=where,
-            next_step="leave the list out, or use a folder of images: --image-set folder:PATH",
+            next_step="leave the list out, or use a folder of images, folder:PATH",
+            option="image_set",
         )
     repeated = [name for name, times in Counter(names).items() if times > 1]
     if repeated or not names:

@@ -4,42 +4,64 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import ClassVar
 
 
-class _ExplainedError(Exception):
-    """An error whose message is assembled from what, where, nearest and next_step."""
+class ExplainedError(Exception):
+    """An error whose message is assembled from what, where, nearest and next_step.
+
+    ``option`` is what the next step is about, if that is a parameter (``data_root``) or a key of a recipe with a value
+    (``epochs=5``). The text is written for every caller; the command line adds how to write the option there.
+    ``exit_code`` is that of a command which ends with this error.
+    """
+
+    exit_code: ClassVar[int] = 1
 
     def __init__(
-        self, what: str, where: object = None, nearest: str | None = None, next_step: str | None = None
+        self,
+        what: str,
+        where: object = None,
+        nearest: str | None = None,
+        next_step: str | None = None,
+        option: str | None = None,
     ) -> None:
         self.what, self.where, self.nearest, self.next_step = what, where, nearest, next_step
+        self.option = option
         super().__init__(what)
 
-    def __reduce__(self) -> tuple[type, tuple[str, object, str | None, str | None]]:
+    def __reduce__(self) -> tuple[type, tuple[str, object, str | None, str | None, str | None]]:
         """Keep every part when the error crosses a process boundary."""
-        return type(self), (self.what, self.where, self.nearest, self.next_step)
+        return type(self), (self.what, self.where, self.nearest, self.next_step, self.option)
+
+    def parts(self) -> dict[str, str]:
+        """What there is of ``what``, ``where``, ``nearest`` and ``next``, as text."""
+        named = {"what": self.what, "where": self.where, "nearest": self.nearest, "next": self.next_step}
+        return {name: str(part) for name, part in named.items() if part is not None}
+
+    def message(self, hint: str = "") -> str:
+        """The parts line by line, with a hint in brackets after the next step."""
+        parts = self.parts()
+        if hint and "next" in parts:
+            parts["next"] += f" ({hint})"
+        lines = (f"  {name + ':':<8} {part}" for name, part in parts.items() if name != "what")
+        return "\n".join([self.what, *lines])
 
     def __str__(self) -> str:
-        lines = [self.what]
-        if self.where is not None:
-            lines.append(f"  where:   {self.where}")
-        if self.nearest is not None:
-            lines.append(f"  nearest: {self.nearest}")
-        if self.next_step is not None:
-            lines.append(f"  next:    {self.next_step}")
-        return "\n".join(lines)
+        return self.message()
 
 
-class InputError(_ExplainedError):
+class InputError(ExplainedError):
     """Wrong use or bad input: the command ends with exit code 2."""
 
+    exit_code = 2
 
-class RunFailure(_ExplainedError):
-    """The work itself failed, a non-finite loss or a full disk say: the command ends with exit code 1."""
+
+class RunFailure(ExplainedError):
+    """The work itself failed, with a non-finite loss or a full disk for example: the command ends with exit code 1."""
 
 
 def nearest_name(name: str, valid: Iterable[str]) -> str | None:
-    """The valid name most like ``name``, or None where nothing is near."""
+    """The valid name most like ``name``, or None if nothing is near."""
     candidates = list(valid)
     by_lower = {candidate.lower(): candidate for candidate in candidates}
     matches = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.4)

@@ -7,7 +7,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from twinbench.harness.ending import Commands
+
 app = typer.Typer(
+    cls=Commands,
     help="Barlow Twins and its peers: pretrain encoders, evaluate them under versioned protocols, write the tables.",
     no_args_is_help=True,
     add_completion=False,
@@ -16,11 +19,13 @@ app = typer.Typer(
 )
 
 DataRoot = Annotated[
-    Path | None, typer.Option(help="Folder that holds image sets such as cifar10.", show_default=False)
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder that holds image sets such as cifar10.", show_default=False),
 ]
-RunsRoot = Annotated[Path, typer.Option("--runs", help="The run store.")]
+RunsRoot = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The run store.")]
 Overrides = Annotated[
-    list[str], typer.Option("--set", help="Change a recipe key, e.g. --set epochs=5 (repeatable).")
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key, e.g. --set epochs=5 (repeatable)."),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 _RUNS = Path("runs")
@@ -29,30 +34,38 @@ _RUNS = Path("runs")
 @app.command(epilog="Example: twinbench run quick --seeds 3")
 def run(
     study: Annotated[str, typer.Argument(help="A study's name (twinbench ls studies) or a YAML file.")],
-    seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds, counted from 0.")] = None,
-    methods: Annotated[str | None, typer.Option(help="Only these methods, separated by commas.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="How many seeds, counted from 0.")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Only these methods, separated by commas.")
+    ] = None,
     image_set: Annotated[
-        str | None, typer.Option(help="Other images than the study's: a name, or folder:PATH.")
+        str | None,
+        typer.Option(metavar="NAME", help="Other images than the study's: a name, or folder:PATH."),
     ] = None,
     set_: Overrides = [],  # noqa: B006  (typer reads the default, nobody changes it)
     data_root: DataRoot = None,
     runs: RunsRoot = _RUNS,
-    out: Annotated[Path | None, typer.Option(help="Report folder. [default: results/STUDY]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Report folder. [default: results/STUDY]")
+    ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time. [default: one a core; 1 with a GPU]")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Runs at a time. [default: one a core; 1 with a GPU]"),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     debug: Debug = False,
 ) -> None:
     """Run a study: train what is missing, evaluate it, write tables, figures and the report."""
-    from twinbench.harness.commands import run_study
+    from twinbench.harness.commands import StudyRequest, run_study
 
-    run_study(
-        study,
+    request = StudyRequest(
+        study=study,
         seeds=seeds,
-        methods=methods.split(",") if methods else None,
-        image_set_name=image_set,
-        assignments=set_,
+        methods=tuple(methods.split(",")) if methods else (),
+        image_set=image_set,
+        assignments=tuple(set_),
         data_root=data_root,
         runs=runs,
         out=out,
@@ -60,6 +73,7 @@ def run(
         dry_run=dry_run,
         debug=debug,
     )
+    run_study(request)
 
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -72,15 +86,23 @@ Precision = Literal["fp32", "bf16", "fp16"]
 )
 def pretrain(
     method: Annotated[str, typer.Argument(help="A method's name (twinbench ls methods).")],
-    image_set: Annotated[str, typer.Option(help="An image set's name, or folder:PATH.")],
-    recipe: Annotated[str | None, typer.Option(help="Recipe folder. [default: the image set's own]")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    image_set: Annotated[str, typer.Option(metavar="NAME", help="An image set's name, or folder:PATH.")],
+    recipe: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Recipe folder. [default: the image set's own]")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N")] = 0,
     set_: Overrides = [],  # noqa: B006
     devices: Annotated[
         int | None,
-        typer.Option(min=1, help="Processes on each machine. [default: as torchrun or SLURM says; else 1]"),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Processes on each machine. [default: as torchrun or SLURM says; else 1]",
+        ),
     ] = None,
-    nodes: Annotated[int | None, typer.Option(min=1, help="Machines. [default: likewise]")] = None,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Machines. [default: likewise]")
+    ] = None,
     precision: Annotated[
         Precision | None, typer.Option(help="Arithmetic of the network. [default: the recipe's]")
     ] = None,
@@ -95,12 +117,21 @@ def pretrain(
     debug: Debug = False,
 ) -> None:
     """Train one encoder, or go on where an interrupted run stopped."""
-    from twinbench.harness.commands import pretrain_one
+    from twinbench.harness.encoder_commands import PretrainRequest, pretrain_one
     from twinbench.pretraining.engine import hardware_here
 
-    overrides = [*set_, f"precision={precision}"] if precision else set_
-    hardware = hardware_here(devices, nodes, compile_)
-    pretrain_one(method, image_set, recipe, seed, overrides, data_root, runs, hardware, tensorboard)
+    request = PretrainRequest(
+        method=method,
+        image_set=image_set,
+        recipe=recipe,
+        seed=seed,
+        assignments=(*set_, *([f"precision={precision}"] if precision else [])),
+        data_root=data_root,
+        runs=runs,
+        hardware=hardware_here(devices, nodes, compile_),
+        tensorboard=tensorboard,
+    )
+    pretrain_one(request)
 
 
 @app.command(
@@ -108,39 +139,60 @@ def pretrain(
 )
 def evaluate(
     encoder: Annotated[Path, typer.Argument(help="An encoder folder, or the run that holds it.")],
-    protocol: Annotated[str, typer.Option(help="A protocol's name (twinbench ls protocols).")],
-    image_set: Annotated[str, typer.Option(help="The image set to evaluate on, or folder:PATH.")],
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    protocol: Annotated[
+        str, typer.Option(metavar="NAME", help="A protocol's name (twinbench ls protocols).")
+    ],
+    image_set: Annotated[
+        str, typer.Option(metavar="NAME", help="The image set to evaluate on, or folder:PATH.")
+    ],
+    seed: Annotated[int, typer.Option(min=0, metavar="N")] = 0,
     label_list: Annotated[
         Path | None,
         typer.Option(
-            help="Published list of ImageNet's labelled images, for semi-1pct and semi-10pct/paper-v1."
+            metavar="FILE",
+            help="Published list of ImageNet's labelled images, for semi-1pct and semi-10pct/paper-v1.",
         ),
     ] = None,
     own_list: Annotated[
         bool, typer.Option("--own-list", help="The list is your own: do not ask for the published checksum.")
     ] = False,
     data_root: DataRoot = None,
-    out: Annotated[Path | None, typer.Option(help="Also write the result record to this file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the result record to this file.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Evaluate one encoder under one protocol and print what was measured."""
-    from twinbench.harness.commands import evaluate_one
+    from twinbench.harness.encoder_commands import EvaluateRequest, evaluate_one
 
-    evaluate_one(encoder, protocol, image_set, seed, data_root, out, label_list, own_list)
+    request = EvaluateRequest(
+        encoder=encoder,
+        protocol=protocol,
+        image_set=image_set,
+        seed=seed,
+        data_root=data_root,
+        out=out,
+        label_list=label_list,
+        own_list=own_list,
+    )
+    evaluate_one(request)
 
 
 @app.command("import", epilog="Example: twinbench import resnet50.pth --out encoders/barlow-twins")
 def import_(
     file: Annotated[Path, typer.Argument(help="A checkpoint of another project.")],
-    out: Annotated[Path, typer.Option(help="Folder for the encoder.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the encoder.")],
     format_: Annotated[
         str | None,
-        typer.Option("--format", help="Its format (twinbench ls formats). [default: as its keys say]"),
+        typer.Option(
+            "--format", metavar="NAME", help="Its format (twinbench ls formats). [default: as its keys say]"
+        ),
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="Its name in tables. [default: the format's method, else the file's name]"),
+        typer.Option(
+            metavar="NAME", help="Its name in tables. [default: the format's method, else the file's name]"
+        ),
     ] = None,
     stem: Annotated[
         Literal["small", "stride2"] | None,
@@ -161,7 +213,7 @@ ExportFormat = Literal["torchvision", "detectron2", "timm"]
 def export(
     encoder: Annotated[Path, typer.Argument(help="An encoder folder, or the run that holds it.")],
     format_: Annotated[ExportFormat, typer.Option("--format", help="Whose format.")],
-    out: Annotated[Path, typer.Option(help="The file to write.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")],
     debug: Debug = False,
 ) -> None:
     """Write an encoder for torchvision, Detectron2 or timm, load it there and compare the feature maps."""
@@ -173,7 +225,7 @@ def export(
 @app.command(epilog="Example: twinbench report runs --out results/all")
 def report(
     runs: Annotated[Path, typer.Argument(help="A run store.")],
-    out: Annotated[Path, typer.Option(help="Report folder.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Report folder.")],
     debug: Debug = False,
 ) -> None:
     """Write tables, figures and the page from every run in a run store."""
@@ -190,6 +242,7 @@ def ls(
     thing: Annotated[Thing, typer.Argument(help="What to list.")],
     json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
     runs: RunsRoot = _RUNS,
+    debug: Debug = False,
 ) -> None:
     """List methods, protocols, image sets, recipes, studies, formats that can be imported, or runs."""
     from twinbench.harness.commands import list_names
@@ -198,7 +251,7 @@ def ls(
 
 
 @app.command(epilog="Example: twinbench doctor --data-root datasets")
-def doctor(data_root: DataRoot = None, runs: RunsRoot = _RUNS) -> None:
+def doctor(data_root: DataRoot = None, runs: RunsRoot = _RUNS, debug: Debug = False) -> None:
     """Say what this machine has: device, precision, Detectron2, image sets; what is missing, how to get it."""
     from twinbench.harness.doctor import examine
 

@@ -1,4 +1,4 @@
-"""What each command does, free of argument parsing."""
+"""What the commands run, report and ls do, free of argument parsing."""
 
 from __future__ import annotations
 
@@ -6,78 +6,94 @@ import json
 import shlex
 import time
 from collections.abc import Iterable
-from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-from twinbench.data.catalogue import image_set_names, load_image_set
+from twinbench.data.catalogue import image_set_names
 from twinbench.data.image_sets import Reading
-from twinbench.downstream.label_lists import LabelList
-from twinbench.downstream.protocol import Protocol, protocol, protocol_names
-from twinbench.encoders.encoder import INFO_FILE, Encoder
+from twinbench.downstream.protocol import protocol_names
 from twinbench.encoders.foreign.formats import format_names
 from twinbench.foundation.errors import InputError, RunFailure, unknown_name
 from twinbench.harness.console import job_progress, say
 from twinbench.harness.estimate import estimate_seconds
-from twinbench.harness.execute import Training, evaluate_encoder, execute, train_run
-from twinbench.harness.plan import (
-    Job,
-    StudyImages,
-    corrupt_images,
-    jobs,
-    load_splits,
-    load_training,
-    plan_run,
-    plan_study,
-)
+from twinbench.harness.execute import execute
+from twinbench.harness.plan import Job, StudyImages, corrupt_images, jobs, plan_study
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.published import encoder_folder
-from twinbench.harness.recipes import load_recipe, parse_overrides, recipe_folder_names, recipe_names
+from twinbench.harness.recipes import parse_overrides, recipe_names
 from twinbench.harness.records import collect, collect_stored
-from twinbench.harness.store import check_writable, record_place, stored_runs, write_json
+from twinbench.harness.store import check_writable, stored_runs
 from twinbench.harness.studies import Study, load_study, study_names
 from twinbench.harness.workers import ImageSource, default_workers, execute_in_parallel, threads_each
-from twinbench.pretraining.engine import Hardware, check_hardware, launch
-from twinbench.pretraining.interrupt import Interrupted
 from twinbench.pretraining.method import method_names
 from twinbench.reports.build import build_report, check_out
 from twinbench.reports.console import render_study
 from twinbench.reports.records import RunInfo
 
 
-def run_study(
-    name: str,
-    *,
-    seeds: int | None,
-    methods: list[str] | None,
-    image_set_name: str | None,
-    assignments: list[str],
-    data_root: Path | None,
-    runs: Path,
-    out: Path | None,
-    workers: int | None,
-    dry_run: bool,
-    debug: bool,
-) -> None:
+@dataclass(frozen=True)
+class StudyRequest:
+    """What `twinbench run` is asked for: a study by name or file, and what to change in it.
+
+    ``seeds``, ``methods`` and ``image_set`` replace the study's, ``assignments`` (``key=value``) change its recipes.
+    ``out`` is ``results/<study>`` unless given, ``workers`` what suits the machine.
+    """
+
+    study: str
+    seeds: int | None = None
+    methods: tuple[str, ...] = ()
+    image_set: str | None = None
+    assignments: tuple[str, ...] = ()
+    data_root: Path | None = None
+    runs: Path = Path("runs")
+    out: Path | None = None
+    workers: int | None = None
+    dry_run: bool = False
+    debug: bool = False
+
+    def command(self) -> str:
+        """The command line that makes the report again; the data folder is the reader's own."""
+        words = ["twinbench", "run", self.study]
+        words += ["--seeds", str(self.seeds)] if self.seeds else []
+        words += ["--methods", ",".join(self.methods)] if self.methods else []
+        words += ["--image-set", self.image_set] if self.image_set else []
+        words += [word for assignment in self.assignments for word in ("--set", assignment)]
+        return shlex.join(words) + (" --data-root DIR" if self.data_root else "")
+
+    def changed(self, study: Study) -> Study:
+        """The study with what is narrowed, widened or replaced; raises InputError for a method that it has not."""
+        for method in self.methods:
+            if method not in study.methods:
+                raise unknown_name("method", method, study.methods, where=f"study {study.name}")
+        return study.model_copy(
+            update={
+                "seeds": self.seeds or study.seeds,
+                "methods": list(self.methods) or study.methods,
+                "image_set": self.image_set or study.image_set,
+            }
+        )
+
+
+def run_study(request: StudyRequest) -> None:
     """Plan a study, do what is missing, write its report, print its tables."""
     started = time.monotonic()
     load_plugins()
-    command = _command(name, seeds, methods, image_set_name, assignments, data_root)
-    study = _chosen(load_study(name), seeds, methods, image_set_name)
-    overrides = parse_overrides(assignments)
+    study, runs = request.changed(load_study(request.study)), request.runs
+    overrides = parse_overrides(request.assignments)
     reading = Reading(limit=study.limit, corrupt=corrupt_images(study, overrides))
-    source = ImageSource(study.image_set, study.measure_on, data_root, reading)
+    source = ImageSource(study.image_set, study.measure_on, request.data_root, reading)
     images = source.load()
-    planned = plan_study(study, images, runs, overrides, encoder_folder(study, data_root))
+    planned = plan_study(study, images, runs, overrides, encoder_folder(study, request.data_root))
     plan = list(jobs(planned))
-    workers = 1 if debug else workers or default_workers()
-    if dry_run:
+    workers = 1 if request.debug else request.workers or default_workers()
+    if request.dry_run:
         _print_plan(study, plan, images, workers)
         return
-    out = out or Path("results") / study.name
+    out = request.out or Path("results") / study.name
     check_out(out)
     for folder in (runs, out.parent):
         check_writable(folder)
@@ -87,8 +103,8 @@ def run_study(
         if workers > 1 and missing:
             failures = execute_in_parallel(plan, source, workers, start_job, say)
         else:
-            failures = execute(plan, images, start_job, say, debug)
-    page = _write_report(study, command, *collect(study, planned), out)
+            failures = execute(plan, images, start_job, say, request.debug)
+    page = _write_report(study, request.command(), *collect(study, planned), out)
     say(f"done in {time.monotonic() - started:.0f} s")
     print(f"report: {page}")
     if failures:
@@ -97,37 +113,6 @@ def run_study(
             where=page,
             next_step="correct the cause and run the same command again: finished jobs are kept",
         )
-
-
-def _command(
-    name: str,
-    seeds: int | None,
-    methods: list[str] | None,
-    image_set_name: str | None,
-    assignments: list[str],
-    data_root: Path | None,
-) -> str:
-    """The command line that makes the report again; the data folder is the reader's own."""
-    words = ["twinbench", "run", name]
-    words += ["--seeds", str(seeds)] if seeds else []
-    words += ["--methods", ",".join(methods)] if methods else []
-    words += ["--image-set", image_set_name] if image_set_name else []
-    words += [word for assignment in assignments for word in ("--set", assignment)]
-    return shlex.join(words) + (" --data-root DIR" if data_root else "")
-
-
-def _chosen(study: Study, seeds: int | None, methods: list[str] | None, image_set_name: str | None) -> Study:
-    """The study with what the command line narrowed, widened or replaced."""
-    for method in methods or []:
-        if method not in study.methods:
-            raise unknown_name("method", method, study.methods, where=f"study {study.name}")
-    return study.model_copy(
-        update={
-            "seeds": seeds or study.seeds,
-            "methods": methods or study.methods,
-            "image_set": image_set_name or study.image_set,
-        }
-    )
 
 
 def _print_plan(study: Study, plan: list[Job], images: StudyImages, workers: int) -> None:
@@ -152,116 +137,6 @@ def _write_report(study: Study, command: str, records: pd.DataFrame, infos: list
     for text in render_study(study.as_document(command), records, infos).values():
         print(text + "\n")
     return page
-
-
-def pretrain_one(
-    method: str,
-    image_set_name: str,
-    recipe_folder: str | None,
-    seed: int,
-    assignments: list[str],
-    data_root: Path | None,
-    runs: Path,
-    hardware: Hardware,
-    tensorboard: bool,
-) -> None:
-    """Train one encoder and print where it is; every rank calls this, rank 0 writes and prints."""
-    load_plugins()
-    if method not in method_names():
-        raise unknown_name("method", method, method_names())
-    folder = recipe_folder or _own_recipes(image_set_name)
-    recipe = load_recipe(folder, method, image_set_name, parse_overrides(assignments), seed)
-    image_set = load_image_set(image_set_name, data_root, corrupt=recipe.corrupt_images)
-    check_hardware(hardware, recipe.precision)
-    load_training(image_set)
-    run = plan_run(recipe, image_set, runs, hardware.ranks)
-    check_writable(runs)
-    if run.is_trained():
-        say("already trained")
-    else:
-        engine = launch(hardware, recipe.precision)
-        training = Training(engine, tensorboard)
-        if not engine.is_main:
-            with suppress(Interrupted):  # rank 0 says so
-                train_run(run, image_set, training)
-            return
-        with job_progress(1) as start_job:
-            images = StudyImages(image_set, image_set)
-            failures = execute([Job("pretrain", run)], images, start_job, say, training=training)
-        if failures:
-            reason = (run.status() or {})["reason"]
-            raise RunFailure(
-                f"the training failed: {reason}", where=run.folder, next_step="correct it and run again"
-            )
-    status = run.status() or {}
-    if status["status"] == "collapsed":
-        say(f"COLLAPSED: {status['reason']}")
-    print(f"encoder: {run.encoder_folder}")
-
-
-def _own_recipes(image_set_name: str) -> str:
-    """The recipe folder of an image set; a set without one of its own uses that of any folder of images."""
-    name = image_set_name.partition(":")[0]
-    return name if name in recipe_folder_names() else "folder"
-
-
-def evaluate_one(
-    folder: Path,
-    protocol_name: str,
-    image_set_name: str,
-    seed: int,
-    data_root: Path | None,
-    out: Path | None,
-    label_list: Path | None,
-    own_list: bool,
-) -> None:
-    """Evaluate one encoder, print the measurements; keep the record in its run and where ``out`` says.
-
-    A record made with a label list, or with another seed than the run's, is kept only where ``out`` says: it is not
-    what a study would make.
-    """
-    load_plugins()
-    chosen = protocol(protocol_name)
-    labelled = _label_list(chosen, label_list, own_list)
-    if not (folder / INFO_FILE).is_file() and (folder / "encoder").is_dir():
-        folder = folder / "encoder"
-    encoder = Encoder.load(folder)
-    # Names on a list are those of files, which only a streamed set knows.
-    image_set = load_image_set(image_set_name, data_root, stream=True if labelled else None)
-    kept = None if labelled else record_place(folder.parent, chosen.name, image_set, seed)
-    for file in (out, kept):
-        if file is not None:
-            check_writable(file.parent)
-    chosen.check(image_set)
-    load_splits(image_set, (chosen,))
-    with job_progress(1) as start_job:
-        report = start_job(f"{chosen.name} {folder}")
-        record = evaluate_encoder(encoder, chosen, image_set, seed, None, report, labelled)
-    for file in (out, kept):
-        if file is not None:
-            write_json(file, record)
-    source = f" from {encoder.info.source_file}" if encoder.info.source_file else ""
-    print(
-        f"{chosen.name} on {image_set.name}, encoder {encoder.checksum[:12]} ({encoder.info.method}{source})"
-    )
-    for measured in record["measurements"]:
-        error = "" if measured["stderr"] is None else f" ± {measured['stderr']:.2f}"
-        print(f"  {measured['metric']:<12} {measured['value']:.2f}{error}  (n = {measured['n']})")
-
-
-def _label_list(chosen: Protocol, path: Path | None, own: bool) -> LabelList | None:
-    if path is None and not own:
-        return None
-    if path is None:
-        raise InputError("--own-list without a list", next_step="add --label-list FILE")
-    if not chosen.uses_label_list:
-        able = [name for name in protocol_names() if protocol(name).uses_label_list]
-        raise InputError(
-            f"{chosen.name} takes no list of labelled images",
-            where="--label-list",
-            next_step=f"use it with {', '.join(able)}",
-        )
-    return LabelList(path, own)
 
 
 def report_runs(runs: Path, out: Path) -> None:

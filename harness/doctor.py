@@ -76,7 +76,8 @@ def _image_set(name: str, data_root: Path | None) -> str:
     try:
         found = load_image_set(name, data_root)
     except InputError as error:
-        return f"not found. {error.what}; {error.next_step}"
+        hint = " (--data-root DIR)" if error.option == "data_root" else ""
+        return f"not found. {error.what}; {error.next_step}{hint}"
     return f"found, {len(found.classes)} classes, {found.image_size} pixels"
 
 

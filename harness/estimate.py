@@ -10,6 +10,7 @@ from twinbench.data.image_sets import ImageSet
 from twinbench.downstream.protocol import Protocol
 from twinbench.encoders.backbones import build_backbone
 from twinbench.harness.plan import Job, StudyImages
+from twinbench.harness.source import ImportedSource
 from twinbench.pretraining.batches import steps_in_epoch
 from twinbench.pretraining.recipe import BackboneSpec, Recipe
 from twinbench.pretraining.train import pretrain_step_seconds
@@ -20,29 +21,31 @@ _BATCH = 256
 
 def estimate_seconds(job: Job, images: StudyImages, cache: dict[str, float]) -> float:
     """Seconds this machine will need for a job; ``cache`` keeps what was timed before."""
-    recipe = job.run.recipe
-    if job.is_finished() or (job.protocol is None and job.run.source is not None):
+    source = job.run.source
+    if job.is_finished():
         return 0.0
     if job.protocol is not None:
-        size = _forward_size(job.protocol, recipe, images.measure)
-        key = f"forward {recipe.backbone} {size}"
+        size = _forward_size(job.protocol, source.image_size, images.measure)
+        key = f"forward {source.backbone} {size}"
         if key not in cache:
-            cache[key] = _forward_seconds(recipe.backbone, size)
+            cache[key] = _forward_seconds(source.backbone, size)
         return job.protocol.forward_passes(images.measure) * cache[key]
-    key = f"step {recipe.model_copy(update={'seed': 0, 'epochs': 0}).model_dump_json()}"
+    if isinstance(source, ImportedSource):
+        return 0.0
+    key = f"step {source.model_copy(update={'seed': 0, 'epochs': 0}).model_dump_json()}"
     if key not in cache:
-        cache[key] = pretrain_step_seconds(recipe, images.train)
-    return cache[key] * _steps(recipe, images.train)
+        cache[key] = pretrain_step_seconds(source, images.train)
+    return cache[key] * _steps(source, images.train)
 
 
-def _forward_size(chosen: Protocol, recipe: Recipe, measured_on: ImageSet) -> int:
-    """The side in pixels of the image that a protocol counts its work in.
+def _forward_size(chosen: Protocol, input_size: int | None, measured_on: ImageSet) -> int:
+    """The side in pixels of the image that a protocol counts its work in; ``input_size`` is the encoder's.
 
     Detection counts in images of the set's own size, the others in images as the encoder sees them.
     """
-    if chosen.needs == "detection" or recipe.image_size is None:
+    if chosen.needs == "detection" or input_size is None:
         return measured_on.image_size
-    return recipe.image_size
+    return input_size
 
 
 def _steps(recipe: Recipe, image_set: ImageSet) -> int:

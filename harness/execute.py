@@ -16,15 +16,17 @@ from twinbench.downstream.features import FeatureStore
 from twinbench.downstream.label_lists import LabelList
 from twinbench.downstream.protocol import EvaluationContext, Protocol
 from twinbench.encoders.encoder import Encoder
-from twinbench.foundation.errors import InputError, RunFailure
+from twinbench.foundation.errors import ExplainedError, RunFailure
 from twinbench.harness.environment import environment
 from twinbench.harness.plan import Job, StudyImages
 from twinbench.harness.published import import_run
+from twinbench.harness.source import ImportedSource
 from twinbench.harness.store import Run, write_json
 from twinbench.pretraining.checkpoint import remove_checkpoints
 from twinbench.pretraining.engine import Engine
 from twinbench.pretraining.interrupt import Interrupted
 from twinbench.pretraining.memory import peak_memory_mb, reset_peak_memory
+from twinbench.pretraining.recipe import Recipe
 from twinbench.pretraining.train import (
     ReportProgress,
     TrainingSummary,
@@ -50,7 +52,6 @@ def execute(
     start_job: StartJob,
     say: Callable[[str], None],
     debug: bool = False,
-    training: Training = Training(),
 ) -> int:
     """Run every job that is not finished; returns how many failed. Raises Interrupted after a signal to stop."""
     failures = 0
@@ -61,30 +62,39 @@ def execute(
             if job.is_finished():  # by another process, while this one waited for the lock
                 continue
             try:
-                run_job(job, images, training, start_job(job.label), say)
-            except Interrupted as error:
-                job.run.write_status(
-                    {"status": "interrupted", "reason": _reason(error), "recipe_hash": job.run.hash}
-                )
+                run_job(job, images, Training(), start_job(job.label), say)
+            except Interrupted:
                 raise
             except Exception as error:
                 if debug:
                     raise
                 failures += 1
-                mark_failed(job, error)
-                say(f"FAILED {job.label}: {_reason(error)}")
+                say(f"FAILED {job.label}: {_explained(error)}")
     return failures
 
 
 def run_job(
     job: Job, images: StudyImages, training: Training, report: ReportProgress, say: Callable[[str], None]
 ) -> None:
-    """Do one job and leave its result in the run store."""
+    """Do one job and leave its result in the run store, or why there is none, and raise that."""
+    try:
+        _run_job(job, images, training, report, say)
+    except Interrupted as error:
+        job.run.write_status({"status": "interrupted", "reason": error.what, "recipe_hash": job.run.hash})
+        raise
+    except Exception as error:
+        mark_failed(job, error)
+        raise
+
+
+def _run_job(
+    job: Job, images: StudyImages, training: Training, report: ReportProgress, say: Callable[[str], None]
+) -> None:
     if job.protocol is not None and job.record is not None:
         record = evaluate_run(job.run, job.protocol, images.measure, report)
         write_json(job.record, record)
         return
-    if job.run.source is not None:
+    if isinstance(job.run.source, ImportedSource):
         import_run(job.run, say)
         return
     job.run.begin()
@@ -100,8 +110,9 @@ def train_run(
     say: Callable[[str], None] = lambda text: None,
 ) -> TrainingSummary:
     """Train a run, resuming where it was interrupted; on every rank."""
+    assert isinstance(run.source, Recipe), "an imported encoder is not trained here"
     return pretrain(
-        run.recipe,
+        run.source,
         run.hash,
         image_set,
         run.folder,
@@ -134,7 +145,7 @@ def finish_run(run: Run, summary: TrainingSummary) -> None:
 def evaluate_run(run: Run, protocol: Protocol, image_set: ImageSet, report: ReportProgress) -> dict[str, Any]:
     """The result record of a run's encoder under one protocol."""
     encoder = Encoder.load(run.encoder_folder)
-    return evaluate_encoder(encoder, protocol, image_set, run.recipe.seed, run.folder / "features", report)
+    return evaluate_encoder(encoder, protocol, image_set, run.source.seed, run.folder / "features", report)
 
 
 def evaluation_device() -> torch.device:
@@ -188,8 +199,18 @@ def evaluate_encoder(
 
 
 def mark_failed(job: Job, error: Exception) -> None:
-    """Leave the reason where the report finds it; a failed job is tried again by the next command."""
-    failure = {"status": "failed", "reason": _reason(error), "traceback": traceback.format_exc()}
+    """Leave the reason where the report finds it; a failed job is tried again by the next command.
+
+    ``reason`` is what a table's footnote says; ``error`` has all parts.
+    """
+    explained = _explained(error)
+    place = "" if explained.where is None else f" ({explained.where})"
+    failure = {
+        "status": "failed",
+        "reason": f"{explained.what}{place}",
+        "error": explained.parts(),
+        "traceback": "".join(traceback.format_exception(error)),
+    }
     if job.protocol is None or job.record is None:
         job.run.write_status({**failure, "recipe_hash": job.run.hash})
     else:
@@ -200,8 +221,6 @@ def _is_blocked(run: Run) -> bool:
     return run.is_collapsed() or not run.is_trained()
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, InputError | RunFailure):
-        where = "" if error.where is None else f" ({error.where})"
-        return error.what + where + ("" if error.next_step is None else f"; next: {error.next_step}")
-    return f"{type(error).__name__}: {error}"
+def _explained(error: Exception) -> ExplainedError:
+    """The error as one with parts: of one that nobody foresaw, its type and text are what happened."""
+    return error if isinstance(error, ExplainedError) else RunFailure(f"{type(error).__name__}: {error}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from twinbench.data.folders import Corrupt
 from twinbench.data.image_sets import ImageSet
@@ -13,6 +13,7 @@ from twinbench.downstream.protocol import Protocol, protocol
 from twinbench.foundation.errors import InputError, unknown_name
 from twinbench.harness.published import imported_runs
 from twinbench.harness.recipes import load_recipe, read_value
+from twinbench.harness.source import ImportedSource
 from twinbench.harness.store import Run, open_run
 from twinbench.harness.studies import Study
 from twinbench.pretraining.batches import steps_in_epoch
@@ -49,7 +50,6 @@ class Job:
     ``record`` is the file for the result of an evaluation.
     """
 
-    kind: Literal["pretrain", "evaluate"]
     run: Run
     protocol: Protocol | None = None
     variant: str = ""
@@ -59,10 +59,11 @@ class Job:
     def label(self) -> str:
         """How the job is called in progress lines; no two jobs of a plan share it."""
         variant = f" {self.variant}" if self.variant else ""
-        name = f"{self.run.recipe.method}{variant} (seed {self.run.recipe.seed})"
-        if self.run.source is not None:
-            name = f"{name} from {self.run.source.name}"
-        begin = "pretrain" if self.run.source is None else "import"
+        source = self.run.source
+        name = f"{source.method}{variant} (seed {source.seed})"
+        begin = "pretrain"
+        if isinstance(source, ImportedSource):
+            name, begin = f"{name} from {source.name}", "import"
         return f"{begin} {name}" if self.protocol is None else f"{self.protocol.name} {name}"
 
     def is_finished(self) -> bool:
@@ -126,7 +127,8 @@ def corrupt_images(study: Study, overrides: dict[str, Any]) -> Corrupt:
         raise InputError(
             "the recipes differ in corrupt_images, but the methods of a study see the same images",
             where=f"recipes/{study.recipes}",
-            next_step="set it for all: --set corrupt_images=skip",
+            next_step="set it for all of them",
+            option="corrupt_images=skip",
         )
     return modes.pop() if modes else "refuse"
 
@@ -190,7 +192,7 @@ def jobs(planned: list[PlannedRun]) -> Iterator[Job]:
     """Every job, each training before its evaluations; a run that several variants share comes once."""
     seen = set()
     for entry in planned:
-        for job in (Job("pretrain", entry.run, None, entry.variant), *_evaluations(entry)):
+        for job in (Job(entry.run, None, entry.variant), *_evaluations(entry)):
             key = (entry.run.folder, job.protocol.name if job.protocol else None)
             if key not in seen:
                 seen.add(key)
@@ -200,7 +202,7 @@ def jobs(planned: list[PlannedRun]) -> Iterator[Job]:
 def _evaluations(entry: PlannedRun) -> Iterator[Job]:
     for chosen in entry.protocols:
         record = entry.run.record_file(chosen.name, entry.measured_on)
-        yield Job("evaluate", entry.run, chosen, entry.variant, record)
+        yield Job(entry.run, chosen, entry.variant, record)
 
 
 def _variants(study: Study) -> list[tuple[str, dict[str, Any]]]:

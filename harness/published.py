@@ -16,9 +16,10 @@ from twinbench.foundation.errors import InputError, RunFailure
 from twinbench.foundation.files import slug
 from twinbench.harness.environment import environment
 from twinbench.harness.recipes import recipe_hash
+from twinbench.harness.source import ImportedSource
 from twinbench.harness.store import Run
 from twinbench.harness.studies import Study
-from twinbench.pretraining.recipe import BackboneSpec, Recipe
+from twinbench.pretraining.recipe import BackboneSpec
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ def encoder_folder(study: Study, data_root: Path | None) -> Path | None:
     if data_root is None:
         raise InputError(
             f"the study {study.name} evaluates the checkpoints in a folder",
-            next_step=f"--data-root DIR, with the files in DIR/{study.encoders}",
+            next_step=f"give the data root DIR, with the files in DIR/{study.encoders}",
+            option="data_root",
         )
     return data_root / study.encoders
 
@@ -62,31 +64,26 @@ def imported_runs(folder: Path, image_set: ImageSet, runs_root: Path, seeds: int
 
 
 def _planned(source: Path, info: EncoderInfo, image_set: ImageSet, runs_root: Path, seed: int) -> Run:
-    """The run of a checkpoint; its recipe trains nothing and names the file by its SHA-256 and how it is fed."""
-    recipe = Recipe(
+    """The run of a checkpoint, which its SHA-256 and how it is fed identify."""
+    described = ImportedSource(
+        name=source.name,
         method=info.method,
+        file=info.source_file,
+        format=info.source_format,
+        sha256=info.source_sha256,
+        backbone=BackboneSpec(name=info.architecture, width=info.width, stem=info.stem),
+        image_size=info.input_size,
+        mean=info.mean,
+        std=info.std,
+        deviation=info.deviation,
+        note=info.source_note,
         image_set=image_set.name,
         image_set_fingerprint=image_set.fingerprint,
-        image_size=info.input_size,
-        backbone=BackboneSpec(name=info.architecture, width=info.width, stem=info.stem),
-        epochs=0,
         seed=seed,
-        options={
-            "imported": {
-                "name": source.name,
-                "file": info.source_file,
-                "format": info.source_format,
-                "sha256": info.source_sha256,
-                "mean": list(info.mean),
-                "std": list(info.std),
-                "deviation": info.deviation,
-                "note": info.source_note,
-            }
-        },
     )
-    digest = recipe_hash(recipe)
+    digest = recipe_hash(described)
     folder = f"imported-{slug(source.stem)}-{image_set.slug}-{digest}"
-    return Run(runs_root / folder, recipe, digest, source)
+    return Run(runs_root / folder, described, digest, source)
 
 
 def _read(source: Path) -> tuple[ResNet, EncoderInfo, tuple[str, ...]]:
@@ -109,19 +106,20 @@ def _read(source: Path) -> tuple[ResNet, EncoderInfo, tuple[str, ...]]:
 
 
 def import_run(run: Run, say: Callable[[str], None]) -> None:
-    """Make the encoder of a run from its source, saying what its import noted.
+    """Make the encoder of a planned run from its checkpoint, saying what its import noted.
 
     Raises RunFailure if the source changed since the plan was made.
     """
-    assert run.source is not None
+    assert isinstance(run.source, ImportedSource)
+    assert run.checkpoint is not None
     started = time.monotonic()
     run.begin()
-    backbone, info, notes = _read(run.source)
+    backbone, info, notes = _read(run.checkpoint)
     for note in notes:
-        say(f"{run.source.name}: {note}")
-    if info.source_sha256 != run.recipe.options["imported"]["sha256"]:
+        say(f"{run.checkpoint.name}: {note}")
+    if info.source_sha256 != run.source.sha256:
         raise RunFailure(
-            "the checkpoint changed while it was used", where=run.source, next_step="run it again"
+            "the checkpoint changed while it was used", where=run.checkpoint, next_step="run it again"
         )
     Encoder.save(run.encoder_folder, backbone, info)
     run.write_status(

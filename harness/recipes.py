@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 
 from twinbench.foundation.errors import InputError, unknown_name
 from twinbench.foundation.models import explain_validation
+from twinbench.harness.source import Source
 from twinbench.pretraining.recipe import Recipe
 
 NUMERICS_VERSION = 2
@@ -114,7 +116,7 @@ def set_dotted(document: dict[str, Any], dotted: str, value: Any) -> None:
     document[last] = value
 
 
-def parse_overrides(assignments: list[str]) -> dict[str, Any]:
+def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
     """``["optimizer.base_lr=0.1"]`` as a mapping; values are read as YAML."""
     parsed = {}
     for assignment in assignments:
@@ -145,12 +147,12 @@ def read_value(text: str) -> Any:
     return value
 
 
-def recipe_hash(recipe: Recipe) -> str:
-    """Twelve hex digits over everything in a resolved recipe that changes the numbers.
+def recipe_hash(source: Source) -> str:
+    """Twelve hex digits over everything in a resolved recipe, or in what is imported, that changes the numbers.
 
     The path of a folder set is left out, for one folder has many: its fingerprint says what is in it.
     """
-    document = recipe.model_dump(mode="json")
-    document["image_set"] = recipe.image_set.partition(":")[0]
+    document = source.model_dump(mode="json")
+    document["image_set"] = source.image_set.partition(":")[0]
     document["numerics_version"] = NUMERICS_VERSION
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:12]

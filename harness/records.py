@@ -11,8 +11,10 @@ import pandas as pd
 
 from twinbench.downstream.protocol import require_current
 from twinbench.harness.plan import PlannedRun
+from twinbench.harness.source import ImportedSource
 from twinbench.harness.store import Run, read_json
 from twinbench.harness.studies import Study
+from twinbench.pretraining.recipe import Recipe
 from twinbench.reports.records import RunInfo
 
 COLUMNS = (
@@ -88,35 +90,36 @@ def _frame(rows: list[dict[str, Any]], study: str) -> pd.DataFrame:
 
 
 def _common(run: Run, variant: str) -> dict[str, Any]:
-    spec, status = run.recipe.backbone, run.status() or {}
-    source = run.recipe.options.get("imported", {})
-    trained = run.origin == "run"
+    source, status = run.source, run.status() or {}
+    spec = source.backbone
+    imported = source if isinstance(source, ImportedSource) else None
+    recipe = source if isinstance(source, Recipe) else None
     return {
-        "method": run.recipe.method,
+        "method": source.method,
         "variant": variant,
-        "image_set": run.recipe.image_set,
-        "seed": run.recipe.seed,
+        "image_set": source.image_set,
+        "seed": source.seed,
         "origin": run.origin,
-        "source_name": source.get("name", ""),
-        "source": _source(source) if source else "",
+        "source_name": imported.name if imported else "",
+        "source": _source(imported) if imported else "",
         "recipe_hash": run.hash,
         "backbone": f"{spec.name}, width {spec.width}, {spec.stem} stem",
-        "pretrained_on": run.recipe.image_set if trained and run.recipe.epochs else "",
-        "epochs": run.recipe.epochs if trained else None,
-        "batch_size": run.recipe.batch_size if trained else None,
+        "pretrained_on": recipe.image_set if recipe and recipe.epochs else "",
+        "epochs": recipe.epochs if recipe else None,
+        "batch_size": recipe.batch_size if recipe else None,
         "parameters": status.get("parameters"),
         "images_per_second": status.get("images_per_second"),
     }
 
 
-def _source(imported: dict[str, Any]) -> str:
+def _source(imported: ImportedSource) -> str:
     """Where an imported encoder is from, how it is fed, and what its import noted."""
-    deviation = imported["deviation"]
+    deviation = imported.deviation
     parts = [
-        f"{imported['file']} (SHA-256 {imported['sha256']})",
-        f"mean {tuple(imported['mean'])}, std {tuple(imported['std'])}",
+        f"{imported.file} (SHA-256 {imported.sha256})",
+        f"mean {imported.mean}, std {imported.std}",
         *([f"computing with {deviation}"] if deviation != "none" else []),
-        *([imported["note"]] if imported["note"] else []),
+        *([imported.note] if imported.note else []),
     ]
     return ", ".join(parts)
 
@@ -150,9 +153,9 @@ def _why_missing(run: Run, file: Path | None) -> dict[str, str]:
 def _run_info(run: Run, variant: str) -> RunInfo:
     status = run.status() or {"status": "failed", "reason": "not run"}
     return RunInfo(
-        method=run.recipe.method,
+        method=run.source.method,
         variant=variant,
-        seed=run.recipe.seed,
+        seed=run.source.seed,
         status=status["status"],
         reason=status["reason"],
         folder=run.folder,
@@ -163,10 +166,11 @@ def _run_info(run: Run, variant: str) -> RunInfo:
 
 def _variants(runs: list[Run]) -> dict[str, str]:
     """For each run's hash, the recipe keys and values that set it apart from other runs of its method."""
-    flat = {run.hash: _flat(run.recipe.model_dump(mode="json", exclude={"seed"})) for run in runs}
+    flat = {run.hash: _flat(run.source.model_dump(mode="json", exclude={"seed"})) for run in runs}
     variants = {}
     for run in runs:
-        others = [flat[other.hash] for other in runs if other.recipe.method == run.recipe.method]
+        same = [other for other in runs if type(other.source) is type(run.source)]
+        others = [flat[other.hash] for other in same if other.source.method == run.source.method]
         own = flat[run.hash]
         keys = [key for key in own if any(other.get(key) != own[key] for other in others)]
         variants[run.hash] = ", ".join(f"{key}={own[key]}" for key in keys if key != "image_set_fingerprint")

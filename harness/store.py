@@ -1,7 +1,8 @@
 """The run store: one folder a run, named by its recipe hash; what is finished there is never done twice.
 
 ``runs/<method>-<image set>-<hash>/`` holds recipe.yaml, status.json, metrics.jsonl, diagnostics.json,
-checkpoints/, encoder/, features/ and records/, one JSON file for each evaluation.
+checkpoints/, encoder/, features/ and records/, one JSON file for each evaluation. That of an imported encoder,
+``runs/imported-<file>-<image set>-<hash>/``, has source.yaml for a recipe.
 """
 
 from __future__ import annotations
@@ -23,29 +24,32 @@ from twinbench.data.image_sets import ImageSet
 from twinbench.encoders.encoder import INFO_FILE
 from twinbench.foundation.errors import InputError, RunFailure
 from twinbench.foundation.files import write_atomically
+from twinbench.foundation.models import explain_validation
 from twinbench.harness.recipes import read_yaml, recipe_hash
+from twinbench.harness.source import ImportedSource, Source
 from twinbench.pretraining.recipe import Recipe
 
 _LOCK_ATTEMPTS, _LOCK_SECONDS = 25, 0.3
+_SOURCE_FILES: dict[str, type[Source]] = {"recipe.yaml": Recipe, "source.yaml": ImportedSource}
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A resolved recipe and the folder where its results live.
+    """Where an encoder comes from, and the folder where its results live.
 
-    ``source`` is the checkpoint that a planned run imports instead of training.
+    ``checkpoint`` is the file or folder that a planned run imports.
     """
 
     folder: Path
-    recipe: Recipe
+    source: Source
     hash: str
-    source: Path | None = None
+    checkpoint: Path | None = None
 
     @property
     def origin(self) -> str:
         """``imported`` where the encoder comes from a checkpoint, ``run`` where it is trained here."""
-        return "imported" if "imported" in self.recipe.options else "run"
+        return "imported" if isinstance(self.source, ImportedSource) else "run"
 
     @property
     def encoder_folder(self) -> Path:
@@ -75,9 +79,10 @@ class Run:
         write_json(self.folder / "status.json", status)
 
     def begin(self) -> None:
-        """Write the resolved recipe and mark the run as begun."""
-        document = self.recipe.model_dump(mode="json")
-        write_atomically(self.folder / "recipe.yaml", yaml.safe_dump(document, sort_keys=False).encode())
+        """Write the resolved recipe, or what is imported, and mark the run as begun."""
+        document = self.source.model_dump(mode="json")
+        file = next(name for name, kind in _SOURCE_FILES.items() if isinstance(self.source, kind))
+        write_atomically(self.folder / file, yaml.safe_dump(document, sort_keys=False).encode())
         self.write_status({"status": "running", "reason": "", "recipe_hash": self.hash})
 
     def record_file(self, protocol: str, image_set: ImageSet) -> Path:
@@ -86,7 +91,7 @@ class Run:
         An evaluation on other images than those the run was planned for has their name and fingerprint.
         """
         file = self.folder / "records" / f"{protocol.replace('/', '--')}.json"
-        if self.recipe.image_set_fingerprint == image_set.fingerprint:
+        if self.source.image_set_fingerprint == image_set.fingerprint:
             return file
         return file.with_stem(f"{file.stem}--on-{image_set.slug}-{image_set.fingerprint[:8]}")
 
@@ -96,7 +101,7 @@ class Run:
         info = read_json(self.encoder_folder / INFO_FILE)
         if record is None or info is None or record.get("status") != "done":
             return None
-        same = record.get("encoder_checksum") == info["sha256"] and record.get("seed") == self.recipe.seed
+        same = record.get("encoder_checksum") == info["sha256"] and record.get("seed") == self.source.seed
         return record if same else None
 
     def _lock_file(self) -> TextIO:
@@ -107,7 +112,8 @@ class Run:
             raise RunFailure(
                 f"cannot use the run's folder: {error.strerror or error}",
                 where=self.folder,
-                next_step="make it writable, or give another run store with --runs",
+                next_step="make it writable, or use another run store",
+                option="runs",
             ) from error
 
     @contextmanager
@@ -137,16 +143,46 @@ def open_run(root: Path, recipe: Recipe, image_set: ImageSet) -> Run:
 
 
 def stored_runs(root: Path) -> list[Run]:
-    """Every run under ``root`` whose recipe can be read, by name."""
-    runs = []
-    for file in sorted(root.glob("*/recipe.yaml")):
-        try:
-            recipe = Recipe(**read_yaml(file))
-        except (InputError, ValidationError) as error:
-            _log.warning("%s is not a run's recipe and is left out: %s", file, error)
-            continue
-        runs.append(Run(file.parent, recipe, recipe_hash(recipe)))
-    return runs
+    """Every run under ``root`` whose source can be read, by name; a warning names every folder that is left out."""
+    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    return [run for folder in folders if (run := _readable_run(folder)) is not None]
+
+
+def _readable_run(folder: Path) -> Run | None:
+    """The run in a folder, or None with a warning."""
+    try:
+        return read_run(folder)
+    except InputError as error:
+        _log.warning("%s is left out: %s", folder, error)
+        return None
+
+
+def read_run(folder: Path) -> Run:
+    """The run in a folder; raises InputError if none can be read."""
+    found = [name for name in _SOURCE_FILES if (folder / name).is_file()]
+    if len(found) != 1:
+        what = f"no {' or '.join(_SOURCE_FILES)} here" if not found else f"both {' and '.join(found)} here"
+        raise InputError(
+            f"not a run: {what}", where=folder, next_step="delete the folder, or run its study again"
+        )
+    file, kind = folder / found[0], _SOURCE_FILES[found[0]]
+    try:
+        source: Source = kind.model_validate(read_yaml(file))
+    except ValidationError as error:
+        raise explain_validation(error, kind, file) from error
+    if isinstance(source, Recipe) and "imported" in source.options:
+        raise InputError(
+            "an encoder that an earlier version of twinbench imported",
+            where=file,
+            next_step="run its study again, which imports it again",
+        )
+    return Run(folder, source, recipe_hash(source))
+
+
+def encoder_in(folder: Path) -> Path:
+    """The folder of an encoder, given that or the run which holds it."""
+    inner = folder / "encoder"
+    return inner if not (folder / INFO_FILE).is_file() and inner.is_dir() else folder
 
 
 def record_place(folder: Path, protocol: str, image_set: ImageSet, seed: int) -> Path | None:
@@ -154,10 +190,10 @@ def record_place(folder: Path, protocol: str, image_set: ImageSet, seed: int) ->
 
     None if that is not a run, or one of another seed: a study would not have made this record.
     """
-    if not (folder / "recipe.yaml").is_file():
+    if not any((folder / name).is_file() for name in _SOURCE_FILES):
         return None
-    run = Run(folder, Recipe(**read_yaml(folder / "recipe.yaml")), "")
-    return run.record_file(protocol, image_set) if run.recipe.seed == seed else None
+    run = _readable_run(folder)
+    return run.record_file(protocol, image_set) if run is not None and run.source.seed == seed else None
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from twinbench.encoders.backbones import Stem
-from twinbench.encoders.encoder import INFO_FILE, Encoder, EncoderInfo
+from twinbench.encoders.encoder import Encoder, EncoderInfo
 from twinbench.encoders.foreign.exporter import export_encoder
 from twinbench.encoders.foreign.importer import read_foreign
 from twinbench.foundation.errors import InputError
-from twinbench.harness.store import check_writable
+from twinbench.harness.store import check_writable, encoder_in
 
 
 def import_one(
@@ -18,11 +18,13 @@ def import_one(
     """Make an encoder of another project's checkpoint and print the account of its keys."""
     if out.exists() and not out.is_dir():
         raise InputError(
-            "this is a file, not a folder", where=out, next_step="give another folder with --out"
+            "this is a file, not a folder", where=out, next_step="give another folder", option="out"
         )
     foreign = read_foreign(file, format_name, method, stem)
     print(f"format:     {foreign.info.source_format}" + ("" if format_name else ", recognised from the keys"))
     print("\n".join([*foreign.accounting.lines(), *describe(foreign.info)]))
+    if foreign.info.source_note and method is None:
+        print("            (another method: --method NAME)")
     check_writable(out)
     encoder = foreign.save(out)
     print(f"encoder:    {out} ({encoder.checksum[:12]})")
@@ -41,9 +43,7 @@ def describe(info: EncoderInfo) -> list[str]:
 
 def export_one(folder: Path, format_name: str, out: Path) -> None:
     """Write an encoder in another project's format and print how to load it there."""
-    if not (folder / INFO_FILE).is_file() and (folder / "encoder").is_dir():
-        folder = folder / "encoder"
-    encoder = Encoder.load(folder)
+    encoder = Encoder.load(encoder_in(folder))
     exported = export_encoder(encoder, format_name, out)
     print(exported.code)
     if format_name == "detectron2":

@@ -92,7 +92,8 @@ def execute_in_parallel(
             raise RunFailure(
                 "a worker process died",
                 where=f"one of {workers} workers",
-                next_step="run the same command again, with --workers 1 if memory is short",
+                next_step="run the same command again, with fewer workers if memory is short",
+                option="workers",
             ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

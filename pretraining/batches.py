@@ -92,7 +92,8 @@ def steps_in_epoch(recipe: Recipe, images: int, where: str) -> int:
         raise InputError(
             f"batch_size {recipe.batch_size} is larger than the {images} training images",
             where=where,
-            next_step=f"set batch_size to {images} or less (--set batch_size={2 ** int(math.log2(max(2, images)))})",
+            next_step=f"set batch_size to {images} or less",
+            option=f"batch_size={2 ** int(math.log2(max(2, images)))}",
         )
     return images // recipe.batch_size
 

@@ -174,22 +174,25 @@ def check_hardware(hardware: Hardware, precision: str) -> None:
     if gpus and hardware.devices > gpus:
         raise InputError(
             f"{hardware.devices} devices asked for, this machine has {gpus}",
-            where="--devices",
-            next_step=f"give --devices {gpus} or fewer, or more --nodes",
+            where="devices",
+            next_step=f"use {gpus} devices or fewer, or more nodes",
+            option="devices",
         )
     if precision == "fp16" and not gpus:
         raise InputError(
             "fp16 needs a GPU",
             where="precision",
             nearest="bf16",
-            next_step="use --precision bf16 or --precision fp32",
+            next_step="use bf16 or fp32",
+            option="precision",
         )
     if precision == "bf16" and gpus and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise InputError(
             f"{torch.cuda.get_device_name()} has no bf16",
             where="precision",
             nearest="fp16",
-            next_step="use --precision fp16 or --precision fp32",
+            next_step="use fp16 or fp32",
+            option="precision",
         )
 
 
@@ -200,7 +203,7 @@ def _check_nodes(hardware: Hardware) -> None:
     if hardware.nodes > 1 and missing and not started:
         raise InputError(
             f"{hardware.nodes} nodes, but nothing says where they are: {', '.join(missing)} not set",
-            where="--nodes",
+            where="nodes",
             next_step="start the command with srun or torchrun on every node, or set these variables there",
         )
 

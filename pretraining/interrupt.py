@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -12,7 +13,9 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Interrupted(RunFailure):
-    """The run was asked to stop; it has saved and the same command goes on from there."""
+    """The run was asked to stop; it has saved and the same command goes on from there (exit code 75)."""
+
+    exit_code = os.EX_TEMPFAIL
 
 
 class StopRequest:

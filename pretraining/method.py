@@ -46,11 +46,6 @@ class Progress(NamedTuple):
         """The 0-based epoch of this step."""
         return self.step // self.steps_per_epoch
 
-    @property
-    def fraction(self) -> float:
-        """The share of all steps that lies before this one."""
-        return self.step / max(1, self.total_steps)
-
 
 class Method(nn.Module):
     """Base class of every method."""

@@ -53,7 +53,7 @@ def _tensorboard(folder: Path, first_step: int) -> Any:
     except ImportError as error:
         raise InputError(
             "TensorBoard is not installed",
-            where="--tensorboard",
+            where=folder,
             next_step="install it: pip install tensorboard; metrics.jsonl is written in any case",
         ) from error
     return SummaryWriter(str(folder), purge_step=first_step)

@@ -366,7 +366,8 @@ def _resume(folder: Path, session: Session) -> int:
         raise InputError(
             "the ranks do not see the same checkpoints",
             where=folder,
-            next_step="give --runs a folder that all nodes share",
+            next_step="keep the runs in a folder that all nodes share",
+            option="runs",
         )
     if state is not None:
         session.method.load_state_dict(state["method"])

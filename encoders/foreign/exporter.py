@@ -67,7 +67,8 @@ def export_encoder(encoder: Encoder, format_name: str, file: Path) -> Exported:
         raise InputError(
             f"{format_name} reads files that end in {target.suffix}",
             where=file,
-            next_step=f"--out {file.with_suffix(target.suffix)}",
+            next_step=f"write to {file.with_suffix(target.suffix)}",
+            option="out",
         )
     if encoder.info.deviation != "none":
         raise InputError(

@@ -208,7 +208,7 @@ _SAME_POOL: Mapping[Stem, Deviation] = {"imagenet": "same_max_pool"}
 _SOLO: Mapping[Stem, Deviation] = {"small": "stem_padding_2"}
 _ANYBODYS = (
     "these are the names of the official Barlow Twins file and of others: torchvision's without a classifier. The "
-    "method is called as the file is; say --method barlow_twins if it is one, or --method NAME"
+    "method is called as the file is; name it as you import it, barlow_twins if it is one"
 )
 _COLOURS = (
     "a Detectron2 file says neither the order of colours nor where blocks have their stride. Taken as RGB with the "

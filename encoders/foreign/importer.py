@@ -78,7 +78,7 @@ class ForeignEncoder:
         """Write it as an encoder; raises InputError where the folder holds one already."""
         if (folder / INFO_FILE).exists():
             raise InputError(
-                "there is an encoder already", where=folder, next_step="give another folder with --out"
+                "there is an encoder already", where=folder, next_step="give another folder", option="out"
             )
         return Encoder.save(folder, self.backbone, self.info)
 
@@ -129,13 +129,15 @@ def recognise(checkpoint: CheckpointFile) -> Format:
             where=checkpoint.path,
             nearest=_nearest(checkpoint)
             or "none: no format finds a tensor of a ResNet here, and only ResNets can be read",
-            next_step=f"name it with --format: {', '.join(FORMATS.names())}",
+            next_step=f"name its format as you import it: {', '.join(FORMATS.names())}",
+            option="format",
         )
     raise InputError(
         f"the keys fit several formats: {', '.join(each.name for each in fitting)}",
         where=checkpoint.path,
         nearest=" or ".join(each.name for each in fitting),
-        next_step=f"say where it is from: twinbench import FILE --out DIR --format {fitting[0].name}, or another",
+        next_step=f"name its format as you import it: {fitting[0].name}, or another",
+        option="format",
     )
 
 
@@ -245,15 +247,17 @@ def _stem(checkpoint: CheckpointFile, layout: Layout, kernel: int, wanted: Stem 
             "the first convolution is 3x3, and neither the weights nor the format say its stride",
             where=checkpoint.path,
             nearest="small (stride 1) or stride2 (stride 2); neither has a max-pool",
-            next_step="look it up in the code of its network: twinbench import FILE --out DIR --stem small, or --stem "
-            "stride2; where a max-pool follows it is neither and cannot be imported",
+            next_step="look it up in the code of its network and name the stem as you import it, small or stride2; "
+            "where a max-pool follows it is neither and cannot be imported",
+            option="stem",
         )
     if said is not None and (said not in possible or said != described):
         raise InputError(
             f"the stem of this network is not {said}",
             where=checkpoint.path,
             nearest=" or ".join(stem for stem in possible if stem == described) or " or ".join(possible),
-            next_step="leave out --stem, or name the stem that its project builds",
+            next_step="leave the stem open, or name the one that its project builds",
+            option="stem",
         )
     return next((stem for stem in possible if stem == said), possible[0])
 
@@ -305,7 +309,8 @@ def _method(checkpoint: CheckpointFile, wanted: str | None, trained_with: str | 
         raise InputError(
             f"{name!r} cannot be a method's name: it is not one line of text",
             where=checkpoint.path,
-            next_step="name the method: --method NAME",
+            next_step="name the method as you import it",
+            option="method",
         )
     return name
 
@@ -338,14 +343,12 @@ def _incomplete(checkpoint: CheckpointFile, accounting: Accounting) -> InputErro
         parts.append(f"missing {_some(accounting.missing)}")
     if accounting.misfits:
         parts.append(f"not of a plain {accounting.architecture}: {_some(accounting.misfits)}")
-    next_step = (
-        "give the file as its project publishes it, and its format with --format if the nearest is another"
-    )
-    if not accounting.missing:
-        next_step = "give a plain ResNet: Wide-ResNet, ResNeXt, SE and deep-stem networks cannot be imported"
-    return InputError(
-        "; ".join(parts), where=checkpoint.path, nearest=_nearest(checkpoint), next_step=next_step
-    )
+    where, nearest = checkpoint.path, _nearest(checkpoint)
+    if accounting.missing:
+        next_step = "give the file as its project publishes it, and its format if the nearest is another"
+        return InputError("; ".join(parts), where, nearest, next_step, option="format")
+    next_step = "give a plain ResNet: Wide-ResNet, ResNeXt, SE and deep-stem networks cannot be imported"
+    return InputError("; ".join(parts), where, nearest, next_step)
 
 
 def _nearest(checkpoint: CheckpointFile) -> str | None:

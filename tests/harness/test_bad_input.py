@@ -1,5 +1,6 @@
 """Every mistake ends in a message naming the place, the nearest valid name and one next step."""
 
+import json
 import os
 import subprocess
 import sys
@@ -175,12 +176,29 @@ def test_a_damaged_description_of_an_encoder_is_named(cli, tmp_path, content):
     assert "encoder.json" in outcome.err
 
 
-def test_a_foreign_recipe_in_the_run_store_is_left_out(cli, tmp_path):
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"recipe.yaml": "colour: blue\n"}, "'method'"),
+        ({"recipe.yaml": "1: 2\n"}, "recipe.yaml"),
+        ({"source.yaml": "colour: blue\n"}, "'name'"),
+        ({"notes.txt": "mine\n"}, "no recipe.yaml or source.yaml"),
+        (
+            {"recipe.yaml": "{method: moco_v2, image_set: a, epochs: 0, options: {imported: {name: a.pth}}}"},
+            "an earlier version of twinbench imported",
+        ),
+    ],
+)
+def test_what_is_no_run_in_the_run_store_is_left_out_by_name(cli, tmp_path, caplog, files, said):
     (tmp_path / "runs" / "mine").mkdir(parents=True)
-    (tmp_path / "runs" / "mine" / "recipe.yaml").write_text("colour: blue\n")
+    for name, text in files.items():
+        (tmp_path / "runs" / "mine" / name).write_text(text)
     outcome = cli("ls", "runs", "--json")
     assert outcome.code == 0, outcome.err
     assert outcome.out.strip() == "[]"
+    (warning,) = (record.getMessage() for record in caplog.records)
+    assert "mine is left out: " in warning
+    assert said in warning
 
 
 def test_a_read_only_run_folder_marks_nothing_and_ends_with_code_1(cli, tiny_study, monkeypatch):
@@ -237,6 +255,33 @@ def test_a_non_finite_loss_marks_its_cells_and_the_others_go_on(cli, tiny_study,
     assert not list(tmp_path.glob("runs/barlow_twins*/encoder"))
 
 
+TINY_TRAINING = ("--image-set", "digit-scenes", "--set", "backbone.width=8", "--set", "epochs=1")
+
+
+def test_an_error_of_a_training_comes_out_as_it_is_and_the_run_is_marked(cli, tmp_path):
+    outcome = cli("pretrain", "barlow_twins", *TINY_TRAINING, "--set", "optimizer.base_lr=1e30")
+    assert outcome.code == 1
+    said = outcome.err[outcome.err.index("error: ") :].splitlines()
+    assert said[0].startswith("error: the loss became")
+    assert sum("next:" in line for line in said) == 1
+    (file,) = tmp_path.glob("runs/barlow_twins-*/status.json")
+    status = json.loads(file.read_text())
+    assert status["status"] == "failed"
+    assert said[0] == f"error: {status['error']['what']}"
+    assert said[-1] == f"  next:    {status['error']['next']}"
+    assert status["error"]["next"] not in status["reason"]
+
+
+def test_wrong_input_that_only_a_training_finds_keeps_its_code(cli, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    outcome = cli("pretrain", "barlow_twins", *TINY_TRAINING, "--tensorboard")
+    assert outcome.code == 2
+    assert "error: TensorBoard is not installed" in outcome.err
+    assert outcome.err.count("next:") == 1
+    (file,) = tmp_path.glob("runs/barlow_twins-*/status.json")
+    assert json.loads(file.read_text())["status"] == "failed"
+
+
 def test_a_collapsed_method_shows_no_number(cli, tiny_study, tmp_path, monkeypatch):
     """With the threshold out of reach every trained run counts as collapsed; the measurement has its own tests."""
     monkeypatch.setattr("twinbench.pretraining.diagnostics.MIN_SPREAD", 10.0)
@@ -250,13 +295,15 @@ def test_a_collapsed_method_shows_no_number(cli, tiny_study, tmp_path, monkeypat
 
 def test_an_error_inside_an_evaluation_marks_that_cell_only(cli, tiny_study, tmp_path, monkeypatch):
     def break_down(self, encoder, context):
-        raise RunFailure("the solver diverged")
+        raise RunFailure("the solver diverged", where="step 3", next_step="lower the rate")
 
     monkeypatch.setattr("twinbench.downstream.linear.CachedLinear.evaluate", break_down)
     outcome = cli("run", tiny_study)
     assert outcome.code == 1
     table = (tmp_path / "results/tiny/tables/main.md").read_text()
-    assert "the solver diverged" in table
+    assert "the solver diverged (step 3)" in table
+    assert "lower the rate" not in table
+    assert "next:    lower the rate" in outcome.err
     row = next(line for line in table.splitlines() if "Random init" in line)
     assert "failed" in row
     assert any(character.isdigit() for character in row)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from twinbench.data.catalogue import load_image_set
@@ -20,6 +21,7 @@ from twinbench.encoders.foreign.importer import read_foreign
 from twinbench.harness.execute import execute
 from twinbench.harness.plan import Job, StudyImages
 from twinbench.harness.published import imported_runs
+from twinbench.harness.store import stored_runs
 
 IMAGES = "image_set: digit-scenes"
 STUDY = """
@@ -109,7 +111,7 @@ def test_names_that_fit_barlow_twins_alone_by_convention_are_imported_with_a_cau
     outcome = cli("import", "resnet50.pth", "--out", "mine")
     assert outcome.code == 0, outcome.err
     assert "method:     resnet50" in outcome.out
-    assert "--method barlow_twins" in outcome.out
+    assert "(another method: --method NAME)" in outcome.out
     said = cli("import", "resnet50.pth", "--out", "said", "--format", "barlow_twins")
     assert "method:     barlow_twins" in said.out
     assert "--method" not in said.out
@@ -146,7 +148,7 @@ def test_an_open_stem_is_asked_for_and_taken(cli, tmp_path):
     asked = cli("import", "moco.pth", "--out", "mine")
     assert asked.code == 2
     assert "the first convolution is 3x3" in asked.err
-    assert "--stem" in asked.err
+    assert "(--stem)" in asked.err
     assert not (tmp_path / "mine").exists()
     taken = cli("import", "moco.pth", "--out", "mine", "--stem", "stride2")
     assert taken.code == 0, taken.err
@@ -198,7 +200,7 @@ def test_the_table_names_every_file_and_what_its_import_noted(cli, study, tmp_pa
     outcome = cli("run", study, "--data-root", ".")
     assert outcome.code == 0, outcome.err
     assert "plain.pth: " in outcome.err + outcome.out
-    assert "--method NAME" in outcome.err + outcome.out
+    assert "name it as you import it" in outcome.err + outcome.out
     table = (tmp_path / "results" / "imported" / "tables" / "main.md").read_text().replace("\\", "")
     assert table.count("| MoCo v2 (imported, ") == 2, "equal weights in two files are two rows"
     for file in (first, second, tmp_path / "encoders" / "plain.pth"):
@@ -242,17 +244,33 @@ def test_another_normalisation_is_another_run(tmp_path):
     assert before.folder != after.folder
 
 
+def test_an_imported_run_is_stored_as_what_it_is(cli, study, tmp_path):
+    file = write_moco(tmp_path / "encoders" / "moco.pth")
+    assert cli("run", study, "--data-root", ".").code == 0
+    (run,) = stored_runs(tmp_path / "runs")
+    assert not (run.folder / "recipe.yaml").exists()
+    source = yaml.safe_load((run.folder / "source.yaml").read_text())
+    assert source["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert (source["name"], source["file"], source["format"]) == ("moco.pth", "moco.pth", "moco_v2")
+    assert source["backbone"]["name"] == "resnet10"
+    assert "epochs" not in source
+    image_set = load_image_set("digit-scenes", limit={"train": 64, "val": 32, "test": 32})
+    (planned,) = imported_runs(file.parent, image_set, tmp_path / "runs", seeds=1)
+    assert replace(planned, checkpoint=None) == run
+    assert run.folder.name.endswith(run.hash)
+
+
 def test_a_worker_process_is_told_which_file_to_import(tmp_path):
     file = write_moco(tmp_path / "encoders" / "moco.pth")
     image_set = load_image_set("digit-scenes", limit={"train": 64, "val": 32, "test": 32})
     (run,) = imported_runs(file.parent, image_set, tmp_path / "runs", seeds=1)
-    job = pickle.loads(pickle.dumps(Job("pretrain", run)))
-    assert (job.run.source, job.run.origin, job.is_finished()) == (file, "imported", False)
+    job = pickle.loads(pickle.dumps(Job(run)))
+    assert (job.run.checkpoint, job.run.origin, job.is_finished()) == (file, "imported", False)
     images = StudyImages(image_set, image_set)
     assert execute([job], images, lambda label: lambda fraction, text: None, print) == 0
     assert job.is_finished()
     write_moco(file, seed=1)
-    import_again = Job("pretrain", replace(run, folder=tmp_path / "runs" / "again"))
+    import_again = Job(replace(run, folder=tmp_path / "runs" / "again"))
     assert execute([import_again], images, lambda label: lambda fraction, text: None, print) == 1
     assert "the checkpoint changed" in (import_again.run.status() or {})["reason"]
 

@@ -1,0 +1,140 @@
+"""What the commands pretrain and evaluate do: one encoder, free of argument parsing."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from twinbench.data.catalogue import load_image_set
+from twinbench.downstream.label_lists import LabelList
+from twinbench.downstream.protocol import Protocol, protocol, protocol_names
+from twinbench.encoders.encoder import Encoder
+from twinbench.foundation.errors import InputError, unknown_name
+from twinbench.harness.console import job_progress, say
+from twinbench.harness.execute import Training, evaluate_encoder, run_job, train_run
+from twinbench.harness.plan import Job, StudyImages, load_splits, load_training, plan_run
+from twinbench.harness.plugins import load_plugins
+from twinbench.harness.recipes import load_recipe, parse_overrides, recipe_folder_names
+from twinbench.harness.store import check_writable, encoder_in, record_place, write_json
+from twinbench.pretraining.engine import Hardware, check_hardware, launch
+from twinbench.pretraining.interrupt import Interrupted
+from twinbench.pretraining.method import method_names
+
+
+@dataclass(frozen=True)
+class PretrainRequest:
+    """What `twinbench pretrain` is asked for; ``recipe`` is a folder, the image set's own unless given."""
+
+    method: str
+    image_set: str
+    hardware: Hardware
+    recipe: str | None = None
+    seed: int = 0
+    assignments: tuple[str, ...] = ()
+    data_root: Path | None = None
+    runs: Path = Path("runs")
+    tensorboard: bool = False
+
+
+def pretrain_one(request: PretrainRequest) -> None:
+    """Train one encoder and print where it is; every rank calls this, rank 0 writes and prints."""
+    load_plugins()
+    if request.method not in method_names():
+        raise unknown_name("method", request.method, method_names())
+    folder = request.recipe or _own_recipes(request.image_set)
+    overrides = parse_overrides(request.assignments)
+    recipe = load_recipe(folder, request.method, request.image_set, overrides, request.seed)
+    image_set = load_image_set(request.image_set, request.data_root, corrupt=recipe.corrupt_images)
+    check_hardware(request.hardware, recipe.precision)
+    load_training(image_set)
+    run = plan_run(recipe, image_set, request.runs, request.hardware.ranks)
+    check_writable(request.runs)
+    if run.is_trained():
+        say("already trained")
+    else:
+        engine = launch(request.hardware, recipe.precision)
+        training = Training(engine, request.tensorboard)
+        if not engine.is_main:
+            with suppress(Interrupted):  # rank 0 says so
+                train_run(run, image_set, training)
+            return
+        with run.locked(), job_progress(1) as start_job:
+            job = Job(run)
+            if not job.is_finished():  # by another process, while this one waited for the lock
+                run_job(job, StudyImages(image_set, image_set), training, start_job(job.label), say)
+    status = run.status() or {}
+    if status["status"] == "collapsed":
+        say(f"COLLAPSED: {status['reason']}")
+    print(f"encoder: {run.encoder_folder}")
+
+
+def _own_recipes(image_set_name: str) -> str:
+    """The recipe folder of an image set; a set without one of its own uses that of any folder of images."""
+    name = image_set_name.partition(":")[0]
+    return name if name in recipe_folder_names() else "folder"
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """What `twinbench evaluate` is asked for: an encoder's folder, or the run's that holds it, and how to measure it.
+
+    ``out`` is one more file for the record; ``own_list`` says that the list of labelled images is the user's own.
+    """
+
+    encoder: Path
+    protocol: str
+    image_set: str
+    seed: int = 0
+    data_root: Path | None = None
+    out: Path | None = None
+    label_list: Path | None = None
+    own_list: bool = False
+
+
+def evaluate_one(request: EvaluateRequest) -> None:
+    """Evaluate one encoder, print the measurements; keep the record in its run and where ``out`` says.
+
+    A record made with a label list, or with another seed than the run's, is kept only where ``out`` says: it is not
+    what a study would make.
+    """
+    load_plugins()
+    chosen = protocol(request.protocol)
+    labelled = _label_list(chosen, request.label_list, request.own_list)
+    folder = encoder_in(request.encoder)
+    encoder = Encoder.load(folder)
+    # Names on a list are those of files, which only a streamed set knows.
+    image_set = load_image_set(request.image_set, request.data_root, stream=True if labelled else None)
+    kept = None if labelled else record_place(folder.parent, chosen.name, image_set, request.seed)
+    files = [file for file in (request.out, kept) if file is not None]
+    for file in files:
+        check_writable(file.parent)
+    chosen.check(image_set)
+    load_splits(image_set, (chosen,))
+    with job_progress(1) as start_job:
+        report = start_job(f"{chosen.name} {folder}")
+        record = evaluate_encoder(encoder, chosen, image_set, request.seed, None, report, labelled)
+    for file in files:
+        write_json(file, record)
+    source = f" from {encoder.info.source_file}" if encoder.info.source_file else ""
+    print(
+        f"{chosen.name} on {image_set.name}, encoder {encoder.checksum[:12]} ({encoder.info.method}{source})"
+    )
+    for measured in record["measurements"]:
+        error = "" if measured["stderr"] is None else f" ± {measured['stderr']:.2f}"
+        print(f"  {measured['metric']:<12} {measured['value']:.2f}{error}  (n = {measured['n']})")
+
+
+def _label_list(chosen: Protocol, path: Path | None, own: bool) -> LabelList | None:
+    if path is None and not own:
+        return None
+    if path is None:
+        raise InputError("--own-list without a list", next_step="add --label-list FILE")
+    if not chosen.uses_label_list:
+        able = [name for name in protocol_names() if protocol(name).uses_label_list]
+        raise InputError(
+            f"{chosen.name} takes no list of labelled images",
+            where="--label-list",
+            next_step=f"use it with {', '.join(able)}",
+        )
+    return LabelList(path, own)
