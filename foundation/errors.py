@@ -48,7 +48,7 @@ def nearest_name(name: str, valid: Iterable[str]) -> str | None:
 
 def unknown_name(kind: str, name: str, valid: Iterable[str], where: object = None) -> InputError:
     """The error for a name that is none of ``valid``; lists them and suggests the nearest."""
-    names = sorted(valid)
+    names = sorted(set(valid))
     return InputError(
         f"unknown {kind} {name!r}",
         where=where,

@@ -14,16 +14,15 @@ def main() -> None:
     from twinbench.foundation.errors import InputError, RunFailure
     from twinbench.harness.cli import app
     from twinbench.pretraining.interrupt import Interrupted
-    from twinbench.reports.errors import ReportError, ReportFailure
 
     debug = "--debug" in sys.argv
     try:
         app()
-    except (InputError, ReportError) as error:
+    except InputError as error:
         _fail(error, debug, 2)
     except Interrupted as error:
         _fail(error, debug, os.EX_TEMPFAIL)
-    except (RunFailure, ReportFailure) as error:
+    except RunFailure as error:
         _fail(error, debug, 1)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on from here", file=sys.stderr)

@@ -42,7 +42,7 @@ class Study(Strict):
     ablation: dict[str, Any] | None = None
 
     def report(self) -> StudySpec:
-        """The part that reports read, checked; raises ReportError naming the key."""
+        """The part that reports read, checked; raises InputError naming the key."""
         return parse_study(self.as_document())
 
     def columns(self) -> list[ColumnSpec]:
@@ -65,7 +65,7 @@ def study_names() -> list[str]:
 def load_study(name: str) -> Study:
     """A study by name, or by the path of a YAML file.
 
-    Raises InputError or ReportError for an unknown name or key, with the nearest valid one.
+    Raises InputError for an unknown name or key, with the nearest valid one.
     """
     path = Path(name)
     source: Path | Traversable

@@ -11,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 
+from twinbench.foundation.files import machine_faults, write_synced
 from twinbench.reports.figures import Drawing, draw_figures
-from twinbench.reports.files import machine_faults, write_synced
 from twinbench.reports.output import check_out, recover, swap, write_list
 from twinbench.reports.page import render_page
 from twinbench.reports.records import COLUMNS, RunInfo, read_records
@@ -27,9 +27,9 @@ def build_report(study: Mapping[str, Any], records: pd.DataFrame, runs: Sequence
     """Write ``out``/report.html, tables/, figures/ and records.csv; return the path of the page.
 
     Everything is made in a folder beside ``out`` and swapped in, so that a crash leaves the old report whole
-    and no file of an older report stays behind. What else lies in ``out`` is kept. Raises ReportError for a
+    and no file of an older report stays behind. What else lies in ``out`` is kept. Raises InputError for a
     study, records or a folder that no report can be made from or in, before anything is changed, and
-    ReportFailure where the machine fails: a full disk, a folder that cannot be written.
+    RunFailure where the machine fails: a full disk, a folder that cannot be written.
     """
     check_out(out)
     target = out.resolve()

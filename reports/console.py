@@ -23,5 +23,5 @@ def render_study(
     runs: Sequence[RunInfo] = (),
     style: Literal["text", "markdown"] = "text",
 ) -> dict[str, str]:
-    """Every table of the study by name. Raises ReportError where study and records do not fit each other."""
+    """Every table of the study by name. Raises InputError where study and records do not fit each other."""
     return {table.name: render(table, style) for table in build_tables(study, read_records(records), runs)}

@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from twinbench.foundation.errors import unknown_name
 from twinbench.reports import names
 from twinbench.reports.cells import Cell, Failure, aggregate
-from twinbench.reports.errors import unknown_name
 from twinbench.reports.records import Record, RunInfo, unique
 
 
@@ -173,7 +173,7 @@ def image_sets(records: Sequence[Record]) -> tuple[str, ...]:
 
 
 def check_metric(records: Sequence[Record], protocol: str, metric: str, where: str) -> None:
-    """Raise ReportError where the protocol was measured but never gave this metric: a typing error in the
+    """Raise InputError where the protocol was measured but never gave this metric: a typing error in the
     study.
     """
     measured = {r.metric for r in records if r.protocol == protocol and r.status == "done"}

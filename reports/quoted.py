@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-from twinbench.reports.errors import ReportError, unknown_name
+from twinbench.foundation.errors import InputError, unknown_name
 from twinbench.reports.names import pretty
 
 Row = Mapping[str, str]
@@ -88,7 +88,7 @@ def quoted_files() -> list[str]:
 
 @cache
 def load(file: str) -> tuple[Row, ...]:
-    """The rows of one file, superseded ones dropped. Raises ReportError where there is no such file."""
+    """The rows of one file, superseded ones dropped. Raises InputError where there is no such file."""
     name = file if file.endswith(".csv") else f"{file}.csv"
     if name not in quoted_files():
         raise unknown_name("file of published numbers", name, quoted_files(), "quoted.file")
@@ -98,7 +98,7 @@ def load(file: str) -> tuple[Row, ...]:
 
 
 def check_columns(file: str, columns: Sequence[str]) -> None:
-    """Raise ReportError where the file lacks one of the columns."""
+    """Raise InputError where the file lacks one of the columns."""
     valid = list(load(file)[0])
     for column in columns:
         if column not in valid:
@@ -142,7 +142,7 @@ def table_value(
 ) -> QuotedValue | None:
     """The number that a table quotes for a method, or None where the file has no row for it.
 
-    Raises ReportError where several rows with different numbers are left: the study must narrow ``where``.
+    Raises InputError where several rows with different numbers are left: the study must narrow ``where``.
     """
     check_columns(file, [column])
     rows = select(file, where)
@@ -152,7 +152,7 @@ def table_value(
     own = [row for row in rows if row["method"] == name]
     numbers = {row[column] for row in own}
     if len(numbers) > 1:
-        raise ReportError(
+        raise InputError(
             f"{len(own)} published rows of {name} give different {column}",
             where=file,
             next_step="narrow them with `quoted: {where: {column: value}}`, by library or epochs, say",

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from twinbench.reports.errors import ReportError, unknown_name
+from twinbench.foundation.errors import InputError, unknown_name
 
 REQUIRED_COLUMNS = ("method", "image_set", "protocol", "metric", "value", "seed", "status")
 COLUMNS = (
@@ -119,7 +119,7 @@ class Diagnostics:
 
 
 def read_records(frame: pd.DataFrame) -> list[Record]:
-    """The frame's rows as records. Raises ReportError for unknown or missing columns, statuses or origins."""
+    """The frame's rows as records. Raises InputError for unknown or missing columns, statuses or origins."""
     if frame.empty and len(frame.columns) == 0:
         return []
     columns = [str(column) for column in frame.columns]
@@ -128,7 +128,7 @@ def read_records(frame: pd.DataFrame) -> list[Record]:
             raise unknown_name("column in the records", column, COLUMNS)
     for column in REQUIRED_COLUMNS:
         if column not in columns:
-            raise ReportError(
+            raise InputError(
                 f"the records have no column {column!r}",
                 next_step=f"every record needs: {', '.join(REQUIRED_COLUMNS)}",
             )
@@ -223,7 +223,7 @@ def read_loss_curve(folder: Path) -> LossCurve | None:
 
 
 def read_diagnostics(folder: Path) -> Diagnostics | None:
-    """The run's ``diagnostics.json``, or None where there is none. Raises ReportError where it is broken."""
+    """The run's ``diagnostics.json``, or None where there is none. Raises InputError where it is broken."""
     path = folder / "diagnostics.json"
     if not path.is_file():
         return None
@@ -233,7 +233,7 @@ def read_diagnostics(folder: Path) -> Diagnostics | None:
         spectrum = tuple(sorted((float(x) for x in content.get("spectrum") or ()), reverse=True))
         rank = _number(content.get("effective_rank"))
     except (ValueError, TypeError, AttributeError) as error:
-        raise ReportError(
+        raise InputError(
             f"diagnostics cannot be read: {error}",
             where=path,
             next_step="delete the file and evaluate the run again",

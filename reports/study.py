@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from twinbench.foundation.errors import InputError, unknown_name
 from twinbench.reports import quoted
-from twinbench.reports.errors import ReportError, unknown_name
 
 FIGURE_KINDS = ("loss_curves", "cross_correlation", "spectrum", "bars", "ablation")
 
@@ -138,7 +138,7 @@ def parse_study(study: Mapping[str, Any]) -> StudySpec:
 
     Other top-level keys belong to the harness and are ignored; inside tables, figures and ablation an unknown
     key is an error, and so are an unknown figure kind, a missing file or column of published numbers, and a
-    quotation that fits several published rows. Raises ReportError. Call it before a study runs.
+    quotation that fits several published rows. Raises InputError. Call it before a study runs.
     """
     own = {key: study[key] for key in StudySpec.model_fields if study.get(key) is not None}
     if "figures" in own:
@@ -156,7 +156,7 @@ def parse_study(study: Mapping[str, Any]) -> StudySpec:
 
 def _named_figures(figures: object) -> list[dict[str, Any]]:
     if not isinstance(figures, list) or not all(isinstance(figure, Mapping) for figure in figures):
-        raise ReportError("figures must be a list of mappings", "figures", next_step="write `- {kind: bars}`")
+        raise InputError("figures must be a list of mappings", "figures", next_step="write `- {kind: bars}`")
     named = []
     for index, figure in enumerate(figures):
         kind = str(figure.get("kind", ""))
@@ -169,7 +169,7 @@ def _named_figures(figures: object) -> list[dict[str, Any]]:
 def _check_unique(names: Sequence[str], where: str) -> None:
     for name in names:
         if names.count(name) > 1:
-            raise ReportError(f"two {where} are called {name!r}", where, next_step="give each its own `name`")
+            raise InputError(f"two {where} are called {name!r}", where, next_step="give each its own `name`")
 
 
 def _check_quoted(spec: StudySpec) -> None:
@@ -198,27 +198,25 @@ def _check_figures(spec: StudySpec) -> None:
     columns = spec.main_columns() or (spec.ablation.columns if spec.ablation else ())
     for figure in spec.figures:
         if figure.kind == "ablation" and spec.ablation is None:
-            raise ReportError(
+            raise InputError(
                 "an ablation figure needs to know what was varied",
                 where=f"figures, {figure.name}",
                 next_step="add `ablation: {key: ..., values: [...]}` to the study",
             )
         if figure.kind in ("bars", "ablation") and not columns and not (figure.protocol and figure.metric):
-            raise ReportError(
+            raise InputError(
                 f"the figure {figure.name!r} does not say which number it shows",
                 where=f"figures, {figure.name}",
                 next_step="give it `protocol` and `metric`",
             )
 
 
-def _explained(error: pydantic.ValidationError) -> ReportError:
+def _explained(error: pydantic.ValidationError) -> InputError:
     first = error.errors()[0]
     where = _path(first["loc"])
     if first["type"] == "extra_forbidden":
         return unknown_name("key", str(first["loc"][-1]), _keys_at(first["loc"][:-1]), where)
-    return ReportError(
-        f"{first['msg']}: {first['input']!r}", where, next_step="correct this key of the study"
-    )
+    return InputError(f"{first['msg']}: {first['input']!r}", where, next_step="correct this key of the study")
 
 
 def _path(location: Sequence[int | str]) -> str:

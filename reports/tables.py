@@ -117,7 +117,7 @@ class _Line:
 def build_tables(
     study: Mapping[str, Any], records: Sequence[Record], runs: Sequence[RunInfo] = ()
 ) -> list[Table]:
-    """Every table of the study, the ablation table last. Raises ReportError for a study that does not fit."""
+    """Every table of the study, the ablation table last. Raises InputError for a study that does not fit."""
     return tables_of(parse_study(study), records, runs)
 
 

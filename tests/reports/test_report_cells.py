@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 import scipy.stats
 
+from twinbench.foundation.errors import InputError
 from twinbench.reports.cells import Cell, Failure, aggregate, describe_failures, number, text
-from twinbench.reports.errors import ReportError
 from twinbench.reports.records import Record, read_records
 
 
@@ -101,11 +101,11 @@ def test_records_are_checked():
     }
     assert read_records(pd.DataFrame(good))[0].origin == "run"
     assert read_records(pd.DataFrame()) == []
-    with pytest.raises(ReportError, match=r"recipe_hsh(.|\n)*nearest: recipe_hash"):
+    with pytest.raises(InputError, match=r"recipe_hsh(.|\n)*nearest: recipe_hash"):
         read_records(pd.DataFrame({**good, "recipe_hsh": ["a"]}))
-    with pytest.raises(ReportError, match="no column 'seed'"):
+    with pytest.raises(InputError, match="no column 'seed'"):
         read_records(pd.DataFrame({k: v for k, v in good.items() if k != "seed"}))
-    with pytest.raises(ReportError, match=r"unknown status(.|\n)*nearest: done"):
+    with pytest.raises(InputError, match=r"unknown status(.|\n)*nearest: done"):
         read_records(pd.DataFrame({**good, "status": ["dune"]}))
 
 

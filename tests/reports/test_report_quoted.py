@@ -5,8 +5,8 @@ from importlib import resources
 
 import pytest
 
+from twinbench.foundation.errors import InputError
 from twinbench.reports import quoted
-from twinbench.reports.errors import ReportError
 
 
 def raw(file):
@@ -61,7 +61,7 @@ def test_swav_falls_back_to_the_only_row_there_is():
 
 
 def test_ambiguous_rows_must_be_narrowed():
-    with pytest.raises(ReportError, match="where"):
+    with pytest.raises(InputError, match="where"):
         quoted.table_value("cifar10_benchmarks.csv", "knn_top1", "byol", {}, {})
     where = {"library": ("lightly",), "epochs": ("200",), "batch_size": ("128",)}
     assert quoted.table_value("cifar10_benchmarks.csv", "knn_top1", "byol", where, {}).value == 86.9
@@ -93,7 +93,7 @@ def test_where_narrows_by_source_and_lets_empty_cells_pass():
 
 
 def test_unknown_names_suggest_the_nearest():
-    with pytest.raises(ReportError, match=r"nearest: table1_imagenet_linear\.csv"):
+    with pytest.raises(InputError, match=r"nearest: table1_imagenet_linear\.csv"):
         quoted.load("table1_imagenet.csv")
-    with pytest.raises(ReportError, match="nearest: top1"):
+    with pytest.raises(InputError, match="nearest: top1"):
         quoted.table_value("table1_imagenet_linear.csv", "top_1", "byol", {}, {})

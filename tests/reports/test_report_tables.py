@@ -6,8 +6,8 @@ import re
 
 import pytest
 
+from twinbench.foundation.errors import InputError
 from twinbench.reports.console import render, render_study
-from twinbench.reports.errors import ReportError
 from twinbench.reports.records import RunInfo, read_records
 from twinbench.reports.study import parse_study
 from twinbench.reports.tables import build_tables
@@ -234,11 +234,11 @@ def test_varying_the_batch_size_earns_no_budget_mark(make_row):
     ],
 )
 def test_a_wrong_study_says_where_and_what_is_nearest(study, change, message):
-    with pytest.raises(ReportError, match=message):
+    with pytest.raises(InputError, match=message):
         parse_study({**study, **change})
 
 
 def test_a_metric_that_was_never_measured_is_an_error(study, records):
     study["tables"][0]["columns"][0]["metric"] = "top11"
-    with pytest.raises(ReportError, match=r"nearest: top1"):
+    with pytest.raises(InputError, match=r"nearest: top1"):
         build_tables(study, read_records(records))
