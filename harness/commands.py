@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from twinbench.data.image_sets import image_set_names, load_image_set
@@ -43,7 +42,7 @@ from twinbench.pretraining.interrupt import Interrupted
 from twinbench.pretraining.method import method_names
 from twinbench.reports.build import build_report, check_out
 from twinbench.reports.console import render_study
-from twinbench.reports.records import RunInfo
+from twinbench.reports.records import Record, RunInfo
 
 
 def run_study(
@@ -144,7 +143,7 @@ def _print_plan(study: Study, plan: list[Job], images: StudyImages, workers: int
     )
 
 
-def _write_report(study: Study, command: str, records: pd.DataFrame, infos: list[RunInfo], out: Path) -> Path:
+def _write_report(study: Study, command: str, records: list[Record], infos: list[RunInfo], out: Path) -> Path:
     page = build_report(study.as_document(command), records, infos, out)
     for text in render_study(study.as_document(command), records, infos).values():
         print(text + "\n")
@@ -265,21 +264,24 @@ def report_runs(runs: Path, out: Path) -> None:
     if not stored:
         raise InputError("no runs here", where=runs, next_step="train something first: twinbench run quick")
     records, infos = collect_stored(stored)
-    done = records[records.status == "done"]
-    if done.empty:
+    done = [record for record in records if record.status == "done"]
+    if not done:
         raise InputError(
             "no finished evaluation here", where=runs, next_step="twinbench evaluate ENCODER ..."
         )
-    measured = done.groupby("protocol").metric.unique()
+    measured = {
+        name: dict.fromkeys(r.metric for r in done if r.protocol == name)
+        for name in sorted({r.protocol for r in done})
+    }
     study = Study(
         name=out.name,
         title=f"Every run in {runs.name}",
         description="All runs of a run store; rows of one method differ in the recipe keys that they name.",
-        image_set=", ".join(sorted(done.image_set.unique())),
+        image_set=", ".join(sorted({r.image_set for r in done})),
         recipes="",
-        methods=sorted(done.method.unique()),
-        protocols=sorted(measured.index),
-        tables=[_table_of(str(name), metrics) for name, metrics in measured.items()],
+        methods=sorted({r.method for r in done}),
+        protocols=list(measured),
+        tables=[_table_of(name, metrics) for name, metrics in measured.items()],
         figures=[{"kind": "loss_curves"}, {"kind": "cross_correlation"}, {"kind": "spectrum"}],
     )
     check_out(out)

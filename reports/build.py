@@ -9,13 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from twinbench.foundation.files import machine_faults, write_synced
 from twinbench.reports.figures import Drawing, draw_figures
 from twinbench.reports.output import check_out, recover, swap, write_list
 from twinbench.reports.page import render_page
-from twinbench.reports.records import COLUMNS, RunInfo, read_records
+from twinbench.reports.records import Record, RunInfo, records_csv
 from twinbench.reports.study import parse_study
 from twinbench.reports.tables import Table, tables_of
 from twinbench.reports.writers import to_csv, to_latex, to_markdown
@@ -23,7 +21,9 @@ from twinbench.reports.writers import to_csv, to_latex, to_markdown
 __all__ = ["build_report", "check_out"]
 
 
-def build_report(study: Mapping[str, Any], records: pd.DataFrame, runs: Sequence[RunInfo], out: Path) -> Path:
+def build_report(
+    study: Mapping[str, Any], records: Sequence[Record], runs: Sequence[RunInfo], out: Path
+) -> Path:
     """Write ``out``/report.html, tables/, figures/ and records.csv; return the path of the page.
 
     Everything is made in a folder beside ``out`` and swapped in, so that a crash leaves the old report whole
@@ -34,11 +34,10 @@ def build_report(study: Mapping[str, Any], records: pd.DataFrame, runs: Sequence
     check_out(out)
     target = out.resolve()
     spec = parse_study({"name": Path(os.path.abspath(out)).name, **study})
-    rows = read_records(records)
     with machine_faults("the report cannot be drawn", target, "check that the run folders can be read"):
-        tables = tables_of(spec, rows, runs)
-        drawings = draw_figures(spec, rows, runs)
-        page = render_page(spec, tables, drawings, rows, runs)
+        tables = tables_of(spec, records, runs)
+        drawings = draw_figures(spec, records, runs)
+        page = render_page(spec, tables, drawings, records, runs)
     with machine_faults("the report cannot be written", target, "free some space or give a writable folder"):
         recover(target)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +52,7 @@ def build_report(study: Mapping[str, Any], records: pd.DataFrame, runs: Sequence
 
 
 def _write(
-    folder: Path, page: str, tables: Sequence[Table], drawings: Sequence[Drawing], records: pd.DataFrame
+    folder: Path, page: str, tables: Sequence[Table], drawings: Sequence[Drawing], records: Sequence[Record]
 ) -> None:
     (folder / "tables").mkdir()
     (folder / "figures").mkdir()
@@ -63,7 +62,6 @@ def _write(
     for drawing in drawings:
         for suffix, content in drawing.files.items():
             write_synced(folder / "figures" / f"{drawing.name}.{suffix}", content)
-    long_form = records if len(records.columns) else pd.DataFrame(columns=list(COLUMNS))
-    write_synced(folder / "records.csv", long_form.to_csv(index=False).encode("utf-8"))
+    write_synced(folder / "records.csv", records_csv(records).encode("utf-8"))
     write_synced(folder / "report.html", page.encode("utf-8"))
     write_list(folder)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import pandas as pd
-
-from twinbench.reports.records import RunInfo, read_records
+from twinbench.reports.records import Record, RunInfo
 from twinbench.reports.tables import Table, build_tables
 from twinbench.reports.writers import to_markdown, to_text
 
@@ -19,9 +17,9 @@ def render(table: Table, style: Literal["text", "markdown"] = "text") -> str:
 
 def render_study(
     study: Mapping[str, Any],
-    records: pd.DataFrame,
+    records: Sequence[Record],
     runs: Sequence[RunInfo] = (),
     style: Literal["text", "markdown"] = "text",
 ) -> dict[str, str]:
     """Every table of the study by name. Raises InputError where study and records do not fit each other."""
-    return {table.name: render(table, style) for table in build_tables(study, read_records(records), runs)}
+    return {table.name: render(table, style) for table in build_tables(study, records, runs)}

@@ -17,7 +17,7 @@ class Budget:
     """What a pretraining run cost, as far as it decides whether two rows compare fairly."""
 
     backbone: str = ""
-    epochs: float | None = None
+    epochs: int | None = None
     batch_size: int | None = None
     pretrained_on: str = ""
 
@@ -38,7 +38,7 @@ class Budget:
     def __str__(self) -> str:
         parts = [f"on {self.pretrained_on}"] if self.pretrained_on else []
         parts += [self.backbone] if self.backbone else []
-        parts += [f"{self.epochs:g} epochs"] if self.epochs else []
+        parts += [f"{self.epochs} epochs"] if self.epochs else []
         parts += [f"batch {self.batch_size}"] if self.batch_size else []
         return ", ".join(parts) or "not recorded"
 

@@ -164,7 +164,7 @@ def _origins(records: Sequence[Record], environments: dict[str, str]) -> list[_O
             _known(r.encoder_checksum),
             _known(r.backbone),
             "-" if r.parameters is None else f"{r.parameters / 1e6:.1f} M",
-            "-" if r.epochs is None else f"{r.epochs:g}",
+            _known(r.epochs),
             _known(r.batch_size),
             "-" if r.images_per_second is None else number(r.images_per_second, 0),
             "-" if r.peak_memory_mb is None else f"{r.peak_memory_mb:.0f} MB",

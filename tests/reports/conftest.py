@@ -3,10 +3,9 @@
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 
-from twinbench.reports.records import RunInfo
+from twinbench.reports.records import Record, RunInfo
 
 LINEAR, KNN = "linear/cached-v1", "knn/cosine-v1"
 
@@ -38,7 +37,7 @@ def row(method, value, seed=0, protocol=LINEAR, **more):
         "device": "cpu",
         "environment": json.dumps({"torch": "2.9"}),
     }
-    return {**base, **more}
+    return Record(**{**base, **more})
 
 
 @pytest.fixture
@@ -55,9 +54,9 @@ def records():
             rows.append(row("byol", 72.0 + seed + shift, seed, protocol))
             rows.append(row("moco_v2", 99.0 + shift, seed, protocol, epochs=200, batch_size=512))
             lost = {"status": "collapsed", "reason": "std_is_0 & 100 % <b>flat</b>"}
-            rows.append(row("swav", float("nan"), seed, protocol, **lost))
+            rows.append(row("swav", None, seed, protocol, **lost))
         rows.append(row("simclr", 68.0, seed))
-    return pd.DataFrame(rows)
+    return rows
 
 
 @pytest.fixture

@@ -3,12 +3,13 @@
 import csv
 import io
 import re
+from dataclasses import replace
 
 import pytest
 
 from twinbench.foundation.errors import InputError
 from twinbench.reports.console import render, render_study
-from twinbench.reports.records import RunInfo, read_records
+from twinbench.reports.records import RunInfo
 from twinbench.reports.study import parse_study
 from twinbench.reports.tables import build_tables
 from twinbench.reports.writers import escape_tex, to_csv, to_latex, to_markdown
@@ -16,7 +17,7 @@ from twinbench.reports.writers import escape_tex, to_csv, to_latex, to_markdown
 
 @pytest.fixture
 def table(study, records):
-    (table,) = build_tables(study, read_records(records))
+    (table,) = build_tables(study, records)
     return table
 
 
@@ -46,10 +47,8 @@ def test_another_budget_is_marked_and_out_of_competition(table):
 
 
 def test_one_competitor_is_not_the_best(make_row, study):
-    import pandas as pd
-
-    frame = pd.DataFrame([make_row("byol", 70.0), make_row("supervised", 80.0)])
-    (table,) = build_tables({**study, "figures": []}, read_records(frame))
+    rows = [make_row("byol", 70.0), make_row("supervised", 80.0)]
+    (table,) = build_tables({**study, "figures": []}, rows)
     assert not any(e.best for row in table.rows for e in row.entries)
 
 
@@ -67,11 +66,9 @@ def test_every_mark_is_explained(table):
 
 
 def test_different_budgets_or_origins_are_never_pooled(make_row, study):
-    import pandas as pd
-
     rows = [make_row("byol", 70.0, 0), make_row("byol", 80.0, 1, epochs=100), make_row("simclr", 60.0)]
     rows.append(make_row("byol", 75.0, 0, origin="imported"))
-    (table,) = build_tables({**study, "figures": []}, read_records(pd.DataFrame(rows)))
+    (table,) = build_tables({**study, "figures": []}, rows)
     labels = [row.labels[0] for row in table.rows]
     assert labels == [
         "SimCLR",
@@ -82,23 +79,19 @@ def test_different_budgets_or_origins_are_never_pooled(make_row, study):
 
 
 def test_a_failed_import_is_in_the_imported_row(study, make_row, tmp_path):
-    import pandas as pd
-
-    frame = pd.DataFrame([make_row("byol", 75.0, 0, origin="imported")])
+    rows = [make_row("byol", 75.0, 0, origin="imported")]
     runs = [RunInfo("byol", "", 1, "failed", "the file changed", tmp_path, origin="imported")]
-    (table,) = build_tables({**study, "figures": []}, read_records(frame), runs)
+    (table,) = build_tables({**study, "figures": []}, rows, runs)
     assert [row.labels[0] for row in table.rows] == ["BYOL (imported)"]
 
 
 def test_a_run_that_failed_before_evaluation_has_a_row(study, make_row, tmp_path):
-    import pandas as pd
-
     runs = [
         RunInfo("simsiam", "", 0, "failed", "loss is NaN at step 7", tmp_path),
         RunInfo("byol", "", 1, "collapsed", "std 0", tmp_path),
     ]
-    frame = pd.DataFrame([make_row("byol", 70.0, 0), make_row("byol", 71.0, 1)])
-    (table,) = build_tables({**study, "figures": []}, read_records(frame), runs)
+    rows = [make_row("byol", 70.0, 0), make_row("byol", 71.0, 1)]
+    (table,) = build_tables({**study, "figures": []}, rows, runs)
     assert entry(table, "simsiam").text == "failed"
     assert "loss is NaN at step 7" in str(table.footnotes)
     assert entry(table, "byol").cell.value == 70.0  # the record of the collapsed seed is no result
@@ -106,10 +99,8 @@ def test_a_run_that_failed_before_evaluation_has_a_row(study, make_row, tmp_path
 
 
 def test_two_image_sets_make_two_columns(study, make_row):
-    import pandas as pd
-
     rows = [make_row("byol", 70.0), make_row("byol", 50.0, image_set="cifar10", epochs=800)]
-    (table,) = build_tables({**study, "figures": []}, read_records(pd.DataFrame(rows)))
+    (table,) = build_tables({**study, "figures": []}, rows)
     assert [c.label for c in table.columns][:2] == ["Linear top-1 (digit-scenes)", "Linear top-1 (cifar10)"]
     assert [e.text for e in table.rows[0].entries][:2] == ["70.0 ± 0.5", "50.0 ± 0.5"]
 
@@ -178,17 +169,15 @@ def test_console(table, study, records):
 
 
 def test_ablation_table(make_row):
-    import pandas as pd
-
     rows = [make_row("random_init", 30.0)]
     for value in ("0.002", "0.005", "2e-2"):
         rows += [make_row("barlow_twins", 60.0 + seed, seed, variant=value) for seed in range(2)]
-    rows[-1].update(status="failed", value=float("nan"), reason="disk full")
+    rows[-1] = replace(rows[-1], status="failed", value=None, reason="disk full")
     quoted = {"file": "fig_lambda.csv", "x": "lambda", "y": "top1"}
     study = {
         "ablation": {"key": "options.lambd", "label": "λ", "values": [0.002, 0.005, 0.02], "quoted": quoted},
     }
-    (table,) = build_tables(study, read_records(pd.DataFrame(rows)))
+    (table,) = build_tables(study, rows)
     assert table.stub == ("Method", "λ")
     body = [(row.labels, [e.text for e in row.entries]) for row in table.method_rows]
     assert body == [
@@ -202,11 +191,9 @@ def test_ablation_table(make_row):
 
 
 def test_varying_the_batch_size_earns_no_budget_mark(make_row):
-    import pandas as pd
-
     rows = [make_row("byol", 60.0, variant=str(b), batch_size=b) for b in (64, 128)]
     study = {"ablation": {"key": "batch_size", "values": [64, 128]}}
-    (table,) = build_tables(study, read_records(pd.DataFrame(rows)))
+    (table,) = build_tables(study, rows)
     assert not any(row.marks for row in table.rows)
 
 
@@ -241,4 +228,4 @@ def test_a_wrong_study_says_where_and_what_is_nearest(study, change, message):
 def test_a_metric_that_was_never_measured_is_an_error(study, records):
     study["tables"][0]["columns"][0]["metric"] = "top11"
     with pytest.raises(InputError, match=r"nearest: top1"):
-        build_tables(study, read_records(records))
+        build_tables(study, records)
