@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from twinbench.foundation.files import machine_faults, write_synced
-from twinbench.reports.figures import Drawing, draw_figures
+from twinbench.reports.figures import draw_figures
+from twinbench.reports.figures.drawing import Drawing
+from twinbench.reports.layout import Table
 from twinbench.reports.output import check_out, recover, swap, write_list
 from twinbench.reports.page import render_page
 from twinbench.reports.records import Record, RunInfo, records_csv
 from twinbench.reports.study import parse_study
-from twinbench.reports.tables import Table, tables_of
+from twinbench.reports.tables import tables_of
 from twinbench.reports.writers import to_csv, to_latex, to_markdown
 
 __all__ = ["build_report", "check_out"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from twinbench.reports.layout import Table
 from twinbench.reports.records import Record, RunInfo
-from twinbench.reports.tables import Table, build_tables
+from twinbench.reports.tables import build_tables
 from twinbench.reports.writers import to_markdown, to_text
 
 

@@ -13,11 +13,11 @@ import jinja2
 
 from twinbench.reports import names
 from twinbench.reports.cells import number
-from twinbench.reports.figures import Drawing
+from twinbench.reports.figures.drawing import Drawing
 from twinbench.reports.groups import image_sets
+from twinbench.reports.layout import Entry, Table
 from twinbench.reports.records import Record, RunInfo, unique
 from twinbench.reports.study import StudySpec
-from twinbench.reports.tables import Entry, Table
 
 
 @dataclass(frozen=True)

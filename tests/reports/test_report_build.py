@@ -19,7 +19,9 @@ from twinbench.foundation.files import write_atomically
 from twinbench.reports import build
 from twinbench.reports.build import build_report, check_out
 from twinbench.reports.cells import Cell
-from twinbench.reports.figures import _label_references, correlation_facts, draw_figures, smoothed
+from twinbench.reports.figures import draw_figures
+from twinbench.reports.figures.bars import _label_references
+from twinbench.reports.figures.runs import correlation_facts, smoothed
 from twinbench.reports.groups import Group
 from twinbench.reports.page import duration, wall_seconds
 from twinbench.reports.readme import update_blocks
