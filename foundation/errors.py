@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class _ExplainedError(Exception):
@@ -36,6 +37,16 @@ class InputError(_ExplainedError):
 
 class RunFailure(_ExplainedError):
     """The work itself failed, a non-finite loss or a full disk say: the command ends with exit code 1."""
+
+
+@contextlib.contextmanager
+def inside(place: object) -> Iterator[None]:
+    """Say ``place`` before the ``where`` of an InputError that leaves the block."""
+    try:
+        yield
+    except InputError as error:
+        where = place if error.where is None else f"{place}, {error.where}"
+        raise InputError(error.what, where, error.nearest, error.next_step) from error
 
 
 def nearest_name(name: str, valid: Iterable[str]) -> str | None:

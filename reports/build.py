@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from twinbench.foundation.files import machine_faults, write_synced
 from twinbench.reports.figures import draw_figures
@@ -16,30 +15,29 @@ from twinbench.reports.layout import Table
 from twinbench.reports.output import check_out, recover, swap, write_list
 from twinbench.reports.page import render_page
 from twinbench.reports.records import Record, RunInfo, records_csv
-from twinbench.reports.study import parse_study
-from twinbench.reports.tables import tables_of
+from twinbench.reports.study import StudySpec
+from twinbench.reports.tables import build_tables
 from twinbench.reports.writers import to_csv, to_latex, to_markdown
 
 __all__ = ["build_report", "check_out"]
 
 
 def build_report(
-    study: Mapping[str, Any], records: Sequence[Record], runs: Sequence[RunInfo], out: Path
+    study: StudySpec, records: Sequence[Record], runs: Sequence[RunInfo], out: Path, command: str
 ) -> Path:
     """Write ``out``/report.html, tables/, figures/ and records.csv; return the path of the page.
 
-    Everything is made in a folder beside ``out`` and swapped in, so that a crash leaves the old report whole
-    and no file of an older report stays behind. What else lies in ``out`` is kept. Raises InputError for a
-    study, records or a folder that no report can be made from or in, before anything is changed, and
-    RunFailure where the machine fails: a full disk, a folder that cannot be written.
+    ``command`` is the line that makes the report again. Everything is made in a folder beside ``out`` and swapped in,
+    so that a crash leaves the old report whole and no file of an older report stays behind. What else lies in ``out``
+    is kept. Raises InputError for records or a folder that no report can be made from or in, before anything is
+    changed, and RunFailure where the machine fails: a full disk, a folder that cannot be written.
     """
     check_out(out)
     target = out.resolve()
-    spec = parse_study({"name": Path(os.path.abspath(out)).name, **study})
     with machine_faults("the report cannot be drawn", target, "check that the run folders can be read"):
-        tables = tables_of(spec, records, runs)
-        drawings = draw_figures(spec, records, runs)
-        page = render_page(spec, tables, drawings, records, runs)
+        tables = build_tables(study, records, runs)
+        drawings = draw_figures(study, records, runs)
+        page = render_page(study, tables, drawings, records, runs, command)
     with machine_faults("the report cannot be written", target, "free some space or give a writable folder"):
         recover(target)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -54,11 +54,12 @@ class _Origin:
 
 
 def render_page(
-    spec: StudySpec,
+    study: StudySpec,
     tables: Sequence[Table],
     drawings: Sequence[Drawing],
     records: Sequence[Record],
     runs: Sequence[RunInfo],
+    command: str,
 ) -> str:
     """The page as text. Whatever comes from records is escaped; nothing is loaded from elsewhere."""
     environments = unique(record.environment for record in records)
@@ -72,15 +73,14 @@ def render_page(
     engine.filters["data_uri"] = _data_uri
     engine.filters["tooltip"] = _tooltip
     return engine.from_string(template).render(
-        study=spec,
-        title=spec.title or spec.name or "Results",
+        study=study,
         facts=_facts(records, runs),
         tables=tables,
         drawings=drawings,
         problems=_problems(records, runs),
         origins=_origins(records, labels),
         environments=[(labels[text], _environment_items(text)) for text in environments],
-        command=spec.command or f"twinbench run {spec.name or 'STUDY'}",
+        command=command,
     )
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from twinbench.reports import names, quoted
 from twinbench.reports.ablations import (
@@ -23,23 +22,15 @@ from twinbench.reports.study import (
     ColumnSpec,
     StudySpec,
     TableSpec,
-    parse_study,
 )
 
 
-def build_tables(
-    study: Mapping[str, Any], records: Sequence[Record], runs: Sequence[RunInfo] = ()
-) -> list[Table]:
-    """Every table of the study, the ablation table last. Raises InputError for a study that does not fit."""
-    return tables_of(parse_study(study), records, runs)
-
-
-def tables_of(spec: StudySpec, records: Sequence[Record], runs: Sequence[RunInfo] = ()) -> list[Table]:
-    """Like build_tables, for a study that is already parsed."""
+def build_tables(study: StudySpec, records: Sequence[Record], runs: Sequence[RunInfo] = ()) -> list[Table]:
+    """Every table of the study, the ablation table last. Raises InputError for a metric that was never measured."""
     groups = group_records(records, runs)
-    tables = [_main_table(table, spec, records, groups) for table in spec.tables]
-    if spec.ablation is not None:
-        tables.append(_ablation_table(spec, spec.ablation, records, groups))
+    tables = [_main_table(table, study, records, groups) for table in study.tables]
+    if study.ablation is not None:
+        tables.append(_ablation_table(study, study.ablation, records, groups))
     return tables
 
 

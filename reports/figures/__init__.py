@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from twinbench.reports.figures.ablation import ablation_figure
-from twinbench.reports.figures.bars import bars
-from twinbench.reports.figures.drawing import Drawing
-from twinbench.reports.figures.runs import cross_correlation, loss_curves, spectrum
+from twinbench.reports.figures import ablation, bars, runs  # noqa: F401  (each registers the kinds that it draws)
+from twinbench.reports.figures.drawing import FIGURE_KINDS, Drawing
 from twinbench.reports.records import Record, RunInfo
-from twinbench.reports.study import FigureSpec, StudySpec
+from twinbench.reports.study import StudySpec
 
-_DRAWERS: dict[str, Callable[[FigureSpec, StudySpec, Sequence[Record], Sequence[RunInfo]], Drawing]] = {
-    "loss_curves": loss_curves,
-    "cross_correlation": cross_correlation,
-    "spectrum": spectrum,
-    "bars": bars,
-    "ablation": ablation_figure,
-}
+__all__ = ["FIGURE_KINDS", "draw_figures"]
 
 
-def draw_figures(spec: StudySpec, records: Sequence[Record], runs: Sequence[RunInfo]) -> list[Drawing]:
+def draw_figures(study: StudySpec, records: Sequence[Record], run_infos: Sequence[RunInfo]) -> list[Drawing]:
     """Every figure of the study. Nothing in the bytes depends on the time of day."""
-    return [_DRAWERS[figure.kind](figure, spec, records, runs) for figure in spec.figures]
+    return [FIGURE_KINDS[figure.kind](figure, study, records, run_infos) for figure in study.figures]

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from twinbench.reports import names, quoted
 from twinbench.reports.ablations import ablation_methods, ablation_values, as_number, quoted_point, same_value
 from twinbench.reports.cells import Cell
-from twinbench.reports.figures.drawing import Drawing, draw, nothing_drawn
+from twinbench.reports.figures.drawing import Drawing, draw, draws, nothing_drawn
 from twinbench.reports.figures.measured import axis_label, cell_of, error_words, target_of
 from twinbench.reports.groups import group_records
 from twinbench.reports.records import Record, RunInfo, unique
@@ -21,6 +21,7 @@ from twinbench.reports.study import AblationQuoted, AblationSpec, ColumnSpec, Fi
 Ours = dict[str, list[tuple[str, Cell]]]
 
 
+@draws("ablation")
 def ablation_figure(
     spec: FigureSpec, study: StudySpec, records: Sequence[Record], runs: Sequence[RunInfo]
 ) -> Drawing:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from twinbench.reports import names
 from twinbench.reports.ablations import varied_fields
 from twinbench.reports.cells import Cell
-from twinbench.reports.figures.drawing import Drawing, draw, nothing_drawn
+from twinbench.reports.figures.drawing import Drawing, draw, draws, nothing_drawn
 from twinbench.reports.figures.measured import axis_label, cell_of, error_words, target_of
 from twinbench.reports.groups import Group, differs, group_records, main_groups, usual_budgets
 from twinbench.reports.layout import BUDGET_MARK
@@ -20,6 +20,7 @@ from twinbench.reports.study import FigureSpec, StudySpec
 _LABEL_SHARE = 0.055  # of the height of a bar chart: the height of a line of text
 
 
+@draws("bars")
 def bars(spec: FigureSpec, study: StudySpec, records: Sequence[Record], runs: Sequence[RunInfo]) -> Drawing:
     """One number of every method."""
     target = target_of(spec, study, study.main_columns(), records)

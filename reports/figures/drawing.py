@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import matplotlib as mpl
@@ -13,7 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from twinbench.reports.study import FigureSpec
+from twinbench.foundation.registry import Registry
+from twinbench.reports.records import Record, RunInfo
+from twinbench.reports.study import FigureSpec, StudySpec
 
 FORMATS = ("svg", "png", "pdf")
 _STYLE: dict[Any, Any] = {
@@ -51,6 +54,15 @@ class Drawing:
     title: str
     caption: str
     files: dict[str, bytes]
+
+
+Drawer = Callable[[FigureSpec, StudySpec, Sequence[Record], Sequence[RunInfo]], Drawing]
+FIGURE_KINDS = Registry[Drawer]("figure kind")
+
+
+def draws(kind: str) -> Callable[[Drawer], Drawer]:
+    """Decorator of the function that draws the figures of a kind."""
+    return partial(FIGURE_KINDS.add, kind)
 
 
 def draw(

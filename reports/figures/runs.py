@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from twinbench.reports import names
 from twinbench.reports.ablations import as_number
-from twinbench.reports.figures.drawing import Drawing, draw, grid_size, nothing_drawn, panels_of
+from twinbench.reports.figures.drawing import Drawing, draw, draws, grid_size, nothing_drawn, panels_of
 from twinbench.reports.records import (
     Diagnostics,
     LossCurve,
@@ -27,6 +27,7 @@ from twinbench.reports.study import FigureSpec, StudySpec
 _MAX_POINTS = 600  # points of one curve: more are not visible and only make the page heavy
 
 
+@draws("loss_curves")
 def loss_curves(
     spec: FigureSpec, study: StudySpec, records: Sequence[Record], runs: Sequence[RunInfo]
 ) -> Drawing:
@@ -80,6 +81,7 @@ def smoothed(values: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, n
     return np.asarray((total[last] - total[first]) / (last - first))
 
 
+@draws("cross_correlation")
 def cross_correlation(
     spec: FigureSpec, study: StudySpec, records: Sequence[Record], runs: Sequence[RunInfo]
 ) -> Drawing:
@@ -125,6 +127,7 @@ def correlation_facts(matrix: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[fl
     return float(diagonal.mean()), math.sqrt(max(rest, 0.0) / count) if count else 0.0
 
 
+@draws("spectrum")
 def spectrum(
     spec: FigureSpec, study: StudySpec, records: Sequence[Record], runs: Sequence[RunInfo]
 ) -> Drawing:

@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from twinbench.reports.build import build_report
 from twinbench.reports.records import Record, RunInfo
+from twinbench.reports.study import StudySpec
 
 LINEAR, KNN = "linear/cached-v1", "knn/cosine-v1"
 
@@ -89,10 +91,8 @@ def study():
     ]
     quoted = {"file": "table1_imagenet_linear.csv", "columns": {"top1": "Linear top-1"}}
     return {
-        "name": "s",
         "title": "A study & <more>",
         "description": "Six methods.",
-        "methods": ["barlow_twins"],
         "tables": [{"name": "main", "title": "Accuracy_of 100 %", "columns": columns, "quoted": quoted}],
         "figures": [
             {"kind": "loss_curves"},
@@ -102,3 +102,23 @@ def study():
             {"kind": "bars", "name": "bars_knn", "protocol": KNN, "metric": "top1"},
         ],
     }
+
+
+@pytest.fixture
+def spec():
+    """Parse a study; what its report does not depend on may be left out."""
+
+    def parse(study):
+        return StudySpec.model_validate({"name": "s", "title": "A study", "description": "", **study})
+
+    return parse
+
+
+@pytest.fixture
+def write(spec):
+    """Write the report of a study that is not parsed yet."""
+
+    def write(study, records, runs, out):
+        return build_report(spec(study), records, runs, out, "twinbench run s")
+
+    return write
