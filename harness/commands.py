@@ -271,7 +271,6 @@ def report_runs(runs: Path, out: Path) -> None:
             "no finished evaluation here", where=runs, next_step="twinbench evaluate ENCODER ..."
         )
     study = StudySpec(
-        name=out.name,
         title=f"Every run in {runs.name}",
         description="All runs of a run store; rows of one method differ in the recipe keys that they name.",
         tables=tuple(_table_of(name, done) for name in sorted({record.protocol for record in done})),

@@ -18,12 +18,13 @@ from twinbench.reports.study import StudySpec
 class Study(StudySpec):
     """A comparison: every method of the list under every protocol, for every seed, and how it is reported.
 
-    ``recipes`` is a folder of ``recipes/``; ``overrides`` changes keys of all its recipes; ``limit`` cuts splits
-    of the image set to so many images. ``measure_on`` is the image set of the protocols where it is another than the
-    one trained on; it is never cut. ``encoders`` is a folder below the data root: the checkpoints in it are
-    imported and evaluated beside the methods, or alone.
+    ``name`` is that of its file unless it gives one. ``recipes`` is a folder of ``recipes/``; ``overrides`` changes
+    keys of all its recipes; ``limit`` cuts splits of the image set to so many images. ``measure_on`` is the image set
+    of the protocols where it is another than the one trained on; it is never cut. ``encoders`` is a folder below the
+    data root: the checkpoints in it are imported and evaluated beside the methods, or alone.
     """
 
+    name: str
     image_set: str
     measure_on: str = ""
     recipes: str = ""

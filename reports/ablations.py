@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from twinbench.reports import quoted
 from twinbench.reports.groups import Group
 from twinbench.reports.records import unique
-from twinbench.reports.study import AblationQuoted, AblationSpec, StudySpec
+from twinbench.reports.study import AblationQuoted, StudySpec
 
 
 def varied_fields(spec: StudySpec) -> tuple[str, ...]:
@@ -19,17 +19,9 @@ def varied_fields(spec: StudySpec) -> tuple[str, ...]:
     return tuple(name for name in ("backbone", "epochs", "batch_size") if name in parts)
 
 
-def ablation_methods(ablation: AblationSpec, groups: Sequence[Group]) -> tuple[str, ...]:
-    """The methods of the ablation: the study's own list, else every method that has a variant."""
-    return ablation.methods or unique(group.method for group in groups if group.variant)
-
-
-def ablation_values(ablation: AblationSpec, groups: Sequence[Group]) -> tuple[str, ...]:
-    """The varied values in the study's order, else as recorded (sorted where they are numbers)."""
-    if ablation.values:
-        return ablation.values
-    found = unique(group.variant for group in groups)
-    return tuple(sorted(found, key=float)) if all(as_number(value) is not None for value in found) else found
+def ablation_methods(groups: Sequence[Group]) -> tuple[str, ...]:
+    """Every method that has a variant."""
+    return unique(group.method for group in groups if group.variant)
 
 
 def quoted_point(source: AblationQuoted, curve: quoted.QuotedCurve, value: str) -> quoted.QuotedPoint | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from twinbench.foundation.errors import InputError, inside, unknown_name
 from twinbench.reports import quoted
@@ -13,8 +13,8 @@ from twinbench.reports.study import AblationQuoted, FigureSpec, QuotedColumns, S
 def check_study(study: StudySpec) -> None:
     """Raise InputError naming the key where no report could be made of the study. Call it before a study runs.
 
-    That is an unknown kind of figure, two tables or figures of one name, a figure without a number to show, a missing
-    file, column or row of published numbers, and a quotation that fits several published rows.
+    That is an unknown kind of figure, two tables or figures of one name, a figure or an ablation without a number to
+    show, a missing file or column of published numbers, and a quotation that fits several published rows.
     """
     names = [table.name for table in study.tables] + (["ablation"] if study.ablation else [])
     _check_unique(names, "tables")
@@ -26,6 +26,10 @@ def check_study(study: StudySpec) -> None:
     if study.ablation is not None and study.ablation.quoted is not None:
         with inside("ablation.quoted"):
             _check_quoted_curve(study.ablation.quoted)
+    if study.ablation is not None and not study.columns():
+        raise InputError(
+            "the ablation does not say which numbers it shows", "ablation", next_step="give it `columns`"
+        )
     for index, figure in enumerate(study.figures):
         _check_figure(figure, study, f"figures[{index}]")
 
@@ -39,20 +43,11 @@ def _check_unique(names: Sequence[str], where: str) -> None:
 def _check_quoted_columns(source: QuotedColumns) -> None:
     for column in source.columns:
         for method in quoted.PUBLISHED_NAMES:
-            quoted.table_value(source.file, column, method, source.where, source.rows)
-    _check_rows(source.file, source.rows)
+            quoted.table_value(source.file, column, method, source.where)
 
 
 def _check_quoted_curve(source: AblationQuoted) -> None:
     quoted.check_columns(source.file, [source.x, source.y, *source.where])
-    _check_rows(source.file, source.rows)
-
-
-def _check_rows(file: str, rows: Mapping[str, str]) -> None:
-    present = {row["method"] for row in quoted.load(file)}
-    for name in rows.values():
-        if name not in present:
-            raise unknown_name("published row", name, present, file)
 
 
 def _check_figure(figure: FigureSpec, study: StudySpec, where: str) -> None:

@@ -26,7 +26,6 @@ class Column:
     metric: str
     image_set: str
     quoted: bool = False
-    digits: int = 1
 
     @property
     def heading(self) -> str:
@@ -186,7 +185,7 @@ def _entry(cell: Cell, column: Column, best: bool, kinds: set[cells.Kind], footn
         marks.append(footnotes.mark(cells.describe_failures(cell)))
     if cell.note and cell.value is not None:
         marks.append(footnotes.mark(cell.note))
-    return Entry(cell, cells.text(cell, column.digits), tuple(marks), best)
+    return Entry(cell, cells.text(cell), tuple(marks), best)
 
 
 def _counts(lines: Sequence[Line], kind: cells.Kind, attribute: str) -> str:

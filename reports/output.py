@@ -16,11 +16,7 @@ from twinbench.foundation.files import machine_faults, write_synced
 PAGE = "report.html"
 LIST = ".report-files.json"
 OWN_ENTRIES = (PAGE, "records.csv", "tables", "figures")
-# The second mark is for pages written before the first one was introduced.
-_MARKS = (
-    b'<meta name="generator" content="twinbench">',
-    b"Every number behind this page is in <code>records.csv",
-)
+_MARK = b'<meta name="generator" content="twinbench">'
 
 
 def check_out(out: Path) -> None:
@@ -59,7 +55,7 @@ def _is_report(folder: Path) -> bool:
 
 
 def _is_page(page: Path) -> bool:
-    return page.is_file() and any(mark in page.read_bytes() for mark in _MARKS)
+    return page.is_file() and _MARK in page.read_bytes()
 
 
 def _listed(folder: Path) -> frozenset[str] | None:

@@ -11,7 +11,6 @@ from functools import cache
 from importlib import resources
 
 from twinbench.foundation.errors import InputError, unknown_name
-from twinbench.reports.names import pretty
 
 Row = Mapping[str, str]
 Where = Mapping[str, Sequence[str]]
@@ -113,12 +112,10 @@ def select(file: str, where: Where) -> list[Row]:
     return [row for row in load(file) if all(row[c] == "" or row[c] in values for c, values in where.items())]
 
 
-def published_name(method: str, rows: Sequence[Row], chosen: Mapping[str, str]) -> str | None:
-    """What ``rows`` call our method: the study's own choice, else the first known name that occurs."""
+def published_name(method: str, rows: Sequence[Row]) -> str | None:
+    """What ``rows`` call our method: the first known name that occurs."""
     present = {row["method"] for row in rows}
-    candidates = (
-        (chosen[method],) if method in chosen else PUBLISHED_NAMES.get(method, (pretty(method), method))
-    )
+    candidates = PUBLISHED_NAMES.get(method, (method,))
     return next((name for name in candidates if name in present), None)
 
 
@@ -137,16 +134,14 @@ def setting(file: str, rows: Sequence[Row]) -> str:
     return " ".join(words[:2]) + (f" ({', '.join(words[2:])})" if len(words) > 2 else "")
 
 
-def table_value(
-    file: str, column: str, method: str, where: Where, chosen: Mapping[str, str]
-) -> QuotedValue | None:
+def table_value(file: str, column: str, method: str, where: Where) -> QuotedValue | None:
     """The number that a table quotes for a method, or None where the file has no row for it.
 
     Raises InputError where several rows with different numbers are left: the study must narrow ``where``.
     """
     check_columns(file, [column])
     rows = select(file, where)
-    name = published_name(method, rows, chosen)
+    name = published_name(method, rows)
     if name is None:
         return None
     own = [row for row in rows if row["method"] == name]
@@ -161,9 +156,7 @@ def table_value(
     return QuotedValue(_number(row[column]), name, row.get("source", ""), row.get("note", ""))
 
 
-def curve(
-    file: str, x: str, y: str, method: str, where: Where, chosen: Mapping[str, str]
-) -> QuotedCurve | None:
+def curve(file: str, x: str, y: str, method: str, where: Where) -> QuotedCurve | None:
     """The published ablation of a method, or None where the file has none.
 
     Of several pretraining lengths the one nearest 300 epochs is taken (the paper's ablations). Where several
@@ -172,7 +165,7 @@ def curve(
     """
     check_columns(file, [x, y])
     usable = [row for row in select(file, where) if row[x] and row[y]]
-    name = published_name(method, usable, chosen)
+    name = published_name(method, usable)
     if name is None:
         return None
     own = [row for row in usable if row["method"] == name]

@@ -93,7 +93,6 @@ class Diagnostics:
     cross_correlation: tuple[tuple[float, ...], ...]
     spectrum: tuple[float, ...]
     effective_rank: float | None
-    layer: str
 
 
 def records_csv(records: Sequence[Record]) -> str:
@@ -201,7 +200,7 @@ def read_diagnostics(folder: Path) -> Diagnostics | None:
             where=path,
             next_step="delete the file and evaluate the run again",
         ) from error
-    return Diagnostics(matrix, spectrum, rank, str(content.get("layer") or ""))
+    return Diagnostics(matrix, spectrum, rank)
 
 
 def unique(values: Iterable[str]) -> tuple[str, ...]:

@@ -31,13 +31,11 @@ Texts = Annotated[tuple[str, ...], BeforeValidator(_as_texts)]
 
 
 class ColumnSpec(Strict):
-    """A measured column: one metric of one protocol, on every image set unless one is named."""
+    """A measured column: one metric of one protocol, on every image set that it was measured on."""
 
     protocol: str
     metric: str
     label: str = ""
-    image_set: str = ""
-    digits: int = Field(1, ge=0, le=6)
 
     @property
     def heading(self) -> str:
@@ -46,12 +44,11 @@ class ColumnSpec(Strict):
 
 
 class QuotedColumns(Strict):
-    """Published columns of a table: file, {published column: label}, row filter, {method: published row}."""
+    """Published columns of a table: file, {published column: label}, row filter {column: allowed values}."""
 
     file: str
     columns: dict[str, str] = Field(min_length=1)
     where: dict[str, Texts] = Field(default_factory=dict)
-    rows: dict[str, str] = Field(default_factory=dict)
 
 
 class TableSpec(Strict):
@@ -64,25 +61,21 @@ class TableSpec(Strict):
 
 
 class AblationQuoted(Strict):
-    """A published ablation: file, its x and y columns, row filter, {our method: published row}, {our value:
-    x}.
-    """
+    """A published ablation: file, its x and y columns, row filter, {our value: x} where the paper says it in words."""
 
     file: str
     x: str
     y: str
     where: dict[str, Texts] = Field(default_factory=dict)
-    rows: dict[str, str] = Field(default_factory=dict)
     values: dict[Text, Text] = Field(default_factory=dict)
 
 
 class AblationSpec(Strict):
-    """What is varied: the recipe key, the values in order, and for which methods (all by default)."""
+    """What is varied: the recipe key and the values in order; the columns are those of the tables by default."""
 
     key: str
     label: str = ""
-    values: tuple[Text, ...] = ()
-    methods: tuple[str, ...] = ()
+    values: tuple[Text, ...] = Field(min_length=1)
     log_scale: bool = False
     columns: tuple[ColumnSpec, ...] = ()
     quoted: AblationQuoted | None = None
@@ -101,8 +94,6 @@ class FigureSpec(Strict):
     title: str = ""
     protocol: str = ""
     metric: str = ""
-    label: str = ""
-    image_set: str = ""
 
     @model_validator(mode="before")
     @classmethod
@@ -113,7 +104,6 @@ class FigureSpec(Strict):
 class StudySpec(Strict):
     """What a report needs of a study. `check.check_study` tells whether its parts fit each other."""
 
-    name: str
     title: str
     description: str
     tables: tuple[TableSpec, ...] = ()
@@ -121,10 +111,10 @@ class StudySpec(Strict):
     ablation: AblationSpec | None = None
 
     def main_columns(self) -> tuple[ColumnSpec, ...]:
-        """Every measured column of the study's tables, each protocol, metric and image set once."""
-        columns: dict[tuple[str, str, str], ColumnSpec] = {}
+        """Every measured column of the study's tables, each protocol and metric once."""
+        columns: dict[tuple[str, str], ColumnSpec] = {}
         for column in (column for table in self.tables for column in table.columns):
-            columns.setdefault((column.protocol, column.metric, column.image_set), column)
+            columns.setdefault((column.protocol, column.metric), column)
         return tuple(columns.values())
 
     def columns(self) -> tuple[ColumnSpec, ...]:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from twinbench.reports import names, quoted
 from twinbench.reports.ablations import (
     ablation_methods,
-    ablation_values,
     quoted_point,
     same_value,
     varied_fields,
@@ -84,12 +83,9 @@ def _measured_columns(
     for spec in specs:
         check_metric(records, spec.protocol, spec.metric, where)
         found = image_sets([r for r in records if r.protocol == spec.protocol])
-        several = not spec.image_set and len(found) > 1
-        for image_set in found if several else (spec.image_set or "".join(found),):
-            label = f"{spec.heading} ({image_set})" if several else spec.heading
-            columns.append(
-                Column(label, spec.protocol, spec.protocol, spec.metric, image_set, digits=spec.digits)
-            )
+        for image_set in found or ("",):
+            label = f"{spec.heading} ({image_set})" if len(found) > 1 else spec.heading
+            columns.append(Column(label, spec.protocol, spec.protocol, spec.metric, image_set))
     return tuple(columns)
 
 
@@ -100,13 +96,13 @@ def _quoted_columns(
     spec = table.quoted
     assert spec is not None
     rows = quoted.select(spec.file, spec.where)
-    of_methods = {quoted.published_name(method, rows, spec.rows) for method in methods}
+    of_methods = {quoted.published_name(method, rows) for method in methods}
     setting = quoted.setting(spec.file, [row for row in rows if row["method"] in of_methods])
     columns, sources = [], []
     for name, label in spec.columns.items():
         by_method = {}
         for method in methods:
-            value = quoted.table_value(spec.file, name, method, spec.where, spec.rows)
+            value = quoted.table_value(spec.file, name, method, spec.where)
             by_method[method] = _quoted_cell(value, method) if value else MISSING
             sources += [value.source] if value and value.value is not None else []
         column = Column(label, f"quoted, {setting}", "", name, setting, quoted=True)
@@ -130,12 +126,11 @@ def _quoted_cell(value: quoted.QuotedValue, method: str) -> Cell:
 def _ablation_table(
     spec: StudySpec, ablation: AblationSpec, records: Sequence[Record], groups: Sequence[Group]
 ) -> Table:
-    specs = ablation.columns or spec.main_columns() or _recorded_columns(records)
-    columns = _measured_columns(specs, records, "ablation")
+    columns = _measured_columns(ablation.columns or spec.main_columns(), records, "ablation")
     references = [group for group in groups if group.is_reference and not group.variant]
     lines = [_line(group, (group.label, "-"), columns) for group in references]
-    for method in ablation_methods(ablation, groups):
-        for value in ablation_values(ablation, groups):
+    for method in ablation_methods(groups):
+        for value in ablation.values:
             matching = [g for g in groups if g.method == method and same_value(g.variant, value)]
             lines += [_line(group, (group.label, value), columns) for group in matching]
     notes: list[str] = []
@@ -156,11 +151,6 @@ def _line(group: Group, labels: tuple[str, ...], columns: Sequence[Column]) -> L
     return Line(group, labels, tuple(group.cell(c.protocol, c.metric, c.image_set) for c in columns))
 
 
-def _recorded_columns(records: Sequence[Record]) -> tuple[ColumnSpec, ...]:
-    pairs = dict.fromkeys((r.protocol, r.metric) for r in records if r.protocol and r.metric)
-    return tuple(ColumnSpec(protocol=protocol, metric=metric, digits=1) for protocol, metric in pairs)
-
-
 def _quoted_curve_column(
     source: AblationQuoted, lines: Sequence[Line]
 ) -> tuple[Column, list[Cell], list[str]]:
@@ -168,7 +158,7 @@ def _quoted_curve_column(
     found: list[tuple[quoted.QuotedCurve, quoted.QuotedPoint] | None] = []
     for line in lines:
         method = line.group.method
-        curve = quoted.curve(source.file, source.x, source.y, method, source.where, source.rows)
+        curve = quoted.curve(source.file, source.x, source.y, method, source.where)
         point = quoted_point(source, curve, line.labels[-1]) if curve else None
         found.append((curve, point) if curve and point else None)
     lengths = unique(pair[0].length for pair in found if pair)

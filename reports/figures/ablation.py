@@ -10,13 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from twinbench.reports import names, quoted
-from twinbench.reports.ablations import ablation_methods, ablation_values, as_number, quoted_point, same_value
+from twinbench.reports.ablations import ablation_methods, as_number, quoted_point, same_value
 from twinbench.reports.cells import Cell
 from twinbench.reports.figures.drawing import Drawing, draw, draws, nothing_drawn
 from twinbench.reports.figures.measured import axis_label, cell_of, error_words, target_of
 from twinbench.reports.groups import group_records
+from twinbench.reports.layout import Column
 from twinbench.reports.records import Record, RunInfo, unique
-from twinbench.reports.study import AblationQuoted, AblationSpec, ColumnSpec, FigureSpec, StudySpec
+from twinbench.reports.study import AblationQuoted, AblationSpec, FigureSpec, StudySpec
 
 Ours = dict[str, list[tuple[str, Cell]]]
 
@@ -28,10 +29,10 @@ def ablation_figure(
     """One number against the varied value, a line or a row of points a method."""
     ablation = study.ablation
     assert ablation is not None
-    target = target_of(spec, study, (*ablation.columns, *study.main_columns()), records)
-    title = spec.title or f"{target.heading} against {ablation.heading}"
+    target = target_of(spec, (*ablation.columns, *study.main_columns()), records)
+    title = spec.title or f"{target.label} against {ablation.heading}"
     groups = group_records(records, runs)
-    values = ablation_values(ablation, groups)
+    values = ablation.values
     ours = {
         method: [
             (value, cell_of(group, target))
@@ -39,7 +40,7 @@ def ablation_figure(
             for group in groups
             if group.method == method and same_value(group.variant, value)
         ]
-        for method in ablation_methods(ablation, groups)
+        for method in ablation_methods(groups)
     }
     if all(cell.value is None for points in ours.values() for _, cell in points):
         return nothing_drawn(spec, title, "no variant has a number yet")
@@ -73,7 +74,7 @@ def _published_curves(ablation: AblationSpec, methods: Sequence[str]) -> list[qu
     source = ablation.quoted
     if source is None:
         return []
-    found = [quoted.curve(source.file, source.x, source.y, m, source.where, source.rows) for m in methods]
+    found = [quoted.curve(source.file, source.x, source.y, m, source.where) for m in methods]
     return [curve for curve in found if curve is not None]
 
 
@@ -84,7 +85,7 @@ def _quoted_title(curves: Sequence[quoted.QuotedCurve]) -> str:
 def _paint_numeric(
     figure: Figure,
     ablation: AblationSpec,
-    target: ColumnSpec,
+    target: Column,
     values: Sequence[str],
     ours: Ours,
     curves: Sequence[quoted.QuotedCurve],
@@ -180,7 +181,7 @@ def _log_axis(axes: Axes, points: Sequence[float]) -> None:
 def _paint_categories(
     figure: Figure,
     ablation: AblationSpec,
-    target: ColumnSpec,
+    target: Column,
     values: Sequence[str],
     ours: Ours,
     curves: Sequence[quoted.QuotedCurve],

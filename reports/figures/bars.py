@@ -23,8 +23,8 @@ _LABEL_SHARE = 0.055  # of the height of a bar chart: the height of a line of te
 @draws("bars")
 def bars(spec: FigureSpec, study: StudySpec, records: Sequence[Record], runs: Sequence[RunInfo]) -> Drawing:
     """One number of every method."""
-    target = target_of(spec, study, study.main_columns(), records)
-    title = spec.title or f"{target.heading} on {target.image_set or 'the image set'}"
+    target = target_of(spec, study.main_columns(), records)
+    title = spec.title or f"{target.label} on {target.image_set or 'the image set'}"
     groups = main_groups(group_records(records, runs))
     shown = [(group, cell_of(group, target)) for group in groups if not group.is_reference]
     references = [(g, c) for g in groups if g.is_reference and (c := cell_of(g, target)).value is not None]
@@ -37,7 +37,7 @@ def bars(spec: FigureSpec, study: StudySpec, records: Sequence[Record], runs: Se
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         for index, (group, cell) in enumerate(shown):
-            _paint_bar(axes, index, group, cell, target.digits)
+            _paint_bar(axes, index, group, cell)
         for group, cell in references:
             assert cell.value is not None
             axes.axhline(
@@ -50,7 +50,7 @@ def bars(spec: FigureSpec, study: StudySpec, records: Sequence[Record], runs: Se
         axes.grid(False, axis="x")
         axes.margins(y=0.12)
         axes.set_ylim(bottom=0)
-        _label_references(axes, references, target.digits)
+        _label_references(axes, references)
 
     caption = (
         f"{target.metric} of {target.protocol}. {error_words([c for _, c in shown])} Dashed: reference rows."
@@ -60,14 +60,14 @@ def bars(spec: FigureSpec, study: StudySpec, records: Sequence[Record], runs: Se
     return draw(spec, title, caption, (max(1.15 * len(shown) + 1.6, 4.5), 3.6), paint)
 
 
-def _label_references(axes: Axes, references: Sequence[tuple[Group, Cell]], digits: int) -> None:
+def _label_references(axes: Axes, references: Sequence[tuple[Group, Cell]]) -> None:
     """Name the lines of reference rows beside the axes; names of lines that are close are moved apart."""
     gap = _LABEL_SHARE * axes.get_ylim()[1]
     lowest = -gap
     for group, cell in sorted(references, key=lambda reference: reference[1].value or 0.0):
         height = lowest = max(cell.value or 0.0, lowest + gap)
         axes.annotate(
-            f"{group.label} {cell.value:.{digits}f}",
+            f"{group.label} {cell.value:.1f}",
             (1.0, height),
             xycoords=("axes fraction", "data"),
             xytext=(4, 0),
@@ -78,7 +78,7 @@ def _label_references(axes: Axes, references: Sequence[tuple[Group, Cell]], digi
         )
 
 
-def _paint_bar(axes: Axes, index: int, group: Group, cell: Cell, digits: int) -> None:
+def _paint_bar(axes: Axes, index: int, group: Group, cell: Cell) -> None:
     if cell.value is None:
         word = cell.status if cell.status != "missing" else "no number"
         axes.annotate(
@@ -98,7 +98,7 @@ def _paint_bar(axes: Axes, index: int, group: Group, cell: Cell, digits: int) ->
     if cell.uncertainty is not None:
         axes.errorbar(index, cell.value, yerr=error, color="black", capsize=3, linewidth=1.2, zorder=3)
     axes.annotate(
-        f"{cell.value:.{digits}f}",
+        f"{cell.value:.1f}",
         (index, cell.value + error),
         xytext=(0, 3),
         textcoords="offset points",

@@ -6,41 +6,41 @@ from collections.abc import Sequence
 
 from twinbench.reports.cells import Cell
 from twinbench.reports.groups import Group, check_metric, image_sets
+from twinbench.reports.layout import Column
 from twinbench.reports.records import Record
-from twinbench.reports.study import ColumnSpec, FigureSpec, StudySpec
+from twinbench.reports.study import ColumnSpec, FigureSpec
 
 
-def target_of(
-    spec: FigureSpec, study: StudySpec, columns: Sequence[ColumnSpec], records: Sequence[Record]
-) -> ColumnSpec:
-    """The number that bars or an ablation show: the figure's own choice, else the first that fits it."""
+def target_of(spec: FigureSpec, columns: Sequence[ColumnSpec], records: Sequence[Record]) -> Column:
+    """The number that bars or an ablation show: the figure's own choice, else the first column that fits it.
+
+    Of several image sets it is the first that the protocol was measured on.
+    """
     fitting = [
         column
         for column in columns
         if spec.protocol in ("", column.protocol) and spec.metric in ("", column.metric)
     ]
-    chosen = fitting[0] if fitting else ColumnSpec(protocol=spec.protocol, metric=spec.metric, digits=1)
+    chosen = fitting[0] if fitting else ColumnSpec(protocol=spec.protocol, metric=spec.metric)
     check_metric(records, chosen.protocol, chosen.metric, f"figures, {spec.name}")
     measured = image_sets([r for r in records if r.protocol == chosen.protocol])
-    image_set = spec.image_set or chosen.image_set or (measured[0] if measured else "")
-    heading = spec.label or chosen.heading
-    return ColumnSpec(
+    return Column(
+        label=chosen.heading,
+        subtitle=chosen.protocol,
         protocol=chosen.protocol,
         metric=chosen.metric,
-        label=heading,
-        image_set=image_set,
-        digits=chosen.digits,
+        image_set=measured[0] if measured else "",
     )
 
 
-def cell_of(group: Group, target: ColumnSpec) -> Cell:
+def cell_of(group: Group, target: Column) -> Cell:
     """A row's cell of the number that is shown."""
     return group.cell(target.protocol, target.metric, target.image_set)
 
 
-def axis_label(target: ColumnSpec) -> str:
+def axis_label(target: Column) -> str:
     """The axis of the number, with its unit."""
-    return f"{target.heading} (%)"
+    return f"{target.label} (%)"
 
 
 def error_words(cells: Sequence[Cell]) -> str:

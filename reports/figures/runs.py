@@ -20,7 +20,6 @@ from twinbench.reports.records import (
     RunInfo,
     read_diagnostics,
     read_loss_curve,
-    unique,
 )
 from twinbench.reports.study import FigureSpec, StudySpec
 
@@ -107,15 +106,11 @@ def cross_correlation(
         figure.colorbar(image, ax=panels, shrink=0.75, label="correlation", aspect=30)
 
     size = max(matrix.shape[0] for matrix in matrices.values())
-    layers = unique(diagnostics.layer for _, diagnostics in found.values())
     listed = "; ".join(
         f"{label}: diagonal mean {diagonal:.3f}, off-diagonal RMS {off:.3f}"
         for label, (diagonal, off) in facts.items()
     )
-    layer = f" Layer: {', '.join(layers)}." if layers else ""
-    caption = (
-        f"One run a method, at most {size} dimensions, the same colour scale (-1 to 1). {listed}.{layer}"
-    )
+    caption = f"One run a method, at most {size} dimensions, the same colour scale (-1 to 1). {listed}."
     return draw(spec, title, caption, grid_size(len(found), 2.5, 2.8), paint)
 
 
@@ -166,9 +161,7 @@ def spectrum(
         axes.set_ylabel("singular value / largest")
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
-    layers = unique(diagnostics.layer for _, diagnostics in found.values())
-    layer = f" Layer: {', '.join(layers)}." if layers else ""
-    caption = f"One run a method. A line that falls early means few dimensions carry the information.{layer}"
+    caption = "One run a method. A line that falls early means few dimensions carry the information."
     return draw(spec, title, caption, (8.0, 3.8), paint)
 
 

@@ -95,6 +95,11 @@ def test_every_study_that_ships_can_be_reported(name):
             {"tables": [{"name": "t", "columns": [COLUMN | {"protocol": "knn/cosine-v9"}]}]},
             r"unknown protocol 'knn/cosine-v9'(.|\n)*nearest: knn/cosine-v1",
         ),
+        (
+            {"tables": [], "ablation": ABLATION},
+            r"ablation does not say which numbers(.|\n)*next:    give it `columns`",
+        ),
+        ({"ablation": {"key": "k", "values": []}}, r"'ablation\.values': it needs at least one entry"),
         ({"ablation": ABLATION | {"valeus": []}}, r"unknown key 'ablation\.valeus'(.|\n)*nearest: values"),
         (
             {"ablation": ABLATION | {"quoted": {"file": "fig_lamda.csv", "x": "a", "y": "b"}}},

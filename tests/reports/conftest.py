@@ -109,7 +109,7 @@ def spec():
     """Parse a study; what its report does not depend on may be left out."""
 
     def parse(study):
-        return StudySpec.model_validate({"name": "s", "title": "A study", "description": "", **study})
+        return StudySpec.model_validate({"title": "A study", "description": "", **study})
 
     return parse
 

@@ -173,9 +173,8 @@ def test_ablation_table(make_row, spec):
         rows += [make_row("barlow_twins", 60.0 + seed, seed, variant=value) for seed in range(2)]
     rows[-1] = replace(rows[-1], status="failed", value=None, reason="disk full")
     quoted = {"file": "fig_lambda.csv", "x": "lambda", "y": "top1"}
-    study = {
-        "ablation": {"key": "options.lambd", "label": "λ", "values": [0.002, 0.005, 0.02], "quoted": quoted},
-    }
+    ablation = {"key": "options.lambd", "label": "λ", "values": [0.002, 0.005, 0.02], "quoted": quoted}
+    study = {"ablation": {**ablation, "columns": [{"protocol": "linear/cached-v1", "metric": "top1"}]}}
     (table,) = build_tables(spec(study), rows)
     assert table.stub == ("Method", "λ")
     body = [(row.labels, [e.text for e in row.entries]) for row in table.method_rows]
@@ -191,7 +190,8 @@ def test_ablation_table(make_row, spec):
 
 def test_varying_the_batch_size_earns_no_budget_mark(make_row, spec):
     rows = [make_row("byol", 60.0, variant=str(b), batch_size=b) for b in (64, 128)]
-    study = {"ablation": {"key": "batch_size", "values": [64, 128]}}
+    column = {"protocol": "linear/cached-v1", "metric": "top1"}
+    study = {"ablation": {"key": "batch_size", "values": [64, 128], "columns": [column]}}
     (table,) = build_tables(spec(study), rows)
     assert not any(row.marks for row in table.rows)
 
