@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 
@@ -60,6 +61,16 @@ class RunFailure(ExplainedError):
     """The work itself failed, with a non-finite loss or a full disk for example: the command ends with exit code 1."""
 
 
+@contextlib.contextmanager
+def inside(place: object) -> Iterator[None]:
+    """Say ``place`` before the ``where`` of an InputError that leaves the block."""
+    try:
+        yield
+    except InputError as error:
+        where = place if error.where is None else f"{place}, {error.where}"
+        raise InputError(error.what, where, error.nearest, error.next_step, error.option) from error
+
+
 def nearest_name(name: str, valid: Iterable[str]) -> str | None:
     """The valid name most like ``name``, or None if nothing is near."""
     candidates = list(valid)
@@ -70,7 +81,7 @@ def nearest_name(name: str, valid: Iterable[str]) -> str | None:
 
 def unknown_name(kind: str, name: str, valid: Iterable[str], where: object = None) -> InputError:
     """The error for a name that is none of ``valid``; lists them and suggests the nearest."""
-    names = sorted(valid)
+    names = sorted(set(valid))
     return InputError(
         f"unknown {kind} {name!r}",
         where=where,

@@ -1,39 +1,61 @@
-"""Files that are either whole or absent, and what they are called."""
+"""Writing files: whole or absent, on the disk before the next step, and faults of the machine said in our form."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from twinbench.foundation.errors import RunFailure
 
 
+@contextlib.contextmanager
+def machine_faults(what: str, where: Path, next_step: str) -> Iterator[None]:
+    """Turn an OSError of the block into a RunFailure that says what could not be done."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFailure(f"{what}: {error.strerror or error}", where=where, next_step=next_step) from error
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write the file and wait until the disk has it. Raises OSError; a crash may leave half of the file."""
+    with path.open("wb") as handle:
+        handle.write(content)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write ``content`` to a temporary name beside ``path``, sync it, rename it into place.
 
-    Raises RunFailure naming the path where the folder is read-only or the disk is full; no half-written file
-    is left behind.
+    A file that is replaced passes its permissions on. Raises RunFailure naming the path if the folder is read-only
+    or the disk is full; no half-written file is left behind.
     """
-    temporary = None
-    try:
+    with machine_faults("cannot write", path, "free some space or give a writable folder"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-        raise RunFailure(
-            f"cannot write: {error.strerror or error}",
-            where=path,
-            next_step="free some space or give a writable folder",
-        ) from error
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(descriptor)
+        temporary = Path(name)
+        try:
+            write_synced(temporary, content)
+            temporary.chmod(_permissions(path))
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def _permissions(path: Path) -> int:
+    """Those of the file there; of a new one, readable by all."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except FileNotFoundError:
+        return 0o644
 
 
 def slug(text: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -15,34 +16,60 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+# Pydantic's own words speak of Python's types; who writes YAML knows lists and keys.
+_IN_WORDS = {
+    "tuple_type": "a list is needed",
+    "list_type": "a list is needed",
+    "dict_type": "keys with values are needed",
+    "model_type": "keys with values are needed",
+    "too_short": "it needs at least one entry",
+}
+
+
 def explain_validation(error: ValidationError, model: type[BaseModel], where: object) -> InputError:
-    """A pydantic error as one of ours: the key, what is wrong with it, and the nearest valid key."""
-    first = error.errors()[0]
-    location = ".".join(str(part) for part in first["loc"])
-    if first["type"] != "extra_forbidden":
+    """A pydantic error as one of ours: the key, what is wrong with it, and the nearest valid key.
+
+    Of several mistakes an unknown key is told first: it may be why another key is missing.
+    """
+    mistakes = error.errors()
+    mistake = next((m for m in mistakes if m["type"] == "extra_forbidden"), mistakes[0])
+    key = _dotted(mistake["loc"])
+    if mistake["type"] == "missing":
+        return InputError(f"the key {key!r} is missing", where=where, next_step=f"add {key!r}")
+    if mistake["type"] != "extra_forbidden":
+        said = _IN_WORDS.get(mistake["type"], mistake["msg"].removeprefix("Value error, "))
         return InputError(
-            f"bad value for {location!r}: {first['msg']} (got {first.get('input')!r})",
+            f"bad value for {key!r}: {said} (got {mistake.get('input')!r})",
             where=where,
-            next_step=f"correct {location!r}",
+            next_step=f"correct {key!r}",
         )
-    valid = _keys_at(model, [str(part) for part in first["loc"][:-1]])
+    valid = _keys_at(model, mistake["loc"][:-1])
     return InputError(
-        f"unknown key {location!r}",
+        f"unknown key {key!r}",
         where=where,
-        nearest=nearest_name(str(first["loc"][-1]), valid),
+        nearest=nearest_name(str(mistake["loc"][-1]), valid),
         next_step=f"use one of: {', '.join(sorted(valid))}",
     )
 
 
-def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
-    for part in path:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        nested = [t for t in (annotation, *getattr(annotation, "__args__", ())) if _is_model(t)]
-        if not nested:
-            break
-        model = nested[0]
+def _dotted(location: Sequence[int | str]) -> str:
+    """``tables[0].columns[1].metric``: entries of a list are counted from 0."""
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def _keys_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """The keys of the model at a place inside ``model``."""
+    for part in location:
+        field = model.model_fields.get(part) if isinstance(part, str) else None
+        model = (field and _model_in(field.annotation)) or model
     return list(model.model_fields)
 
 
-def _is_model(candidate: Any) -> bool:
-    return isinstance(candidate, type) and issubclass(candidate, BaseModel)
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model that an annotation such as ``tuple[Model, ...]`` or ``Model | None`` holds."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((model for part in get_args(annotation) if (model := _model_in(part))), None)

@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 import torch
 
 from twinbench.data.catalogue import image_set_names
@@ -32,7 +29,8 @@ from twinbench.harness.workers import ImageSource, default_workers, execute_in_p
 from twinbench.pretraining.method import method_names
 from twinbench.reports.build import build_report, check_out
 from twinbench.reports.console import render_study
-from twinbench.reports.records import RunInfo
+from twinbench.reports.records import Record, RunInfo
+from twinbench.reports.study import ColumnSpec, FigureSpec, StudySpec, TableSpec
 
 
 @dataclass(frozen=True)
@@ -132,9 +130,11 @@ def _print_plan(study: Study, plan: list[Job], images: StudyImages, workers: int
     )
 
 
-def _write_report(study: Study, command: str, records: pd.DataFrame, infos: list[RunInfo], out: Path) -> Path:
-    page = build_report(study.as_document(command), records, infos, out)
-    for text in render_study(study.as_document(command), records, infos).values():
+def _write_report(
+    study: StudySpec, command: str, records: list[Record], infos: list[RunInfo], out: Path
+) -> Path:
+    page = build_report(study, records, infos, out, command)
+    for text in render_study(study, records, infos):
         print(text + "\n")
     return page
 
@@ -145,22 +145,16 @@ def report_runs(runs: Path, out: Path) -> None:
     if not stored:
         raise InputError("no runs here", where=runs, next_step="train something first: twinbench run quick")
     records, infos = collect_stored(stored)
-    done = records[records.status == "done"]
-    if done.empty:
+    done = [record for record in records if record.status == "done"]
+    if not done:
         raise InputError(
             "no finished evaluation here", where=runs, next_step="twinbench evaluate ENCODER ..."
         )
-    measured = done.groupby("protocol").metric.unique()
-    study = Study(
-        name=out.name,
+    study = StudySpec(
         title=f"Every run in {runs.name}",
         description="All runs of a run store; rows of one method differ in the recipe keys that they name.",
-        image_set=", ".join(sorted(done.image_set.unique())),
-        recipes="",
-        methods=sorted(done.method.unique()),
-        protocols=sorted(measured.index),
-        tables=[_table_of(str(name), metrics) for name, metrics in measured.items()],
-        figures=[{"kind": "loss_curves"}, {"kind": "cross_correlation"}, {"kind": "spectrum"}],
+        tables=tuple(_table_of(name, done) for name in sorted({record.protocol for record in done})),
+        figures=tuple(FigureSpec(kind=kind) for kind in ("loss_curves", "cross_correlation", "spectrum")),
     )
     check_out(out)
     check_writable(out.parent)
@@ -168,9 +162,11 @@ def report_runs(runs: Path, out: Path) -> None:
     print(f"report: {page}")
 
 
-def _table_of(name: str, metrics: Iterable[str]) -> dict[str, Any]:
-    columns = [{"protocol": name, "metric": metric, "label": metric} for metric in metrics]
-    return {"name": name.replace("/", "-"), "title": name, "columns": columns}
+def _table_of(protocol: str, records: list[Record]) -> TableSpec:
+    """A table of everything that was measured under a protocol."""
+    metrics = dict.fromkeys(record.metric for record in records if record.protocol == protocol)
+    columns = tuple(ColumnSpec(protocol=protocol, metric=metric, label=metric) for metric in metrics)
+    return TableSpec(name=protocol.replace("/", "-"), title=protocol, columns=columns)
 
 
 def list_names(thing: str, as_json: bool, runs: Path) -> None:

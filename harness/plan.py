@@ -178,7 +178,7 @@ def _check_metrics(study: Study, protocols: tuple[Protocol, ...]) -> None:
 
 
 def _check_ablated_key(study: Study, overrides: dict[str, Any]) -> None:
-    ablation = study.report().ablation
+    ablation = study.ablation
     for key in overrides if ablation else ():
         if ablation and f"{ablation.key}.".startswith(f"{key}.") | f"{key}.".startswith(f"{ablation.key}."):
             raise InputError(
@@ -206,7 +206,7 @@ def _evaluations(entry: PlannedRun) -> Iterator[Job]:
 
 
 def _variants(study: Study) -> list[tuple[str, dict[str, Any]]]:
-    ablation = study.report().ablation
+    ablation = study.ablation
     if ablation is None:
         return [("", {})]
     return [(value, {ablation.key: read_value(value)}) for value in ablation.values]

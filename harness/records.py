@@ -1,13 +1,12 @@
-"""Collect what the run store holds into the long form that reports read: one row a measured number."""
+"""Collect what the run store holds into the records that reports read: one a measured number."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from twinbench.downstream.protocol import require_current
 from twinbench.harness.plan import PlannedRun
@@ -15,58 +14,56 @@ from twinbench.harness.source import ImportedSource
 from twinbench.harness.store import Run, read_json
 from twinbench.harness.studies import Study
 from twinbench.pretraining.recipe import Recipe
-from twinbench.reports.records import RunInfo
-
-COLUMNS = (
-    "study", "method", "variant", "image_set", "protocol", "metric", "value", "stderr", "n", "seed", "status",
-    "reason", "origin", "source_name", "source", "recipe_hash", "encoder_checksum", "backbone",
-    "parameters", "pretrained_on", "epochs", "batch_size", "images_per_second", "peak_memory_mb", "seconds", "device",
-    "environment",
-)  # fmt: skip
+from twinbench.reports.records import Record, RunInfo, finite
 
 
-def collect(study: Study, planned: list[PlannedRun]) -> tuple[pd.DataFrame, list[RunInfo]]:
-    """Rows for every cell of the study, failed and collapsed ones too, and the runs behind them."""
-    rows: list[dict[str, Any]] = []
+def collect(study: Study, planned: list[PlannedRun]) -> tuple[list[Record], list[RunInfo]]:
+    """Records for every cell of the study, failed and collapsed ones too, and the runs behind them."""
+    records: list[Record] = []
     for entry in planned:
         for chosen in entry.protocols:
             file = entry.run.record_file(chosen.name, entry.measured_on)
-            record = entry.run.record(file)
-            if record is not None and not entry.run.is_collapsed():
-                # The file may have been made under another name of the same images.
-                rows += _measured(entry.run, entry.variant, {**record, "image_set": entry.measured_on.name})
+            # The file may have been made under another name of the same images.
+            nothing = replace(
+                _nothing_measured(entry.run, study.name, entry.variant),
+                image_set=entry.measured_on.name,
+                protocol=chosen.name,
+            )
+            document = entry.run.record(file)
+            if document is not None and not entry.run.is_collapsed():
+                records += _measured(nothing, document)
             else:
+                lost = _lost(nothing, entry.run, file)
                 metrics = {c.metric for c in study.columns() if c.protocol == chosen.name} or {""}
-                missing = _missing(entry.run, entry.variant, chosen.name, metrics, file)
-                rows += [{**row, "image_set": entry.measured_on.name} for row in missing]
-    infos = [_run_info(entry.run, entry.variant) for entry in planned]
-    return _frame(rows, study.name), infos
+                records += [replace(lost, metric=metric) for metric in sorted(metrics)]
+    return records, [_run_info(entry.run, entry.variant) for entry in planned]
 
 
-def collect_stored(runs: list[Run]) -> tuple[pd.DataFrame, list[RunInfo]]:
-    """Rows for every record in the runs, told apart by the recipe keys in which runs of a method differ.
+def collect_stored(runs: list[Run]) -> tuple[list[Record], list[RunInfo]]:
+    """Records for every evaluation in the runs, told apart by the recipe keys in which runs of a method differ.
 
     Raises InputError for a record under a name that its protocol had before.
     """
     for run in runs:
         _require_current_names(run)
     variants = _variants(runs)
-    records = {
+    documents = {
         run.hash: [
             r for f in sorted((run.folder / "records").glob("*.json")) if (r := run.record(f)) is not None
         ]
         for run in runs
     }
-    names = _image_set_names([record for found in records.values() for record in found])
-    rows: list[dict[str, Any]] = []
+    names = _image_set_names([document for found in documents.values() for document in found])
+    records: list[Record] = []
     for run in runs:
-        for record in records[run.hash]:
-            if not run.is_collapsed():
-                image_set = names[record["image_set_fingerprint"]]
-                rows += _measured(run, variants[run.hash], {**record, "image_set": image_set})
+        nothing = _nothing_measured(run, "report", variants[run.hash])
         if run.is_collapsed():
-            rows += _missing(run, variants[run.hash], "", {""}, None)
-    return _frame(rows, "report"), [_run_info(run, variants[run.hash]) for run in runs]
+            records.append(_lost(nothing, run, None))
+            continue
+        for document in documents[run.hash]:
+            image_set = names[document["image_set_fingerprint"]]
+            records += _measured(replace(nothing, image_set=image_set), document)
+    return records, [_run_info(run, variants[run.hash]) for run in runs]
 
 
 def _require_current_names(run: Run) -> None:
@@ -85,31 +82,34 @@ def _image_set_names(records: list[dict[str, Any]]) -> dict[str, str]:
     }
 
 
-def _frame(rows: list[dict[str, Any]], study: str) -> pd.DataFrame:
-    return pd.DataFrame([{"study": study, **row} for row in rows], columns=list(COLUMNS))
-
-
-def _common(run: Run, variant: str) -> dict[str, Any]:
+def _nothing_measured(run: Run, study: str, variant: str) -> Record:
+    """What is known of a run's numbers before any is measured: how its encoder is made."""
     source, status = run.source, run.status() or {}
     spec = source.backbone
     imported = source if isinstance(source, ImportedSource) else None
     recipe = source if isinstance(source, Recipe) else None
-    return {
-        "method": source.method,
-        "variant": variant,
-        "image_set": source.image_set,
-        "seed": source.seed,
-        "origin": run.origin,
-        "source_name": imported.name if imported else "",
-        "source": _source(imported) if imported else "",
-        "recipe_hash": run.hash,
-        "backbone": f"{spec.name}, width {spec.width}, {spec.stem} stem",
-        "pretrained_on": recipe.image_set if recipe and recipe.epochs else "",
-        "epochs": recipe.epochs if recipe else None,
-        "batch_size": recipe.batch_size if recipe else None,
-        "parameters": status.get("parameters"),
-        "images_per_second": status.get("images_per_second"),
-    }
+    return Record(
+        study=study,
+        method=source.method,
+        variant=variant,
+        image_set=source.image_set,
+        protocol="",
+        metric="",
+        value=None,
+        seed=source.seed,
+        status="failed",
+        reason="interrupted or not run",
+        origin=run.origin,
+        source_name=imported.name if imported else "",
+        source=_source(imported) if imported else "",
+        recipe_hash=run.hash,
+        backbone=f"{spec.name}, width {spec.width}, {spec.stem} stem",
+        parameters=status.get("parameters"),
+        pretrained_on=recipe.image_set if recipe and recipe.epochs else "",
+        epochs=recipe.epochs if recipe else None,
+        batch_size=recipe.batch_size if recipe else None,
+        images_per_second=finite(status.get("images_per_second")),
+    )
 
 
 def _source(imported: ImportedSource) -> str:
@@ -124,30 +124,31 @@ def _source(imported: ImportedSource) -> str:
     return ", ".join(parts)
 
 
-def _measured(run: Run, variant: str, record: dict[str, Any]) -> list[dict[str, Any]]:
-    copied = (
-        "protocol", "image_set", "encoder_checksum", "peak_memory_mb", "seconds", "device", "status", "reason",
-    )  # fmt: skip
-    row = {
-        **_common(run, variant),
-        **{key: record[key] for key in copied},
-        "environment": json.dumps(record["environment"], sort_keys=True),
-    }
-    return [{**row, **measurement} for measurement in record["measurements"]]
+def _measured(nothing: Record, document: dict[str, Any]) -> list[Record]:
+    """The records in one JSON file of the run store, one for each of its measurements."""
+    evaluated = replace(
+        nothing,
+        protocol=document["protocol"],
+        status=document["status"],
+        reason=document["reason"],
+        encoder_checksum=document["encoder_checksum"],
+        peak_memory_mb=finite(document["peak_memory_mb"]),
+        seconds=finite(document["seconds"]),
+        device=document["device"],
+        environment=json.dumps(document["environment"], sort_keys=True),
+    )
+    return [
+        replace(evaluated, metric=m["metric"], value=finite(m["value"]), stderr=finite(m["stderr"]), n=m["n"])
+        for m in document["measurements"]
+    ]
 
 
-def _missing(
-    run: Run, variant: str, protocol_name: str, metrics: set[str], file: Path | None
-) -> list[dict[str, Any]]:
-    row = {**_common(run, variant), "protocol": protocol_name, **_why_missing(run, file)}
-    return [{**row, "metric": metric} for metric in sorted(metrics)]
-
-
-def _why_missing(run: Run, file: Path | None) -> dict[str, str]:
+def _lost(nothing: Record, run: Run, file: Path | None) -> Record:
+    """The record of an evaluation that left no number, with the reason that its training or its file gives."""
     for document in (run.status(), None if file is None else read_json(file)):
         if document is not None and document["status"] in {"failed", "collapsed"}:
-            return {"status": document["status"], "reason": document["reason"]}
-    return {"status": "failed", "reason": "interrupted or not run"}
+            return replace(nothing, status=document["status"], reason=document["reason"])
+    return nothing
 
 
 def _run_info(run: Run, variant: str) -> RunInfo:

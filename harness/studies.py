@@ -9,25 +9,22 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from twinbench.foundation.errors import InputError, unknown_name
-from twinbench.foundation.models import Strict, explain_validation
+from twinbench.foundation.errors import InputError, inside, unknown_name
+from twinbench.foundation.models import explain_validation
 from twinbench.harness.recipes import read_yaml
-from twinbench.reports.study import ColumnSpec, StudySpec, parse_study
+from twinbench.reports.study import StudySpec
 
 
-class Study(Strict):
-    """A comparison: every method of the list under every protocol, for every seed.
+class Study(StudySpec):
+    """A comparison: every method of the list under every protocol, for every seed, and how it is reported.
 
-    ``recipes`` is a folder of ``recipes/``; ``overrides`` changes keys of all its recipes; ``limit`` cuts splits
-    of the image set to so many images. ``measure_on`` is the image set of the protocols where it is another than the
-    one trained on; it is never cut. ``encoders`` is a folder below the data root: the checkpoints in it are
-    imported and evaluated beside the methods, or alone. Tables, figures and the ablation are checked by
-    `reports.study`.
+    ``name`` is that of its file unless it gives one. ``recipes`` is a folder of ``recipes/``; ``overrides`` changes
+    keys of all its recipes; ``limit`` cuts splits of the image set to so many images. ``measure_on`` is the image set
+    of the protocols where it is another than the one trained on; it is never cut. ``encoders`` is a folder below the
+    data root: the checkpoints in it are imported and evaluated beside the methods, or alone.
     """
 
     name: str
-    title: str
-    description: str
     image_set: str
     measure_on: str = ""
     recipes: str = ""
@@ -37,22 +34,6 @@ class Study(Strict):
     protocols: list[str] = Field(min_length=1)
     overrides: dict[str, Any] = Field(default_factory=dict)
     limit: dict[str, int] = Field(default_factory=dict)
-    tables: list[dict[str, Any]] = Field(default_factory=list)
-    figures: list[dict[str, Any]] = Field(default_factory=list)
-    ablation: dict[str, Any] | None = None
-
-    def report(self) -> StudySpec:
-        """The part that reports read, checked; raises ReportError naming the key."""
-        return parse_study(self.as_document())
-
-    def columns(self) -> list[ColumnSpec]:
-        """Every measured column of its tables."""
-        spec = self.report()
-        return [*spec.main_columns(), *(spec.ablation.columns if spec.ablation else ())]
-
-    def as_document(self, command: str = "") -> dict[str, Any]:
-        """A plain mapping, with the command that made it."""
-        return {**self.model_dump(mode="json"), "command": command}
 
 
 def study_names() -> list[str]:
@@ -63,9 +44,9 @@ def study_names() -> list[str]:
 
 
 def load_study(name: str) -> Study:
-    """A study by name, or by the path of a YAML file.
+    """A study by name, or by the path of a YAML file, checked as a whole.
 
-    Raises InputError or ReportError for an unknown name or key, with the nearest valid one.
+    Raises InputError naming the file and the key, with the nearest valid name.
     """
     path = Path(name)
     source: Path | Traversable
@@ -75,17 +56,26 @@ def load_study(name: str) -> Study:
         source, stem = files("twinbench.studies") / f"{name}.yaml", name
     else:
         raise unknown_name("study", name, study_names(), where="studies/ (or give the path of a YAML file)")
+    document = read_yaml(source)
     try:
-        study = Study(**{"name": stem, **read_yaml(source)})
+        study = Study.model_validate({"name": stem, **document})
     except ValidationError as error:
         raise explain_validation(error, Study, source) from error
+    with inside(source):
+        _check(study)
+    return study
+
+
+def _check(study: Study) -> None:
+    # Figures need matplotlib, which the worker processes, who import this module as well, do without.
+    from twinbench.reports.check import check_study
+
+    check_study(study)
     if not study.methods and not study.encoders:
         raise InputError(
             "the study has neither methods nor encoders",
-            where=source,
             next_step="list methods to train, or name the folder of checkpoints to evaluate",
         )
     for column in study.columns():
         if column.protocol not in study.protocols:
-            raise unknown_name("protocol", column.protocol, study.protocols, where=f"the tables of {source}")
-    return study
+            raise unknown_name("protocol", column.protocol, study.protocols, where="tables or ablation")

@@ -5,40 +5,39 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
-
-from twinbench.reports.figures import Drawing, draw_figures
-from twinbench.reports.files import machine_faults, write_synced
+from twinbench.foundation.files import machine_faults, write_synced
+from twinbench.reports.figures import draw_figures
+from twinbench.reports.figures.drawing import Drawing
+from twinbench.reports.layout import Table
 from twinbench.reports.output import check_out, recover, swap, write_list
 from twinbench.reports.page import render_page
-from twinbench.reports.records import COLUMNS, RunInfo, read_records
-from twinbench.reports.study import parse_study
-from twinbench.reports.tables import Table, tables_of
+from twinbench.reports.records import Record, RunInfo, records_csv
+from twinbench.reports.study import StudySpec
+from twinbench.reports.tables import build_tables
 from twinbench.reports.writers import to_csv, to_latex, to_markdown
 
 __all__ = ["build_report", "check_out"]
 
 
-def build_report(study: Mapping[str, Any], records: pd.DataFrame, runs: Sequence[RunInfo], out: Path) -> Path:
+def build_report(
+    study: StudySpec, records: Sequence[Record], runs: Sequence[RunInfo], out: Path, command: str
+) -> Path:
     """Write ``out``/report.html, tables/, figures/ and records.csv; return the path of the page.
 
-    Everything is made in a folder beside ``out`` and swapped in, so that a crash leaves the old report whole
-    and no file of an older report stays behind. What else lies in ``out`` is kept. Raises ReportError for a
-    study, records or a folder that no report can be made from or in, before anything is changed, and
-    ReportFailure where the machine fails: a full disk, a folder that cannot be written.
+    ``command`` is the line that makes the report again. Everything is made in a folder beside ``out`` and swapped in,
+    so that a crash leaves the old report whole and no file of an older report stays behind. What else lies in ``out``
+    is kept. Raises InputError for records or a folder that no report can be made from or in, before anything is
+    changed, and RunFailure where the machine fails: a full disk, a folder that cannot be written.
     """
     check_out(out)
     target = out.resolve()
-    spec = parse_study({"name": Path(os.path.abspath(out)).name, **study})
-    rows = read_records(records)
     with machine_faults("the report cannot be drawn", target, "check that the run folders can be read"):
-        tables = tables_of(spec, rows, runs)
-        drawings = draw_figures(spec, rows, runs)
-        page = render_page(spec, tables, drawings, rows, runs)
+        tables = build_tables(study, records, runs)
+        drawings = draw_figures(study, records, runs)
+        page = render_page(study, tables, drawings, records, runs, command)
     with machine_faults("the report cannot be written", target, "free some space or give a writable folder"):
         recover(target)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +52,7 @@ def build_report(study: Mapping[str, Any], records: pd.DataFrame, runs: Sequence
 
 
 def _write(
-    folder: Path, page: str, tables: Sequence[Table], drawings: Sequence[Drawing], records: pd.DataFrame
+    folder: Path, page: str, tables: Sequence[Table], drawings: Sequence[Drawing], records: Sequence[Record]
 ) -> None:
     (folder / "tables").mkdir()
     (folder / "figures").mkdir()
@@ -63,7 +62,6 @@ def _write(
     for drawing in drawings:
         for suffix, content in drawing.files.items():
             write_synced(folder / "figures" / f"{drawing.name}.{suffix}", content)
-    long_form = records if len(records.columns) else pd.DataFrame(columns=list(COLUMNS))
-    write_synced(folder / "records.csv", long_form.to_csv(index=False).encode("utf-8"))
+    write_synced(folder / "records.csv", records_csv(records).encode("utf-8"))
     write_synced(folder / "report.html", page.encode("utf-8"))
     write_list(folder)

@@ -121,18 +121,18 @@ def number(value: float, digits: int = 1) -> str:
     return text[1:] if text.startswith("-") and float(text) == 0 else text
 
 
-def text(cell: Cell, digits: int = 1) -> str:
+def text(cell: Cell) -> str:
     """What a reader sees: ``71.4 ± 0.9``, ``failed``, ``collapsed`` or ``-``."""
     if cell.status == "missing" or (cell.status == "quoted" and cell.value is None):
         return "-"
     if cell.value is None:
         return cell.status
     if cell.uncertainty is None:
-        return number(cell.value, digits)
-    shown = number(cell.uncertainty, digits)
+        return number(cell.value)
+    shown = number(cell.uncertainty)
     if float(shown) == 0 and cell.uncertainty > 0:  # "± 0.0" would claim certainty
-        shown = number(cell.uncertainty, digits + 1)
-    return f"{number(cell.value, digits)} ± {shown}"
+        shown = number(cell.uncertainty, 2)
+    return f"{number(cell.value)} ± {shown}"
 
 
 def describe_failures(cell: Cell) -> str:

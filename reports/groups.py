@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from twinbench.foundation.errors import unknown_name
 from twinbench.reports import names
 from twinbench.reports.cells import Cell, Failure, aggregate
-from twinbench.reports.errors import unknown_name
 from twinbench.reports.records import Record, RunInfo, unique
 
 
@@ -17,7 +17,7 @@ class Budget:
     """What a pretraining run cost, as far as it decides whether two rows compare fairly."""
 
     backbone: str = ""
-    epochs: float | None = None
+    epochs: int | None = None
     batch_size: int | None = None
     pretrained_on: str = ""
 
@@ -38,7 +38,7 @@ class Budget:
     def __str__(self) -> str:
         parts = [f"on {self.pretrained_on}"] if self.pretrained_on else []
         parts += [self.backbone] if self.backbone else []
-        parts += [f"{self.epochs:g} epochs"] if self.epochs else []
+        parts += [f"{self.epochs} epochs"] if self.epochs else []
         parts += [f"batch {self.batch_size}"] if self.batch_size else []
         return ", ".join(parts) or "not recorded"
 
@@ -173,9 +173,45 @@ def image_sets(records: Sequence[Record]) -> tuple[str, ...]:
 
 
 def check_metric(records: Sequence[Record], protocol: str, metric: str, where: str) -> None:
-    """Raise ReportError where the protocol was measured but never gave this metric: a typing error in the
+    """Raise InputError where the protocol was measured but never gave this metric: a typing error in the
     study.
     """
     measured = {r.metric for r in records if r.protocol == protocol and r.status == "done"}
     if measured and metric not in measured:
         raise unknown_name(f"metric of {protocol}", metric, measured, where)
+
+
+def main_groups(groups: Sequence[Group]) -> list[Group]:
+    """The groups of the main comparison: without ablation variants, unless the study has nothing else."""
+    plain = [group for group in groups if not group.variant]
+    if any(not group.is_reference for group in plain) or not any(group.variant for group in groups):
+        return plain
+    return list(groups)
+
+
+def usual_budgets(
+    groups: Sequence[Group], image_sets: Sequence[str], varied: Sequence[str] = ()
+) -> dict[str, Budget]:
+    """For each image set the budget that most groups have (the first of equals); methods go before references."""
+    usual = {}
+    for image_set in image_sets:
+        for pool in (
+            [group for group in groups if not group.is_reference],
+            [group for group in groups if group.method != "random_init"],
+        ):
+            found = [group.budgets().get(image_set) for group in pool]
+            counts = Counter(budget.without(varied) for budget in found if budget is not None)
+            if counts:
+                usual[image_set] = counts.most_common(1)[0][0]
+                break
+    return usual
+
+
+def differs(group: Group, usual: Mapping[str, Budget], varied: Sequence[str] = ()) -> bool:
+    """Whether the group was pretrained with another budget than the usual one, and so is no fair competitor."""
+    if group.method == "random_init":  # never trained, so it has no budget to compare
+        return False
+    own = group.budgets()
+    return any(
+        image_set in own and own[image_set].without(varied) != budget for image_set, budget in usual.items()
+    )

@@ -10,23 +10,19 @@ import json
 import os
 from pathlib import Path
 
-from twinbench.reports.errors import ReportError
-from twinbench.reports.files import machine_faults, write_synced
+from twinbench.foundation.errors import InputError
+from twinbench.foundation.files import machine_faults, write_synced
 
 PAGE = "report.html"
 LIST = ".report-files.json"
 OWN_ENTRIES = (PAGE, "records.csv", "tables", "figures")
-# The second mark is for pages written before the first one was introduced.
-_MARKS = (
-    b'<meta name="generator" content="twinbench">',
-    b"Every number behind this page is in <code>records.csv",
-)
+_MARK = b'<meta name="generator" content="twinbench">'
 
 
 def check_out(out: Path) -> None:
-    """Raise ReportError where a report in ``out`` would take the place of something that is not a report.
+    """Raise InputError where a report in ``out`` would take the place of something that is not a report.
 
-    Changes nothing; raises ReportFailure where ``out`` cannot be looked at.
+    Changes nothing; raises RunFailure where ``out`` cannot be looked at.
     """
     with machine_faults("the report folder cannot be read", out, "give a folder that you may read and write"):
         out = out.resolve()
@@ -40,15 +36,15 @@ def check_out(out: Path) -> None:
             raise _refusal("the report folder would lie below a file", above)
         aside = old_folder(out)
         if os.path.lexists(aside) and not _is_real_folder(aside):
-            raise ReportError("this name is needed for the old report", aside, next_step="move it elsewhere")
+            raise InputError("this name is needed for the old report", aside, next_step="move it elsewhere")
         place = aside if aside.exists() and not out.exists() else out
         foreign = [name for name in OWN_ENTRIES if os.path.lexists(place / name)]
         if foreign and not _is_report(place):
             raise _refusal(f"the folder holds {', '.join(foreign)} but no report of twinbench", place)
 
 
-def _refusal(what: str, where: Path) -> ReportError:
-    return ReportError(what, where, next_step="give a new folder, or the folder of an older report")
+def _refusal(what: str, where: Path) -> InputError:
+    return InputError(what, where, next_step="give a new folder, or the folder of an older report")
 
 
 def _is_report(folder: Path) -> bool:
@@ -59,7 +55,7 @@ def _is_report(folder: Path) -> bool:
 
 
 def _is_page(page: Path) -> bool:
-    return page.is_file() and any(mark in page.read_bytes() for mark in _MARKS)
+    return page.is_file() and _MARK in page.read_bytes()
 
 
 def _listed(folder: Path) -> frozenset[str] | None:
@@ -123,7 +119,7 @@ def swap(staging: Path, out: Path) -> None:
 
 
 def _check_clashes(staging: Path, out: Path) -> None:
-    """Raise ReportError where a file of the new report has the name of one that is not ours."""
+    """Raise InputError where a file of the new report has the name of one that is not ours."""
     owned = _owned(out, staging)
     for entry in sorted(staging.rglob("*")):
         name = entry.relative_to(staging).as_posix()
@@ -132,7 +128,7 @@ def _check_clashes(staging: Path, out: Path) -> None:
             continue
         fits = entry.is_dir() if _is_real_folder(place) else name in owned
         if not fits:
-            raise ReportError(
+            raise InputError(
                 "the report needs this name and what has it is not the report's",
                 place,
                 next_step="move it elsewhere, or rename the table or figure in the study",
@@ -145,7 +141,7 @@ def _retire(old: Path, out: Path) -> None:
     _carry(old, out, owned)
     _delete(old, owned)
     if old.exists():
-        raise ReportError(
+        raise InputError(
             "files that are not the report's are left here: the report has files of the same names",
             old,
             next_step="move them elsewhere, then delete the folder",

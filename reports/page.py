@@ -13,11 +13,11 @@ import jinja2
 
 from twinbench.reports import names
 from twinbench.reports.cells import number
-from twinbench.reports.figures import Drawing
+from twinbench.reports.figures.drawing import Drawing
 from twinbench.reports.groups import image_sets
+from twinbench.reports.layout import Entry, Table
 from twinbench.reports.records import Record, RunInfo, unique
 from twinbench.reports.study import StudySpec
-from twinbench.reports.tables import Entry, Table
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,12 @@ class _Origin:
 
 
 def render_page(
-    spec: StudySpec,
+    study: StudySpec,
     tables: Sequence[Table],
     drawings: Sequence[Drawing],
     records: Sequence[Record],
     runs: Sequence[RunInfo],
+    command: str,
 ) -> str:
     """The page as text. Whatever comes from records is escaped; nothing is loaded from elsewhere."""
     environments = unique(record.environment for record in records)
@@ -72,15 +73,14 @@ def render_page(
     engine.filters["data_uri"] = _data_uri
     engine.filters["tooltip"] = _tooltip
     return engine.from_string(template).render(
-        study=spec,
-        title=spec.title or spec.name or "Results",
+        study=study,
         facts=_facts(records, runs),
         tables=tables,
         drawings=drawings,
         problems=_problems(records, runs),
         origins=_origins(records, labels),
         environments=[(labels[text], _environment_items(text)) for text in environments],
-        command=spec.command or f"twinbench run {spec.name or 'STUDY'}",
+        command=command,
     )
 
 
@@ -164,7 +164,7 @@ def _origins(records: Sequence[Record], environments: dict[str, str]) -> list[_O
             _known(r.encoder_checksum),
             _known(r.backbone),
             "-" if r.parameters is None else f"{r.parameters / 1e6:.1f} M",
-            "-" if r.epochs is None else f"{r.epochs:g}",
+            _known(r.epochs),
             _known(r.batch_size),
             "-" if r.images_per_second is None else number(r.images_per_second, 0),
             "-" if r.peak_memory_mb is None else f"{r.peak_memory_mb:.0f} MB",

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-from twinbench.reports.errors import ReportError, unknown_name
-from twinbench.reports.names import pretty
+from twinbench.foundation.errors import InputError, unknown_name
 
 Row = Mapping[str, str]
 Where = Mapping[str, Sequence[str]]
@@ -88,7 +87,7 @@ def quoted_files() -> list[str]:
 
 @cache
 def load(file: str) -> tuple[Row, ...]:
-    """The rows of one file, superseded ones dropped. Raises ReportError where there is no such file."""
+    """The rows of one file, superseded ones dropped. Raises InputError where there is no such file."""
     name = file if file.endswith(".csv") else f"{file}.csv"
     if name not in quoted_files():
         raise unknown_name("file of published numbers", name, quoted_files(), "quoted.file")
@@ -98,7 +97,7 @@ def load(file: str) -> tuple[Row, ...]:
 
 
 def check_columns(file: str, columns: Sequence[str]) -> None:
-    """Raise ReportError where the file lacks one of the columns."""
+    """Raise InputError where the file lacks one of the columns."""
     valid = list(load(file)[0])
     for column in columns:
         if column not in valid:
@@ -113,12 +112,10 @@ def select(file: str, where: Where) -> list[Row]:
     return [row for row in load(file) if all(row[c] == "" or row[c] in values for c, values in where.items())]
 
 
-def published_name(method: str, rows: Sequence[Row], chosen: Mapping[str, str]) -> str | None:
-    """What ``rows`` call our method: the study's own choice, else the first known name that occurs."""
+def published_name(method: str, rows: Sequence[Row]) -> str | None:
+    """What ``rows`` call our method: the first known name that occurs."""
     present = {row["method"] for row in rows}
-    candidates = (
-        (chosen[method],) if method in chosen else PUBLISHED_NAMES.get(method, (pretty(method), method))
-    )
+    candidates = PUBLISHED_NAMES.get(method, (method,))
     return next((name for name in candidates if name in present), None)
 
 
@@ -137,22 +134,20 @@ def setting(file: str, rows: Sequence[Row]) -> str:
     return " ".join(words[:2]) + (f" ({', '.join(words[2:])})" if len(words) > 2 else "")
 
 
-def table_value(
-    file: str, column: str, method: str, where: Where, chosen: Mapping[str, str]
-) -> QuotedValue | None:
+def table_value(file: str, column: str, method: str, where: Where) -> QuotedValue | None:
     """The number that a table quotes for a method, or None where the file has no row for it.
 
-    Raises ReportError where several rows with different numbers are left: the study must narrow ``where``.
+    Raises InputError where several rows with different numbers are left: the study must narrow ``where``.
     """
     check_columns(file, [column])
     rows = select(file, where)
-    name = published_name(method, rows, chosen)
+    name = published_name(method, rows)
     if name is None:
         return None
     own = [row for row in rows if row["method"] == name]
     numbers = {row[column] for row in own}
     if len(numbers) > 1:
-        raise ReportError(
+        raise InputError(
             f"{len(own)} published rows of {name} give different {column}",
             where=file,
             next_step="narrow them with `quoted: {where: {column: value}}`, by library or epochs, say",
@@ -161,9 +156,7 @@ def table_value(
     return QuotedValue(_number(row[column]), name, row.get("source", ""), row.get("note", ""))
 
 
-def curve(
-    file: str, x: str, y: str, method: str, where: Where, chosen: Mapping[str, str]
-) -> QuotedCurve | None:
+def curve(file: str, x: str, y: str, method: str, where: Where) -> QuotedCurve | None:
     """The published ablation of a method, or None where the file has none.
 
     Of several pretraining lengths the one nearest 300 epochs is taken (the paper's ablations). Where several
@@ -172,7 +165,7 @@ def curve(
     """
     check_columns(file, [x, y])
     usable = [row for row in select(file, where) if row[x] and row[y]]
-    name = published_name(method, usable, chosen)
+    name = published_name(method, usable)
     if name is None:
         return None
     own = [row for row in usable if row["method"] == name]

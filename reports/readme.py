@@ -7,8 +7,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from twinbench.reports.errors import ReportError, unknown_name
-from twinbench.reports.files import write_atomically
+from twinbench.foundation.errors import InputError, unknown_name
+from twinbench.foundation.files import write_atomically
 
 _BEGIN = re.compile(r"<!-- begin (\S+) -->")
 
@@ -16,17 +16,17 @@ _BEGIN = re.compile(r"<!-- begin (\S+) -->")
 def update_blocks(readme: Path, blocks: Mapping[str, str]) -> bool:
     """Replace the text between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` for every block.
 
-    Returns whether the file changed. Raises ReportError, and leaves the file as it was, where the file or a
+    Returns whether the file changed. Raises InputError, and leaves the file as it was, where the file or a
     marker is missing, out of order or there twice.
     """
     if not readme.is_file():
-        raise ReportError("there is no such file", readme, next_step="name the README that holds the markers")
+        raise InputError("there is no such file", readme, next_step="name the README that holds the markers")
     old = readme.read_text(encoding="utf-8")
     new = old
     for name, content in blocks.items():
         new = _replace(new, name, content, readme)
     if new != old:
-        write_atomically(readme, new)
+        write_atomically(readme, new.encode("utf-8"))
     return new != old
 
 
@@ -36,11 +36,11 @@ def _replace(text: str, name: str, content: str, readme: Path) -> str:
         present = _BEGIN.findall(text)
         if present:
             raise unknown_name("block", name, present, readme)
-        raise ReportError(
+        raise InputError(
             f"no marker {begin}", readme, next_step=f"add {begin} and {end} where the block belongs"
         )
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(end) < text.index(begin):
-        raise ReportError(
+        raise InputError(
             f"the block {name!r} needs one {begin} and one {end} after it",
             readme,
             next_step="correct the markers",
@@ -58,9 +58,7 @@ def _main(arguments: list[str]) -> None:
         name, _, folder = pair.partition("=")
         tables = sorted((Path(folder) / "tables").glob("*.md"))
         if not tables:
-            raise ReportError(
-                "no tables here", folder, next_step=f"run the study first: twinbench run {name}"
-            )
+            raise InputError("no tables here", folder, next_step=f"run the study first: twinbench run {name}")
         blocks[name] = "\n\n".join(table.read_text(encoding="utf-8").strip() for table in tables)
     update_blocks(Path(readme), blocks)
 

@@ -1,70 +1,43 @@
-"""Result records and run folders, read into typed values."""
+"""Result records and run folders: what a report is made from."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
-from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-import pandas as pd
+from twinbench.foundation.errors import InputError, unknown_name
 
-from twinbench.reports.errors import ReportError, unknown_name
-
-REQUIRED_COLUMNS = ("method", "image_set", "protocol", "metric", "value", "seed", "status")
-COLUMNS = (
-    "study",
-    "method",
-    "variant",
-    "image_set",
-    "protocol",
-    "metric",
-    "value",
-    "stderr",
-    "n",
-    "seed",
-    "status",
-    "reason",
-    "origin",
-    "source_name",
-    "source",
-    "recipe_hash",
-    "encoder_checksum",
-    "backbone",
-    "parameters",
-    "pretrained_on",
-    "epochs",
-    "batch_size",
-    "images_per_second",
-    "peak_memory_mb",
-    "seconds",
-    "device",
-    "environment",
-)
 STATUSES = ("done", "failed", "collapsed")
 ORIGINS = ("run", "imported", "quoted")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Record:
-    """One measured number, or the failure to measure it. Values are in the metric's unit (percent).
+    """One measured number, or the failure to measure it. The fields are the columns of ``records.csv``, in order.
 
-    ``source_name`` is what the study's folder calls an imported encoder, ``source`` where it is from and how it is fed.
+    ``value`` and ``stderr`` are in the metric's unit (percent) and finite. ``n`` counts test items. ``status`` is one
+    of STATUSES, ``origin`` one of ORIGINS. ``source_name`` is what the study's folder calls an imported encoder,
+    ``source`` where it is from and how it is fed. ``seconds`` and ``peak_memory_mb`` are of the evaluation,
+    ``images_per_second`` is of the training. ``environment`` is a JSON object. Unknown is None or "".
     """
 
+    study: str = ""
     method: str
+    variant: str = ""
     image_set: str
     protocol: str
     metric: str
     value: float | None
-    seed: int | None
-    status: str
-    study: str = ""
-    variant: str = ""
     stderr: float | None = None
     n: int | None = None
+    seed: int | None
+    status: str
     reason: str = ""
     origin: str = "run"
     source_name: str = ""
@@ -74,13 +47,18 @@ class Record:
     backbone: str = ""
     parameters: int | None = None
     pretrained_on: str = ""
-    epochs: float | None = None
+    epochs: int | None = None
     batch_size: int | None = None
     images_per_second: float | None = None
     peak_memory_mb: float | None = None
     seconds: float | None = None
     device: str = ""
     environment: str = ""
+
+
+COLUMNS = tuple(field.name for field in fields(Record))
+_REQUIRED = tuple(field.name for field in fields(Record) if field.default is MISSING)
+_TYPES = get_type_hints(Record)
 
 
 @dataclass(frozen=True)
@@ -115,57 +93,50 @@ class Diagnostics:
     cross_correlation: tuple[tuple[float, ...], ...]
     spectrum: tuple[float, ...]
     effective_rank: float | None
-    layer: str
 
 
-def read_records(frame: pd.DataFrame) -> list[Record]:
-    """The frame's rows as records. Raises ReportError for unknown or missing columns, statuses or origins."""
-    if frame.empty and len(frame.columns) == 0:
-        return []
-    columns = [str(column) for column in frame.columns]
-    for column in columns:
-        if column not in COLUMNS:
-            raise unknown_name("column in the records", column, COLUMNS)
-    for column in REQUIRED_COLUMNS:
-        if column not in columns:
-            raise ReportError(
-                f"the records have no column {column!r}",
-                next_step=f"every record needs: {', '.join(REQUIRED_COLUMNS)}",
-            )
-    return [_record(row) for row in frame.to_dict("records")]
+def records_csv(records: Sequence[Record]) -> str:
+    """The content of ``records.csv``: one row a record, an empty cell for what is not known.
+
+    In a column with empty cells whole numbers have a decimal point, as pandas writes them: what reads these files has
+    met no other form.
+    """
+    columns = []
+    for name in COLUMNS:
+        values = [getattr(record, name) for record in records]
+        gaps = None in values
+        columns.append([float(value) if gaps and isinstance(value, int) else value for value in values])
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(zip(*columns, strict=True))
+    return out.getvalue()
 
 
-def _record(row: Mapping[Hashable, Any]) -> Record:
-    record = Record(
-        method=_text(row["method"]),
-        image_set=_text(row["image_set"]),
-        protocol=_text(row["protocol"]),
-        metric=_text(row["metric"]),
-        value=_number(row["value"]),
-        seed=_integer(row["seed"]),
-        status=_text(row["status"]),
-        study=_text(row.get("study")),
-        variant=_text(row.get("variant")),
-        stderr=_number(row.get("stderr")),
-        n=_integer(row.get("n")),
-        reason=_text(row.get("reason")),
-        origin=_text(row.get("origin")) or "run",
-        source_name=_text(row.get("source_name")),
-        source=_text(row.get("source")),
-        recipe_hash=_text(row.get("recipe_hash")),
-        encoder_checksum=_text(row.get("encoder_checksum")),
-        backbone=_text(row.get("backbone")),
-        parameters=_integer(row.get("parameters")),
-        pretrained_on=_text(row.get("pretrained_on")),
-        epochs=_number(row.get("epochs")),
-        batch_size=_integer(row.get("batch_size")),
-        images_per_second=_number(row.get("images_per_second")),
-        peak_memory_mb=_number(row.get("peak_memory_mb")),
-        seconds=_number(row.get("seconds")),
-        device=_text(row.get("device")),
-        environment=_text(row.get("environment")),
-    )
-    where = f"record of {record.method}, {record.protocol}, {record.metric}, seed {record.seed}"
+def read_records(path: Path) -> list[Record]:
+    """The records of a ``records.csv``.
+
+    Raises InputError naming the file for an unknown or missing column, and the line for a number that cannot be
+    read, an unknown status or an unknown origin.
+    """
+    with path.open(encoding="utf-8", newline="") as handle:
+        rows = csv.DictReader(handle, restval="")
+        columns = list(rows.fieldnames or ())
+        for column in columns:
+            if column not in COLUMNS:
+                raise unknown_name("column in the records", column, COLUMNS, path)
+        for column in _REQUIRED:
+            if column not in columns:
+                raise InputError(
+                    f"the records have no column {column!r}",
+                    where=path,
+                    next_step=f"every record needs: {', '.join(_REQUIRED)}",
+                )
+        return [_record(row, f"{path}, line {rows.line_num}") for row in rows]
+
+
+def _record(row: dict[str, str], where: str) -> Record:
+    record = Record(**{column: _value(column, text, where) for column, text in row.items()})
     if record.status not in STATUSES:
         raise unknown_name("status", record.status, STATUSES, where)
     if record.origin not in ORIGINS:
@@ -173,30 +144,21 @@ def _record(row: Mapping[Hashable, Any]) -> Record:
     return record
 
 
-def _absent(value: Any) -> bool:
-    return (
-        value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and math.isnan(value))
-    )
+def _value(column: str, text: str, where: str) -> Any:
+    if _TYPES[column] is str:
+        return text
+    try:
+        number = finite(float(text)) if text else None
+    except ValueError as error:
+        raise InputError(
+            f"{column} is not a number: {text!r}", where=where, next_step="correct the file"
+        ) from error
+    return int(number) if number is not None and _TYPES[column] == int | None else number
 
 
-def _text(value: Any) -> str:
-    if _absent(value):
-        return ""
-    if isinstance(value, float) and value.is_integer():  # pandas turns a column of 64 and NaN into 64.0
-        return str(int(value))
-    return str(value)
-
-
-def _number(value: Any) -> float | None:
-    if _absent(value) or value == "":
-        return None
-    number = float(value)
-    return number if math.isfinite(number) else None
-
-
-def _integer(value: Any) -> int | None:
-    number = _number(value)
-    return None if number is None else int(number)
+def finite(value: float | None) -> float | None:
+    """The value, or None for one that says nothing: infinite or not a number."""
+    return float(value) if value is not None and math.isfinite(value) else None
 
 
 def read_loss_curve(folder: Path) -> LossCurve | None:
@@ -223,7 +185,7 @@ def read_loss_curve(folder: Path) -> LossCurve | None:
 
 
 def read_diagnostics(folder: Path) -> Diagnostics | None:
-    """The run's ``diagnostics.json``, or None where there is none. Raises ReportError where it is broken."""
+    """The run's ``diagnostics.json``, or None where there is none. Raises InputError where it is broken."""
     path = folder / "diagnostics.json"
     if not path.is_file():
         return None
@@ -231,14 +193,14 @@ def read_diagnostics(folder: Path) -> Diagnostics | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         matrix = tuple(tuple(float(x) for x in row) for row in content.get("cross_correlation") or ())
         spectrum = tuple(sorted((float(x) for x in content.get("spectrum") or ()), reverse=True))
-        rank = _number(content.get("effective_rank"))
+        rank = finite(content.get("effective_rank"))
     except (ValueError, TypeError, AttributeError) as error:
-        raise ReportError(
+        raise InputError(
             f"diagnostics cannot be read: {error}",
             where=path,
             next_step="delete the file and evaluate the run again",
         ) from error
-    return Diagnostics(matrix, spectrum, rank, _text(content.get("layer")))
+    return Diagnostics(matrix, spectrum, rank)
 
 
 def unique(values: Iterable[str]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 
-from twinbench.reports.tables import Column, Entry, Row, Table
+from twinbench.reports.layout import Column, Entry, Row, Table
 
 CSV_COLUMNS = (
     "method",

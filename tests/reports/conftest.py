@@ -3,10 +3,11 @@
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 
-from twinbench.reports.records import RunInfo
+from twinbench.reports.build import build_report
+from twinbench.reports.records import Record, RunInfo
+from twinbench.reports.study import StudySpec
 
 LINEAR, KNN = "linear/cached-v1", "knn/cosine-v1"
 
@@ -38,7 +39,7 @@ def row(method, value, seed=0, protocol=LINEAR, **more):
         "device": "cpu",
         "environment": json.dumps({"torch": "2.9"}),
     }
-    return {**base, **more}
+    return Record(**{**base, **more})
 
 
 @pytest.fixture
@@ -55,9 +56,9 @@ def records():
             rows.append(row("byol", 72.0 + seed + shift, seed, protocol))
             rows.append(row("moco_v2", 99.0 + shift, seed, protocol, epochs=200, batch_size=512))
             lost = {"status": "collapsed", "reason": "std_is_0 & 100 % <b>flat</b>"}
-            rows.append(row("swav", float("nan"), seed, protocol, **lost))
+            rows.append(row("swav", None, seed, protocol, **lost))
         rows.append(row("simclr", 68.0, seed))
-    return pd.DataFrame(rows)
+    return rows
 
 
 @pytest.fixture
@@ -90,10 +91,8 @@ def study():
     ]
     quoted = {"file": "table1_imagenet_linear.csv", "columns": {"top1": "Linear top-1"}}
     return {
-        "name": "s",
         "title": "A study & <more>",
         "description": "Six methods.",
-        "methods": ["barlow_twins"],
         "tables": [{"name": "main", "title": "Accuracy_of 100 %", "columns": columns, "quoted": quoted}],
         "figures": [
             {"kind": "loss_curves"},
@@ -103,3 +102,23 @@ def study():
             {"kind": "bars", "name": "bars_knn", "protocol": KNN, "metric": "top1"},
         ],
     }
+
+
+@pytest.fixture
+def spec():
+    """Parse a study; what its report does not depend on may be left out."""
+
+    def parse(study):
+        return StudySpec.model_validate({"title": "A study", "description": "", **study})
+
+    return parse
+
+
+@pytest.fixture
+def write(spec):
+    """Write the report of a study that is not parsed yet."""
+
+    def write(study, records, runs, out):
+        return build_report(spec(study), records, runs, out, "twinbench run s")
+
+    return write

@@ -4,7 +4,6 @@ import html.parser
 import json
 import os
 import pickle
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,17 +14,18 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from twinbench.foundation.errors import InputError, RunFailure
+from twinbench.foundation.files import write_atomically
 from twinbench.reports import build
-from twinbench.reports.build import build_report, check_out
+from twinbench.reports.build import check_out
 from twinbench.reports.cells import Cell
-from twinbench.reports.errors import ReportError, ReportFailure
-from twinbench.reports.figures import _label_references, correlation_facts, draw_figures, smoothed
-from twinbench.reports.files import write_atomically
+from twinbench.reports.figures import draw_figures
+from twinbench.reports.figures.bars import _label_references
+from twinbench.reports.figures.runs import correlation_facts, smoothed
 from twinbench.reports.groups import Group
 from twinbench.reports.page import duration, wall_seconds
 from twinbench.reports.readme import update_blocks
 from twinbench.reports.records import RunInfo, read_loss_curve, read_records
-from twinbench.reports.study import parse_study
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -61,8 +61,8 @@ def listing(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_report_has_every_file(study, records, runs, tmp_path):
-    page = build_report(study, records, runs, tmp_path / "out")
+def test_a_report_has_every_file(study, records, runs, tmp_path, write):
+    page = write(study, records, runs, tmp_path / "out")
     assert page == tmp_path / "out" / "report.html"
     figures = ["bars", "bars_knn", "cross_correlation", "loss_curves", "spectrum"]
     expected = [".report-files.json", "records.csv", "report.html"]
@@ -71,14 +71,12 @@ def test_a_report_has_every_file(study, records, runs, tmp_path):
     assert listing(tmp_path / "out") == sorted(expected)
     assert (tmp_path / "out/figures/bars.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "out/figures/bars.pdf").read_bytes().startswith(b"%PDF")
-    back = pd.read_csv(tmp_path / "out/records.csv", keep_default_na=False, na_values=[""])
-    assert list(back.columns) == list(records.columns)
-    np.testing.assert_array_equal(back["value"], records["value"])
+    assert read_records(tmp_path / "out/records.csv") == records
     assert list(tmp_path.glob(".out*")) == []
 
 
-def test_the_page_is_self_contained_and_escaped(study, records, runs, tmp_path):
-    text = build_report(study, records, runs, tmp_path / "out").read_text(encoding="utf-8")
+def test_the_page_is_self_contained_and_escaped(study, records, runs, tmp_path, write):
+    text = write(study, records, runs, tmp_path / "out").read_text(encoding="utf-8")
     page = Page()
     page.feed(text)
     assert page.open == []
@@ -99,11 +97,13 @@ def test_the_page_is_self_contained_and_escaped(study, records, runs, tmp_path):
     assert "sum-barlow_twins-0"[:12] in text
 
 
-def test_an_ablation_study_draws_numbers_and_words(make_row, make_run, tmp_path):
+def test_an_ablation_study_draws_numbers_and_words(make_row, make_run, tmp_path, write, spec):
     quoted = {"file": "fig_projector.csv", "x": "projector_out_dim", "y": "top1"}
-    lost = {"status": "collapsed", "reason": "flat", "value": float("nan")}
     rows = [make_row("barlow_twins", 60.0 + i, variant=str(2**i)) for i in range(5, 9)]
-    rows += [make_row("byol", 60.0, variant="32"), make_row("byol", 0.0, variant="64") | lost]
+    rows += [
+        make_row("byol", 60.0, variant="32"),
+        make_row("byol", None, variant="64", status="collapsed", reason="flat"),
+    ]
     column = {"protocol": "linear/cached-v1", "metric": "top1", "label": "Linear"}
     study = {
         "figures": [{"kind": "ablation", "name": "width"}, {"kind": "loss_curves"}],
@@ -116,13 +116,14 @@ def test_an_ablation_study_draws_numbers_and_words(make_row, make_run, tmp_path)
         },
     }
     runs = [make_run("byol", "64", status="collapsed"), make_run("byol", "32")]
-    width, _ = draw_figures(parse_study(study), read_records(pd.DataFrame(rows)), runs)
+    width, _ = draw_figures(spec(study), rows, runs)
     assert set(width.files) == {"svg", "png", "pdf"}
     assert "quoted, ImageNet ResNet-50, 300 epochs" in width.caption
     assert "BYOL at 64: collapsed" in width.caption
     words = [make_row("byol", 60.0, variant="baseline"), make_row("byol", 50.0, variant="no flip")]
     study["ablation"] = {
         "key": "views",
+        "values": ["baseline", "no flip"],
         "columns": [column],
         "quoted": {
             "file": "fig_augmentations.csv",
@@ -131,24 +132,24 @@ def test_an_ablation_study_draws_numbers_and_words(make_row, make_run, tmp_path)
             "values": {"no flip": "Remove flip"},
         },
     }
-    build_report(study, pd.DataFrame(words), [], tmp_path / "out")
+    write(study, words, [], tmp_path / "out")
     table = pd.read_csv(tmp_path / "out/tables/ablation.csv")
     assert list(table[table["origin"] == "quoted"]["value"]) == [72.5, 71.9]
 
 
-def test_no_data_is_said_and_not_drawn(study, records, tmp_path):
+def test_no_data_is_said_and_not_drawn(study, records, tmp_path, write):
     out = tmp_path / "out"
-    text = build_report(study, records, [], out).read_text(encoding="utf-8")
+    text = write(study, records, [], out).read_text(encoding="utf-8")
     assert "Not drawn: no run has logged a loss." in text
     assert "figures/loss_curves.svg" not in listing(out)
-    empty = build_report(study, pd.DataFrame(), [], tmp_path / "empty").read_text(encoding="utf-8")
+    empty = write(study, [], [], tmp_path / "empty").read_text(encoding="utf-8")
     assert "Not drawn: no number" in empty
     assert (tmp_path / "empty/records.csv").read_text().startswith("study,method,variant")
 
 
-def test_figures_do_not_depend_on_the_day(study, records, runs):
+def test_figures_do_not_depend_on_the_day(study, records, runs, spec):
     study["figures"] = study["figures"][1:4]
-    arguments = parse_study(study), read_records(records), runs
+    arguments = spec(study), records, runs
     first, second = draw_figures(*arguments), draw_figures(*arguments)
     for one, other in zip(first, second, strict=True):
         assert one.files == other.files, one.name
@@ -166,9 +167,9 @@ def tree(folder):
     return {name: (folder / name).read_bytes() for name in listing(folder)}
 
 
-def test_stale_files_go_and_foreign_files_stay(small, records, tmp_path):
+def test_stale_files_go_and_foreign_files_stay(small, records, tmp_path, write):
     out = tmp_path / "out"
-    build_report(small, records, [], out)
+    write(small, records, [], out)
     foreign = ["notes.txt", "tables/mine.csv", "figures/deep/photo.svg", "data/numbers.csv"]
     for name in foreign:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +178,7 @@ def test_stale_files_go_and_foreign_files_stay(small, records, tmp_path):
     (out / "tables" / "link.csv").symlink_to(tmp_path / "nowhere")
     small["tables"][0]["name"] = "renamed"
     for _ in range(2):
-        build_report(small, records, [], out)
+        write(small, records, [], out)
         assert all((out / name).read_text() == name for name in foreign)
         assert (out / "empty").is_dir()
         names = sorted(p.name for p in (out / "tables").iterdir())
@@ -187,15 +188,12 @@ def test_stale_files_go_and_foreign_files_stay(small, records, tmp_path):
     assert list(tmp_path.glob(".out*")) == []
 
 
-def test_a_report_without_a_list_gives_up_only_what_is_replaced(small, records, tmp_path):
+def test_a_report_without_a_list_gives_up_only_what_is_replaced(small, records, tmp_path, write):
     out = tmp_path / "out"
-    page = build_report(small, records, [], out)
-    page.write_text(
-        page.read_text().replace('<meta name="generator" content="twinbench">', "")
-    )  # an older page
+    page = write(small, records, [], out)
     (out / ".report-files.json").unlink()
     (out / "tables" / "mine.csv").write_text("mine")
-    build_report({**small, "title": "Second"}, records, [], out)
+    write({**small, "title": "Second"}, records, [], out)
     assert "Second" in page.read_text()
     assert (out / "tables" / "mine.csv").read_text() == "mine"
     assert list(tmp_path.glob(".out*")) == []
@@ -204,40 +202,40 @@ def test_a_report_without_a_list_gives_up_only_what_is_replaced(small, records, 
 @pytest.mark.parametrize(
     "name", ["tables/a.csv", "figures/a.png", "records.csv", "report.html", "tables", "figures/sub/a"]
 )
-def test_a_folder_that_is_no_report_is_refused(small, records, tmp_path, name):
+def test_a_folder_that_is_no_report_is_refused(small, records, tmp_path, name, write):
     out = tmp_path / "out"
     (out / name).parent.mkdir(parents=True)
     (out / name).write_text("<html>mine</html>")
     before = tree(tmp_path)
-    for refused in (lambda: check_out(out), lambda: build_report(small, records, [], out)):
-        with pytest.raises(ReportError, match=r"no report of twinbench(.|\n)*where:(.|\n)*next:"):
+    for refused in (lambda: check_out(out), lambda: write(small, records, [], out)):
+        with pytest.raises(InputError, match=r"no report of twinbench(.|\n)*where:(.|\n)*next:"):
             refused()
     assert tree(tmp_path) == before
 
 
-def test_a_file_and_the_current_folder_are_refused(small, records, tmp_path, monkeypatch):
+def test_a_file_and_the_current_folder_are_refused(small, records, tmp_path, monkeypatch, write):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "here" / "below").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here" / "below")
     before = tree(tmp_path)
     for out in ("../../file", "../../file/out", ".", "..", "../below", "../../link", tmp_path, "/"):
-        with pytest.raises(ReportError, match=r"where:(.|\n)*next:"):
+        with pytest.raises(InputError, match=r"where:(.|\n)*next:"):
             check_out(Path(out))
-        with pytest.raises(ReportError):
-            build_report(small, records, [], Path(out))
+        with pytest.raises(InputError):
+            write(small, records, [], Path(out))
     assert tree(tmp_path) == before
     check_out(Path("new/er"))
     assert tree(tmp_path) == before
     assert not Path("new").exists()
 
 
-def test_a_folder_of_other_files_and_a_linked_folder_are_taken(small, records, tmp_path):
+def test_a_folder_of_other_files_and_a_linked_folder_are_taken(small, records, tmp_path, write):
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "notes.txt").write_text("mine")
     (tmp_path / "link").symlink_to(tmp_path / "real")
     for _ in range(2):
-        page = build_report(small, records, [], tmp_path / "link")
+        page = write(small, records, [], tmp_path / "link")
         assert page == tmp_path / "link" / "report.html"
         assert (tmp_path / "link").is_symlink()
         assert (tmp_path / "real" / "report.html").is_file()
@@ -245,91 +243,91 @@ def test_a_folder_of_other_files_and_a_linked_folder_are_taken(small, records, t
 
 
 @pytest.mark.parametrize("clash", ["tables/renamed.md", "tables/renamed.md/sub"])
-def test_a_foreign_file_with_a_name_of_the_new_report_is_refused(small, records, tmp_path, clash):
+def test_a_foreign_file_with_a_name_of_the_new_report_is_refused(small, records, tmp_path, clash, write):
     out = tmp_path / "out"
-    build_report(small, records, [], out)
+    write(small, records, [], out)
     (out / clash).parent.mkdir(exist_ok=True)
     (out / clash).write_text("mine")
     before = tree(tmp_path)
     small["tables"][0]["name"] = "renamed"
-    with pytest.raises(ReportError, match=r"renamed\.md"):
-        build_report(small, records, [], out)
+    with pytest.raises(InputError, match=r"renamed\.md"):
+        write(small, records, [], out)
     assert tree(tmp_path) == before
 
 
-def test_a_linked_tables_folder_is_not_emptied(small, records, tmp_path):
+def test_a_linked_tables_folder_is_not_emptied(small, records, tmp_path, write):
     out = tmp_path / "out"
-    build_report(small, records, [], out)
+    write(small, records, [], out)
     (out / "tables").rename(tmp_path / "elsewhere")
     (out / "tables").symlink_to(tmp_path / "elsewhere")
     before = tree(tmp_path)
-    with pytest.raises(ReportError, match="tables"):
-        build_report(small, records, [], out)
+    with pytest.raises(InputError, match="tables"):
+        write(small, records, [], out)
     assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize("broken", ["to_latex", "render_page", "swap"])
-def test_a_crash_leaves_the_old_report(study, records, tmp_path, monkeypatch, broken):
+def test_a_crash_leaves_the_old_report(study, records, tmp_path, monkeypatch, broken, write):
     study["figures"] = [{"kind": "bars"}]
     out = tmp_path / "out"
-    build_report(study, records, [], out)
+    write(study, records, [], out)
     before = {name: (out / name).read_bytes() for name in listing(out)}
 
     def crash(*arguments):
         raise OSError("disk full") if broken == "swap" else RuntimeError("crash")
 
     monkeypatch.setattr(build, broken, crash)
-    with pytest.raises(ReportFailure if broken == "swap" else RuntimeError, match=r"disk full|crash"):
-        build_report({**study, "title": "new"}, records, [], out)
+    with pytest.raises(RunFailure if broken == "swap" else RuntimeError, match=r"disk full|crash"):
+        write({**study, "title": "new"}, records, [], out)
     assert {name: (out / name).read_bytes() for name in listing(out)} == before
     assert list(tmp_path.glob(".out*")) == []
 
 
-def test_a_swap_cut_short_is_undone(study, records, tmp_path):
+def test_a_swap_cut_short_is_undone(study, records, tmp_path, write):
     study["figures"] = [{"kind": "bars"}]
     out = tmp_path / "out"
-    build_report(study, records, [], out)
+    write(study, records, [], out)
     (out / "notes.txt").write_text("mine")
     out.rename(tmp_path / ".out.old")  # as if the process had died between the two renames
-    build_report(study, records, [], out)
+    write(study, records, [], out)
     assert (out / "notes.txt").read_text() == "mine"
     assert list(tmp_path.glob(".out*")) == []
 
 
-def test_a_swap_cut_short_after_the_new_report_is_in_place(small, records, tmp_path):
+def test_a_swap_cut_short_after_the_new_report_is_in_place(small, records, tmp_path, write):
     out = tmp_path / "out"
-    build_report(small, records, [], out)
+    write(small, records, [], out)
     (out / "tables" / "mine.csv").write_text("mine")
     out.rename(tmp_path / ".out.old")
     small["tables"][0]["name"] = "renamed"
-    build_report(small, records, [], tmp_path / "new")
+    write(small, records, [], tmp_path / "new")
     (tmp_path / "new").rename(out)  # as if the process had died before the old report was cleared away
-    build_report(small, records, [], out)
+    write(small, records, [], out)
     assert sorted(p.stem for p in (out / "tables").iterdir()) == ["mine", "renamed", "renamed", "renamed"]
     assert list(tmp_path.glob(".out*")) == []
 
 
-def test_a_fault_of_the_machine_is_no_wrong_use(small, records, tmp_path, monkeypatch):
+def test_a_fault_of_the_machine_is_no_wrong_use(small, records, tmp_path, monkeypatch, write):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
     out = tmp_path / "out"
-    build_report(small, records, [], out)
+    write(small, records, [], out)
     readme = tmp_path / "README.md"
     readme.write_text("old")
     before = tree(tmp_path)
     monkeypatch.setattr(os, "fsync", full)
-    for write in (lambda: build_report(small, records, [], out), lambda: write_atomically(readme, "new")):
-        with pytest.raises(ReportFailure, match=r"No space left(.|\n)*where:(.|\n)*next:") as caught:
-            write()
-        assert not isinstance(caught.value, ReportError)
+    for fail in (lambda: write(small, records, [], out), lambda: write_atomically(readme, b"new")):
+        with pytest.raises(RunFailure, match=r"No space left(.|\n)*where:(.|\n)*next:") as caught:
+            fail()
+        assert not isinstance(caught.value, InputError)
     assert tree(tmp_path) == before
-    failure = ReportFailure("what", "where", "nearest", "next")
+    failure = RunFailure("what", "where", "nearest", "next")
     copy = pickle.loads(pickle.dumps(failure))
-    assert (type(copy), str(copy)) == (ReportFailure, str(ReportError("what", "where", "nearest", "next")))
+    assert (type(copy), str(copy)) == (RunFailure, str(InputError("what", "where", "nearest", "next")))
 
 
-def test_every_file_is_synced_before_the_swap(small, records, tmp_path, monkeypatch):
+def test_every_file_is_synced_before_the_swap(small, records, tmp_path, monkeypatch, write):
     small["figures"] = [{"kind": "bars"}]
     synced, at_swap = set(), []
     fsync, swap = os.fsync, build.swap
@@ -344,7 +342,7 @@ def test_every_file_is_synced_before_the_swap(small, records, tmp_path, monkeypa
 
     monkeypatch.setattr(os, "fsync", note)
     monkeypatch.setattr(build, "swap", watch)
-    build_report(small, records, [], tmp_path / "out")
+    write(small, records, [], tmp_path / "out")
     assert len(at_swap) == len(listing(tmp_path / "out")) == 9
     assert all(done for _, done in at_swap), at_swap
 
@@ -358,10 +356,10 @@ def test_loss_curve_reading(tmp_path):
     assert read_loss_curve(tmp_path / "none") is None
 
 
-def test_broken_diagnostics_are_named(study, records, tmp_path):
+def test_broken_diagnostics_are_named(study, records, tmp_path, write):
     (tmp_path / "diagnostics.json").write_text("{")
-    with pytest.raises(ReportError, match=r"diagnostics\.json"):
-        build_report(study, records, [RunInfo("byol", "", 0, "done", "", tmp_path)], tmp_path / "out")
+    with pytest.raises(InputError, match=r"diagnostics\.json"):
+        write(study, records, [RunInfo("byol", "", 0, "done", "", tmp_path)], tmp_path / "out")
 
 
 def test_smoothing_and_correlation_facts():
@@ -375,11 +373,11 @@ def test_smoothing_and_correlation_facts():
 
 def test_seconds_of_a_job_count_once(make_row, tmp_path):
     rows = [make_row("byol", 1.0), make_row("byol", 2.0, metric="top5"), make_row("byol", 1.0, seed=1)]
-    assert wall_seconds(read_records(pd.DataFrame(rows))) == 20.0
+    assert wall_seconds(rows) == 20.0
     shared = [RunInfo("byol", variant, 0, "done", "", tmp_path / "0", seconds=100.0) for variant in ("", "a")]
     other = RunInfo("byol", "", 1, "collapsed", "flat", tmp_path / "1", seconds=7.5)
     unknown = RunInfo("byol", "", 2, "failed", "not run", tmp_path / "2")
-    assert wall_seconds(read_records(pd.DataFrame(rows)), [*shared, other, unknown]) == 127.5
+    assert wall_seconds(rows, [*shared, other, unknown]) == 127.5
     assert duration(3942) == "3942 s (1 h 05 min)"
     assert duration(75) == "75 s (1 min 15 s)"
 
@@ -394,26 +392,26 @@ def test_readme_blocks(tmp_path):
     )
     assert readme.read_text() == expected
     assert not update_blocks(readme, {"one": "| x |"})
-    with pytest.raises(ReportError, match="nearest: one"):
+    with pytest.raises(InputError, match="nearest: one"):
         update_blocks(readme, {"two": "changed", "onne": "x"})
     assert readme.read_text() == expected
     readme.write_text("<!-- end one -->\n<!-- begin one -->")
-    with pytest.raises(ReportError, match="needs one"):
+    with pytest.raises(InputError, match="needs one"):
         update_blocks(readme, {"one": "x"})
 
 
 def test_no_torch_and_a_quick_import():
     modules = ["build", "console", "readme", "quoted", "study"]
-    code = f"import sys, reports, {', '.join(f'reports.{m}' for m in modules)}\n"
-    code += "rooms = 'torch data pretraining baselines downstream harness matplotlib.pyplot'.split()\n"
-    code += "print(sorted(set(rooms) & set(sys.modules)))"
+    rooms = (
+        "torch matplotlib.pyplot twinbench.data twinbench.encoders twinbench.pretraining twinbench.harness"
+    )
+    code = f"import sys, {', '.join(f'twinbench.reports.{module}' for module in modules)}\n"
+    code += f"print(sorted(set({rooms.split()}) & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
-    bare = (
-        "import sys, reports; print(len([m for m in sys.modules if m.startswith(('pandas', 'matplotlib'))]))"
-    )
+    bare = "import sys, twinbench.reports; print({'pandas', 'matplotlib', 'torch'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", bare], capture_output=True, text=True, check=True)
-    assert re.fullmatch(r"0\s*", found.stdout)
+    assert found.stdout.strip() == "set()"
 
 
 def test_names_of_reference_lines_that_are_close_do_not_overlap():
@@ -425,7 +423,7 @@ def test_names_of_reference_lines_that_are_close_do_not_overlap():
     references = [
         (Group(method, "", "run", ()), Cell(value=value, status="done")) for method, value in values
     ]
-    _label_references(axes, references, 1)
+    _label_references(axes, references)
     boxes = [text.get_window_extent(renderer) for text in axes.texts]
     assert not boxes[0].overlaps(boxes[1])
     assert [text.get_text() for text in axes.texts] == ["Supervised 36.1", "Random init 36.4"]

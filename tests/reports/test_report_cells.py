@@ -6,8 +6,7 @@ import pytest
 import scipy.stats
 
 from twinbench.reports.cells import Cell, Failure, aggregate, describe_failures, number, text
-from twinbench.reports.errors import ReportError
-from twinbench.reports.records import Record, read_records
+from twinbench.reports.records import Record
 
 
 def record(value, seed, status="done", **more):
@@ -87,42 +86,3 @@ def test_rounding_never_claims_certainty_or_negative_zero():
     assert text(Cell("done", value=65.0, uncertainty=0.0)) == "65.0 ± 0.0"
     assert number(-0.01) == "0.0"
     assert number(-0.06) == "-0.1"
-
-
-def test_records_are_checked():
-    good = {
-        "method": ["byol"],
-        "image_set": ["x"],
-        "protocol": ["p"],
-        "metric": ["m"],
-        "value": [1.0],
-        "seed": [0],
-        "status": ["done"],
-    }
-    assert read_records(pd.DataFrame(good))[0].origin == "run"
-    assert read_records(pd.DataFrame()) == []
-    with pytest.raises(ReportError, match=r"recipe_hsh(.|\n)*nearest: recipe_hash"):
-        read_records(pd.DataFrame({**good, "recipe_hsh": ["a"]}))
-    with pytest.raises(ReportError, match="no column 'seed'"):
-        read_records(pd.DataFrame({k: v for k, v in good.items() if k != "seed"}))
-    with pytest.raises(ReportError, match=r"unknown status(.|\n)*nearest: done"):
-        read_records(pd.DataFrame({**good, "status": ["dune"]}))
-
-
-def test_what_pandas_does_to_a_column_is_undone():
-    frame = pd.DataFrame(
-        {
-            "method": ["byol", "byol"],
-            "variant": [64.0, None],
-            "image_set": ["x", "x"],
-            "protocol": ["p", "p"],
-            "metric": ["m", "m"],
-            "value": [float("nan"), float("inf")],
-            "seed": [0.0, 1.0],
-            "status": ["failed", "done"],
-            "reason": [float("nan"), None],
-        }
-    )
-    first, second = read_records(frame)
-    assert (first.variant, first.seed, first.value, first.reason) == ("64", 0, None, "")
-    assert (second.variant, second.value) == ("", None)

@@ -1,0 +1,114 @@
+"""From a painter to bytes: one style, three formats, nothing that depends on the day."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from twinbench.foundation.registry import Registry
+from twinbench.reports.records import Record, RunInfo
+from twinbench.reports.study import FigureSpec, StudySpec
+
+FORMATS = ("svg", "png", "pdf")
+_STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.labelsize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e3e3e3",
+    "grid.linewidth": 0.7,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "svg.hashsalt": "twinbench",
+    "svg.fonttype": "path",
+    "path.simplify": True,
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A finished figure: its name, title, what it shows in words, and the bytes for each format.
+
+    ``files`` is empty where there was nothing to draw; ``caption`` then says why.
+    """
+
+    name: str
+    title: str
+    caption: str
+    files: dict[str, bytes]
+
+
+Drawer = Callable[[FigureSpec, StudySpec, Sequence[Record], Sequence[RunInfo]], Drawing]
+FIGURE_KINDS = Registry[Drawer]("figure kind")
+
+
+def draws(kind: str) -> Callable[[Drawer], Drawer]:
+    """Decorator of the function that draws the figures of a kind."""
+    return partial(FIGURE_KINDS.add, kind)
+
+
+def draw(
+    spec: FigureSpec, title: str, caption: str, size: tuple[float, float], paint: Callable[[Figure], None]
+) -> Drawing:
+    """Paint a figure of ``size`` inches in the common style, and render it."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        paint(figure)
+        files = _render(figure)
+        figure.clear()
+    return Drawing(spec.name, title, caption, files)
+
+
+def _render(figure: Figure) -> dict[str, bytes]:
+    metadata: dict[str, dict[str, Any]] = {
+        "svg": {"Date": None, "Creator": None, "Format": None, "Type": None},
+        "png": {"Software": None},
+        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    }
+    files = {}
+    for name in FORMATS:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=name, dpi=160, bbox_inches="tight", metadata=metadata[name])
+        files[name] = buffer.getvalue()
+    return files
+
+
+def nothing_drawn(spec: FigureSpec, title: str, why: str) -> Drawing:
+    """What stands in a figure's place, with the reason."""
+    return Drawing(spec.name, title, f"Not drawn: {why}.", {})
+
+
+def panels_of(figure: Figure, count: int) -> list[Axes]:
+    """``count`` axes in a grid."""
+    columns = _grid_columns(count)
+    rows = math.ceil(count / columns)
+    return [figure.add_subplot(rows, columns, index + 1) for index in range(count)]
+
+
+def grid_size(count: int, width: float, height: float) -> tuple[float, float]:
+    """The size in inches of a figure of ``count`` panels of ``width`` and ``height``."""
+    columns = _grid_columns(count)
+    return max(columns * width, 3.6), math.ceil(count / columns) * height
+
+
+def _grid_columns(count: int) -> int:
+    return count if count <= 3 else 4 if count in (4, 7, 8) or count > 9 else 3

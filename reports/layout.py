@@ -1,0 +1,251 @@
+"""A finished table: rows and entries with their marks, the best of each column, and the notes below."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from twinbench.reports import cells
+from twinbench.reports.cells import Cell
+from twinbench.reports.groups import Budget, Group, differs, usual_budgets
+from twinbench.reports.records import unique
+
+BUDGET_MARK = "†"
+ONE_SEED_MARK = "§"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of numbers. ``subtitle`` is the protocol with its version, or what a quotation was measured
+    on.
+    """
+
+    label: str
+    subtitle: str
+    protocol: str
+    metric: str
+    image_set: str
+    quoted: bool = False
+
+    @property
+    def heading(self) -> str:
+        """The label, which for a quotation says so and names its setting."""
+        return f"{self.label} ({self.subtitle})" if self.quoted else self.label
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A cell in its place: its text without marks, the footnote marks, and whether it is the best."""
+
+    cell: Cell
+    text: str
+    marks: tuple[str, ...] = ()
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row: its leading labels (method, and the ablation's value), marks on the first label, and entries."""
+
+    labels: tuple[str, ...]
+    method: str
+    variant: str
+    origin: str
+    is_reference: bool
+    budget: str
+    marks: tuple[str, ...]
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A finished table. ``footnotes`` are (mark, text); ``notes`` apply to the whole table."""
+
+    name: str
+    title: str
+    stub: tuple[str, ...]
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    footnotes: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+
+    @property
+    def reference_rows(self) -> tuple[Row, ...]:
+        """The rows set apart from the methods that compete."""
+        return tuple(row for row in self.rows if row.is_reference)
+
+    @property
+    def method_rows(self) -> tuple[Row, ...]:
+        """The rows of the methods."""
+        return tuple(row for row in self.rows if not row.is_reference)
+
+
+@dataclass
+class _Footnotes:
+    """Letters for footnotes, each text once."""
+
+    letters: dict[str, str] = field(default_factory=dict)
+
+    def mark(self, text: str) -> str:
+        if text not in self.letters:
+            index = len(self.letters)
+            self.letters[text] = "abcdefghijklmnopqrstuvwxyz"[index % 26] * (index // 26 + 1)
+        return self.letters[text]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row before its footnotes: a group, its labels, and its cells column by column."""
+
+    group: Group
+    labels: tuple[str, ...]
+    cells: tuple[Cell, ...]
+
+
+def finish_table(
+    name: str,
+    title: str,
+    stub: tuple[str, ...],
+    columns: tuple[Column, ...],
+    lines: Sequence[Line],
+    notes: Sequence[str],
+    varied: Sequence[str],
+) -> Table:
+    """The table of these lines: the best of each column, the marks, and the notes that explain them."""
+    image_sets_shown = unique(column.image_set for column in columns if not column.quoted)
+    usual = usual_budgets([line.group for line in lines], image_sets_shown, varied)
+    different = [differs(line.group, usual, varied) for line in lines]
+    best = _best_rows(lines, columns, different)
+    kinds = {cell.kind for line in lines for cell in line.cells if cell.status == "done"}
+    footnotes = _Footnotes()
+    rows = []
+    for index, line in enumerate(lines):
+        entries = tuple(
+            _entry(cell, column, best[position] == index, kinds, footnotes)
+            for position, (cell, column) in enumerate(zip(line.cells, columns, strict=True))
+        )
+        group = line.group
+        rows.append(
+            Row(
+                labels=line.labels,
+                method=group.method,
+                variant=group.variant,
+                origin=group.origin,
+                is_reference=group.is_reference,
+                budget="; ".join(unique(str(budget) for budget in group.budgets().values())),
+                marks=(BUDGET_MARK,) if different[index] else (),
+                entries=entries,
+            )
+        )
+    budget_notes = _budget_notes(rows, usual)
+    marked = [(BUDGET_MARK, text) for text in _budget_footnote(rows)]
+    if len(kinds) > 1 and any(ONE_SEED_MARK in e.marks for row in rows for e in row.entries):
+        marked.append((ONE_SEED_MARK, _one_seed_text(lines)))
+    return Table(
+        name=name,
+        title=title,
+        stub=stub,
+        columns=columns,
+        rows=tuple(rows),
+        footnotes=(*marked, *((mark, text) for text, mark in footnotes.letters.items())),
+        notes=(
+            *_uncertainty_notes(lines, kinds),
+            *budget_notes,
+            *_source_notes(lines),
+            *_protocol_notes(columns),
+            *notes,
+        ),
+    )
+
+
+def _best_rows(
+    lines: Sequence[Line], columns: Sequence[Column], different: Sequence[bool]
+) -> list[int | None]:
+    """For each measured column the row of the best value among methods with equal budgets, if two or more
+    compete.
+    """
+    best: list[int | None] = []
+    for position, column in enumerate(columns):
+        competing = {
+            index: value
+            for index, line in enumerate(lines)
+            if not (line.group.is_reference or different[index] or column.quoted)
+            and line.group.origin != "quoted"
+            and (value := line.cells[position].value) is not None
+        }
+        best.append(max(competing, key=lambda index: competing[index]) if len(competing) >= 2 else None)
+    return best
+
+
+def _entry(cell: Cell, column: Column, best: bool, kinds: set[cells.Kind], footnotes: _Footnotes) -> Entry:
+    marks = []
+    if cell.status == "done" and cell.kind == "items" and "seeds" in kinds:
+        marks.append(ONE_SEED_MARK)
+    if cell.failures:
+        marks.append(footnotes.mark(cells.describe_failures(cell)))
+    if cell.note and cell.value is not None:
+        marks.append(footnotes.mark(cell.note))
+    return Entry(cell, cells.text(cell), tuple(marks), best)
+
+
+def _counts(lines: Sequence[Line], kind: cells.Kind, attribute: str) -> str:
+    """``3`` or ``2-3``: the range of n over the cells of one kind."""
+    found = sorted(
+        {
+            getattr(cell, attribute)
+            for line in lines
+            for cell in line.cells
+            if cell.status == "done" and cell.kind == kind and getattr(cell, attribute) is not None
+        }
+    )
+    return "" if not found else f"{found[0]}" if len(found) == 1 else f"{found[0]}-{found[-1]}"
+
+
+def _one_seed_text(lines: Sequence[Line]) -> str:
+    return f"± = standard error over {_counts(lines, 'items', 'n_items') or 'the'} test items (one seed)"
+
+
+def _uncertainty_notes(lines: Sequence[Line], kinds: set[cells.Kind]) -> list[str]:
+    notes = []
+    if "seeds" in kinds:
+        notes.append(f"± = std over {_counts(lines, 'seeds', 'n_seeds')} seeds; the value is their mean.")
+    elif "items" in kinds:
+        notes.append(f"{_one_seed_text(lines)}.")
+    if "" in kinds:
+        notes.append("Numbers without ± are one seed without a recorded standard error.")
+    return notes
+
+
+def _budget_notes(rows: Sequence[Row], usual: Mapping[str, Budget]) -> list[str]:
+    known = {image_set: budget for image_set, budget in usual.items() if budget.known}
+    if not known:
+        return []
+    marked = "all rows without † and " if any(row.marks for row in rows) else ""
+    if len(set(known.values())) == 1:
+        text = str(next(iter(known.values())))
+    else:
+        text = "; ".join(f"{image_set}: {budget}" for image_set, budget in known.items())
+    # Of imported encoders the network is known and not the training.
+    trained = any(budget.epochs or budget.batch_size for budget in known.values())
+    return [f"{'Pretraining' if trained else 'Network'} ({marked}apart from random init): {text}."]
+
+
+def _budget_footnote(rows: Sequence[Row]) -> list[str]:
+    marked = [f"{', '.join(row.labels)}: {row.budget}" for row in rows if row.marks]
+    if not marked:
+        return []
+    return [f"different network or pretraining, so not compared with the others: {'; '.join(marked)}"]
+
+
+def _source_notes(lines: Sequence[Line]) -> list[str]:
+    shown = unique(f"{line.group.label} from {source}" for line in lines for source in line.group.sources())
+    return [f"Imported: {'; '.join(shown)}."] if shown else []
+
+
+def _protocol_notes(columns: Sequence[Column]) -> list[str]:
+    shown = [
+        f"{c.label} = {c.metric} of {c.protocol} on {c.image_set or 'the image set'}"
+        for c in columns
+        if not c.quoted
+    ]
+    return [f"Protocols: {'; '.join(shown)}."] if shown else []
