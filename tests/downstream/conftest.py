@@ -81,7 +81,7 @@ def square_scenes(n: int, seed: int, side: int = 64) -> DetectionSplit:
     return DetectionSplit(images, boxes, labels, masks)
 
 
-def build_encoder(seed: int = 0) -> Encoder:
+def build_encoder(seed: int) -> Encoder:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         backbone = build_backbone("resnet10", width=8, stem="stride2")
@@ -100,27 +100,27 @@ def build_encoder(seed: int = 0) -> Encoder:
 
 
 @pytest.fixture
-def image_set() -> MemorySet:
+def image_set(seed_offset: int) -> MemorySet:
     return MemorySet(
         splits={
-            "train": coloured_images(300, 1),
-            "val": coloured_images(60, 2),
-            "test": coloured_images(90, 3),
+            "train": coloured_images(300, seed_offset + 1),
+            "val": coloured_images(60, seed_offset + 2),
+            "test": coloured_images(90, seed_offset + 3),
         },
-        scenes={"train": square_scenes(12, 4), "test": square_scenes(6, 5)},
+        scenes={"train": square_scenes(12, seed_offset + 4), "test": square_scenes(6, seed_offset + 5)},
     )
 
 
 @pytest.fixture
-def make_encoder() -> Callable[[int], Encoder]:
-    return build_encoder
+def make_encoder(seed_offset: int) -> Callable[[int], Encoder]:
+    return lambda seed: build_encoder(seed_offset + seed)
 
 
 @pytest.fixture
-def encoder() -> Encoder:
-    return build_encoder()
+def encoder(make_encoder: Callable[[int], Encoder]) -> Encoder:
+    return make_encoder(0)
 
 
 @pytest.fixture
-def context(image_set: MemorySet) -> EvaluationContext:
-    return EvaluationContext(image_set, FeatureStore(None), seed=0)
+def context(image_set: MemorySet, seed_offset: int) -> EvaluationContext:
+    return EvaluationContext(image_set, FeatureStore(None), seed=seed_offset)
