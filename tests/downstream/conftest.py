@@ -50,7 +50,7 @@ def coloured_images(n: int, seed: int) -> Split:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % 3
     images = torch.randint(0, 160, (n, 3, SIZE, SIZE), generator=generator)
-    images[torch.arange(n), labels] += 60
+    images[torch.arange(n), labels] += 95
     return Split(images.to(torch.uint8), labels)
 
 

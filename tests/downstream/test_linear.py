@@ -37,8 +37,8 @@ def test_fit_equals_scikit_learn(penalty, seed_offset, margin):
 @pytest.mark.numerics
 def test_the_starting_point_does_not_change_the_result(seed_offset, margin):
     features, labels = blobs(300, seed_offset)
-    cold = fit_logistic(features, labels, 4, 1e-2)
-    warm = fit_logistic(features, labels, 4, 1e-2, start=fit_logistic(features, labels, 4, 1.0))
+    cold = fit_logistic(features, labels, 4, 0.1)
+    warm = fit_logistic(features, labels, 4, 0.1, start=fit_logistic(features, labels, 4, 1.0))
     cold, warm = (predict(parameters, features).softmax(dim=1) for parameters in (cold, warm))
     margin.at_most("difference of probabilities", (warm - cold).abs().max().item(), 2e-3)
 

@@ -150,7 +150,7 @@ def test_the_svm_minimises_the_published_objective(seed_offset, margin):
 
     found = np.append(svm.coef_[0], svm.intercept_[0])
     rng = np.random.default_rng(seed_offset)
-    nearby = min(objective(found + rng.normal(scale=0.02, size=7)) for _ in range(200))
+    nearby = min(objective(found + rng.normal(scale=0.1, size=7)) for _ in range(200))
     margin.at_least("cost of the nearest others, relative", nearby / objective(found) - 1, 0, broken=-0.04)
 
 
@@ -167,11 +167,11 @@ def evaluate(encoder, image_set, seed_offset):
 def scenes(n, seed):
     """Images of one or two colours above noise; the third object of every fourth image is difficult."""
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 160, (n, 3, 16, 16), generator=generator)
+    images = torch.randint(0, 80, (n, 3, 16, 16), generator=generator)
     labels, difficult = [], []
     for i in range(n):
         present = torch.randperm(3, generator=generator)[: 1 + i % 2]
-        images[i, present] += 60
+        images[i, present] += 95
         hard = (present[0] + 1) % 3 if i % 4 == 0 else present[0]
         labels.append(torch.cat([present, hard[None]]))
         difficult.append(torch.tensor([False] * len(present) + [True]))
@@ -192,7 +192,7 @@ def test_both_conventions_are_measured_and_what_was_chosen_is_reported(encoder, 
     for measured in measurements:
         average = np.mean([row[measured.metric[1:]] for row in details.values()])
         assert measured.value == pytest.approx(average)
-        margin.at_least(measured.metric, measured.value, 60)
+        margin.at_least(measured.metric, measured.value, 80, broken=72)
         assert measured.n == 30
     for name, tensor in encoder.backbone.state_dict().items():
         assert torch.equal(tensor, before[name]), name
