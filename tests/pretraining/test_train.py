@@ -101,11 +101,18 @@ def test_another_seed_gives_other_weights(image_set, tmp_path):
 
 @pytest.mark.numerics
 def test_training_with_labels_learns_them(image_set, tmp_path, seed_offset, margin):
-    adam = OptimizerSpec(name="adamw", base_lr=0.03)
-    long = recipe("supervised", epochs=16, optimizer=adam, seed=seed_offset)
+    """Of images that look the same in every epoch, so that few steps suffice to know them by heart."""
+    long = recipe(
+        "supervised",
+        epochs=12,
+        optimizer=OptimizerSpec(name="adamw", base_lr=0.03),
+        views={"crop_scale": [1.0, 1.0], "crop_ratio": [1.0, 1.0], "flip": 0.0},
+        seed=seed_offset,
+    )
     pretrain(long, "hash", image_set, tmp_path)
     losses = [json.loads(row)["loss"] for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    margin.at_most("last losses, of the first", sum(losses[-3:]) / sum(losses[:3]), 0.8)
+    # Labels shuffled in every batch leave the loss where it was.
+    margin.at_most("last losses, of the first", sum(losses[-3:]) / sum(losses[:3]), 0.5, broken=1.02)
 
 
 def test_a_non_finite_loss_names_step_and_learning_rate(image_set, tmp_path):
