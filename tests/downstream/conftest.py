@@ -81,6 +81,25 @@ def square_scenes(n: int, seed: int, side: int = 64) -> DetectionSplit:
     return DetectionSplit(images, boxes, labels, masks)
 
 
+def easy_scene(seed: int, side: int = 64, size: int = 16) -> DetectionSplit:
+    """One scene to be learned by heart: two squares of different classes on noise.
+
+    The anchors nearest in size cover them by no more than about 0.6, so their boxes have to be learned too.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randint(0, 60, (3, side, side), generator=generator).to(torch.uint8)
+    labels = torch.randperm(3, generator=generator)[:2]
+    masks = torch.zeros(2, side, side, dtype=torch.bool)
+    boxes = []
+    for i, label in enumerate(labels):
+        left = i * side // 2 + int(torch.randint(1, side // 2 - size, (1,), generator=generator))
+        top = int(torch.randint(1, side - size, (1,), generator=generator))
+        masks[i, top : top + size, left : left + size] = True
+        image[label, masks[i]] = 230
+        boxes.append([left, top, left + size, top + size])
+    return DetectionSplit(image[None], [torch.tensor(boxes, dtype=torch.float32)], [labels], [masks])
+
+
 def build_encoder(seed: int) -> Encoder:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -109,6 +128,11 @@ def image_set(seed_offset: int) -> MemorySet:
         },
         scenes={"train": square_scenes(12, seed_offset + 4), "test": square_scenes(6, seed_offset + 5)},
     )
+
+
+@pytest.fixture
+def scene(seed_offset: int) -> DetectionSplit:
+    return easy_scene(seed_offset)
 
 
 @pytest.fixture
