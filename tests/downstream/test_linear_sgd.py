@@ -185,8 +185,8 @@ def test_a_streamed_set_is_evaluated(encoder, tmp_path, seed_offset, margin):
         for channel, name in enumerate(("red", "green")):
             (tmp_path / split / name).mkdir(parents=True)
             for i in range(n):
-                pixels = rng.integers(0, 160, (20, 26, 3), dtype=np.uint8)
-                pixels[..., channel] += 60
+                pixels = rng.integers(0, 80, (20, 26, 3), dtype=np.uint8)
+                pixels[..., channel] += 95
                 Image.fromarray(pixels).save(tmp_path / split / name / f"{i}.png")
     results = []
     for stream in (True, False):
