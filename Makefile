@@ -5,13 +5,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test lint links readme clean
+.PHONY: run test test-numerics lint links readme clean
 
 run: $(STAMP)
 	$(BIN)/twinbench run quick
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+# The tests that compare a score of something trained, as other CPUs would round and with another seed.
+SETTINGS := default onednn-avx2 oldest seed-100
+test-numerics: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/numerics.py $(SETTINGS)
 
 lint: $(STAMP) links
 	$(BIN)/ruff check .

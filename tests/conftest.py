@@ -1,5 +1,67 @@
-"""What every test finds: all methods and protocols of the house registered, as in any command."""
+"""What every test finds: all methods and protocols registered, other seeds, and a record of the margins of scores."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+
+import pytest
+from torch import Tensor
 
 from twinbench.harness.plugins import load_plugins
 
 load_plugins()
+
+
+@pytest.fixture(scope="session")
+def seed_offset() -> int:
+    """What a test marked ``numerics`` adds to the seeds of its data, first weights and training; usually 0."""
+    return int(os.environ.get("TWINBENCH_SEED_OFFSET", "0"))
+
+
+class Margin:
+    """Compares a measured value with its bar, and writes both down where the environment names a file for it.
+
+    ``broken`` is what a variant scored that ought to fail. With it the distance between value and bar has a scale.
+    """
+
+    def __init__(self, test: str) -> None:
+        self._test = test
+
+    def at_least(self, name: str, value: float, bar: float, broken: float | None = None) -> None:
+        self._record(name, value, bar, ">=", broken)
+        assert value >= bar, f"{name} is {value}, below {bar}"
+
+    def at_most(self, name: str, value: float, bar: float, broken: float | None = None) -> None:
+        self._record(name, value, bar, "<=", broken)
+        assert value <= bar, f"{name} is {value}, above {bar}"
+
+    def close(
+        self,
+        name: str,
+        actual: Mapping[str, Tensor],
+        expected: Mapping[str, Tensor],
+        rtol: float,
+        atol: float,
+    ) -> None:
+        """Every element within ``atol`` + ``rtol`` times the expected one; what counts is the share of that."""
+        assert actual.keys() == expected.keys()
+        shares = [
+            float(((actual[key].double() - value).abs() / (atol + rtol * value.abs().double())).max())
+            for key, value in expected.items()
+        ]
+        # A sum that is not a number shows one that `max` would pass over.
+        self.at_most(f"{name}, of the tolerance", max(shares) + 0 * sum(shares), 1)
+
+    def _record(self, name: str, value: float, bar: float, side: str, broken: float | None) -> None:
+        if path := os.environ.get("TWINBENCH_MARGINS"):
+            row = {"test": self._test, "name": name, "value": float(value), "bar": bar, "side": side}
+            with open(path, "a") as file:  # workers append to one file, each a whole line at a time
+                file.write(json.dumps({**row, "broken": broken}) + "\n")
+
+
+@pytest.fixture
+def margin(request: pytest.FixtureRequest) -> Margin:
+    assert request.node.get_closest_marker("numerics"), "a test with a margin has the marker numerics"
+    return Margin(request.node.nodeid)

@@ -22,14 +22,14 @@ SMALL = {
 }
 
 
-def build(name):
-    torch.manual_seed(0)
+def build(name, seed=0):
+    torch.manual_seed(seed)
     cls = method_class(name)
     return cls(build_backbone("resnet10", width=4, stem="small"), cls.Options(**SMALL[name]))
 
 
-def batch(n=8):
-    generator = torch.Generator().manual_seed(0)
+def batch(n=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
     return [torch.randn(n, 3, 16, 16, generator=generator) for _ in range(2)], torch.arange(n) % 4
 
 
@@ -74,12 +74,13 @@ def test_parameter_groups_are_disjoint_and_complete(name):
         )
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("name", SMALL)
-def test_training_on_one_batch_lowers_the_loss(name):
-    method = build(name).train()
+def test_training_on_one_batch_lowers_the_loss(name, seed_offset, margin):
+    method = build(name, seed_offset).train()
     spec = OptimizerSpec(name="sgd", base_lr=0.02 * 256 / 8)
     optimizer = build_optimizer(spec, method.parameter_groups(0.0), 8)
-    views, labels = batch()
+    views, labels = batch(seed=seed_offset)
     losses = []
     queue = method.queue.clone() if name == "moco_v2" else None
     for step in range(8):
@@ -96,21 +97,24 @@ def test_training_on_one_batch_lowers_the_loss(name):
         optimizer.step()
         method.after_step(progress)
         losses.append(result.total.item())
-    assert min(losses[1:]) < losses[0]
+    # Without a step of the optimizer there is none.
+    margin.at_least("drop of the loss", losses[0] - min(losses[1:]), 0.1, broken=0)
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("name", SMALL)
-def test_bf16_autocast_and_channels_last_give_nearly_the_same_loss(name):
-    first, second = build(name).train(), build(name).train()
+def test_bf16_autocast_and_channels_last_give_nearly_the_same_loss(name, seed_offset, margin):
+    first, second = build(name, seed_offset).train(), build(name, seed_offset).train()
     second.load_state_dict(first.state_dict())
-    views, labels = batch()
+    views, labels = batch(seed=seed_offset)
     expected = first.loss(views, labels, Progress(0, 4, 2)).total
     second = second.to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
         views = [view.contiguous(memory_format=torch.channels_last) for view in views]
         loss = second.loss(views, labels, Progress(0, 4, 2)).total
     assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(expected.item(), rel=0.05, abs=0.05)
+    tolerance = max(0.05, 0.05 * abs(expected.item()))
+    margin.at_most("difference of losses, of the tolerance", abs(loss - expected).item() / tolerance, 1)
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in second.parameters() if p.grad is not None)
 
@@ -157,17 +161,17 @@ def test_random_init_does_not_train():
     assert not method_class("random_init").trains
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("name", SMALL)
-def test_micro_batches_give_the_gradient_of_the_batch_where_a_method_says_so(name):
+def test_micro_batches_give_the_gradient_of_the_batch_where_a_method_says_so(name, seed_offset, margin):
     """In evaluation mode, where batch norm does not tie the images of a batch together."""
-    views, labels = batch()
-    whole, parts = build(name).eval(), build(name).eval()
+    views, labels = batch(seed=seed_offset)
+    whole, parts = build(name, seed_offset).eval(), build(name, seed_offset).eval()
     whole.loss(views, labels, Progress(0, 1, 1)).total.backward()
     for half in (slice(0, 4), slice(4, 8)):
         (parts.loss([view[half] for view in views], labels[half], Progress(0, 1, 1)).total / 2).backward()
-    same = all(
-        torch.allclose(p.grad, q.grad, rtol=1e-3, atol=1e-6)
-        for p, q in zip(whole.parameters(), parts.parameters(), strict=True)
-        if p.requires_grad
-    )
-    assert same == method_class(name).accumulates
+    pairs = zip(whole.parameters(), parts.parameters(), strict=True)
+    grads = [(p.grad, q.grad) for p, q in pairs if p.requires_grad]
+    apart = torch.stack([(p - q).norm() / p.norm().clamp_min(1e-6) for p, q in grads]).max().item()
+    compare = margin.at_most if method_class(name).accumulates else margin.at_least
+    compare("relative difference of gradients", apart, 1e-3)

@@ -269,22 +269,25 @@ def test_draws_are_epochs_and_their_seeds_differ(image_set):
     assert not torch.equal(draws.order, other.order)
 
 
-@pytest.mark.parametrize(("kind", "iterations", "rate"), [("c4", 80, 0.02), ("fpn", 80, 0.01)])
-def test_a_single_scene_is_overfitted(kind, iterations, rate, encoder, image_set):
-    scenes = image_set.detection("test")
-    one = DetectionSplit(scenes.images[:1], scenes.boxes[:1], scenes.labels[:1], scenes.masks[:1])
+@pytest.mark.numerics
+@pytest.mark.parametrize(("kind", "rate", "steps"), [("c4", 0.05, (70, 100)), ("fpn", 0.01, (100, 110))])
+def test_a_single_scene_is_overfitted(kind, rate, steps, encoder, scene, seed_offset, margin):
     schedule = replace(
-        TINY, images_per_batch=2, base_lr=rate, iterations=iterations, steps=(iterations - 20, iterations - 10),
-        warmup_iterations=10, train_sizes=(128,), test_size=128, precise_bn=5,
+        TINY, images_per_batch=1, base_lr=rate, iterations=120, steps=steps, warmup_iterations=10,
+        train_sizes=(128,), test_size=128, regions=64, precise_bn=5,
     )  # fmt: skip
-    with seeded(0, CPU):
+    with seeded(seed_offset, CPU):
         detector = build(kind, encoder, schedule, masks=kind == "fpn")
-        before = average_precision(one, [detector.detect(one.images[0])], 3)
-        list(detector.train(one, seed=0))
-    after = average_precision(one, [detector.detect(one.images[0])], 3)
-    assert before["box_ap50"] < 10
-    assert after["box_ap50"] > 95
-    assert kind == "c4" or after["mask_ap50"] > 95
+        before = average_precision(scene, [detector.detect(scene.images[0])], 3)
+        list(detector.train(scene, seed=seed_offset))
+    after = average_precision(scene, [detector.detect(scene.images[0])], 3)
+    margin.at_most("AP50 untrained", before["box_ap50"], 10)
+    # Wrong labels give AP50 0.
+    margin.at_least("AP50", after["box_ap50"], 95, broken=0)
+    # Anchors alone, with boxes that are not learned, have AP 30, though AP50 100.
+    margin.at_least("AP", after["box_ap"], 60, broken=30)
+    if kind == "fpn":
+        margin.at_least("mask AP50", after["mask_ap50"], 95)
 
 
 @pytest.mark.parametrize(

@@ -91,12 +91,13 @@ def test_top5_of_five_classes_is_left_out():
     assert [m.metric for m in accuracies(torch.rand(6, 5), torch.zeros(6, dtype=torch.int64))] == ["top1"]
 
 
-def test_protocol_measures_the_test_split(encoder, context):
+@pytest.mark.numerics
+def test_protocol_measures_the_test_split(encoder, context, margin):
     fractions = []
     context.progress = fractions.append
     (top1,) = CosineKnn().evaluate(encoder, context)
     assert top1.n == 90
-    assert top1.value > 50
+    margin.at_least("top-1", top1.value, 50, broken=28)
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
     assert CosineKnn().forward_passes(context.image_set) == 390

@@ -65,9 +65,10 @@ def test_the_transfer_protocols_drop_twice(name, epochs, drops):
     assert rates == pytest.approx([1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4])
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("chosen", [SHORT, SHORT_TRANSFER])
 def test_scores_are_those_of_a_plain_loop_with_torchs_optimizer_and_scheduler(
-    encoder, context, image_set, scores, chosen
+    encoder, context, image_set, scores, chosen, margin
 ):
     """The official recipes written out: all features at once, torch's SGD and schedulers, every epoch to the last."""
     transfer = chosen.batch_norm
@@ -98,18 +99,23 @@ def test_scores_are_those_of_a_plain_loop_with_torchs_optimizer_and_scheduler(
             schedule.step()
     features = encoder.backbone(eval_view(test.images, 16, encoder.normalisation))
     expected = head(norm.eval()(features) if transfer else features)
-    torch.testing.assert_close(scores[0], expected, atol=1e-3, rtol=1e-3)
+    margin.at_most("difference of scores", (scores[0] - expected).abs().max().item(), 1e-3)
 
 
-def test_it_learns_repeats_itself_and_leaves_encoder_and_randomness_alone(encoder, image_set):
+@pytest.mark.numerics
+def test_it_learns_repeats_itself_and_leaves_encoder_and_randomness_alone(
+    encoder, image_set, seed_offset, margin
+):
     before = {name: tensor.clone() for name, tensor in encoder.backbone.state_dict().items()}
     state = torch.get_rng_state()
+    seed = seed_offset + 3
     results = [
-        LONGER.evaluate(encoder, EvaluationContext(image_set, FeatureStore(None), seed=3)) for _ in range(2)
+        LONGER.evaluate(encoder, EvaluationContext(image_set, FeatureStore(None), seed=seed))
+        for _ in range(2)
     ]
     assert torch.equal(torch.get_rng_state(), state)
     assert results[0] == results[1]
-    assert results[0][0].value > 60
+    margin.at_least("top-1", results[0][0].value, 60, broken=36)
     assert results[0][0].n == 90
     assert not encoder.backbone.training
     for name, tensor in encoder.backbone.state_dict().items():
@@ -149,29 +155,32 @@ def test_images_without_label_are_neither_trained_on_nor_counted(encoder, contex
     assert torch.equal(*scores)
 
 
-def test_the_images_held_out_for_selection_are_trained_on(encoder, context, image_set):
+@pytest.mark.numerics
+def test_the_images_held_out_for_selection_are_trained_on(encoder, context, image_set, margin):
     train = image_set.split("train")
     image_set.splits["train"] = replace(train, labels=torch.full_like(train.labels, -1))
     (top1,) = LONGER.evaluate(encoder, context)
-    assert top1.value > 50
+    margin.at_least("top-1", top1.value, 50)
 
 
-def test_a_streamed_set_is_evaluated(encoder, tmp_path):
-    rng = np.random.default_rng(0)
+@pytest.mark.numerics
+def test_a_streamed_set_is_evaluated(encoder, tmp_path, seed_offset, margin):
+    rng = np.random.default_rng(seed_offset)
     for split, n in (("train", 30), ("test", 10)):
         for channel, name in enumerate(("red", "green")):
             (tmp_path / split / name).mkdir(parents=True)
             for i in range(n):
-                pixels = rng.integers(0, 160, (20, 26, 3), dtype=np.uint8)
-                pixels[..., channel] += 60
+                pixels = rng.integers(0, 80, (20, 26, 3), dtype=np.uint8)
+                pixels[..., channel] += 95
                 Image.fromarray(pixels).save(tmp_path / split / name / f"{i}.png")
     results = []
     for stream in (True, False):
         image_set = load_image_set(f"folder:{tmp_path}", image_size=16, stream=stream)
-        context = EvaluationContext(image_set, FeatureStore(None))
+        context = EvaluationContext(image_set, FeatureStore(None), seed=seed_offset)
         (top1,) = LONGER.evaluate(encoder, context)
         results.append(top1)
-    assert all(top1.n == 20 and top1.value >= 75 for top1 in results)
+    assert all(top1.n == 20 for top1 in results)
+    margin.at_least("top-1", min(top1.value for top1 in results), 75)
 
 
 def test_corrupt_pictures_of_the_test_split_do_not_count(encoder, tmp_path):

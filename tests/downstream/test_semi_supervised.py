@@ -63,16 +63,20 @@ def test_learning_rate_drops_after_three_and_four_fifths():
     assert factors == pytest.approx([1.0] * 12 + [0.2] * 4 + [0.04] * 4)
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("chosen", [SHORT, HALF])
-def test_fine_tuning_learns_repeats_itself_and_leaves_the_encoder_alone(encoder, image_set, chosen):
+def test_fine_tuning_learns_repeats_itself_and_leaves_the_encoder_alone(
+    encoder, image_set, chosen, seed_offset, margin
+):
     before = {name: tensor.clone() for name, tensor in encoder.backbone.state_dict().items()}
     results = []
     for _ in range(2):
         state = torch.get_rng_state()
-        results.append(chosen.evaluate(encoder, EvaluationContext(image_set, FeatureStore(None), seed=3)))
+        context = EvaluationContext(image_set, FeatureStore(None), seed=seed_offset + 3)
+        results.append(chosen.evaluate(encoder, context))
         assert torch.equal(torch.get_rng_state(), state)
     assert results[0] == results[1]
-    assert results[0][0].value > 60
+    margin.at_least("top-1", results[0][0].value, 60, broken=32)
     assert results[0][0].n == 90
     assert not encoder.backbone.training
     for name, tensor in encoder.backbone.state_dict().items():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,11 +41,29 @@ figures:
 """
 
 
+# Seconds, for a process that hangs: a busy machine may take very long over what an idle one does at once.
+LAST_RESORT = 1800
+
+
 @dataclass
 class Outcome:
     code: int
     out: str
     err: str
+
+
+@pytest.fixture
+def wait_for() -> Callable[[Callable[[], object], subprocess.Popen], None]:
+    """Wait until something has happened, as long as the process that is to make it happen lives."""
+
+    def wait(happened: Callable[[], object], process: subprocess.Popen) -> None:
+        hung = time.monotonic() + LAST_RESORT
+        while not happened():
+            assert process.poll() is None, "the process ended before it happened"
+            assert time.monotonic() < hung, "the process hangs"
+            time.sleep(0.02)
+
+    return wait
 
 
 @pytest.fixture

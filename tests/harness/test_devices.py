@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,9 @@ from twinbench.pretraining.build import build_method
 from twinbench.pretraining.recipe import Recipe
 
 MAIN = "from twinbench.harness.main import main; main()"
+# Seconds, for a process that hangs; a busy machine may take very long.
+LAST_RESORT = 1800
+Wait = Callable[[Callable[[], object], subprocess.Popen], None]
 # no AdamW: its first steps amplify the rounding of tiny gradients to full size
 SETTINGS = {
     "epochs": 1,
@@ -62,7 +65,7 @@ def environment(**variables: object) -> dict[str, str]:
 
 def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     finished = subprocess.run(
-        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=240
+        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=LAST_RESORT
     )
     assert finished.returncode == 0, finished.stderr
     return finished
@@ -93,25 +96,29 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("method", OPTIONS)
-def test_two_devices_train_what_one_device_trains(method, photos, tmp_path):
+def test_two_devices_train_what_one_device_trains(method, cli, photos, tmp_path, seed_offset, margin):
     """One step, since rounding grows quickly from step to step; `test_exact_across_ranks` has more in fp64."""
-    run(twinbench(*arguments(method, photos, "one", batch_size=192)), tmp_path)
-    run(twinbench(*arguments(method, photos, "other", "--seed", "1", batch_size=192)), tmp_path)
-    finished = run([*torchrun(2), *arguments(method, photos, "two", batch_size=192)], tmp_path)
+
+    def words(runs: str) -> list[str]:
+        return arguments(method, photos, runs, "--seed", str(seed_offset), batch_size=192)
+
+    alone = cli(*words("one"))
+    assert alone.code == 0, alone.err
+    finished = run([*torchrun(2), *words("two")], tmp_path)
     assert finished.stderr.count("peak learning rate") == 1, "one rank speaks for all"
     assert "2 x CPU" in finished.stderr
     share = "48 images x 2 micro-batches" if method == "simsiam" else "96 images"
     assert f"CPU (1 threads) x {share}" in finished.stderr
-    assert difference(tmp_path / "one", tmp_path / "two") < 0.02
-    assert difference(tmp_path / "one", tmp_path / "other") > 0.5
+    # Weights that were not trained at all are 1 apart.
+    margin.at_most("difference", difference(tmp_path / "one", tmp_path / "two"), 0.02, broken=1)
 
 
-def test_a_signal_to_one_rank_stops_all_and_one_device_can_go_on(photos, tmp_path):
+def test_a_signal_to_one_rank_stops_all_and_one_device_can_go_on(photos, tmp_path, wait_for):
     words = arguments("simsiam", photos, "stopped", epochs=20)
-    stopped_by(
-        signal.SIGUSR1, [sys.executable, "-m", "twinbench.harness.main", *words, "--devices", "2"], tmp_path
-    )
+    command = [sys.executable, "-m", "twinbench.harness.main", *words, "--devices", "2"]
+    stopped_by(signal.SIGUSR1, command, tmp_path, wait_for)
     assert "60 steps from" in run(twinbench(*words), tmp_path).stderr
 
 
@@ -189,13 +196,13 @@ def test_slurm_tasks_find_each_other(photos, tmp_path):
         )
         for task in range(2)
     ]
-    messages = [task.communicate(timeout=240)[1] for task in tasks]
+    messages = [task.communicate(timeout=LAST_RESORT)[1] for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], messages
     assert "2 x CPU" in messages[0]
     assert len(weights(tmp_path / "slurm")) > 0
 
 
-def stopped_by(number: signal.Signals, command: list[str], tmp_path: Path) -> None:
+def stopped_by(number: signal.Signals, command: list[str], tmp_path: Path, wait_for: Wait) -> None:
     """Begin, send the signal in the middle of training, and check that it saved and said so."""
 
     def rows() -> int:
@@ -203,12 +210,9 @@ def stopped_by(number: signal.Signals, command: list[str], tmp_path: Path) -> No
 
     before = rows()
     process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while rows() < before + 5:
-        assert time.monotonic() < deadline, "training did not begin"
-        time.sleep(0.02)
+    wait_for(lambda: rows() >= before + 5, process)
     process.send_signal(number)
-    _, message = process.communicate(timeout=60)
+    _, message = process.communicate(timeout=LAST_RESORT)
     assert process.returncode == 75
     assert f"stopped by {number.name} after step" in message
     assert "run the same command again" in message
@@ -216,10 +220,10 @@ def stopped_by(number: signal.Signals, command: list[str], tmp_path: Path) -> No
     assert not list(tmp_path.glob("stopped/*/encoder"))
 
 
-def test_signals_save_and_the_same_command_goes_on_to_the_same_bits(photos, tmp_path):
+def test_signals_save_and_the_same_command_goes_on_to_the_same_bits(photos, tmp_path, wait_for):
     stopped, whole = (twinbench(*arguments("byol", photos, runs, epochs=30)) for runs in ("stopped", "whole"))
-    stopped_by(signal.SIGTERM, stopped, tmp_path)
-    stopped_by(signal.SIGINT, stopped, tmp_path)
+    stopped_by(signal.SIGTERM, stopped, tmp_path, wait_for)
+    stopped_by(signal.SIGINT, stopped, tmp_path, wait_for)
     run(stopped, tmp_path)
     run(whole, tmp_path)
     first, second = (weights(tmp_path / side) for side in ("stopped", "whole"))

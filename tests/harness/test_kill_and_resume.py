@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -38,15 +37,11 @@ def command(study: Path, runs: str) -> list[str]:
     ]
 
 
-def test_a_killed_study_goes_on_where_it_was(tiny_study, tmp_path):
+def test_a_killed_study_goes_on_where_it_was(tiny_study, tmp_path, wait_for):
     tiny_study.write_text(tiny_study.read_text().replace("epochs: 2", "epochs: 30"))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command(tiny_study, "killed"), cwd=tmp_path, env=environment)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("killed/barlow_twins*/checkpoints/step-00000001*.pt")):
-        assert time.monotonic() < deadline, "no checkpoint appeared"
-        assert process.poll() is None, "the study ended before it could be killed"
-        time.sleep(0.02)
+    wait_for(lambda: list(tmp_path.glob("killed/barlow_twins*/checkpoints/step-00000001*.pt")), process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     finished = next(tmp_path.glob("killed/random_init*/records/knn--cosine-v1.json"))
@@ -76,7 +71,7 @@ def test_a_killed_study_goes_on_where_it_was(tiny_study, tmp_path):
     assert Encoder.load(folder).checksum in set(second.encoder_checksum)
 
 
-def test_killed_workers_let_go_and_the_study_goes_on(tiny_study, tmp_path):
+def test_killed_workers_let_go_and_the_study_goes_on(tiny_study, tmp_path, wait_for):
     tiny_study.write_text(tiny_study.read_text().replace("epochs: 2", "epochs: 60"))
     parallel = [
         sys.executable,
@@ -87,10 +82,7 @@ def test_killed_workers_let_go_and_the_study_goes_on(tiny_study, tmp_path):
     ]
     parallel += ["--workers", "2"]
     process = subprocess.Popen(parallel, cwd=tmp_path)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("runs/random_init*/records/linear--cached-v1.json")):
-        assert time.monotonic() < deadline, "nothing was finished"
-        time.sleep(0.02)
+    wait_for(lambda: list(tmp_path.glob("runs/random_init*/records/linear--cached-v1.json")), process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     resumed = subprocess.run(parallel, cwd=tmp_path, capture_output=True, text=True)

@@ -6,6 +6,7 @@ number of ranks. The test runs the same cases in its own process, as the single 
 
 import contextlib
 import multiprocessing
+import os
 import sys
 
 import torch
@@ -34,6 +35,7 @@ from twinbench.pretraining.method import Progress, method_class
 from twinbench.pretraining.norms import GlobalBatchNorm, synchronise_batch_norms
 
 N, D = 16, 6
+OFFSET = int(os.environ.get("TWINBENCH_SEED_OFFSET", "0"))
 
 
 def share(x):
@@ -42,7 +44,7 @@ def share(x):
 
 
 def random(*shape, seed):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(OFFSET + seed), dtype=torch.float64)
 
 
 def average_gradients(module):
@@ -62,7 +64,7 @@ def as_numbers(loss, module):
 
 def linear_case(loss):
     """A loss over two linear maps of this rank's images."""
-    torch.manual_seed(0)
+    torch.manual_seed(OFFSET)
     nets = nn.ModuleDict({"a": nn.Linear(8, D), "b": nn.Linear(8, D)}).double()
     x_a, x_b = share(random(N, 8, seed=1)), share(random(N, 8, seed=2))
     return as_numbers(loss(nets["a"](x_a), nets["b"](x_b)), nets)
@@ -165,7 +167,7 @@ OPTIONS = {
 
 def method_case(name, steps=2, synchronise=True):
     """A whole method for a few steps of SGD: every loss, and the parameters and buffers it ends with."""
-    torch.manual_seed(0)
+    torch.manual_seed(OFFSET)
     cls = method_class(name)
     method = cls(build_backbone("resnet10", width=4, stem="stride2"), cls.Options(**OPTIONS[name])).double()
     if synchronise:
@@ -191,7 +193,7 @@ def method_case(name, steps=2, synchronise=True):
 
 def batch_norm_case(shape):
     """Global batch norm against the plain one: output, gradients, running statistics."""
-    torch.manual_seed(0)
+    torch.manual_seed(OFFSET)
     norm = (GlobalBatchNorm(shape[1]) if world_size() > 1 else nn.BatchNorm2d(shape[1])).double()
     if len(shape) == 2 and world_size() == 1:
         norm = nn.BatchNorm1d(shape[1]).double()

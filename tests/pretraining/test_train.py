@@ -99,11 +99,20 @@ def test_another_seed_gives_other_weights(image_set, tmp_path):
     assert Encoder.load(tmp_path / "0/encoder").checksum != Encoder.load(tmp_path / "1/encoder").checksum
 
 
-def test_training_with_labels_learns_them(image_set, tmp_path):
-    long = recipe("supervised", epochs=16, optimizer=OptimizerSpec(name="adamw", base_lr=0.03))
+@pytest.mark.numerics
+def test_training_with_labels_learns_them(image_set, tmp_path, seed_offset, margin):
+    """Of images that look the same in every epoch, so that few steps suffice to know them by heart."""
+    long = recipe(
+        "supervised",
+        epochs=12,
+        optimizer=OptimizerSpec(name="adamw", base_lr=0.03),
+        views={"crop_scale": [1.0, 1.0], "crop_ratio": [1.0, 1.0], "flip": 0.0},
+        seed=seed_offset,
+    )
     pretrain(long, "hash", image_set, tmp_path)
     losses = [json.loads(row)["loss"] for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+    # Labels shuffled in every batch leave the loss where it was.
+    margin.at_most("last losses, of the first", sum(losses[-3:]) / sum(losses[:3]), 0.5, broken=1.02)
 
 
 def test_a_non_finite_loss_names_step_and_learning_rate(image_set, tmp_path):
@@ -171,10 +180,11 @@ def test_the_six_methods_and_both_reference_rows_are_registered():
     assert set(OPTIONS) | {"random_init"} <= set(method_names())
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("method", ["byol", "simsiam", "supervised"])
-def test_micro_batches_give_the_mean_of_their_gradients(method, image_set):
+def test_micro_batches_give_the_mean_of_their_gradients(method, image_set, seed_offset, margin):
     """Against the two halves of the batch, each on its own: what accumulation promises."""
-    whole = recipe(method, accumulate=2, batch_size=32)
+    whole = recipe(method, accumulate=2, batch_size=32, seed=seed_offset)
     session = start_session(whole, build_method(whole), image_set, launch(Hardware(), "fp32"))
     batch = next(session.batches.from_step(0))
     assert [len(micro.labels) for micro in batch] == [16, 16]
@@ -189,9 +199,13 @@ def test_micro_batches_give_the_mean_of_their_gradients(method, image_set):
         losses.append(part.detach())
         halves.append({name: p.grad for name, p in alone.named_parameters() if p.grad is not None})
     torch.testing.assert_close(loss.total, torch.stack(losses).mean())
-    for name, parameter in session.method.named_parameters():
-        if parameter.grad is not None:
-            torch.testing.assert_close(parameter.grad, (halves[0][name] + halves[1][name]) / 2)
+    apart = [
+        (parameter.grad - (halves[0][name] + halves[1][name]) / 2).norm()
+        / parameter.grad.norm().clamp_min(1e-6)
+        for name, parameter in session.method.named_parameters()
+        if parameter.grad is not None
+    ]
+    margin.at_most("relative difference of gradients", torch.stack(apart).max().item(), 1e-4)
 
 
 def test_micro_batches_see_the_views_of_the_whole_batch(image_set):
@@ -208,29 +222,36 @@ def test_micro_batches_see_the_views_of_the_whole_batch(image_set):
             torch.testing.assert_close(view[i::4], own)
 
 
-def test_a_compiled_network_computes_the_same(image_set, tmp_path):
+@pytest.mark.numerics
+def test_a_compiled_network_computes_the_same(image_set, tmp_path, seed_offset, margin):
     """One step through the real compiler."""
-    small = recipe("simsiam", epochs=1, batch_size=96, schedule=ScheduleSpec())
+    small = recipe("simsiam", epochs=1, batch_size=96, schedule=ScheduleSpec(), seed=seed_offset)
     pretrain(small, "hash", image_set, tmp_path / "plain")
     engine = launch(Hardware(compile=True), "fp32")
     pretrain(small, "hash", image_set, tmp_path / "compiled", engine=engine)
     plain, compiled = (Encoder.load(tmp_path / side / "encoder") for side in ("plain", "compiled"))
-    untrained = build_method(small).backbone.state_dict()
-    for name, tensor in plain.backbone.state_dict().items():
-        torch.testing.assert_close(compiled.backbone.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
-    moved = plain.backbone.state_dict()["conv1.weight"] - untrained["conv1.weight"]
-    assert moved.abs().max() > 1e-3
+    untrained, expected = build_method(small).backbone.state_dict(), plain.backbone.state_dict()
+    margin.close("difference", compiled.backbone.state_dict(), expected, rtol=1e-3, atol=1e-4)
+    moved = expected["conv1.weight"] - untrained["conv1.weight"]
+    margin.at_least("largest move of a weight", moved.abs().max().item(), 1e-3)
 
 
-def test_collapse_is_measured_during_training_and_announced(image_set, tmp_path, monkeypatch):
+@pytest.mark.numerics
+def test_collapse_is_measured_during_training_and_announced(
+    image_set, tmp_path, monkeypatch, seed_offset, margin
+):
     said = []
-    pretrain(recipe("simclr", epochs=4), "hash", image_set, tmp_path / "healthy", say=said.append)
+    four = recipe("simclr", epochs=4, seed=seed_offset)
+    pretrain(four, "hash", image_set, tmp_path / "healthy", say=said.append)
     rows = [json.loads(row) for row in (tmp_path / "healthy/metrics.jsonl").read_text().splitlines()]
-    assert all(0.1 < row["spread"] < 1.5 and row["effective_rank"] > 2 for row in rows)
+    spreads = [row["spread"] for row in rows]
+    margin.at_least("least spread", min(spreads), 0.1)
+    margin.at_most("largest spread", max(spreads), 1.5)
+    margin.at_least("least effective rank", min(row["effective_rank"] for row in rows), 2)
     assert not any("COLLAPSING" in line for line in said)
 
     monkeypatch.setattr(method_class("simclr"), "embed", lambda self, view: torch.ones(len(view), 8))
-    pretrain(recipe("simclr", epochs=4), "hash", image_set, tmp_path / "constant", say=said.append)
+    pretrain(four, "hash", image_set, tmp_path / "constant", say=said.append)
     assert sum("COLLAPSING at step 0: embedding std" in line for line in said) == 1
 
 

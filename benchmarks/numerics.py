@@ -1,0 +1,150 @@
+"""The tests that train something and compare a score, as other CPUs round and with other seeds.
+
+Runs ``pytest -m numerics`` once for each setting and prints the worst value of every comparison beside its bar.
+
+    python benchmarks/numerics.py                                # every setting
+    python benchmarks/numerics.py avx2 seed-100                  # some
+    python benchmarks/numerics.py --out benchmarks/numerics.md   # keeps the table
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS: dict[str, dict[str, str]] = {
+    "default": {},
+    "onednn-sse41": {"ONEDNN_MAX_CPU_ISA": "SSE41"},
+    "onednn-avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+    "onednn-avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},
+    "aten-default": {"ATEN_CPU_CAPABILITY": "default"},
+    "aten-avx2": {"ATEN_CPU_CAPABILITY": "avx2"},
+    "aten-avx512": {"ATEN_CPU_CAPABILITY": "avx512"},
+    # Everything at its lowest, MKL's matrix products too.
+    "oldest": {
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "ATEN_CPU_CAPABILITY": "default",
+        "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+    },
+    **{f"seed-{seed}": {"TWINBENCH_SEED_OFFSET": str(seed)} for seed in (100, 200, 300)},
+}
+# One process that uses both libraries and says what they chose; a CPU without an instruction set falls back.
+PROBE = """
+import torch
+torch.conv2d(torch.ones(2, 8, 16, 16), torch.ones(8, 8, 3, 3))
+print("ATen " + torch.backends.cpu.get_cpu_capability())
+"""
+
+
+def environment(setting: str) -> dict[str, str]:
+    """The variables of this process with those of the setting."""
+    return {**os.environ, **SETTINGS[setting]}
+
+
+def instruction_sets(setting: str) -> dict[str, str]:
+    """What ``ATen`` and ``oneDNN`` compute with under a setting on this machine."""
+    verbose = {**environment(setting), "ONEDNN_VERBOSE": "1"}
+    command = [sys.executable, "-c", PROBE]
+    said = subprocess.run(command, env=verbose, capture_output=True, text=True, check=True).stdout
+    patterns = {"ATen": "^ATen (.*)", "oneDNN": "cpu,isa:(.*)"}
+    matches = {library: re.search(pattern, said, re.MULTILINE) for library, pattern in patterns.items()}
+    return {library: match[1] if match else "unknown" for library, match in matches.items()}
+
+
+def run(setting: str, processes: str, more: list[str]) -> tuple[bool, list[dict[str, Any]]]:
+    """Whether the marked tests passed under a setting, and what they measured."""
+    print(f"{setting}: {SETTINGS[setting]}, computes with {instruction_sets(setting)}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "margins.jsonl"
+        path.touch()
+        started = time.monotonic()
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-m",
+            "numerics",
+            "-n",
+            processes,
+            "--dist",
+            "loadfile",
+            *more,
+        ]
+        done = subprocess.run(command, cwd=ROOT, env=environment(setting) | {"TWINBENCH_MARGINS": str(path)})
+        print(f"{setting}: {time.monotonic() - started:.0f} s", flush=True)
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return done.returncode == 0, [{**row, "setting": setting} for row in rows]
+
+
+def slack(row: dict[str, Any]) -> float:
+    """How far the value is on the right side of the bar; not a number counts as furthest on the wrong one."""
+    distance = row["value"] - row["bar"]
+    distance = distance if row["side"] == ">=" else -distance
+    return distance if distance == distance else float("-inf")
+
+
+def number(value: float | None) -> str:
+    """Four digits, or nothing."""
+    return "" if value is None else f"{value:.4g}"
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: for every comparison its worst value, the setting that gave it, and what a broken variant scored."""
+    worst: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        key = (row["test"], row["name"])
+        if key not in worst or slack(row) < slack(worst[key]):
+            worst[key] = row
+    lines = ["| Test | Measured | Bar | Worst | Setting | Broken |", "| --- | --- | --- | --- | --- | --- |"]
+    for (test, name), row in sorted(worst.items()):
+        bar = f"{row['side']} {number(row['bar'])}"
+        cells = (f"`{test.removeprefix('tests/')}`", name, bar, number(row["value"]), row["setting"])
+        lines.append("| " + " | ".join((*cells, number(row["broken"]))) + " |")
+    return "\n".join(lines)
+
+
+def page(rows: list[dict[str, Any]], settings: list[str]) -> str:
+    """The table with what it is and where it was measured."""
+    return f"""# Margins of the tests that compare a score
+
+Generated by `python benchmarks/numerics.py --out benchmarks/numerics.md`. For every comparison the worst value
+over the settings {", ".join(settings)}. "Broken" is what a variant scores that ought to fail, where one was measured.
+
+{table(rows)}
+"""
+
+
+def main() -> int:
+    """Run the settings, print the table, and fail if a test failed."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "settings", nargs="*", metavar="SETTING", help=f"of {', '.join(SETTINGS)}; default: all"
+    )
+    parser.add_argument("--processes", default="auto", help="pytest's workers; default: one for each core")
+    parser.add_argument("--out", type=Path, help="write the table to this file")
+    arguments, more = parser.parse_known_args()
+    settings = arguments.settings or list(SETTINGS)
+    if unknown := set(settings) - set(SETTINGS):
+        parser.error(f"unknown settings {', '.join(sorted(unknown))}; there are {', '.join(SETTINGS)}")
+    results = {setting: run(setting, arguments.processes, more) for setting in settings}
+    rows = [row for _, measured in results.values() for row in measured]
+    print(table(rows))
+    if arguments.out:
+        arguments.out.write_text(page(rows, settings))
+    failed = [setting for setting, (passed, _) in results.items() if not passed]
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
