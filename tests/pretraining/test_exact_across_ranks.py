@@ -14,7 +14,6 @@ import pytest
 import torch
 
 WORKER = Path(__file__).with_name("rank_worker.py")
-ROOT = WORKER.parents[2]
 
 
 def _load_worker():
@@ -45,7 +44,7 @@ def one_process():
 def ranks(request, tmp_path_factory):
     """The results of every rank of a process group."""
     folder = tmp_path_factory.mktemp(f"ranks{request.param}")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     finished = subprocess.run(
         [sys.executable, str(WORKER), str(request.param), str(folder)],
         env=environment,
