@@ -90,7 +90,7 @@ def load(file: str) -> tuple[Row, ...]:
     """The rows of one file, superseded ones dropped. Raises InputError where there is no such file."""
     name = file if file.endswith(".csv") else f"{file}.csv"
     if name not in quoted_files():
-        raise unknown_name("file of published numbers", name, quoted_files(), "quoted.file")
+        raise unknown_name("file of published numbers", name, quoted_files(), "file")
     content = (resources.files("twinbench.reports") / "published" / name).read_text(encoding="utf-8")
     rows = csv.DictReader(io.StringIO(content))
     return tuple(row for row in rows if "superseded" not in row.get("library", ""))

@@ -103,7 +103,7 @@ def test_every_study_that_ships_can_be_reported(name):
         ({"ablation": ABLATION | {"valeus": []}}, r"unknown key 'ablation\.valeus'(.|\n)*nearest: values"),
         (
             {"ablation": ABLATION | {"quoted": {"file": "fig_lamda.csv", "x": "a", "y": "b"}}},
-            r"ablation\.quoted(.|\n)*nearest: fig_lambda\.csv",
+            r"ablation\.quoted, file(.|\n)*nearest: fig_lambda\.csv",
         ),
         (
             {"ablation": ABLATION | {"quoted": {"file": "fig_lambda.csv", "x": "lamda", "y": "top1"}}},
