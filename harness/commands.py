@@ -114,16 +114,19 @@ def run_study(request: StudyRequest) -> None:
 
 
 def _print_plan(study: Study, plan: list[Job], images: StudyImages, workers: int) -> None:
-    cache: dict[str, float] = {}
-    torch.set_num_threads(threads_each(workers))
     measured = "" if images.measure is images.train else f", measured on {images.measure.name}"
     print(f"{study.title}: {len(plan)} jobs on {images.train.name}{measured}")
-    total = 0.0
-    for job in plan:
-        seconds = estimate_seconds(job, images, cache)
-        total += seconds
-        when = "finished" if job.is_finished() else f"about {seconds:.0f} s"
-        print(f"  {job.label:<60} {when}")
+    cache: dict[str, float] = {}
+    total, threads = 0.0, torch.get_num_threads()
+    torch.set_num_threads(threads_each(workers))
+    try:
+        for job in plan:
+            seconds = estimate_seconds(job, images, cache)
+            total += seconds
+            when = "finished" if job.is_finished() else f"about {seconds:.0f} s"
+            print(f"  {job.label:<60} {when}")
+    finally:
+        torch.set_num_threads(threads)
     print(
         f"estimated time: {total / workers / 60:.1f} min with {workers} at a time "
         "(timed on a few real steps, one at a time; nothing was written)"

@@ -179,9 +179,9 @@ def test_a_damaged_description_of_an_encoder_is_named(cli, tmp_path, content):
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({"recipe.yaml": "colour: blue\n"}, "'method'"),
+        ({"recipe.yaml": "colour: blue\n"}, "'colour'"),
         ({"recipe.yaml": "1: 2\n"}, "recipe.yaml"),
-        ({"source.yaml": "colour: blue\n"}, "'name'"),
+        ({"source.yaml": "colour: blue\n"}, "'colour'"),
         ({"notes.txt": "mine\n"}, "no recipe.yaml or source.yaml"),
         (
             {"recipe.yaml": "{method: moco_v2, image_set: a, epochs: 0, options: {imported: {name: a.pth}}}"},

@@ -88,16 +88,13 @@ def test_each_kind_of_error_has_its_code(cli, monkeypatch, error, code, said):
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_reader_that_stops_reading_is_no_error(unbuffered, monkeypatch):
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from twinbench.harness.main import main; main()", "ls", "protocols"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    assert process.wait() == 141
+    command = [sys.executable, "-c", "from twinbench.harness.main import main; main()", "ls", "protocols"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
 
 
 @pytest.fixture
