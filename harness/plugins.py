@@ -2,7 +2,8 @@
 
 A plugin is an entry point of the group ``twinbench.plugins`` in any installed package; loading it imports a module that
 registers something. Every process that looks up a name calls `load_plugins` first: commands when they start, and with
-them the ranks of a training, which run the same command, and the workers of a study.
+them the ranks of a training, which run the same command, and the workers of a study. Image sets, formats and kinds of
+figures need nobody: their registries are filled where they are defined.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 @cache
 def load_plugins(warn: bool = True) -> None:
-    """Import every module of the house that registers something, and every plugin; once per process.
+    """Import every module of the house that registers a method or a protocol, and every plugin; once per process.
 
     A plugin that fails is left out, with all that it had registered, and named in a warning. ``warn`` is False in a
     process whose parent has said so already.

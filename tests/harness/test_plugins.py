@@ -13,6 +13,7 @@ from twinbench.baselines.simclr import SimCLR
 from twinbench.downstream.knn import CosineKnn
 from twinbench.downstream.protocol import protocol, protocol_names
 from twinbench.foundation.registry import all_or_nothing
+from twinbench.harness import commands, encoder_commands
 from twinbench.harness.plugins import load_plugins
 from twinbench.pretraining.method import method_class, method_names
 
@@ -102,6 +103,10 @@ def a_protocol(name):
         "    def evaluate(self, encoder, context): return []\n"
         "    def forward_passes(self, image_set): return 0.0\n"
     )
+
+
+LOADED_BEFORE = (commands, encoder_commands)
+"""What they import registers image sets and figures, which must not be undone at the end of a test."""
 
 
 class Over(Exception):
