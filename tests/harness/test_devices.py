@@ -111,8 +111,8 @@ def test_two_devices_train_what_one_device_trains(method, cli, photos, tmp_path,
     assert "2 x CPU" in finished.stderr
     share = "48 images x 2 micro-batches" if method == "simsiam" else "96 images"
     assert f"CPU (1 threads) x {share}" in finished.stderr
-    # Weights that were not trained at all are 1 apart.
-    margin.at_most("difference", difference(tmp_path / "one", tmp_path / "two"), 0.02, broken=1)
+    # With batch norm over each device's own images they are 0.75 apart and more.
+    margin.at_most("difference", difference(tmp_path / "one", tmp_path / "two"), 0.1, broken=0.75)
 
 
 def test_a_signal_to_one_rank_stops_all_and_one_device_can_go_on(photos, tmp_path, wait_for):
