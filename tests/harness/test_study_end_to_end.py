@@ -17,10 +17,6 @@ figures:
 """
 
 
-# Seconds, for a process that hangs: a busy machine may take very long over what an idle one does at once.
-LAST_RESORT = 1800
-
-
 def test_a_study_leaves_records_tables_figures_and_a_page(cli, tiny_study, tmp_path):
     tiny_study.write_text(tiny_study.read_text() + FIGURES)
     outcome = cli("run", tiny_study)
