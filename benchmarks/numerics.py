@@ -3,7 +3,7 @@
 Runs ``pytest -m numerics`` once for each setting and prints the worst value of every comparison beside its bar.
 
     python benchmarks/numerics.py                                # every setting
-    python benchmarks/numerics.py avx2 seed-100                  # some
+    python benchmarks/numerics.py onednn-avx2 seed-100           # some
     python benchmarks/numerics.py --out benchmarks/numerics.md   # keeps the table
 """
 

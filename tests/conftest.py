@@ -11,6 +11,8 @@ from torch import Tensor
 
 from twinbench.harness.plugins import load_plugins
 
+# Bits, device names and numbers of workers are those of a CPU, on a machine with a GPU too; child processes inherit it.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 load_plugins()
 
 
