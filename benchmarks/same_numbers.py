@@ -17,9 +17,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import platform
+import re
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,7 @@ from twinbench.pretraining.train import start_session
 
 STEPS = 10
 PROTOCOLS = ("knn/cosine-v1", "linear/cached-v1")
+_INSTRUCTIONS = ("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
 
 
 def main() -> None:
@@ -69,9 +73,19 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _processor() -> str:
+    """The model, which decides on the instructions; elsewhere than on Linux the architecture must do."""
+    with suppress(OSError):
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if found:
+            return found[1]
+    return platform.machine()
+
+
 def _machine() -> dict[str, str]:
     return {
-        "processor": platform.machine() + " " + torch.backends.cpu.get_cpu_capability(),
+        "processor": f"{_processor()} {torch.backends.cpu.get_cpu_capability()}",
+        "instructions": " ".join(sorted(f"{k}={v}" for k, v in os.environ.items() if k in _INSTRUCTIONS)),
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
     }

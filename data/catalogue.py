@@ -136,7 +136,7 @@ def _below_data_root(data_root: Path | None, name: str, candidates: Sequence[str
             next_step=f"give the folder that holds {candidates[0]} as the data root",
             option="data_root",
         )
-    folders.existing_folder(data_root)
+    folders.existing_folder(data_root, candidates[0], option="data_root")
     for candidate in candidates:
         if (data_root / candidate).is_dir():
             return data_root / candidate

@@ -44,8 +44,8 @@ _LARGEST_COORDINATE = 2**53
 
 
 def list_coco(root: Path) -> dict[str, Path]:
-    """The annotation files of ``train`` and ``test``; raises InputError where one is missing or ambiguous."""
-    existing_folder(root)
+    """The annotation files of ``train`` and ``test``; raises InputError if one is missing or ambiguous."""
+    existing_folder(root, "annotations/instances_*.json and the pictures")
     files = {"train": _annotation_file(root, "train"), "test": _annotation_file(root, "test")}
     if files["test"] is None:
         files["test"] = _annotation_file(root, "val")
@@ -337,7 +337,7 @@ def _corners(polygon: list[float]) -> np.ndarray:
 def _require_masks(
     splits: dict[str, list[AnnotatedImage]], documents: dict[str, dict[str, Any]], files: dict[str, Path]
 ) -> None:
-    """Raise InputError where some objects have a mask and others have none."""
+    """Raise InputError if some objects have a mask and others have none."""
     objects = [o for images in splits.values() for image in images for o in image.objects]
     without = sum(o.mask is None for o in objects)
     if 0 < without < len(objects):

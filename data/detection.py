@@ -177,7 +177,7 @@ class Repairs:
             _log.warning("more than %d repaired objects: the others are counted only", _NAMED_REPAIRS)
 
     def summarise(self, objects: int) -> None:
-        """Say how many of so many objects were repaired; raises InputError where these are too many to be slips."""
+        """Say how many of so many objects were repaired; raises InputError if these are too many to be slips."""
         if self._count > _NAMED_REPAIRS:
             _log.warning("repaired objects: %d of %d", self._count, objects)
         if self._count > max(_NAMED_REPAIRS, _MOST_REPAIRED * objects):

@@ -96,7 +96,7 @@ def list_images(root: Path) -> ImageFiles:
     Raises InputError for a missing folder, no images at all, an empty class folder, images beside class
     folders, and for classes that differ between the splits.
     """
-    existing_folder(root)
+    existing_folder(root, "train/<class>/*.jpg or images")
     train = root / "train" if (root / "train").is_dir() else root
     if train == root and _subfolders(root):
         raise InputError(
@@ -179,17 +179,18 @@ def _images_below(folder: Path) -> Iterator[Path]:
                 yield Path(parent, name)
 
 
-def existing_folder(path: Path) -> None:
-    """Raise InputError with the nearest name beside it if ``path`` is not a folder."""
+def existing_folder(path: Path, holds: str, option: str | None = None) -> None:
+    """Raise InputError with the nearest name beside it if ``path`` is not a folder, which ``holds`` what is said."""
     if path.is_dir():
         return
-    what = "this is a file, not a folder of images" if path.exists() else "there is no such folder"
+    what = "this is a file, not a folder" if path.exists() else "there is no such folder"
     parent = path.absolute().parent
     raise InputError(
         what,
         where=path,
         nearest=nearest_entry(parent, path.name) if parent.is_dir() else None,
-        next_step="check the path; it must hold train/<class>/*.jpg or images",
+        next_step=f"check the path; it must hold {holds}",
+        option=option,
     )
 
 

@@ -220,7 +220,7 @@ class _HeldOut(ImageSet):
 
     @abstractmethod
     def _stored_labels(self, name: str) -> np.ndarray | None:
-        """The labels of a split as it is stored, or None where the set has no such split."""
+        """The labels of a split as it is stored, or None if the set has no such split."""
 
     @cached_property
     def _validation_index(self) -> np.ndarray:

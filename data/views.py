@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -22,7 +22,14 @@ from twinbench.data.augment import (
 from twinbench.data.streaming import CropStream, Images, StreamedImages
 from twinbench.foundation.randomness import seeded_generator
 
-_BATCH = 256
+BATCH = 256
+"""Images of one forward pass where nothing is trained."""
+
+
+@lru_cache(maxsize=2)
+def epoch_order(images: int, seed: int, epoch: int) -> Tensor:
+    """A fresh permutation of so many images for every epoch, int64 ``[images]``, a function of (seed, epoch)."""
+    return torch.randperm(images, generator=seeded_generator(seed, "order", epoch))
 
 
 class RandomViews:
@@ -116,5 +123,5 @@ def plain_views(
 
     Each batch is ``[n, 3, size, size]``, normalised, on ``device``; see `data.augment.eval_view`.
     """
-    for chunk in rows.split(_BATCH):
+    for chunk in rows.split(BATCH):
         yield eval_view(images[chunk].to(device), size, normalisation)

@@ -57,7 +57,7 @@ def list_voc(root: Path) -> tuple[dict[str, list[Listed]], tuple[str, ...] | Non
 
     Raises InputError for a folder of neither layout, a missing or empty list, and an image in both splits.
     """
-    existing_folder(root)
+    existing_folder(root, "Annotations, ImageSets and JPEGImages, or VOC2007 and VOC2012 with these")
     years = [year for year in ("VOC2007", "VOC2012") if (root / year / "Annotations").is_dir()]
     if not years and not (root / "Annotations").is_dir():
         raise InputError(

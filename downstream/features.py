@@ -58,7 +58,7 @@ class FeatureStore:
     def get(self, encoder: Encoder, image_set: ImageSet, split: str) -> tuple[Tensor, Tensor]:
         """Features ``[N, D]`` (float32) and labels ``[N]`` (int64, -1 where unlabelled) of a split.
 
-        Raises RunFailure where the encoder gives a feature that is not finite.
+        Raises RunFailure if the encoder gives a feature that is not finite.
         """
         key = _key(encoder, image_set, split)
         if self._folder is None:
@@ -119,7 +119,7 @@ def _write(path: Path, features: Tensor, labels: Tensor) -> None:
 
 
 def _read(path: Path) -> tuple[Tensor, Tensor] | None:
-    """The features in a file, or None where there is no file or it is damaged."""
+    """The features in a file, or None if there is no file or it is damaged."""
     if not path.is_file():
         return None
     try:

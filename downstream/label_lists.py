@@ -156,7 +156,7 @@ def _rows_by_name(images: StreamedImages, wanted: set[str], where: Path) -> dict
 
 
 def _require_synsets(names: Sequence[str], rows: Tensor, train: Split, classes: Sequence[str]) -> None:
-    """Raise InputError where the class of a listed image is not the synset that its name begins with."""
+    """Raise InputError if the class of a listed image is not the synset that its name begins with."""
     for name, label in zip(names, train.labels[rows].tolist(), strict=True):
         if classes[label] != name.split("_")[0]:
             raise InputError(

@@ -78,7 +78,7 @@ class Protocol(ABC):
         """Measure the encoder on the test split; hyperparameters come from the split ``val``, never from test."""
 
     def check(self, image_set: ImageSet) -> None:  # noqa: B027  (most have nothing to check)
-        """Raise InputError where the protocol cannot measure on this machine or image set, before any work."""
+        """Raise InputError if the protocol cannot measure on this machine or image set, before any work."""
 
     @abstractmethod
     def forward_passes(self, image_set: ImageSet) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -11,12 +10,10 @@ from torch import Tensor
 from twinbench.data.augment import ViewPolicy
 from twinbench.data.image_sets import ImageSet, Split
 from twinbench.data.streaming import Images, StreamedImages
-from twinbench.data.views import RandomViews, plain_views
+from twinbench.data.views import BATCH, RandomViews, epoch_order, plain_views
 from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.cores import usable_cores
-from twinbench.foundation.randomness import seeded_generator
 
-_BATCH = 256
 _ENLARGED = 256 / 224
 
 
@@ -71,18 +68,13 @@ class EpochOrder:
 
     def __init__(self, rows: Tensor, seed: int) -> None:
         self.rows, self.seed = rows, seed
-        self.steps_per_epoch = -(-len(rows) // _BATCH)
+        self.steps_per_epoch = -(-len(rows) // BATCH)
 
     def __call__(self, step: int) -> Tensor:
         """The rows of a step, int64 ``[n]`` with n at most 256."""
         epoch, part = divmod(step, self.steps_per_epoch)
-        order = _permutation(len(self.rows), self.seed, epoch)
+        order = epoch_order(len(self.rows), self.seed, epoch)
         return self.rows[order.tensor_split(self.steps_per_epoch)[part]]
-
-
-@lru_cache(maxsize=2)
-def _permutation(n: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(n, generator=seeded_generator(seed, "order", epoch))
 
 
 def training_views(

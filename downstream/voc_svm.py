@@ -203,7 +203,7 @@ def _features(
 
 
 def _require_examples(table: np.ndarray, truth: np.ndarray, classes: Sequence[str], where: str) -> None:
-    """Raise InputError where a class is too rare, or too common, to be cross-validated or measured."""
+    """Raise InputError if a class is too rare, or too common, to be cross-validated or measured."""
     for label, name in enumerate(classes):
         present, tested = table[:, label] == 1, truth[:, label] == 1
         if min(present.sum(), (~present).sum()) < FOLDS or not tested.any():

@@ -55,7 +55,10 @@ def run(
         typer.Option(min=1, metavar="N", help="Runs at a time. [default: one a core; 1 with a GPU]"),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
-    debug: Debug = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", help="One job at a time; stop at the first failure and show its traceback."),
+    ] = False,
 ) -> None:
     """Run a study: train what is missing, evaluate it, write tables, figures and the report."""
     from twinbench.harness.commands import StudyRequest, run_study

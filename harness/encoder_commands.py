@@ -15,7 +15,7 @@ from twinbench.harness.console import job_progress, say
 from twinbench.harness.execute import Training, evaluate_encoder, run_job, train_run
 from twinbench.harness.plan import Job, StudyImages, load_splits, load_training, plan_run
 from twinbench.harness.plugins import load_plugins
-from twinbench.harness.recipes import load_recipe, parse_overrides, recipe_folder_names
+from twinbench.harness.recipes import load_recipe, parse_overrides
 from twinbench.harness.store import check_writable, encoder_in, record_place, write_json
 from twinbench.pretraining.engine import Hardware, check_hardware, launch
 from twinbench.pretraining.interrupt import Interrupted
@@ -42,9 +42,8 @@ def pretrain_one(request: PretrainRequest) -> None:
     load_plugins()
     if request.method not in method_names():
         raise unknown_name("method", request.method, method_names())
-    folder = request.recipe or _own_recipes(request.image_set)
     overrides = parse_overrides(request.assignments)
-    recipe = load_recipe(folder, request.method, request.image_set, overrides, request.seed)
+    recipe = load_recipe(request.recipe or "", request.method, request.image_set, overrides, request.seed)
     image_set = load_image_set(request.image_set, request.data_root, corrupt=recipe.corrupt_images)
     check_hardware(request.hardware, recipe.precision)
     load_training(image_set)
@@ -67,12 +66,6 @@ def pretrain_one(request: PretrainRequest) -> None:
     if status["status"] == "collapsed":
         say(f"COLLAPSED: {status['reason']}")
     print(f"encoder: {run.encoder_folder}")
-
-
-def _own_recipes(image_set_name: str) -> str:
-    """The recipe folder of an image set; a set without one of its own uses that of any folder of images."""
-    name = image_set_name.partition(":")[0]
-    return name if name in recipe_folder_names() else "folder"
 
 
 @dataclass(frozen=True)

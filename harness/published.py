@@ -27,7 +27,7 @@ _SUFFIXES = {".pth", ".pt", ".tar", ".torch", ".ckpt", ".bin", ".pkl", ".safeten
 
 
 def encoder_folder(study: Study, data_root: Path | None) -> Path | None:
-    """Where a study's checkpoints are, None for a study without; raises InputError where no data root is given."""
+    """Where a study's checkpoints are, None for a study without; raises InputError if no data root is given."""
     if not study.encoders:
         return None
     if data_root is None:
@@ -42,7 +42,7 @@ def encoder_folder(study: Study, data_root: Path | None) -> Path | None:
 def imported_runs(folder: Path, image_set: ImageSet, runs_root: Path, seeds: int) -> list[Run]:
     """A run for each checkpoint file and encoder folder in a folder, by name, and seed; nothing is written yet.
 
-    The seeds are those of the evaluations. Raises InputError where there is no checkpoint, and for the first that
+    The seeds are those of the evaluations. Raises InputError if there is no checkpoint, and for the first that
     cannot be imported as it stands; other files are named in a warning.
     """
     found = sorted(folder.iterdir()) if folder.is_dir() else []

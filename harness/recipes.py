@@ -64,16 +64,23 @@ def read_yaml(path: Path | Traversable) -> dict[str, Any]:
 def load_recipe(folder: str, method: str, image_set: str, overrides: dict[str, Any], seed: int = 0) -> Recipe:
     """Read ``<folder>/<method>.yaml`` and apply overrides given as dotted keys.
 
-    ``folder`` is one of ``recipes/`` or the path of a folder of your own.
+    ``folder`` is one of ``recipes/`` or the path of a folder of your own; empty, it is the image set's own.
 
-    Raises InputError for an unknown folder, method or key, with the nearest valid one.
+    Raises InputError for an unknown folder, method or key, with the nearest valid one, and for a file that holds the
+    recipe of another method.
     """
-    place = _recipe_folder(folder)
+    place = _recipe_folder(folder or own_recipes(image_set))
     source = place / f"{method}.yaml"
     if not source.is_file():
         valid = [entry.name.removesuffix(".yaml") for entry in _yaml_files(place)]
         raise unknown_name("recipe", method, valid, where=place)
     document = {**read_yaml(source), "image_set": image_set, "seed": seed}
+    if document.get("method", method) != method:
+        raise InputError(
+            f"the recipe of {method} says method: {document['method']}",
+            where=source,
+            next_step="correct its key 'method', or name the file after its method",
+        )
     for key, value in overrides.items():
         if key.partition(".")[0] in _CHOSEN_ELSEWHERE:
             raise InputError(
@@ -88,6 +95,12 @@ def load_recipe(folder: str, method: str, image_set: str, overrides: dict[str, A
         raise explain_validation(
             error, Recipe, f"{source.name} in recipes/{folder}, with --set applied"
         ) from error
+
+
+def own_recipes(image_set_name: str) -> str:
+    """The recipe folder of an image set; a set without one of its own uses that of any folder of images."""
+    name = image_set_name.partition(":")[0]
+    return name if name in recipe_folder_names() else "folder"
 
 
 def _recipe_folder(folder: str) -> Path | Traversable:

@@ -197,7 +197,7 @@ def record_place(folder: Path, protocol: str, image_set: ImageSet, seed: int) ->
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The mapping in a JSON file, or None where it is missing or damaged."""
+    """The mapping in a JSON file, or None if it is missing or damaged."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):

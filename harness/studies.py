@@ -52,6 +52,8 @@ def load_study(name: str) -> Study:
     source: Path | Traversable
     if path.suffix in {".yaml", ".yml"} and path.is_file():
         source, stem = path, path.stem
+    elif path.suffix in {".yaml", ".yml"}:
+        raise InputError("there is no such file", where=path, next_step="check the path")
     elif name in study_names():
         source, stem = files("twinbench.studies") / f"{name}.yaml", name
     else:

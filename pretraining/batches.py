@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -16,10 +15,9 @@ from torch import Tensor
 from twinbench.data.augment import ViewPolicy
 from twinbench.data.image_sets import ImageSet
 from twinbench.data.streaming import StreamedImages
-from twinbench.data.views import RandomViews, ViewsOfStep
+from twinbench.data.views import RandomViews, ViewsOfStep, epoch_order
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import InputError
-from twinbench.foundation.randomness import seeded_generator
 from twinbench.pretraining.collectives import all_reduce_max_nograd
 from twinbench.pretraining.engine import Engine
 from twinbench.pretraining.method import Progress
@@ -100,11 +98,6 @@ def steps_in_epoch(recipe: Recipe, images: int, where: str) -> int:
 
 def batch_rows(images: int, batch_size: int, seed: int, progress: Progress) -> Tensor:
     """Which images make up this step's batch: a fresh permutation every epoch, a function of (seed, step)."""
-    order = _order(images, seed, progress.epoch)
+    order = epoch_order(images, seed, progress.epoch)
     start = (progress.step % progress.steps_per_epoch) * batch_size
     return order[start : start + batch_size]
-
-
-@lru_cache(maxsize=2)
-def _order(images: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(images, generator=seeded_generator(seed, "order", epoch))

@@ -81,7 +81,7 @@ def resolve(recipe: Recipe, image_size: int, fingerprint: str) -> Recipe:
 
 
 def check_accumulation(recipe: Recipe, method: Method) -> None:
-    """Raise InputError where a recipe wants micro-batches of a method whose loss they would change."""
+    """Raise InputError if a recipe wants micro-batches of a method whose loss they would change."""
     if recipe.accumulate > 1 and not method.accumulates:
         able = [name for name in method_names() if method_class(name).accumulates]
         raise InputError(

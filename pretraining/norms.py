@@ -53,7 +53,7 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
 
     On one device it equals ``splits`` ranks with local statistics, which MoCo's shuffling needs (He et al.,
     arXiv:1911.05722, section 3.3); on W ranks each normalises ``splits / W`` groups of its share, so the
-    groups do not depend on the number of devices. Raises InputError where the division leaves a remainder.
+    groups do not depend on the number of devices. Raises InputError if the division leaves a remainder.
     """
 
     def __init__(self, num_features: int, splits: int, eps: float = 1e-5, momentum: float = 0.1) -> None:

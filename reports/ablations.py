@@ -25,7 +25,7 @@ def ablation_methods(groups: Sequence[Group]) -> tuple[str, ...]:
 
 
 def quoted_point(source: AblationQuoted, curve: quoted.QuotedCurve, value: str) -> quoted.QuotedPoint | None:
-    """The published point at one of our values, or None where the paper has none."""
+    """The published point at one of our values, or None if the paper has none."""
     published = next((theirs for ours, theirs in source.values.items() if same_value(ours, value)), value)
     return next((point for point in curve.points if same_value(point.x, published)), None)
 

@@ -11,5 +11,5 @@ from twinbench.reports.writers import to_text
 
 
 def render_study(study: StudySpec, records: Sequence[Record], runs: Sequence[RunInfo] = ()) -> list[str]:
-    """Every table of the study. Raises InputError where study and records do not fit each other."""
+    """Every table of the study. Raises InputError if study and records do not fit each other."""
     return [to_text(table) for table in build_tables(study, records, runs)]

@@ -173,7 +173,7 @@ def image_sets(records: Sequence[Record]) -> tuple[str, ...]:
 
 
 def check_metric(records: Sequence[Record], protocol: str, metric: str, where: str) -> None:
-    """Raise InputError where the protocol was measured but never gave this metric: a typing error in the
+    """Raise InputError if the protocol was measured but never gave this metric: a typing error in the
     study.
     """
     measured = {r.metric for r in records if r.protocol == protocol and r.status == "done"}

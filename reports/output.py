@@ -20,9 +20,9 @@ _MARK = b'<meta name="generator" content="twinbench">'
 
 
 def check_out(out: Path) -> None:
-    """Raise InputError where a report in ``out`` would take the place of something that is not a report.
+    """Raise InputError if a report in ``out`` would take the place of something that is not a report.
 
-    Changes nothing; raises RunFailure where ``out`` cannot be looked at.
+    Changes nothing; raises RunFailure if ``out`` cannot be looked at.
     """
     with machine_faults("the report folder cannot be read", out, "give a folder that you may read and write"):
         out = out.resolve()
@@ -59,7 +59,7 @@ def _is_page(page: Path) -> bool:
 
 
 def _listed(folder: Path) -> frozenset[str] | None:
-    """The files that the report in ``folder`` wrote, or None where it keeps no list."""
+    """The files that the report in ``folder`` wrote, or None if it keeps no list."""
     path = folder / LIST
     if not path.is_file():
         return None
@@ -119,7 +119,7 @@ def swap(staging: Path, out: Path) -> None:
 
 
 def _check_clashes(staging: Path, out: Path) -> None:
-    """Raise InputError where a file of the new report has the name of one that is not ours."""
+    """Raise InputError if a file of the new report has the name of one that is not ours."""
     owned = _owned(out, staging)
     for entry in sorted(staging.rglob("*")):
         name = entry.relative_to(staging).as_posix()

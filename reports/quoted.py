@@ -87,7 +87,7 @@ def quoted_files() -> list[str]:
 
 @cache
 def load(file: str) -> tuple[Row, ...]:
-    """The rows of one file, superseded ones dropped. Raises InputError where there is no such file."""
+    """The rows of one file, superseded ones dropped. Raises InputError if there is no such file."""
     name = file if file.endswith(".csv") else f"{file}.csv"
     if name not in quoted_files():
         raise unknown_name("file of published numbers", name, quoted_files(), "file")
@@ -97,7 +97,7 @@ def load(file: str) -> tuple[Row, ...]:
 
 
 def check_columns(file: str, columns: Sequence[str]) -> None:
-    """Raise InputError where the file lacks one of the columns."""
+    """Raise InputError if the file lacks one of the columns."""
     valid = list(load(file)[0])
     for column in columns:
         if column not in valid:
@@ -135,9 +135,9 @@ def setting(file: str, rows: Sequence[Row]) -> str:
 
 
 def table_value(file: str, column: str, method: str, where: Where) -> QuotedValue | None:
-    """The number that a table quotes for a method, or None where the file has no row for it.
+    """The number that a table quotes for a method, or None if the file has no row for it.
 
-    Raises InputError where several rows with different numbers are left: the study must narrow ``where``.
+    Raises InputError if several rows with different numbers are left: the study must narrow ``where``.
     """
     check_columns(file, [column])
     rows = select(file, where)
@@ -157,7 +157,7 @@ def table_value(file: str, column: str, method: str, where: Where) -> QuotedValu
 
 
 def curve(file: str, x: str, y: str, method: str, where: Where) -> QuotedCurve | None:
-    """The published ablation of a method, or None where the file has none.
+    """The published ablation of a method, or None if the file has none.
 
     Of several pretraining lengths the one nearest 300 epochs is taken (the paper's ablations). Where several
     sources give one x, the source with the most points goes first, for curves of one source keep their shape

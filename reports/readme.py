@@ -51,7 +51,7 @@ def _replace(text: str, name: str, content: str, readme: Path) -> str:
 
 
 def _main(arguments: list[str]) -> None:
-    """``python -m reports.readme README.md STUDY=FOLDER ...``: every Markdown table of each report into its block."""
+    """``python -m twinbench.reports.readme README.md STUDY=FOLDER ...``: each report's tables into its block."""
     readme, *pairs = arguments
     blocks = {}
     for pair in pairs:

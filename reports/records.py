@@ -162,7 +162,7 @@ def finite(value: float | None) -> float | None:
 
 
 def read_loss_curve(folder: Path) -> LossCurve | None:
-    """The loss of ``metrics.jsonl``, one point a step, or None where nothing usable was logged.
+    """The loss of ``metrics.jsonl``, one point a step, or None if nothing usable was logged.
 
     A resumed run logs some steps twice: the later line counts. A line cut off by a crash is skipped.
     """
@@ -185,7 +185,7 @@ def read_loss_curve(folder: Path) -> LossCurve | None:
 
 
 def read_diagnostics(folder: Path) -> Diagnostics | None:
-    """The run's ``diagnostics.json``, or None where there is none. Raises InputError where it is broken."""
+    """The run's ``diagnostics.json``, or None if there is none. Raises InputError if it is broken."""
     path = folder / "diagnostics.json"
     if not path.is_file():
         return None

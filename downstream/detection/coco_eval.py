@@ -42,7 +42,7 @@ def run_lengths(masks: Tensor) -> list[dict[str, Any]]:
 
 
 def require_objects(truth: DetectionSplit) -> None:
-    """Raise InputError where no object counts, being neither crowd nor difficult: the AP is not defined for it."""
+    """Raise InputError if no object counts, being neither crowd nor difficult: the AP is not defined for it."""
     if all(truth.ignored(i).all() for i in range(len(truth))):
         raise InputError(
             "average precision is not defined: the ground truth has no objects that count",
@@ -58,7 +58,7 @@ def average_precision(
     The masks' are left out where ground truth or detections have none.
 
     AP is COCO's: the mean over IoU 0.50, 0.55 ... 0.95 and over the classes that occur, with at most 100
-    detections of a class an image. Raises InputError where the ground truth holds no object that counts, for which the
+    detections of a class an image. Raises InputError if the ground truth holds no object that counts, for which the
     AP is not defined, and ValueError where the numbers of images differ.
     """
     if len(detections) != len(truth.images):

@@ -40,7 +40,7 @@ def detectron2_found() -> bool:
 
 
 def require_detectron2(protocol_name: str) -> None:
-    """Raise InputError where Detectron2 cannot be used."""
+    """Raise InputError if Detectron2 cannot be used."""
     problem = detectron2_problem()
     if problem is not None:
         raise InputError(
@@ -57,7 +57,7 @@ class Detectron2C4(FineTuning):
     """
 
     def check(self, image_set: ImageSet) -> None:
-        """As `FineTuning.check`; raises InputError where Detectron2 is not installed."""
+        """As `FineTuning.check`; raises InputError if Detectron2 is not installed."""
         require_detectron2(self.name)
         super().check(image_set)
 

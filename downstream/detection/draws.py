@@ -63,7 +63,7 @@ class Draws:
     Crowds are left out, and with them images that have no other object, as in Detectron2. ``prepare`` turns a draw
     into what the detector wants; it goes to worker processes. There are enough draws for the training, for the
     statistics of batch norm, and for two batches that a grouping by shape may leave incomplete. Raises InputError
-    where no image has an object.
+    if no image has an object.
     """
 
     def __init__(

@@ -68,13 +68,13 @@ class FineTuning(Protocol):
         """A detector for so many classes that starts from the encoder."""
 
     def check(self, image_set: ImageSet) -> None:
-        """Raise InputError where no object of the test split counts, before any work."""
+        """Raise InputError if no object of the test split counts, before any work."""
         require_objects(image_set.detection("test"))
 
     def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:
         """``box_ap``, ``box_ap50``, ``box_ap75`` and perhaps the same of masks, over the test images.
 
-        Raises InputError where the image set has no objects, RunFailure where the detector does not start from the
+        Raises InputError if the image set has no objects, RunFailure where the detector does not start from the
         encoder or its loss is not finite.
         """
         image_set = context.image_set
@@ -152,7 +152,7 @@ def _relative_difference(found: Tensor, expected: Tensor) -> float:
 
 
 def finite_total(losses: Mapping[str, Tensor], iteration: int) -> Tensor:
-    """The sum of a detector's losses; raises RunFailure where it is not finite."""
+    """The sum of a detector's losses; raises RunFailure if it is not finite."""
     total = torch.stack([loss.reshape(()) for loss in losses.values()]).sum()
     if not torch.isfinite(total):
         raise not_finite(f"the detection loss became {total.item()}", iteration)
@@ -160,7 +160,7 @@ def finite_total(losses: Mapping[str, Tensor], iteration: int) -> Tensor:
 
 
 def require_finite(model: nn.Module, iteration: int) -> None:
-    """Raise RunFailure where a weight or statistic of a model is not finite after a 0-based iteration.
+    """Raise RunFailure if a weight or statistic of a model is not finite after a 0-based iteration.
 
     The last step of a training can diverge after a loss that was finite. Such a detector finds nothing, and its AP of
     0 would look like a measurement.

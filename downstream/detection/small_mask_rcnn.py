@@ -74,7 +74,7 @@ def build_detector(encoder: Encoder, classes: int, height: int, width: int) -> M
     """A Mask R-CNN whose body is a trainable copy of the encoder's backbone; class 0 is the background.
 
     Scenes are normalised as the encoder was trained and never resized. Anchors have an eighth to a half of
-    the shorter side of the scene. Raises InputError where the scene is too small for the backbone's strides.
+    the shorter side of the scene. Raises InputError if the scene is too small for the backbone's strides.
     """
     side = min(height, width)
     body = encoder.fresh_backbone()
@@ -159,7 +159,7 @@ class SmallMaskRcnn(Protocol):
     def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:
         """``box_ap``, ``box_ap50``, ``box_ap75`` and the same of masks, over the test scenes.
 
-        Raises InputError where the image set has no scenes, RunFailure where the detector does not start from
+        Raises InputError if the image set has no scenes, RunFailure where the detector does not start from
         the encoder or its loss is not finite.
         """
         image_set = context.image_set

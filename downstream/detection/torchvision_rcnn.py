@@ -179,7 +179,7 @@ class TorchvisionDetector:
     def train(self, split: DetectionSplit, seed: int) -> Iterator[int]:
         """Fine-tune by the schedule, yielding the 0-based number of every finished iteration.
 
-        Raises RunFailure where a loss is not finite, or the detector in the end.
+        Raises RunFailure if a loss is not finite, or the detector in the end.
         """
         schedule = self._schedule
         optimizer = torch.optim.SGD(_groups(self.model, schedule), schedule.base_lr, schedule.momentum)

@@ -32,7 +32,7 @@ def voc_average_precision(
     """``box_ap``, ``box_ap50`` and ``box_ap75`` in percent.
 
     AP is the mean over the classes that occur, at IoU 0.50, 0.55 ... 0.95 and over those; ``eleven_points`` takes the
-    metric of VOC 2007 at each of them. Raises InputError where no object counts, for which the AP is not defined, and
+    metric of VOC 2007 at each of them. Raises InputError if no object counts, for which the AP is not defined, and
     ValueError where the numbers of images differ.
     """
     if len(detections) != len(truth):

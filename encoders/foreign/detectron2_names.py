@@ -45,7 +45,7 @@ def from_detectron2(state: Mapping[str, T]) -> dict[str, T]:
     """The backbone in the state of a Detectron2 backbone or detector, under torchvision's names.
 
     The extra norm after a C4 detector's res5, the proposal network, the feature pyramid and the predictors belong to
-    the detector and are left out. Raises InputError where a stage is missing altogether.
+    the detector and are left out. Raises InputError if a stage is missing altogether.
     """
     renamed = {torchvision_name(name): tensor for name, tensor in state.items()}
     kept = {name: tensor for name, tensor in renamed.items() if _BACKBONE.match(name)}

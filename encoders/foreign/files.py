@@ -65,7 +65,7 @@ class CheckpointFile:
 def read_checkpoint(path: Path) -> CheckpointFile:
     """Read a checkpoint (``torch.save``, safetensors or a pickle of numpy arrays) without running code.
 
-    Raises InputError where there is no such file, where it is damaged, where its pickle wants more than tensors and
+    Raises InputError if there is no such file, where it is damaged, where its pickle wants more than tensors and
     plain containers, where it holds no state dict, where two keys differ by what PyTorch's wrappers put in alone, and
     where our own description in it is nonsense; RunFailure where the file cannot be opened.
     """
@@ -150,7 +150,7 @@ def _read_torch(path: Path) -> Any:
 
 
 def require_distinct(names: Mapping[str, str], path: Path) -> None:
-    """Raise InputError where two keys of a file are given one name, for then one tensor would replace the other."""
+    """Raise InputError if two keys of a file are given one name, for then one tensor would replace the other."""
     first: dict[str, str] = {}
     for key, name in names.items():
         if name in first:

@@ -89,7 +89,7 @@ class Format:
         return next(others, self.method)
 
     def reason_to_ignore(self, key: str) -> str | None:
-        """Why a key is left out, or None where that is not known."""
+        """Why a key is left out, or None if that is not known."""
         return next((why for why, pattern in self.ignored.items() if re.match(pattern, key)), None)
 
 

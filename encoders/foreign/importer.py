@@ -75,7 +75,7 @@ class ForeignEncoder:
     accounting: Accounting
 
     def save(self, folder: Path) -> Encoder:
-        """Write it as an encoder; raises InputError where the folder holds one already."""
+        """Write it as an encoder; raises InputError if the folder holds one already."""
         if (folder / INFO_FILE).exists():
             raise InputError(
                 "there is an encoder already", where=folder, next_step="give another folder", option="out"
@@ -119,7 +119,7 @@ def read_foreign(
 
 
 def recognise(checkpoint: CheckpointFile) -> Format:
-    """The format that the keys speak of; raises InputError where none fits, or several."""
+    """The format that the keys speak of; raises InputError if none fits, or several."""
     fitting = [each for each in FORMATS.entries() if each.recognise(checkpoint)]
     if len(fitting) == 1:
         return fitting[0]
@@ -235,7 +235,7 @@ def _width(shapes: dict[str, torch.Size]) -> int:
 def _stem(checkpoint: CheckpointFile, layout: Layout, kernel: int, wanted: Stem | None) -> Stem:
     """The stem of the first convolution's kernel; of a 3x3 one the weights do not say the stride.
 
-    Raises InputError where nothing else says it either, and where ``wanted`` contradicts what is known.
+    Raises InputError if nothing else says it either, and where ``wanted`` contradicts what is known.
     """
     possible: tuple[Stem, ...] = ("imagenet",) if kernel == 7 else ("small", "stride2")
     if kernel == 3 and layout.small_stem:

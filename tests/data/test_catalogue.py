@@ -157,3 +157,20 @@ def test_cifar10_is_not_there(tmp_path: Path) -> None:
     assert caught.value.nearest == str(tmp_path / "cifar-10-batches")
     with pytest.raises(InputError, match="no such folder"):
         load_image_set("cifar10", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "holds"),
+    [
+        ("folder:{}", "train/<class>/"),
+        ("voc:{}", "JPEGImages"),
+        ("coco:{}", "annotations/instances_"),
+        ("cifar10", "cifar-10-batches-py"),
+    ],
+)
+def test_a_folder_that_is_not_there_says_what_it_must_hold(tmp_path, name, holds):
+    missing = tmp_path / "nowhere"
+    with pytest.raises(InputError, match="there is no such folder") as error:
+        load_image_set(name.format(missing), missing)
+    assert holds in error.value.next_step
+    assert error.value.option == ("data_root" if name == "cifar10" else None)

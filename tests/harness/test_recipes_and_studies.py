@@ -13,6 +13,7 @@ import torch
 
 from twinbench.data.catalogue import load_image_set
 from twinbench.downstream.protocol import protocol
+from twinbench.foundation.errors import InputError
 from twinbench.harness.recipes import load_recipe, parse_overrides, recipe_hash, recipe_names
 from twinbench.harness.studies import load_study, study_names
 from twinbench.pretraining.build import build_method, resolve
@@ -215,3 +216,28 @@ def test_the_fingerprint_of_the_embedded_set_is_in_the_recipe():
     image_set = load_image_set("digit-scenes")
     recipe = resolve(load_recipe("digit-scenes", "simclr", image_set.name, {}), SIZE, image_set.fingerprint)
     assert recipe.image_set_fingerprint == image_set.fingerprint
+
+
+def test_a_study_without_recipes_takes_those_of_its_image_set_not_the_users_files(tmp_path, monkeypatch):
+    """The current folder, whose files may have such names, is no recipe folder."""
+    (tmp_path / "simclr.yaml").write_text("method: simclr\nepochs: 77\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("", "simclr", "digit-scenes", {}) == load_recipe(
+        "digit-scenes", "simclr", "digit-scenes", {}
+    )
+    assert (
+        load_recipe("", "simclr", "folder:x", {}).epochs
+        == load_recipe("folder", "simclr", "folder:x", {}).epochs
+    )
+
+
+def test_a_recipe_of_another_method_is_refused(tmp_path):
+    (tmp_path / "byol.yaml").write_text("method: simclr\nepochs: 1\n")
+    with pytest.raises(InputError, match="the recipe of byol says method: simclr") as error:
+        load_recipe(str(tmp_path), "byol", "digit-scenes", {})
+    assert error.value.where == tmp_path / "byol.yaml"
+
+
+def test_a_study_file_that_is_not_there_is_no_unknown_study():
+    with pytest.raises(InputError, match="there is no such file"):
+        load_study("nowhere.yaml")

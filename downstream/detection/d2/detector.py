@@ -97,7 +97,7 @@ class Detectron2Detector:
     def train(self, split: DetectionSplit, seed: int) -> Iterator[int]:
         """Fine-tune by the schedule, yielding the 0-based number of every finished iteration.
 
-        Raises RunFailure where a loss is not finite, or the detector in the end.
+        Raises RunFailure if a loss is not finite, or the detector in the end.
         """
         optimizer = build_optimizer(self.cfg, self.model)
         scheduler = build_lr_scheduler(self.cfg, optimizer)
