@@ -178,12 +178,14 @@ def _check_metrics(study: Study, protocols: tuple[Protocol, ...]) -> None:
 
 
 def _check_ablated_key(study: Study, overrides: dict[str, Any]) -> None:
-    ablation = study.ablation
-    for key in overrides if ablation else ():
-        if ablation and f"{ablation.key}.".startswith(f"{key}.") | f"{key}.".startswith(f"{ablation.key}."):
+    if study.ablation is None:
+        return
+    varied = study.ablation.key
+    for key in overrides:
+        if f"{varied}.".startswith(f"{key}.") or f"{key}.".startswith(f"{varied}."):
             raise InputError(
                 f"--set {key} would overwrite the key that this study varies",
-                where=f"ablation.key of {study.name}: {ablation.key}",
+                where=f"ablation.key of {study.name}: {varied}",
                 next_step="leave it out, or write a study of your own with other values",
             )
 

@@ -181,8 +181,13 @@ def check_metric(records: Sequence[Record], protocol: str, metric: str, where: s
         raise unknown_name(f"metric of {protocol}", metric, measured, where)
 
 
-def main_groups(groups: Sequence[Group]) -> list[Group]:
-    """The groups of the main comparison: without ablation variants, unless the study has nothing else."""
+def main_groups(groups: Sequence[Group], is_ablation: bool) -> list[Group]:
+    """The groups of the main comparison: without the variants of an ablation, unless the study has nothing else.
+
+    Where nothing is ablated, a variant only tells runs of one method apart, and every group is shown.
+    """
+    if not is_ablation:
+        return list(groups)
     plain = [group for group in groups if not group.variant]
     if any(not group.is_reference for group in plain) or not any(group.variant for group in groups):
         return plain

@@ -38,7 +38,7 @@ def _main_table(
 ) -> Table:
     where = f"tables, {table.name}"
     columns = _measured_columns(table.columns, records, where)
-    shown = main_groups(groups)
+    shown = main_groups(groups, spec.ablation is not None)
     has_variants = any(group.variant for group in shown)
     stub = ("Method", *(_variant_heading(spec) if has_variants else ()))
     lines = [

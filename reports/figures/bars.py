@@ -25,7 +25,7 @@ def bars(spec: FigureSpec, study: StudySpec, records: Sequence[Record], runs: Se
     """One number of every method."""
     target = target_of(spec, study.main_columns(), records)
     title = spec.title or f"{target.label} on {target.image_set or 'the image set'}"
-    groups = main_groups(group_records(records, runs))
+    groups = main_groups(group_records(records, runs), study.ablation is not None)
     shown = [(group, cell_of(group, target)) for group in groups if not group.is_reference]
     references = [(g, c) for g in groups if g.is_reference and (c := cell_of(g, target)).value is not None]
     usual = usual_budgets(groups, [target.image_set], varied_fields(study))

@@ -200,3 +200,13 @@ def test_a_metric_that_was_never_measured_is_an_error(study, records, spec):
     study["tables"][0]["columns"][0]["metric"] = "top11"
     with pytest.raises(InputError, match=r"nearest: top1"):
         build_tables(spec(study), records)
+
+
+def test_without_an_ablation_no_run_is_left_out_beside_one_without_a_variant(make_row, study, spec):
+    records = [
+        make_row("byol", 60.0),
+        make_row("moco_v2", 61.0, variant="epochs=1"),
+        make_row("moco_v2", 62.0, variant="epochs=2", recipe_hash="other", encoder_checksum="other"),
+    ]
+    (table,) = build_tables(spec({**study, "ablation": None, "figures": [], "tables": study["tables"][:1]}), records)
+    assert len(table.rows) == 3
