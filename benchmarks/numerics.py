@@ -135,12 +135,15 @@ def main() -> int:
     settings = arguments.settings or list(SETTINGS)
     if unknown := set(settings) - set(SETTINGS):
         parser.error(f"unknown settings {', '.join(sorted(unknown))}; there are {', '.join(SETTINGS)}")
-    results = {setting: run(setting, arguments.processes, more) for setting in settings}
-    rows = [row for _, measured in results.values() for row in measured]
+    rows: list[dict[str, Any]] = []
+    failed: list[str] = []
+    for done, setting in enumerate(settings, start=1):
+        passed, measured = run(setting, arguments.processes, more)
+        rows += measured
+        failed += [] if passed else [setting]
+        if arguments.out:  # after each, for all of them take long
+            arguments.out.write_text(page(rows, settings[:done]))
     print(table(rows))
-    if arguments.out:
-        arguments.out.write_text(page(rows, settings))
-    failed = [setting for setting, (passed, _) in results.items() if not passed]
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return bool(failed)
