@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 
 import pytest
+import torch
 from torch import Tensor
 
 from twinbench.harness.plugins import load_plugins
 
 # Bits, device names and numbers of workers are those of a CPU, on a machine with a GPU too; child processes inherit it.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# The compiler's cache does not tell instruction sets apart, and what was compiled for another one gives NaN.
+_CAPABILITY = torch.backends.cpu.get_cpu_capability().replace(" ", "-")
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(
+    tempfile.gettempdir(), f"twinbench-compiled-{_CAPABILITY}"
+)
 load_plugins()
 
 
