@@ -208,5 +208,7 @@ def test_without_an_ablation_no_run_is_left_out_beside_one_without_a_variant(mak
         make_row("moco_v2", 61.0, variant="epochs=1"),
         make_row("moco_v2", 62.0, variant="epochs=2", recipe_hash="other", encoder_checksum="other"),
     ]
-    (table,) = build_tables(spec({**study, "ablation": None, "figures": [], "tables": study["tables"][:1]}), records)
+    (table,) = build_tables(
+        spec({**study, "ablation": None, "figures": [], "tables": study["tables"][:1]}), records
+    )
     assert len(table.rows) == 3
