@@ -13,7 +13,7 @@ run: $(STAMP)
 # These start many processes; begun last, one of them would keep a single core busy in the end.
 SLOW := $(addprefix tests/,harness test_installed.py pretraining downstream)
 test: $(STAMP)
-	@echo "The whole suite: about five minutes on two quiet cores."
+	@echo "The whole suite: about six minutes on two quiet cores."
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(SLOW) tests
 
 # The tests that compare a score of something trained, as other CPUs would round and with another seed.
