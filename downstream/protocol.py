@@ -48,7 +48,8 @@ class EvaluationContext:
     """What a protocol gets besides the encoder. ``progress`` is told the fraction done, from 0 to 1.
 
     ``label_list`` says which images count as labelled where a protocol uses a share of them. A protocol leaves in
-    ``details`` (names to JSON values) what it chose and used, for the record to keep beside the measurements.
+    ``details`` (names to JSON values) what it chose and used, for the record to keep beside the measurements, and
+    appends to ``remarks`` a sentence on whatever a reader of the number must know about its measurement, with counts.
     """
 
     image_set: ImageSet
@@ -58,6 +59,7 @@ class EvaluationContext:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     label_list: LabelList | None = None
     details: dict[str, Any] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
 
 class Protocol(ABC):
