@@ -145,10 +145,14 @@ class AnnotatedImage:
 
 @dataclass(frozen=True)
 class AnnotatedSet:
-    """What a reader found: class names, and the images of ``train`` and ``test``."""
+    """What a reader found: class names, and the images of ``train`` and ``test``.
+
+    ``remarks`` say in plain sentences what reading them left out, repaired or assumed.
+    """
 
     classes: tuple[str, ...]
     splits: dict[str, list[AnnotatedImage]]
+    remarks: tuple[str, ...] = ()
 
     def digest(self) -> str:
         """SHA-256 of the classes and every annotation, whatever the place of the folder."""

@@ -49,11 +49,15 @@ class FileList:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """A folder of images: the splits that exist (``train``, perhaps ``val`` and ``test``) and the classes."""
+    """A folder of images: the splits that exist (``train``, perhaps ``val`` and ``test``) and the classes.
+
+    ``remarks`` say in plain sentences what listing them left out, followed or assumed.
+    """
 
     root: Path
     classes: tuple[str, ...]
     splits: dict[str, FileList]
+    remarks: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
         """SHA-256 of every split's relative names and sizes in bytes; the place and dates do not count."""

@@ -141,6 +141,11 @@ class ImageSet(ABC):
         """How many corrupt images of each split were left out so far; only splits with such images."""
         return {}
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """A plain sentence, with counts, on each thing that reading the set so far left out, repaired or assumed."""
+        return ()
+
     def split(self, name: str) -> Split:
         """The images and labels of ``train``, ``val`` or ``test``; raises InputError if there are none."""
         if name not in SPLITS:
@@ -289,6 +294,11 @@ class FolderImages(_HeldOut):
         """How many corrupt images of each split were left out so far; only splits with such images."""
         return {name: len(files) for name, files in self._skipped.items() if len(files)}
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What listing the files left out, followed or assumed."""
+        return self._files.remarks
+
     def _decoded_bytes(self) -> int:
         """Of all the splits together."""
         names = [name for name in SPLITS if name != "test" or name in self._files.splits]
@@ -345,6 +355,11 @@ class AnnotatedPictures(FolderImages):
     def content(self) -> str:
         """Names and sizes of the pictures, and every annotation."""
         return f"{super().content} {self._annotations.digest()}"
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What reading the annotations left out, repaired or assumed, after what reading the pictures did."""
+        return super().remarks + self._annotations.remarks
 
     def detection(self, name: str) -> DetectionSplit:
         """The annotated pictures of ``train`` or ``test``; a limit on the split takes the first."""

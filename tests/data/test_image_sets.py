@@ -11,7 +11,8 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from twinbench.data.catalogue import load_image_set
-from twinbench.data.image_sets import stratified_subset
+from twinbench.data.detection import AnnotatedImage, AnnotatedSet
+from twinbench.data.image_sets import AnnotatedPictures, Reading, stratified_subset
 from twinbench.foundation.errors import InputError
 
 
@@ -126,3 +127,10 @@ def test_cifar10_as_folders(tmp_path: Path) -> None:
     assert [len(image_set.split(name)) for name in ("train", "val", "test")] == [18, 2, 4]
     limited = load_image_set("cifar10", tmp_path, limit={"train": 6})
     assert limited.split("train").labels.bincount().tolist() == [3, 3]
+
+
+def test_an_annotated_set_has_the_remarks_of_its_reader(tmp_path: Path) -> None:
+    assert load_image_set("digit-scenes").remarks == ()
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    annotated = AnnotatedSet(("cat",), {"train": [AnnotatedImage(tmp_path / "a.png", 8, 8, ())]}, ("b", "c"))
+    assert AnnotatedPictures("voc:x", tmp_path, annotated, Reading()).remarks == ("b", "c")
