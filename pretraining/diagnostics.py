@@ -17,7 +17,9 @@ MIN_SPREAD = 0.1
 """Below this share of 1/sqrt(d), embeddings count as collapsed."""
 MIN_EFFECTIVE_RANK = 2.0
 """Below this effective rank, embeddings count as collapsed to a line."""
-FEWEST_SAMPLES = 32
+FEWEST_FOR_SPREAD = 8
+"""The spread is not judged on fewer samples: a single one has none, and a few may well be alike."""
+FEWEST_FOR_RANK = 32
 """The rank is not judged on fewer samples: N of them span N - 1 directions at most."""
 _LARGEST_MATRIX = 128
 
@@ -30,14 +32,26 @@ class Probe(NamedTuple):
     effective_rank: float
 
     def collapse(self, samples: int) -> str | None:
-        """Why embeddings of so many samples count as collapsed, or None."""
-        if not self.spread >= MIN_SPREAD:
+        """Why embeddings of so many samples count as collapsed, or None; `unjudged` says what so many cannot tell."""
+        if samples >= FEWEST_FOR_SPREAD and not self.spread >= MIN_SPREAD:
             return (
                 f"embedding std {self.feature_std:.2e} is {self.spread:.3f} of 1/sqrt(d), below {MIN_SPREAD}"
             )
-        if samples >= FEWEST_SAMPLES and self.effective_rank < MIN_EFFECTIVE_RANK:
+        if samples >= FEWEST_FOR_RANK and self.effective_rank < MIN_EFFECTIVE_RANK:
             return f"effective rank {self.effective_rank:.2f} of the embeddings, below {MIN_EFFECTIVE_RANK}"
         return None
+
+
+def unjudged(samples: int) -> str | None:
+    """What so many held-out samples are too few to tell about a collapse, or None."""
+    if samples < FEWEST_FOR_SPREAD:
+        return f"collapse is not judged on {samples} held-out images: it takes {FEWEST_FOR_SPREAD}"
+    if samples < FEWEST_FOR_RANK:
+        return (
+            f"collapse is judged by the spread of the embeddings alone, since their rank takes {FEWEST_FOR_RANK} "
+            f"held-out images and there are {samples}"
+        )
+    return None
 
 
 @dataclass(frozen=True)

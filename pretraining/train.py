@@ -30,7 +30,7 @@ from twinbench.pretraining.batches import Batches, MicroBatch
 from twinbench.pretraining.build import build_method, check_accumulation, view_policies
 from twinbench.pretraining.checkpoint import load_latest, save_checkpoint
 from twinbench.pretraining.collectives import mean_over_ranks
-from twinbench.pretraining.diagnostics import Diagnostics, diagnose, probe
+from twinbench.pretraining.diagnostics import Diagnostics, diagnose, probe, unjudged
 from twinbench.pretraining.engine import Engine, Hardware, check_shares, launch
 from twinbench.pretraining.finite import check_finite, check_parameters
 from twinbench.pretraining.interrupt import Interrupted, StopRequest
@@ -61,6 +61,7 @@ class TrainingSummary:
     parameters: int
     device: str
     skipped_images: int
+    remarks: tuple[str, ...] = ()
 
 
 def pretrain(
@@ -99,6 +100,9 @@ def pretrain(
     if engine.is_main:
         _write_results(folder, recipe, recipe_hash, method, image_set, diagnostics)
     reason = diagnostics.collapse() if method.trains else None
+    doubt = unjudged(diagnostics.samples) if method.trains else None
+    if doubt and engine.is_main:
+        say(f"{_called(recipe)}: {doubt}")
     return TrainingSummary(
         status="collapsed" if reason else "done",
         reason=reason or "",
@@ -108,6 +112,7 @@ def pretrain(
         parameters=sum(p.numel() for p in method.parameters()),
         device=device_name(engine.device, engine.hardware.ranks),
         skipped_images=skipped,
+        remarks=(*image_set.remarks, *([doubt] if doubt else [])),
     )
 
 
@@ -284,10 +289,13 @@ class _Keeper:
         measured = probe(z)
         reason = measured.collapse(len(z))
         if reason and not self._warned:
-            name = f"{session.recipe.method} (seed {session.recipe.seed})"
-            self._say(f"{name}: COLLAPSING at step {progress.step}: {reason}")
+            self._say(f"{_called(session.recipe)}: COLLAPSING at step {progress.step}: {reason}")
         self._warned = self._warned or reason is not None
         return measured._asdict()
+
+
+def _called(recipe: Recipe) -> str:
+    return f"{recipe.method} (seed {recipe.seed})"
 
 
 def _mean_loss(losses: list[LossParts]) -> LossParts:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from twinbench.pretraining.diagnostics import diagnose, effective_rank, singular_values, spread
+from twinbench.pretraining.diagnostics import diagnose, effective_rank, singular_values, spread, unjudged
 
 
 def gaussian(n, d, seed=0):
@@ -27,8 +27,19 @@ def test_embeddings_on_a_line_are_a_collapse():
     assert "effective rank" in (diagnose(z, z).collapse() or "")
 
 
-def test_three_images_cannot_show_a_rank():
-    assert diagnose(gaussian(3, 32), gaussian(3, 32, seed=1)).collapse() is None
+@pytest.mark.parametrize("n", [1, 2, 3, 7])
+def test_a_collapse_is_not_judged_on_a_handful_of_images(n):
+    z = torch.ones(n, 32)
+    assert diagnose(z, z).collapse() is None
+    assert unjudged(n) == f"collapse is not judged on {n} held-out images: it takes 8"
+
+
+def test_a_few_images_show_constant_embeddings_and_no_rank():
+    constant, line = torch.ones(8, 32), gaussian(31, 1) * gaussian(1, 32, seed=1)
+    assert "1/sqrt(d)" in (diagnose(constant, constant).collapse() or "")
+    assert diagnose(line, line).collapse() is None
+    assert all("rank takes 32 held-out images" in (unjudged(n) or "") for n in (8, 31))
+    assert unjudged(32) is None
 
 
 def test_isotropic_embeddings_are_none():
