@@ -25,6 +25,8 @@ from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.errors import InputError
 from twinbench.foundation.registry import Registry
 
+_LARGEST_K = 5
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -82,6 +84,12 @@ class Protocol(ABC):
     def check(self, image_set: ImageSet) -> None:  # noqa: B027  (most have nothing to check)
         """Raise InputError if the protocol cannot measure on this machine or image set, before any work."""
 
+    def unmeasured(self, image_set: ImageSet) -> dict[str, str]:
+        """Which of ``metrics`` this image set has no number for, each with the reason; known before any work."""
+        if "top5" in self.metrics and 0 < len(image_set.classes) <= _LARGEST_K:
+            return {"top5": f"with {len(image_set.classes)} classes it is 100 whatever the features are"}
+        return {}
+
     @abstractmethod
     def forward_passes(self, image_set: ImageSet) -> float:
         """The work of one evaluation in forward passes of one image; an image trained on counts three."""
@@ -97,7 +105,7 @@ def accuracies(scores: Tensor, labels: Tensor) -> list[Measurement]:
     hits = ranking == labels[:, None]
     n = len(labels)
     measurements = []
-    for k in (1, 5):
+    for k in (1, _LARGEST_K):
         if k == 1 or scores.shape[1] > k:
             p = hits[:, :k].any(dim=1).double().mean().item()
             measurements.append(Measurement(f"top{k}", 100 * p, n, 100 * math.sqrt(p * (1 - p) / n)))

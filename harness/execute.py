@@ -33,6 +33,7 @@ from twinbench.pretraining.train import (
     device_name,
     pretrain,
 )
+from twinbench.reports.records import unique
 
 StartJob = Callable[[str], ReportProgress]
 """Announces a job by its label and returns where its progress goes."""
@@ -136,6 +137,7 @@ def finish_run(run: Run, summary: TrainingSummary) -> None:
             "parameters": summary.parameters,
             "device": summary.device,
             "skipped_images": summary.skipped_images,
+            "remarks": list(summary.remarks),
             "environment": environment(),
         }
     )
@@ -192,10 +194,15 @@ def evaluate_encoder(
         "device": device_name(device),
         "environment": environment(),
         "details": context.details,
+        "remarks": list(unique([*image_set.remarks, *_unmeasured(protocol, image_set), *context.remarks])),
         "measurements": [
             {"metric": m.metric, "value": m.value, "n": m.n, "stderr": m.stderr} for m in measurements
         ],
     }
+
+
+def _unmeasured(protocol: Protocol, image_set: ImageSet) -> list[str]:
+    return [f"{metric} is not measured: {why}" for metric, why in protocol.unmeasured(image_set).items()]
 
 
 def mark_failed(job: Job, error: Exception) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from twinbench.pretraining.batches import steps_in_epoch
 from twinbench.pretraining.build import build_method, check_accumulation, resolve
 from twinbench.pretraining.engine import check_shares
 from twinbench.pretraining.recipe import Recipe
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ def plan_study(
     if study.methods:
         load_training(images.train)
     load_splits(images.measure, protocols)
+    _say_unmeasured(study, protocols, images.measure)
     imported = imported_runs(encoders, images.measure, runs_root, study.seeds) if encoders else []
     trained = [(v, plan_run(recipe, images.train, runs_root)) for v, recipe in _recipes(study, overrides)]
     return [
@@ -163,9 +167,20 @@ def load_splits(image_set: ImageSet, protocols: tuple[Protocol, ...]) -> None:
     if any(chosen.needs == "labels" for chosen in protocols):
         load_training(image_set)
         image_set.split("test")
+        _require_labels(image_set)
     if any(chosen.needs == "detection" for chosen in protocols):
         image_set.detection("train")
         image_set.detection("test")
+
+
+def _require_labels(image_set: ImageSet) -> None:
+    for name in ("train", "test"):
+        if not bool((image_set.split(name).labels >= 0).any()):
+            raise InputError(
+                f"the split {name!r} has no labelled image",
+                where=image_set.name,
+                next_step="sort its images into one folder per class, or leave out the protocols that need labels",
+            )
 
 
 def _check_metrics(study: Study, protocols: tuple[Protocol, ...]) -> None:
@@ -175,6 +190,25 @@ def _check_metrics(study: Study, protocols: tuple[Protocol, ...]) -> None:
             raise unknown_name(
                 "metric", column.metric, metrics[column.protocol], f"the tables of {study.name}"
             )
+
+
+def _say_unmeasured(study: Study, protocols: tuple[Protocol, ...], image_set: ImageSet) -> None:
+    """Say which numbers of the study this image set has none of; raise InputError if it has none at all."""
+    reasons = {chosen.name: chosen.unmeasured(image_set) for chosen in protocols}
+    columns = [(column.protocol, column.metric) for column in study.columns()]
+    unmeasured = [(name, metric) for name, metric in dict.fromkeys(columns) if metric in reasons[name]]
+    for name, metric in unmeasured:
+        _log.warning(
+            "%s of %s is not measured on %s: %s", metric, name, image_set.name, reasons[name][metric]
+        )
+    if columns and len(unmeasured) == len(set(columns)):
+        name, metric = unmeasured[0]
+        raise InputError(
+            f"no number of the study {study.name} can be measured on these images: "
+            f"{metric} of {name} is not, since {reasons[name][metric]}",
+            where=image_set.name,
+            next_step="choose another image set, or give the tables another metric",
+        )
 
 
 def _check_ablated_key(study: Study, overrides: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from twinbench.harness.source import ImportedSource
 from twinbench.harness.store import Run, read_json
 from twinbench.harness.studies import Study
 from twinbench.pretraining.recipe import Recipe
-from twinbench.reports.records import Record, RunInfo, finite
+from twinbench.reports.records import REMARKS_BETWEEN, Record, RunInfo, finite, unique
 
 
 def collect(study: Study, planned: list[PlannedRun]) -> tuple[list[Record], list[RunInfo]]:
@@ -109,6 +109,7 @@ def _nothing_measured(run: Run, study: str, variant: str) -> Record:
         epochs=recipe.epochs if recipe else None,
         batch_size=recipe.batch_size if recipe else None,
         images_per_second=finite(status.get("images_per_second")),
+        remarks=REMARKS_BETWEEN.join(status.get("remarks", ())),
     )
 
 
@@ -131,6 +132,7 @@ def _measured(nothing: Record, document: dict[str, Any]) -> list[Record]:
         protocol=document["protocol"],
         status=document["status"],
         reason=document["reason"],
+        remarks=REMARKS_BETWEEN.join(unique([*nothing.all_remarks, *document.get("remarks", ())])),
         encoder_checksum=document["encoder_checksum"],
         peak_memory_mb=finite(document["peak_memory_mb"]),
         seconds=finite(document["seconds"]),

@@ -32,7 +32,7 @@ class Cell:
     ``value`` and ``uncertainty`` are in the metric's unit. ``kind`` names the uncertainty: ``seeds`` is the
     sample standard deviation over ``n_seeds`` runs, ``items`` the sampling standard error over ``n_items``
     test items of one run. ``interval`` is the 95 % Student t interval of the mean over seeds. A cell whose
-    status is not ``done`` or ``quoted`` has no value.
+    status is not ``done`` or ``quoted`` has no value. ``note`` is about this cell; ``remarks`` are its records'.
     """
 
     status: Status
@@ -47,6 +47,7 @@ class Cell:
     failures: tuple[Failure, ...] = ()
     source: str = ""
     note: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 MISSING = Cell("missing")
@@ -88,6 +89,7 @@ def aggregate(records: Sequence[Record], failures: Sequence[Failure] = ()) -> Ce
         origin=origin,
         recipe_hashes=hashes,
         failures=tuple(failed),
+        remarks=unique(remark for record in done for remark in record.all_remarks),
     )
 
 

@@ -6,7 +6,6 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from twinbench.foundation.errors import unknown_name
 from twinbench.reports import names
 from twinbench.reports.cells import Cell, Failure, aggregate
 from twinbench.reports.records import Record, RunInfo, unique
@@ -172,13 +171,14 @@ def image_sets(records: Sequence[Record]) -> tuple[str, ...]:
     return unique(record.image_set for record in records)
 
 
-def check_metric(records: Sequence[Record], protocol: str, metric: str, where: str) -> None:
-    """Raise InputError if the protocol was measured but never gave this metric: a typing error in the
-    study.
-    """
-    measured = {r.metric for r in records if r.protocol == protocol and r.status == "done"}
-    if measured and metric not in measured:
-        raise unknown_name(f"metric of {protocol}", metric, measured, where)
+def is_unmeasured(records: Sequence[Record], protocol: str, metric: str, image_set: str) -> bool:
+    """Whether the protocol was measured on the image set and has no number of this metric there."""
+    measured = {
+        r.metric
+        for r in records
+        if r.protocol == protocol and r.image_set == image_set and r.status == "done"
+    }
+    return bool(measured) and metric not in measured
 
 
 def main_groups(groups: Sequence[Group], is_ablation: bool) -> list[Group]:

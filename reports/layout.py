@@ -16,8 +16,9 @@ ONE_SEED_MARK = "§"
 
 @dataclass(frozen=True)
 class Column:
-    """A column of numbers. ``subtitle`` is the protocol with its version, or what a quotation was measured
-    on.
+    """A column of numbers. ``subtitle`` is the protocol with its version, or what a quotation was measured on.
+
+    ``unmeasured`` says that the protocol has no number of this metric on this image set.
     """
 
     label: str
@@ -26,6 +27,7 @@ class Column:
     metric: str
     image_set: str
     quoted: bool = False
+    unmeasured: bool = False
 
     @property
     def heading(self) -> str:
@@ -153,6 +155,7 @@ def finish_table(
             *budget_notes,
             *_source_notes(lines),
             *_protocol_notes(columns),
+            *_remark_notes(lines, columns),
             *notes,
         ),
     )
@@ -183,7 +186,7 @@ def _entry(cell: Cell, column: Column, best: bool, kinds: set[cells.Kind], footn
         marks.append(ONE_SEED_MARK)
     if cell.failures:
         marks.append(footnotes.mark(cells.describe_failures(cell)))
-    if cell.note and cell.value is not None:
+    if cell.note and (cell.value is not None or cell.status == "missing"):
         marks.append(footnotes.mark(cell.note))
     return Entry(cell, cells.text(cell), tuple(marks), best)
 
@@ -240,6 +243,29 @@ def _budget_footnote(rows: Sequence[Row]) -> list[str]:
 def _source_notes(lines: Sequence[Line]) -> list[str]:
     shown = unique(f"{line.group.label} from {source}" for line in lines for source in line.group.sources())
     return [f"Imported: {'; '.join(shown)}."] if shown else []
+
+
+def _remark_notes(lines: Sequence[Line], columns: Sequence[Column]) -> list[str]:
+    """Every remark on the numbers, after the columns that it is about or, where it is not about all rows, the rows."""
+    places: dict[str, list[tuple[int, int]]] = {}
+    done = set()
+    for row, line in enumerate(lines):
+        for position, cell in enumerate(line.cells):
+            if cell.status == "done":
+                done.add((row, position))
+            for remark in cell.remarks:
+                places.setdefault(remark, []).append((row, position))
+    notes = []
+    for remark, found in places.items():
+        named = {position for _, position in found}
+        if set(found) == done:
+            about = "All numbers"
+        elif set(found) == {(row, position) for row, position in done if position in named}:
+            about = ", ".join(columns[position].label for position in sorted(named))
+        else:
+            about = ", ".join(unique(lines[row].group.label for row, _ in found))
+        notes.append(f"{about}: {remark}.")
+    return notes
 
 
 def _protocol_notes(columns: Sequence[Column]) -> list[str]:

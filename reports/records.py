@@ -15,6 +15,7 @@ from twinbench.foundation.errors import InputError, unknown_name
 
 STATUSES = ("done", "failed", "collapsed")
 ORIGINS = ("run", "imported", "quoted")
+REMARKS_BETWEEN = " | "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,9 @@ class Record:
     ``value`` and ``stderr`` are in the metric's unit (percent) and finite. ``n`` counts test items. ``status`` is one
     of STATUSES, ``origin`` one of ORIGINS. ``source_name`` is what the study's folder calls an imported encoder,
     ``source`` where it is from and how it is fed. ``seconds`` and ``peak_memory_mb`` are of the evaluation,
-    ``images_per_second`` is of the training. ``environment`` is a JSON object. Unknown is None or "".
+    ``images_per_second`` is of the training. ``remarks`` are sentences with REMARKS_BETWEEN them: what the reading of
+    the images, the training and the measurement left out, repaired or assumed. ``environment`` is a JSON object.
+    Unknown is None or "".
     """
 
     study: str = ""
@@ -53,7 +56,13 @@ class Record:
     peak_memory_mb: float | None = None
     seconds: float | None = None
     device: str = ""
+    remarks: str = ""
     environment: str = ""
+
+    @property
+    def all_remarks(self) -> tuple[str, ...]:
+        """The remarks one by one."""
+        return tuple(remark for remark in self.remarks.split(REMARKS_BETWEEN) if remark)
 
 
 COLUMNS = tuple(field.name for field in fields(Record))

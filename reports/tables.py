@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from twinbench.reports import names, quoted
 from twinbench.reports.ablations import (
@@ -12,7 +13,7 @@ from twinbench.reports.ablations import (
     varied_fields,
 )
 from twinbench.reports.cells import MISSING, Cell
-from twinbench.reports.groups import Group, check_metric, group_records, image_sets, main_groups
+from twinbench.reports.groups import Group, group_records, image_sets, is_unmeasured, main_groups
 from twinbench.reports.layout import Column, Line, Table, finish_table
 from twinbench.reports.records import Record, RunInfo, unique
 from twinbench.reports.study import (
@@ -25,7 +26,7 @@ from twinbench.reports.study import (
 
 
 def build_tables(study: StudySpec, records: Sequence[Record], runs: Sequence[RunInfo] = ()) -> list[Table]:
-    """Every table of the study, the ablation table last. Raises InputError for a metric that was never measured."""
+    """Every table of the study, the ablation table last."""
     groups = group_records(records, runs)
     tables = [_main_table(table, study, records, groups) for table in study.tables]
     if study.ablation is not None:
@@ -36,8 +37,7 @@ def build_tables(study: StudySpec, records: Sequence[Record], runs: Sequence[Run
 def _main_table(
     table: TableSpec, spec: StudySpec, records: Sequence[Record], groups: Sequence[Group]
 ) -> Table:
-    where = f"tables, {table.name}"
-    columns = _measured_columns(table.columns, records, where)
+    columns = _measured_columns(table.columns, records)
     shown = main_groups(groups, spec.ablation is not None)
     has_variants = any(group.variant for group in shown)
     stub = ("Method", *(_variant_heading(spec) if has_variants else ()))
@@ -45,7 +45,7 @@ def _main_table(
         Line(
             group,
             (group.label, *((group.variant or "-",) if has_variants else ())),
-            tuple(group.cell(c.protocol, c.metric, c.image_set) for c in columns),
+            _cells(group, columns),
         )
         for group in shown
     ]
@@ -76,16 +76,16 @@ def _variant_heading(spec: StudySpec) -> tuple[str]:
     return (spec.ablation.heading if spec.ablation else "Variant",)
 
 
-def _measured_columns(
-    specs: Sequence[ColumnSpec], records: Sequence[Record], where: str
-) -> tuple[Column, ...]:
+def _measured_columns(specs: Sequence[ColumnSpec], records: Sequence[Record]) -> tuple[Column, ...]:
     columns = []
     for spec in specs:
-        check_metric(records, spec.protocol, spec.metric, where)
         found = image_sets([r for r in records if r.protocol == spec.protocol])
         for image_set in found or ("",):
             label = f"{spec.heading} ({image_set})" if len(found) > 1 else spec.heading
-            columns.append(Column(label, spec.protocol, spec.protocol, spec.metric, image_set))
+            unmeasured = is_unmeasured(records, spec.protocol, spec.metric, image_set)
+            columns.append(
+                Column(label, spec.protocol, spec.protocol, spec.metric, image_set, unmeasured=unmeasured)
+            )
     return tuple(columns)
 
 
@@ -126,7 +126,7 @@ def _quoted_cell(value: quoted.QuotedValue, method: str) -> Cell:
 def _ablation_table(
     spec: StudySpec, ablation: AblationSpec, records: Sequence[Record], groups: Sequence[Group]
 ) -> Table:
-    columns = _measured_columns(ablation.columns or spec.main_columns(), records, "ablation")
+    columns = _measured_columns(ablation.columns or spec.main_columns(), records)
     references = [group for group in groups if group.is_reference and not group.variant]
     lines = [_line(group, (group.label, "-"), columns) for group in references]
     for method in ablation_methods(groups):
@@ -148,7 +148,17 @@ def _ablation_table(
 
 
 def _line(group: Group, labels: tuple[str, ...], columns: Sequence[Column]) -> Line:
-    return Line(group, labels, tuple(group.cell(c.protocol, c.metric, c.image_set) for c in columns))
+    return Line(group, labels, _cells(group, columns))
+
+
+def _cells(group: Group, columns: Sequence[Column]) -> tuple[Cell, ...]:
+    found = [group.cell(column.protocol, column.metric, column.image_set) for column in columns]
+    return tuple(
+        replace(cell, note=f"{column.protocol} has no {column.metric} on {column.image_set}")
+        if column.unmeasured and cell.status == "missing"
+        else cell
+        for cell, column in zip(found, columns, strict=True)
+    )
 
 
 def _quoted_curve_column(

@@ -71,6 +71,12 @@ class FineTuning(Protocol):
         """Raise InputError if no object of the test split counts, before any work."""
         require_objects(image_set.detection("test"))
 
+    def unmeasured(self, image_set: ImageSet) -> dict[str, str]:
+        """The metrics of masks, on an image set that has none."""
+        if image_set.detection("train").masks is not None:
+            return {}
+        return {name: "these images have no masks" for name in self.metrics if name.startswith("mask_")}
+
     def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:
         """``box_ap``, ``box_ap50``, ``box_ap75`` and perhaps the same of masks, over the test images.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from twinbench.reports.cells import Cell
-from twinbench.reports.groups import Group, check_metric, image_sets
+from twinbench.reports.groups import Group, image_sets
 from twinbench.reports.layout import Column
 from twinbench.reports.records import Record
 from twinbench.reports.study import ColumnSpec, FigureSpec
@@ -22,7 +22,6 @@ def target_of(spec: FigureSpec, columns: Sequence[ColumnSpec], records: Sequence
         if spec.protocol in ("", column.protocol) and spec.metric in ("", column.metric)
     ]
     chosen = fitting[0] if fitting else ColumnSpec(protocol=spec.protocol, metric=spec.metric)
-    check_metric(records, chosen.protocol, chosen.metric, f"figures, {spec.name}")
     measured = image_sets([r for r in records if r.protocol == chosen.protocol])
     return Column(
         label=chosen.heading,

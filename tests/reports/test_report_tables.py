@@ -7,9 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from twinbench.foundation.errors import InputError
 from twinbench.reports.console import render_study
-from twinbench.reports.records import RunInfo
+from twinbench.reports.records import REMARKS_BETWEEN, RunInfo
 from twinbench.reports.tables import build_tables
 from twinbench.reports.writers import escape_tex, to_csv, to_latex, to_markdown, to_text
 
@@ -196,10 +195,34 @@ def test_varying_the_batch_size_earns_no_budget_mark(make_row, spec):
     assert not any(row.marks for row in table.rows)
 
 
-def test_a_metric_that_was_never_measured_is_an_error(study, records, spec):
-    study["tables"][0]["columns"][0]["metric"] = "top11"
-    with pytest.raises(InputError, match=r"nearest: top1"):
-        build_tables(spec(study), records)
+def test_a_metric_that_an_image_set_has_no_number_of_is_a_dash_with_a_footnote(study, records, spec):
+    study["tables"][0]["columns"][0]["metric"] = "top5"
+    (table,) = build_tables(spec(study), records)
+    shown = entry(table, "byol")
+    assert shown.text == "-"
+    (mark,) = shown.marks
+    assert dict(table.footnotes)[mark] == "linear/cached-v1 has no top5 on digit-scenes"
+    assert entry(table, "byol", 1).text == "67.5 ± 0.7"  # the other column is as it was
+
+
+def test_a_remark_is_said_once_with_what_it_is_about(make_row, study, spec):
+    everywhere, of_knn, of_byol = "left out 2 hidden files", "top5 is not measured", "collapse is not judged"
+    knn = "knn/cosine-v1"
+
+    def remarks(*said):
+        return {"remarks": REMARKS_BETWEEN.join(said)}
+
+    rows = [
+        make_row("byol", 70.0, **remarks(everywhere, of_byol)),
+        make_row("byol", 60.0, protocol=knn, **remarks(everywhere, of_byol, of_knn)),
+        make_row("simclr", 71.0, **remarks(everywhere)),
+        make_row("simclr", 61.0, protocol=knn, **remarks(everywhere, of_knn)),
+    ]
+    (table,) = build_tables(spec(study), rows)
+    said = [note for note in table.notes if any(each in note for each in (everywhere, of_knn, of_byol))]
+    label = table.columns[1].label
+    assert sorted(said) == sorted([f"All numbers: {everywhere}.", f"BYOL: {of_byol}.", f"{label}: {of_knn}."])
+    assert f"{label}: {of_knn}." in to_markdown(table)
 
 
 def test_without_an_ablation_no_run_is_left_out_beside_one_without_a_variant(make_row, study, spec):
