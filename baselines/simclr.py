@@ -50,6 +50,9 @@ class SimCLR(Method):
 
         projector: tuple[int, ...] = Field((2048, 128), min_length=1)
         temperature: float = Field(0.1, gt=0)
+        loss_scale: float = Field(1.0, gt=0)
+        """Multiplies the loss. The official code has 2, from its first public version on: it adds the means of the
+        two views. Under LARS it matters for norm parameters, which are not adapted, and against the weight decay."""
 
     options: Options
 
@@ -63,12 +66,11 @@ class SimCLR(Method):
         return strong_colour_views(size, interpolation="bicubic")
 
     def loss(self, views: list[Tensor], labels: Tensor | None, progress: Progress) -> LossParts:
-        """NT-Xent over the two views."""
+        """The scaled NT-Xent over the two views."""
         z_a, z_b = self.projector(self.backbone(torch.cat(two_views(views)))).chunk(2)
         similarity = F.cosine_similarity(z_a.detach().float(), z_b.detach().float()).mean()
-        return LossParts(
-            nt_xent_loss(z_a, z_b, self.options.temperature), {"positive_similarity": similarity}
-        )
+        total = self.options.loss_scale * nt_xent_loss(z_a, z_b, self.options.temperature)
+        return LossParts(total, {"positive_similarity": similarity})
 
     @torch.no_grad()
     def embed(self, view: Tensor) -> Tensor:

@@ -21,6 +21,9 @@ from twinbench.pretraining.recipe import Recipe
 NUMERICS_VERSION = 2
 """Part of every recipe hash. Raise it when a change to the code changes what a recipe computes."""
 
+_ADDED_OPTIONS: dict[str, dict[str, Any]] = {"simclr": {"loss_scale": 1.0}}
+"""Options that methods got after recipes had been hashed, with the values that reproduce the numbers from before."""
+
 _CHOSEN_ELSEWHERE = {
     "method": "name the method on the command line, or with --methods",
     "image_set": "choose the image set with --image-set, or in the study",
@@ -160,12 +163,24 @@ def read_value(text: str) -> Any:
     return value
 
 
+def identity(source: Source) -> dict[str, Any]:
+    """What is in a resolved recipe, or in what is imported, as it has always been written.
+
+    A key that came later is left out where its value changes nothing, so that numbers from before keep their hash.
+    """
+    document: dict[str, Any] = source.model_dump(mode="json")
+    for option, before in _ADDED_OPTIONS.get(source.method, {}).items():
+        if document.get("options", {}).get(option) == before:
+            del document["options"][option]
+    return document
+
+
 def recipe_hash(source: Source) -> str:
     """Twelve hex digits over everything in a resolved recipe, or in what is imported, that changes the numbers.
 
     The path of a folder set is left out, for one folder has many: its fingerprint says what is in it.
     """
-    document = source.model_dump(mode="json")
+    document = identity(source)
     document["image_set"] = source.image_set.partition(":")[0]
     document["numerics_version"] = NUMERICS_VERSION
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:12]

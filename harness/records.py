@@ -10,6 +10,7 @@ from typing import Any
 
 from twinbench.downstream.protocol import require_current
 from twinbench.harness.plan import PlannedRun
+from twinbench.harness.recipes import identity
 from twinbench.harness.source import ImportedSource
 from twinbench.harness.store import Run, read_json
 from twinbench.harness.studies import Study
@@ -169,14 +170,15 @@ def _run_info(run: Run, variant: str) -> RunInfo:
 
 def _variants(runs: list[Run]) -> dict[str, str]:
     """For each run's hash, the recipe keys and values that set it apart from other runs of its method."""
-    flat = {run.hash: _flat(run.source.model_dump(mode="json", exclude={"seed"})) for run in runs}
+    flat = {run.hash: _flat(identity(run.source)) for run in runs}
     variants = {}
     for run in runs:
         same = [other for other in runs if type(other.source) is type(run.source)]
         others = [flat[other.hash] for other in same if other.source.method == run.source.method]
         own = flat[run.hash]
         keys = [key for key in own if any(other.get(key) != own[key] for other in others)]
-        variants[run.hash] = ", ".join(f"{key}={own[key]}" for key in keys if key != "image_set_fingerprint")
+        shown = [key for key in keys if key not in ("image_set_fingerprint", "seed")]
+        variants[run.hash] = ", ".join(f"{key}={own[key]}" for key in shown)
     return variants
 
 

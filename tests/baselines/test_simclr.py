@@ -70,6 +70,23 @@ def test_the_official_loss_is_twice_this_one():
     torch.testing.assert_close(official, 2 * nt_xent_loss(z_a, z_b, 0.5))
 
 
+def test_the_loss_scale_multiplies_loss_and_gradient_alone():
+    views = [torch.randn(8, 3, 16, 16) for _ in range(2)]
+    totals, gradients, parts = [], [], []
+    for scale in (1.0, 2.0):
+        torch.manual_seed(0)
+        options = SimCLR.Options(projector=(16, 8), loss_scale=scale)
+        method = SimCLR(build_backbone("resnet10", width=4), options)
+        loss = method.loss(views, None, Progress(0, 1, 1))
+        loss.total.backward()
+        totals.append(loss.total)
+        parts.append(loss.parts["positive_similarity"])
+        gradients.append(torch.cat([p.grad.flatten() for p in method.parameters() if p.requires_grad]))
+    torch.testing.assert_close(totals[1], 2 * totals[0])
+    torch.testing.assert_close(gradients[1], 2 * gradients[0])
+    assert torch.equal(*parts)
+
+
 def test_symmetries():
     z_a, z_b = embeddings()
     loss = nt_xent_loss(z_a, z_b)

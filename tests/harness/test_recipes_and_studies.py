@@ -15,6 +15,8 @@ from twinbench.data.catalogue import load_image_set
 from twinbench.downstream.protocol import protocol
 from twinbench.foundation.errors import InputError
 from twinbench.harness.recipes import load_recipe, parse_overrides, recipe_hash, recipe_names
+from twinbench.harness.records import collect_stored
+from twinbench.harness.store import Run
 from twinbench.harness.studies import load_study, study_names
 from twinbench.pretraining.build import build_method, resolve
 from twinbench.pretraining.method import Method, method_names
@@ -193,6 +195,26 @@ def test_the_hash_covers_seed_and_image_set_but_no_path():
 def test_a_default_written_out_does_not_change_the_hash():
     written = resolved(**{"options.loss_scale": 1.0})
     assert recipe_hash(written) == recipe_hash(resolved())
+
+
+def test_an_option_that_came_later_leaves_the_hashes_from_before():
+    """A recipe that was stored before SimCLR had a ``loss_scale`` is the same run as one that has it at 1."""
+    now = resolved("simclr")
+    before = now.model_copy(update={"options": {k: v for k, v in now.options.items() if k != "loss_scale"}})
+    assert before.options != now.options
+    assert recipe_hash(before) == recipe_hash(now)
+    assert recipe_hash(resolved("simclr", **{"options.loss_scale": 2.0})) != recipe_hash(now)
+    assert recipe_hash(resolved(**{"options.loss_scale": 2.0})) != recipe_hash(resolved())
+
+
+def test_a_report_does_not_tell_runs_apart_by_an_option_that_came_later(tmp_path):
+    now = resolved("simclr")
+    options = {k: v for k, v in now.options.items() if k != "loss_scale"}
+    before = now.model_copy(update={"options": options, "seed": 1})
+    doubled = resolved("simclr", **{"options.loss_scale": 2.0})
+    recipes = [now, before, doubled]
+    _, infos = collect_stored([Run(tmp_path / str(i), r, recipe_hash(r)) for i, r in enumerate(recipes)])
+    assert [info.variant for info in infos] == ["", "", "options.loss_scale=2.0"]
 
 
 def test_the_shown_results_belong_to_the_recipes_as_they_are_now():
