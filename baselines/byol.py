@@ -61,7 +61,7 @@ class BYOL(Method):
     @classmethod
     def default_views(cls, size: int) -> tuple[ViewPolicy, ...]:
         """Table 6 of the paper; no blur up to 32 pixels."""
-        return asymmetric_views(size)
+        return asymmetric_views(size, blur_kernel="truncated")
 
     def loss(self, views: list[Tensor], labels: Tensor | None, progress: Progress) -> LossParts:
         """Both directions, in [0, 8]."""

@@ -63,7 +63,7 @@ class SimCLR(Method):
     @classmethod
     def default_views(cls, size: int) -> tuple[ViewPolicy, ...]:
         """Appendix A of the paper; half the colour strength and no blur up to 32 pixels (appendix B.9)."""
-        return strong_colour_views(size, interpolation="bicubic")
+        return strong_colour_views(size, interpolation="bicubic", blur_kernel="truncated")
 
     def loss(self, views: list[Tensor], labels: Tensor | None, progress: Progress) -> LossParts:
         """The scaled NT-Xent over the two views."""

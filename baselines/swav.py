@@ -120,7 +120,7 @@ class SwAV(Method):
     @classmethod
     def default_views(cls, size: int) -> tuple[ViewPolicy, ...]:
         """Two full-size crops, without multi-crop; half the colour strength and no blur up to 32 pixels."""
-        return strong_colour_views(size, interpolation="bilinear")
+        return strong_colour_views(size, interpolation="bilinear", blur_kernel="pillow")
 
     def check(self, batch_size: int, views: int, ranks: int = 1) -> None:
         """At least the two views that assignments are made from; the queue must hold whole batches."""

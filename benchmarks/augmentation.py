@@ -96,7 +96,7 @@ def rate(job: Job) -> float:
 
 def _view_batches(job: Job) -> Iterator[int]:
     """Makes batches of views for ever; yields how many images each was made of."""
-    images, policies = source(job), asymmetric_views(job.size)
+    images, policies = source(job), asymmetric_views(job.size, "pillow")
     batch_size = 256 if job.size < _PHOTOGRAPH // 2 else 64
     if job.side == "ours":
         generator = torch.Generator().manual_seed(0)
@@ -226,7 +226,7 @@ def v2_pipeline(policy: ViewPolicy) -> Callable[..., Tensor]:
 def _streamed_batches(job: Job) -> Iterator[int]:
     """Reads batches of crops for ever; yields how many images each was made of."""
     assert job.folder is not None
-    policies = asymmetric_views(job.size)[: job.views]
+    policies = asymmetric_views(job.size, "pillow")[: job.views]
     if job.side == "ours":
         images = load_image_set(f"folder:{job.folder}", stream=True).split("train").images
         assert isinstance(images, StreamedImages)

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 Interpolation = Literal["bilinear", "bicubic"]
+BlurKernel = Literal["truncated", "pillow"]
 Channels = tuple[float, float, float]
 
 
@@ -49,6 +50,10 @@ class ViewPolicy:
     width/height; ``flip``, ``jitter``, ``grayscale``, ``blur`` and ``solarize`` are probabilities.
     ``brightness``, ``contrast`` and ``saturation`` x draw a factor from U(max(0, 1-x), 1+x), ``hue`` x a
     shift from U(-x, x) in turns; ``blur_sigma`` is a range of standard deviations in pixels.
+
+    ``blur_kernel`` says whose blur it is: ``truncated`` is the sampled Gaussian of the SimCLR and BYOL code, cut off
+    after a tenth of the view, and ``pillow`` the one that the codes of the other methods take from Pillow, whose
+    standard deviation is the one that was drawn.
     """
 
     size: int
@@ -63,6 +68,7 @@ class ViewPolicy:
     grayscale: float = 0.2
     blur: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
+    blur_kernel: BlurKernel = "truncated"
     solarize: float = 0.0
     interpolation: Interpolation = "bicubic"
 
@@ -167,7 +173,7 @@ def apply(
 
     ``images`` is ``[N, 3, H, W]``, uint8 or float in [0, 1], on any device. Returns float32 ``[N, 3, size, size]``
     on the same device, normalised. The arithmetic is float32 under any autocast. Of ``policy`` only the size, the
-    interpolation and which jitter strengths are zero matter here.
+    interpolation, the kernel of the blur and which jitter strengths are zero matter here.
     """
     return _views(_resized_crop, images, parameters, policy, normalisation)
 
@@ -210,7 +216,9 @@ def _photometric(x: Tensor, parameters: ViewParameters, policy: ViewPolicy) -> T
     """Jitter, grayscale, blur and solarisation of crops in [0, 1], float32 ``[N, 3, size, size]``, in place."""
     x = _edit(x, parameters.jitter, lambda part, chosen: _jitter(part, chosen, policy), parameters)
     x = _edit(x, parameters.grayscale, lambda part, _: _luma(part).expand_as(part), parameters)
-    x = _edit(x, parameters.blur, lambda part, chosen: _gaussian_blur(part, chosen.sigma), parameters)
+    x = _edit(
+        x, parameters.blur, lambda part, chosen: _blur(part, chosen.sigma, policy.blur_kernel), parameters
+    )
     return _edit(x, parameters.solarize, lambda part, _: _solarize(part), parameters)
 
 
@@ -349,21 +357,39 @@ def blur_taps(size: int) -> int:
     return max(3, 2 * (size // 20) + 1)
 
 
-def _gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur with reflected borders, one standard deviation an image; torchvision's kernel."""
-    taps = blur_taps(x.shape[-2])
+_BOX_PASSES = 3
+
+
+def _blur(x: Tensor, sigma: Tensor, kernel: BlurKernel) -> Tensor:
+    """Blur of ``[N, 3, size, size]`` with one standard deviation an image, float64 ``[N]``.
+
+    ``truncated`` is torchvision's Gaussian blur with `blur_taps` taps and reflected borders. ``pillow`` is Pillow's
+    ``GaussianBlur`` without its rounding to 8 bits after every pass: three box filters, the border pixels repeated.
+    """
+    if kernel == "pillow":
+        passes, border, kernels = _BOX_PASSES, "replicate", _box_kernels(sigma)
+    else:
+        passes, border, kernels = 1, "reflect", _gaussian_kernels(sigma, blur_taps(x.shape[-1]))
+    kernels = kernels.to(x.device, non_blocking=True)
     if x.shape[-1] > _LARGEST_DENSE_SIDE and not x.is_cuda:
-        kernels = _gaussian_kernels(sigma, taps)
-        return _convolve_rows(_convolve_rows(x, kernels).transpose(2, 3), kernels).transpose(2, 3)
-    rows = _blur_matrices(sigma, x.shape[-2], taps).to(x.device)
-    columns = _blur_matrices(sigma, x.shape[-1], taps).to(x.device)
-    return _separable(x, rows, columns)
+        x = _convolved(x, kernels, border, passes).transpose(2, 3)
+        return _convolved(x, kernels, border, passes).transpose(2, 3)
+    pixels = torch.eye(x.shape[-1], device=x.device).expand(len(x), 1, -1, -1)
+    matrices = _convolved(pixels, kernels, border, passes).squeeze(1)
+    return _separable(x, matrices, matrices)
 
 
-def _convolve_rows(x: Tensor, kernels: Tensor) -> Tensor:
-    """Symmetric kernels ``[N, taps]`` over the third axis of ``[N, 3, H, W]``, which is reflected at its ends."""
+def _convolved(x: Tensor, kernels: Tensor, border: str, passes: int) -> Tensor:
+    """``passes`` times the symmetric kernels ``[N, taps]`` over the third axis of ``[N, C, H, W]``."""
+    for _ in range(passes):
+        x = _convolve_rows(x, kernels, border)
+    return x
+
+
+def _convolve_rows(x: Tensor, kernels: Tensor, border: str) -> Tensor:
+    """Symmetric kernels ``[N, taps]`` over the third axis of ``[N, C, H, W]``, padded as ``border`` says."""
     radius, height = kernels.shape[1] // 2, x.shape[2]
-    padded = pad(x, (0, 0, radius, radius), mode="reflect")
+    padded = pad(x, (0, 0, radius, radius), mode=border)
     weights = kernels.view(*kernels.shape, 1, 1, 1)
     result = padded[:, :, radius : radius + height] * weights[:, radius]
     for tap in range(radius):
@@ -379,16 +405,22 @@ def _gaussian_kernels(sigma: Tensor, taps: int) -> Tensor:
     return torch.softmax(-0.5 * (offsets / sigma.view(-1, 1)).square(), dim=1).float()
 
 
-def _blur_matrices(sigma: Tensor, side: int, taps: int) -> Tensor:
-    """``[N, side, side]`` matrices that convolve an axis with a Gaussian of ``taps`` taps, borders reflected."""
-    kernels = _gaussian_kernels(sigma, taps)
-    offsets = torch.arange(-(taps // 2), taps // 2 + 1)
-    source = (torch.arange(side).view(-1, 1) + offsets).abs()
-    source = torch.where(source < side, source, 2 * (side - 1) - source)
-    matrices = torch.zeros(len(sigma), side, side)
-    return matrices.scatter_add_(
-        2, source.expand(len(sigma), -1, -1), kernels.unsqueeze(1).expand(-1, side, -1)
+def _box_kernels(sigma: Tensor) -> Tensor:
+    """``[N, taps]`` (float32): the box filters that have the standard deviation ``sigma`` after three passes.
+
+    Ones from -l to l and at either end the fraction a that makes the variance of a pass exactly sigma^2 / 3, divided by
+    their sum (Gwosdek et al., "Theoretical foundations of Gaussian convolution by extended box filtering", SSVM 2011;
+    Pillow's ``BoxBlur.c``).
+    """
+    variance = sigma.double().view(-1, 1).square() / _BOX_PASSES
+    whole = ((torch.sqrt(12 * variance + 1) - 1) / 2).floor()
+    fraction = (
+        (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1).square()))
     )
+    radius = int(whole.max()) + 1
+    distance = torch.arange(-radius, radius + 1).abs()
+    boxes = torch.where(distance <= whole, 1.0, torch.where(distance == whole + 1, fraction, 0.0))
+    return (boxes / boxes.sum(dim=1, keepdim=True)).float()
 
 
 # Photometric operations.

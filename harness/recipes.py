@@ -169,6 +169,11 @@ def identity(source: Source) -> dict[str, Any]:
     A key that came later is left out where its value changes nothing, so that numbers from before keep their hash.
     """
     document: dict[str, Any] = source.model_dump(mode="json")
+    views = document.get("views")
+    for view in views if isinstance(views, list) else ():
+        # Until there was a second kernel, every blur had this one; without a blur there is none.
+        if not view.get("blur") or view.get("blur_kernel") == "truncated":
+            view.pop("blur_kernel", None)
     for option, before in _ADDED_OPTIONS.get(source.method, {}).items():
         if document.get("options", {}).get(option) == before:
             del document["options"][option]

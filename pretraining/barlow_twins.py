@@ -124,7 +124,7 @@ class BarlowTwins(Method):
     @classmethod
     def default_views(cls, size: int) -> tuple[ViewPolicy, ...]:
         """The official code's two views; no blur up to 32 pixels."""
-        return asymmetric_views(size)
+        return asymmetric_views(size, blur_kernel="pillow")
 
     def loss(self, views: list[Tensor], labels: Tensor | None, progress: Progress) -> LossParts:
         """The scaled loss; the parts are unscaled."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from twinbench.data.augment import Interpolation, ViewPolicy
+from twinbench.data.augment import BlurKernel, Interpolation, ViewPolicy
 from twinbench.foundation.errors import InputError
 
 _SMALL = 32
@@ -15,10 +15,10 @@ def is_small(size: int) -> bool:
     return size <= _SMALL
 
 
-def asymmetric_views(size: int) -> tuple[ViewPolicy, ViewPolicy]:
+def asymmetric_views(size: int, blur_kernel: BlurKernel) -> tuple[ViewPolicy, ViewPolicy]:
     """The two different views of BYOL (arXiv:2006.07733, table 6) and Barlow Twins (official code).
 
-    Blur with probability 1.0 and 0.1, solarisation with probability 0 and 0.2.
+    Blur with probability 1.0 and 0.1, solarisation with probability 0 and 0.2. The two codes blur differently.
     """
     return tuple(  # type: ignore[return-value]
         ViewPolicy(
@@ -31,6 +31,7 @@ def asymmetric_views(size: int) -> tuple[ViewPolicy, ViewPolicy]:
             hue=0.1,
             grayscale=0.2,
             blur=0.0 if is_small(size) else blur,
+            blur_kernel=blur_kernel,
             solarize=solarize,
             interpolation="bicubic",
         )
@@ -50,17 +51,22 @@ def moco_views(size: int) -> tuple[ViewPolicy, ViewPolicy]:
         hue=0.1,
         grayscale=0.2,
         blur=0.0 if is_small(size) else 0.5,
+        blur_kernel="pillow",
         interpolation="bilinear",
     )
     return policy, policy
 
 
 def strong_colour_views(
-    size: int, interpolation: Interpolation, crop_scale: tuple[float, float] = (0.08, 1.0)
+    size: int,
+    interpolation: Interpolation,
+    blur_kernel: BlurKernel,
+    crop_scale: tuple[float, float] = (0.08, 1.0),
 ) -> tuple[ViewPolicy, ViewPolicy]:
     """The two equal views of SimCLR (arXiv:2002.05709, appendix A) and of SwAV without multi-crop.
 
-    Colour strength 1.0; 0.5 and no blur for small images (SimCLR, appendix B.9).
+    Colour strength 1.0; 0.5 and no blur for small images (SimCLR, appendix B.9). The two codes resize and blur
+    differently.
     """
     strength = 0.5 if is_small(size) else 1.0
     policy = ViewPolicy(
@@ -73,6 +79,7 @@ def strong_colour_views(
         hue=0.2 * strength,
         grayscale=0.2,
         blur=0.0 if is_small(size) else 0.5,
+        blur_kernel=blur_kernel,
         interpolation=interpolation,
     )
     return policy, policy

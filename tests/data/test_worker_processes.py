@@ -27,7 +27,7 @@ from twinbench.pretraining.view_policies import asymmetric_views
 
 images = load_image_set("folder:" + sys.argv[1], stream=True).split("train").images
 generator = partial(seeded_generator, 0, "views")
-crops = iter(CropStream(images, asymmetric_views(16), lambda step: torch.arange(4), generator, 0, 20, 2))
+crops = iter(CropStream(images, asymmetric_views(16, 'pillow'), lambda step: torch.arange(4), generator, 0, 20, 2))
 next(crops)
 print("workers", *[worker.pid for worker in active_children()], flush=True)
 """

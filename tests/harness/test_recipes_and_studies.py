@@ -207,6 +207,32 @@ def test_an_option_that_came_later_leaves_the_hashes_from_before():
     assert recipe_hash(resolved(**{"options.loss_scale": 2.0})) != recipe_hash(resolved())
 
 
+@pytest.mark.parametrize(
+    ("method", "size", "changed"),
+    [
+        ("barlow_twins", 32, False),
+        ("barlow_twins", 96, True),
+        ("simclr", 96, False),
+        ("byol", 224, False),
+        ("supervised", 224, False),
+        ("moco_v2", 224, True),
+    ],
+)
+def test_the_kernel_of_the_blur_changes_the_hash_of_recipes_that_blur_by_another_than_before(
+    method, size, changed
+):
+    now = resolve(load_recipe("folder", method, "digit-scenes", {}), size, "print")
+    views = [{k: v for k, v in view.items() if k != "blur_kernel"} for view in now.views]
+    assert (recipe_hash(now) != recipe_hash(now.model_copy(update={"views": views}))) == changed
+    hashes = [
+        recipe_hash(
+            now.model_copy(update={"views": [{**view, "blur": 0.5, "blur_kernel": kernel} for view in views]})
+        )
+        for kernel in ("pillow", "truncated")
+    ]
+    assert hashes[0] != hashes[1]
+
+
 def test_a_report_does_not_tell_runs_apart_by_an_option_that_came_later(tmp_path):
     now = resolved("simclr")
     options = {k: v for k, v in now.options.items() if k != "loss_scale"}

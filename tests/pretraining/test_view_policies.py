@@ -9,7 +9,7 @@ import torch
 from twinbench.data.augment import Normalisation, apply, augment, draw_parameters
 from twinbench.foundation.errors import InputError
 from twinbench.harness.recipes import load_recipe
-from twinbench.pretraining.build import view_policies
+from twinbench.pretraining.build import resolve, view_policies
 from twinbench.pretraining.method import method_class
 from twinbench.pretraining.view_policies import two_views
 
@@ -102,6 +102,19 @@ def test_flipping_last_is_flipping_first():
         for flip in (torch.ones(24, dtype=torch.bool), torch.zeros(24, dtype=torch.bool))
     )
     torch.testing.assert_close(first, without.flip(-1), rtol=0, atol=2e-5)
+
+
+def test_the_blur_is_that_of_each_code():
+    """Pillow's in the PyTorch codes; the SimCLR and BYOL code cuts a sampled Gaussian off after a tenth."""
+    kernels = {m: {policy.blur_kernel for policy in method_class(m).default_views(96)} for m in PUBLISHED}
+    truncated = {"byol", "simclr"}
+    assert kernels == {m: {"truncated" if m in truncated else "pillow"} for m in PUBLISHED}
+
+
+def test_a_recipe_may_ask_for_the_other_blur():
+    changes = {"views.blur_kernel": "truncated"}
+    recipe = resolve(load_recipe("folder", "barlow_twins", "digit-scenes", changes), 96, "print")
+    assert {policy.blur_kernel for policy in view_policies(recipe, 96)} == {"truncated"}
 
 
 @pytest.mark.parametrize("method", PUBLISHED)
