@@ -263,8 +263,12 @@ def decode_readable(paths: Sequence[Path], size: int, skipped: SkippedFiles) -> 
     return images if len(kept) == len(paths) else images[kept], kept
 
 
-def fit_all(read: Callable[[int], Image.Image], n: int, size: int) -> np.ndarray:
+def fit_all(
+    read: Callable[[int], Image.Image], n: int, size: int, shorter_side: int | None = None
+) -> np.ndarray:
     """Pictures ``read(0)`` to ``read(n - 1)``, read in parallel threads: uint8 ``[n, 3, size, size]``.
+
+    The shorter side is resized to ``shorter_side``, by default ``size``, and the centre of ``size`` is cut out.
 
     Raises the first error of ``read``, and InputError if the result cannot fit in memory.
     """
@@ -273,7 +277,7 @@ def fit_all(read: Callable[[int], Image.Image], n: int, size: int) -> np.ndarray
 
     def fit_some(start: int) -> None:
         for i in range(start, min(n, start + _FILES_PER_TASK)):
-            images[i] = _fit(read(i), size).transpose(2, 0, 1)
+            images[i] = _fit(read(i), size, shorter_side or size).transpose(2, 0, 1)
 
     with ThreadPoolExecutor(usable_cores()) as pool:
         for _ in pool.map(fit_some, range(0, n, _FILES_PER_TASK)):
@@ -284,7 +288,7 @@ def fit_all(read: Callable[[int], Image.Image], n: int, size: int) -> np.ndarray
 def resize_arrays(images: np.ndarray, size: int) -> np.ndarray:
     """Square images uint8 ``[N, H, H, 3]`` to contiguous ``[N, 3, size, size]``."""
     if images.shape[1] != size:
-        images = np.stack([_fit(Image.fromarray(image), size) for image in images])
+        images = np.stack([_fit(Image.fromarray(image), size, size) for image in images])
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
@@ -297,14 +301,19 @@ def open_rgb(path: Path) -> Image.Image:
         raise _unreadable(path, error) from error
 
 
-def _fit(image: Image.Image, size: int) -> np.ndarray:
-    """Shorter side to ``size``, centre cut out: uint8 ``[size, size, 3]``."""
+def _fit(image: Image.Image, size: int, shorter_side: int) -> np.ndarray:
+    """torchvision's ``Resize(shorter_side)`` and ``CenterCrop(size)``, to the pixel: uint8 ``[size, size, 3]``."""
     shorter = min(image.size)
-    if shorter != size:
-        width, height = (max(size, round(side * size / shorter)) for side in image.size)
+    if shorter != shorter_side:
+        width, height = (int(shorter_side * side / shorter) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
+    left, top = (central_offset(side, size) for side in image.size)
     return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def central_offset(length: int, size: int) -> int:
+    """Where the centre of ``size`` pixels begins in ``length`` of them, by the rounding of torchvision's CenterCrop."""
+    return round((length - size) / 2)
 
 
 def _unreadable(path: Path, error: BaseException) -> InputError:

@@ -41,19 +41,25 @@ class StreamedImages:
     """Image files that are read like a tensor, uint8 ``[N, 3, size, size]``: indexed and sliced.
 
     What is asked for is decoded in parallel threads to the pixels that a set in memory has: shorter side to ``size``,
-    centre cut out. ``labels`` (int64 ``[N]``) only guide the choice of substitutes. A file that cannot be decoded
-    raises InputError when it is met, or with ``skip`` is added to ``skipped`` and the next image of the same
-    label that can be decoded takes its place (of any label where there is none): a function of the files alone.
+    centre cut out. With a ``shorter_side``, larger than ``size``, it is resized to that before. ``labels`` (int64
+    ``[N]``) only guide the choice of substitutes. A file that cannot be decoded raises InputError when it is met, or
+    with ``skip`` is added to ``skipped`` and the next image of the same label that can be decoded takes its place (of
+    any label where there is none): a function of the files alone.
     """
 
     def __init__(
-        self, paths: Sequence[Path], labels: np.ndarray, size: int, corrupt: Corrupt = "refuse"
+        self,
+        paths: Sequence[Path],
+        labels: np.ndarray,
+        size: int,
+        corrupt: Corrupt = "refuse",
+        shorter_side: int | None = None,
     ) -> None:
         # tensors, which go to shared memory when they are sent to the first worker, for a set may have a million files
         names = np.array([os.fsencode(path) for path in paths])
         self._names = torch.from_numpy(names.view(np.uint8).reshape(len(names), names.itemsize))
         self._labels = torch.from_numpy(labels)
-        self.size, self.corrupt = size, corrupt
+        self.size, self.corrupt, self.shorter_side = size, corrupt, shorter_side
         self.skipped = SkippedFiles()
 
     def __len__(self) -> int:
@@ -85,7 +91,7 @@ class StreamedImages:
                 errors[rows[i]] = error
             return image
 
-        images = torch.from_numpy(fit_all(read, len(rows), self.size))
+        images = torch.from_numpy(fit_all(read, len(rows), self.size, self.shorter_side))
         self.skipped.add(errors)
         return images.view(*chosen.shape, *self.shape[1:])
 

@@ -164,7 +164,7 @@ def _require_unchanged(backbone: nn.Module, encoder: Encoder) -> None:
 # The linear evaluation of Barlow Twins (BT-paper B.1, barlowtwins evaluate.py): 100 epochs, learning rate 0.3 whatever
 # the number of devices, cosine to zero in steps of one epoch, weight decay 1e-6. Training on ImageNet's 1.28 million
 # images is the published protocol; on another set it is the same work for each image.
-register_protocol(LinearEvaluation("linear/sgd-v1", epochs=100, lr=0.3, weight_decay=1e-6, decay=cosine))
+register_protocol(LinearEvaluation("linear/sgd-v2", epochs=100, lr=0.3, weight_decay=1e-6, decay=cosine))
 
 # The linear transfer evaluations of BT-paper C.1, "exact PIRL settings", in what sources leave open as VISSL: learning
 # rate 0.01, x0.1 at two equally spaced points (the paper; VISSL's configuration has three), weight decay 5e-4, plain
@@ -172,5 +172,5 @@ register_protocol(LinearEvaluation("linear/sgd-v1", epochs=100, lr=0.3, weight_d
 # the pooled features the head is batch norm without weight decay, then linear, since unscaled features do not suit this
 # learning rate. The linear layer starts as in `linear_head`.
 _transfer = partial(LinearEvaluation, lr=0.01, weight_decay=5e-4, decay=two_drops, batch_norm=True)
-register_protocol(_transfer("linear/places205-v1", epochs=14))
-register_protocol(_transfer("linear/inat18-v1", epochs=84))
+register_protocol(_transfer("linear/places205-v2", epochs=14))
+register_protocol(_transfer("linear/inat18-v2", epochs=84))

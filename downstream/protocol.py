@@ -117,6 +117,19 @@ _CHOICES = Registry[Callable[[], str]]("choice of protocols")
 _NAME = re.compile(r"(?P<family>[a-z0-9-]+)/(?P<variant>[a-z0-9-]+)-v(?P<version>\d+)")
 _SUCCESSORS = {"detection/torchvision-fpn-v1": "detection/small-mask-rcnn-torchvision-v1"}
 """Names that protocols had before, and what the same ones, with the same numbers, are called now."""
+_TEST_CROP = "its test crop is torchvision's to the pixel"
+_REPLACED = {
+    f"{name}-v1": (f"{name}-v2", _TEST_CROP)
+    for name in (
+        "linear/sgd",
+        "linear/places205",
+        "linear/inat18",
+        "semi-1pct/paper",
+        "semi-10pct/paper",
+        "svm/voc07",
+    )
+}
+"""Versions that nothing measures any more: what took their place, and how it differs. Their records keep the name."""
 P = TypeVar("P", bound="Protocol | type[Protocol]")
 
 
@@ -149,10 +162,11 @@ def protocol(name: str) -> Protocol:
     """The protocol called ``name``: a full name, a bare family ("knn"), which means its newest version, or a choice.
 
     A choice ("detection/c4") stands for the same protocol with one library or another, whichever is installed.
-    Raises InputError with the nearest name if there is none, for a name that a protocol had before, and if a family
-    has several variants of the same version.
+    Raises InputError with the nearest name if there is none, for a name that a protocol had before, for a version that
+    was replaced, and if a family has several variants.
     """
     require_current(name)
+    _require_not_replaced(name)
     full_name = _CHOICES[name]() if name in _CHOICES else name
     if full_name in _PROTOCOLS:
         return _PROTOCOLS[full_name]
@@ -177,11 +191,22 @@ def require_current(name: str, where: object = None) -> None:
         )
 
 
+def _require_not_replaced(name: str) -> None:
+    if name in _REPLACED:
+        successor, difference = _REPLACED[name]
+        raise InputError(
+            f"the protocol {name} was replaced by {successor}: {difference}",
+            nearest=successor,
+            next_step=f"write {successor} in its place; what {name} measured keeps its name in reports",
+        )
+
+
 def _newest_of_family(family: str) -> list[str]:
-    """The full names of a family's protocols that have its highest version number."""
-    versions: dict[int, list[str]] = {}
+    """The full names of a family's protocols, of every variant the one with the highest version number."""
+    newest: dict[str, tuple[int, str]] = {}
     for full_name in _PROTOCOLS.names():
         parts = _NAME.fullmatch(full_name)
         if parts and parts["family"] == family:
-            versions.setdefault(int(parts["version"]), []).append(full_name)
-    return versions[max(versions)] if versions else []
+            version = (int(parts["version"]), full_name)
+            newest[parts["variant"]] = max(version, newest.get(parts["variant"], version))
+    return [full_name for _, full_name in newest.values()]

@@ -248,5 +248,5 @@ class PublishedFineTuning(Protocol):
 
 register_protocol(FineTuning("semi-1pct/finetune-v1", fraction=0.01, steps=60))
 register_protocol(FineTuning("semi-10pct/finetune-v1", fraction=0.1, steps=40))
-register_protocol(PublishedFineTuning("semi-1pct/paper-v1", fraction=0.01))
-register_protocol(PublishedFineTuning("semi-10pct/paper-v1", fraction=0.1))
+register_protocol(PublishedFineTuning("semi-1pct/paper-v2", fraction=0.01))
+register_protocol(PublishedFineTuning("semi-10pct/paper-v2", fraction=0.1))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from twinbench.data.augment import ViewPolicy
+from twinbench.data.folders import central_offset
 from twinbench.data.image_sets import ImageSet, Split
 from twinbench.data.streaming import Images, StreamedImages
 from twinbench.data.views import BATCH, RandomViews, epoch_order, plain_views
@@ -99,19 +100,20 @@ def training_views(
 def central_views(images: Images, rows: Tensor, encoder: Encoder, device: torch.device) -> Iterator[Tensor]:
     """The central crops of the images ``rows`` (int64 ``[N]``): normalised ``[n, 3, size, size]`` on ``device``.
 
-    The shorter side is resized to 256/224 of the encoder's input size and the centre is cut out, as ImageNet's
-    Resize(256) and CenterCrop(224); of a streamed picture this starts from its full size. Images in memory that are
-    stored at the input size have no margin left to cut off: they are seen whole. A corrupt picture is refused by name,
-    or where the set skips them, has a substitute and is counted in ``images.skipped`` (`readable`).
+    The shorter side is resized to 256/224 of the encoder's input size and the centre is cut out, as torchvision's
+    Resize(256) and CenterCrop(224) do, to the pixel; of a streamed picture this starts from its full size. Images in
+    memory that are stored at the input size have no margin left to cut off: they are seen whole. A corrupt picture is
+    refused by name, or where the set skips them, has a substitute and is counted in ``images.skipped`` (`readable`).
     """
     size, large = encoder.input_size, round(_ENLARGED * encoder.input_size)
     if isinstance(images, StreamedImages):
         paths = [images.path(row) for row in range(len(images))]
-        larger = StreamedImages(paths, images.labels, large, images.corrupt)
-        larger.skipped = images.skipped
-        images = larger
-    elif images.shape[-1] == size:
+        central = StreamedImages(paths, images.labels, size, images.corrupt, shorter_side=large)
+        central.skipped = images.skipped
+        yield from plain_views(central, rows, size, encoder.normalisation, device)
+        return
+    if images.shape[-1] == size:
         large = size
-    margin = (large - size) // 2
+    centre = slice(central_offset(large, size), central_offset(large, size) + size)
     for views in plain_views(images, rows, large, encoder.normalisation, device):
-        yield views[..., margin : margin + size, margin : margin + size]
+        yield views[..., centre, centre]

@@ -126,7 +126,7 @@ class VocSvm(Protocol):
     it held 2007 alone; any other set with annotated objects works as well.
     """
 
-    name = "svm/voc07-v1"
+    name = "svm/voc07-v2"
     needs = "detection"
     metrics = ("map_all_points", "map_11point")
 

@@ -153,7 +153,7 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Published list of ImageNet's labelled images, for semi-1pct and semi-10pct/paper-v1.",
+            help="Published list of ImageNet's labelled images, for semi-1pct and semi-10pct/paper-v2.",
         ),
     ] = None,
     own_list: Annotated[

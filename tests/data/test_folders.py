@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from twinbench.data.catalogue import load_image_set
-from twinbench.data.folders import decode, list_images
+from twinbench.data.folders import decode, fit_all, list_images
 from twinbench.foundation.errors import InputError
 
 
@@ -82,18 +82,38 @@ def test_unlabelled_images(tmp_path: Path, below: str) -> None:
     assert "no test images" in error_of(tmp_path / "pictures", "test").what
 
 
-def test_pixels_are_those_of_torchvision(tmp_path: Path) -> None:
-    for i, size in enumerate([(40, 30), (30, 40), (33, 33), (16, 16), (16, 90)]):
+def test_files_are_decoded_to_the_pixels_of_torchvision(tmp_path: Path) -> None:
+    for i, size in enumerate([(40, 30), (30, 40), (33, 33), (16, 16), (16, 90), (37, 24)]):
         write_images(tmp_path / str(i), 1, size)
     paths = sorted(tmp_path.rglob("*.png"))
     reference = v2.Compose([v2.Resize(16), v2.CenterCrop(16)])
-    decoded = decode(paths, 16)
-    for path, image in zip(paths, decoded, strict=True):
-        expected = np.asarray(reference(Image.open(path))).transpose(2, 0, 1).astype(int)
-        # the longer side may be rounded differently by one pixel, the crop then differs by half a pixel
-        assert np.abs(image.astype(int) - expected).mean() < 12
-    square = np.asarray(reference(Image.open(paths[2]))).transpose(2, 0, 1)
-    assert np.array_equal(decoded[2], square)
+    for path, image in zip(paths, decode(paths, 16), strict=True):
+        assert np.array_equal(image, np.asarray(reference(Image.open(path))).transpose(2, 0, 1))
+
+
+def assert_cut_by_torchvision(sizes: np.ndarray, size: int, shorter_side: int) -> None:
+    """Pictures of noise, ``sizes`` (width, height) ``[N, 2]``: any other resizing or cut shows."""
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8)) for w, h in sizes]
+    cut = fit_all(lambda i: pictures[i], len(pictures), size, shorter_side)
+    pipeline = v2.Compose([v2.Resize(shorter_side), v2.CenterCrop(size)])
+    for picture, ours in zip(pictures, cut, strict=True):
+        expected = np.asarray(pipeline(picture)).transpose(2, 0, 1)
+        assert np.array_equal(ours, expected), picture.size
+
+
+@pytest.mark.parametrize(("size", "shorter_side"), [(16, 16), (16, 18), (17, 20), (20, 23), (32, 37)])
+def test_thousands_of_sizes_are_cut_as_by_torchvision(size: int, shorter_side: int) -> None:
+    assert_cut_by_torchvision(np.random.default_rng(size).integers(2, 90, (1000, 2)), size, shorter_side)
+
+
+@pytest.mark.parametrize("size", [224, 256])
+def test_photographs_are_cut_as_by_torchvision(size: int) -> None:
+    """Of 224 pixels, the view of ImageNet's test images, or as a set in memory holds them."""
+    sizes = np.random.default_rng(size).integers(60, 700, (40, 2))
+    assert_cut_by_torchvision(
+        np.array([*sizes, (500, 375), (375, 500), (500, 333)]), size=224, shorter_side=size
+    )
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "jpeg", "png", "bmp", "webp", "ppm", "PNG"])

@@ -18,10 +18,10 @@ from twinbench.foundation.errors import InputError, RunFailure
 CPU = torch.device("cpu")
 
 
-SHORT = replace(protocol("linear/sgd-v1"), name="linear-test/sgd-v1", epochs=6)
+SHORT = replace(protocol("linear/sgd-v2"), name="linear-test/sgd-v1", epochs=6)
 LONGER = replace(SHORT, epochs=60)
-SHORT_TRANSFER = replace(protocol("linear/inat18-v1"), name="linear-test/transfer-v1", epochs=6)
-ALL_LABELLED = replace(protocol("semi-10pct/paper-v1"), name="linear-test/paper-v1", fraction=1.0, epochs=1)
+SHORT_TRANSFER = replace(protocol("linear/inat18-v2"), name="linear-test/transfer-v1", epochs=6)
+ALL_LABELLED = replace(protocol("semi-10pct/paper-v2"), name="linear-test/paper-v1", fraction=1.0, epochs=1)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def scores(monkeypatch):
 
 
 def test_the_learning_rate_is_torchs_cosine_stepped_once_an_epoch():
-    chosen = protocol("linear/sgd-v1")
+    chosen = protocol("linear/sgd-v2")
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100)
     for epoch in range(100):
@@ -54,7 +54,7 @@ def test_the_learning_rate_is_torchs_cosine_stepped_once_an_epoch():
 
 @pytest.mark.parametrize(
     ("name", "epochs", "drops"),
-    [("linear/places205-v1", 14, (14 / 3, 28 / 3)), ("linear/inat18-v1", 84, (28, 56))],
+    [("linear/places205-v2", 14, (14 / 3, 28 / 3)), ("linear/inat18-v2", 84, (28, 56))],
 )
 def test_the_transfer_protocols_drop_twice(name, epochs, drops):
     chosen = protocol(name)
@@ -202,8 +202,8 @@ def test_corrupt_pictures_of_the_test_split_do_not_count(encoder, tmp_path):
 
 
 def test_estimate_counts_every_epoch(image_set):
-    assert protocol("linear/sgd-v1").forward_passes(image_set) == 100 * 360 + 90
-    assert protocol("linear/places205-v1").forward_passes(image_set) == 14 * 360 + 90
+    assert protocol("linear/sgd-v2").forward_passes(image_set) == 100 * 360 + 90
+    assert protocol("linear/places205-v2").forward_passes(image_set) == 14 * 360 + 90
 
 
 def test_progress_ends_at_one(encoder, context):

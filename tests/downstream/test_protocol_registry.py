@@ -38,12 +38,12 @@ def test_every_protocol_of_the_house_is_found():
     assert {
         "knn/cosine-v1",
         "linear/cached-v1",
-        "linear/sgd-v1",
-        "linear/places205-v1",
-        "linear/inat18-v1",
-        "svm/voc07-v1",
-        "semi-1pct/paper-v1",
-        "semi-10pct/paper-v1",
+        "linear/sgd-v2",
+        "linear/places205-v2",
+        "linear/inat18-v2",
+        "svm/voc07-v2",
+        "semi-1pct/paper-v2",
+        "semi-10pct/paper-v2",
         "semi-1pct/finetune-v1",
         "semi-10pct/finetune-v1",
         "detection/small-mask-rcnn-torchvision-v1",
@@ -84,15 +84,18 @@ def test_a_family_means_its_newest_version():
     for version in (2, 10, 9):
         register_protocol(toy(f"knn/cosine-v{version}"))
     assert protocol("knn").name == "knn/cosine-v10"
-    assert protocol("svm").name == "svm/voc07-v1"
+    assert protocol("svm").name == "svm/voc07-v2"
 
 
-def test_a_family_with_two_variants_of_one_version_must_be_named_in_full():
-    register_protocol(toy("knn/euclidean-v1"))
-    with pytest.raises(InputError, match="knn/cosine-v1, knn/euclidean-v1"):
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_family_with_two_variants_must_be_named_in_full_whatever_their_versions(version):
+    register_protocol(toy(f"knn/euclidean-v{version}"))
+    with pytest.raises(InputError, match=f"knn/cosine-v1, knn/euclidean-v{version}"):
         protocol("knn")
+    with pytest.raises(InputError, match="semi-1pct/finetune-v1, semi-1pct/paper-v2"):
+        protocol("semi-1pct")
     with pytest.raises(
-        InputError, match="linear/cached-v1, linear/inat18-v1, linear/places205-v1, linear/sgd-v1"
+        InputError, match="linear/cached-v1, linear/inat18-v2, linear/places205-v2, linear/sgd-v2"
     ):
         protocol("linear")
 
@@ -143,3 +146,17 @@ def test_a_name_that_a_protocol_had_before_leads_to_its_successor():
         protocol("detection/torchvision-fpn-v1")
     assert caught.value.nearest == "detection/small-mask-rcnn-torchvision-v1"
     assert protocol(caught.value.nearest).name == caught.value.nearest
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["linear/sgd", "linear/places205", "linear/inat18", "semi-1pct/paper", "semi-10pct/paper", "svm/voc07"],
+)
+def test_a_replaced_version_leads_to_its_successor_and_says_what_differs(name):
+    with pytest.raises(
+        InputError, match=r"was replaced by .*: its test crop is torchvision's to the pixel"
+    ) as caught:
+        protocol(f"{name}-v1")
+    assert caught.value.nearest == f"{name}-v2"
+    assert protocol(caught.value.nearest).name == caught.value.nearest
+    assert f"{name}-v1" not in protocol_names()

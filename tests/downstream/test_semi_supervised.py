@@ -98,7 +98,7 @@ def test_estimate_counts_training_three_times(image_set):
     assert HALF.forward_passes(image_set) == 3 * 25 * 180 + 90
 
 
-@pytest.mark.parametrize("name", ["semi-1pct/paper-v1", "semi-10pct/paper-v1"])
+@pytest.mark.parametrize("name", ["semi-1pct/paper-v2", "semi-10pct/paper-v2"])
 def test_the_published_recipe_drops_after_epochs_12_and_16(name):
     chosen = protocol(name)
     steps_per_epoch = 7

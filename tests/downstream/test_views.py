@@ -1,4 +1,5 @@
 import inspect
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from twinbench.downstream.views import (
     skipped_images,
     training_views,
 )
+from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.errors import InputError
 from twinbench.foundation.randomness import seeded_generator
 
@@ -33,13 +35,13 @@ def smooth(rng, width, height):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes of pictures of different sizes, even so that no centre falls between two pixels."""
+    """Two classes of pictures of different sizes."""
     rng = np.random.default_rng(0)
     for split, n in (("train", 20), ("test", 6)):
         for name in ("ant", "bee"):
             (tmp_path / split / name).mkdir(parents=True)
             for i in range(n):
-                width, height = 2 * rng.integers(8, 30, 2)
+                width, height = rng.integers(16, 60, 2)
                 smooth(rng, int(width), int(height)).save(tmp_path / split / name / f"{name}{i}.png")
     return tmp_path
 
@@ -58,27 +60,30 @@ def test_the_training_view_has_the_defaults_of_torchvision():
     assert not any((policy.jitter, policy.grayscale, policy.blur, policy.solarize))
 
 
-def test_streamed_test_pictures_are_resized_and_cropped_as_by_torchvision(folder, make_encoder):
-    encoder, images = make_encoder(0), streamed_set(folder).split("test").images
-    large = 18  # 16 * 256 / 224, rounded
-    rows = torch.tensor([3, 0, 11, 7])
-    views = torch.cat(list(central_views(images, rows, encoder, CPU)))
-    pipeline = transforms.Compose(
+def torchvisions(encoder, size, large):
+    """The test view of the published linear evaluations, of a PIL image."""
+    return transforms.Compose(
         [
-            transforms.CenterCrop(large),
-            transforms.CenterCrop(16),
+            transforms.Resize(large),
+            transforms.CenterCrop(size),
             transforms.ToTensor(),
             transforms.Normalize(encoder.mean, encoder.std),
         ]
     )
+
+
+def with_input_size(encoder, size):
+    return Encoder(encoder.backbone, replace(encoder.info, input_size=size), encoder.checksum)
+
+
+@pytest.mark.parametrize(("size", "large"), [(16, 18), (20, 23), (224, 256)])
+def test_streamed_test_pictures_are_resized_and_cropped_by_torchvision(folder, make_encoder, size, large):
+    encoder, images = with_input_size(make_encoder(0), size), streamed_set(folder).split("test").images
+    rows = torch.tensor([3, 0, 11, 7, 8])
+    views = torch.cat(list(central_views(images, rows, encoder, CPU)))
+    pipeline = torchvisions(encoder, size, large)
     for view, row in zip(views, rows.tolist(), strict=True):
-        picture = Image.open(images.path(row))
-        scale = large / min(picture.size)
-        picture = picture.resize(
-            tuple(max(large, round(side * scale)) for side in picture.size), Image.Resampling.BILINEAR
-        )
-        if (max(picture.size) - large) % 2 == 0:  # else the two round a half differently
-            torch.testing.assert_close(view, pipeline(picture), atol=1e-5, rtol=0)
+        torch.testing.assert_close(view, pipeline(Image.open(images.path(row))), atol=1e-5, rtol=0)
 
 
 def cut_short(path):
@@ -121,16 +126,19 @@ def test_images_in_memory_are_all_readable(image_set):
     assert skipped_images(split, split) == {}
 
 
-def test_images_of_the_input_size_are_seen_whole_and_larger_ones_without_their_margin(make_encoder):
-    encoder, generator = make_encoder(0), torch.Generator().manual_seed(0)
+@pytest.mark.parametrize(("size", "large"), [(16, 18), (20, 23), (32, 37), (68, 78)])
+def test_images_of_the_input_size_are_seen_whole_and_larger_ones_without_their_margin(
+    make_encoder, size, large
+):
+    encoder, generator = with_input_size(make_encoder(0), size), torch.Generator().manual_seed(0)
     rows = torch.tensor([4, 2])
-    stored = torch.randint(0, 256, (5, 3, 16, 16), generator=generator).to(torch.uint8)
+    stored = torch.randint(0, 256, (5, 3, size, size), generator=generator).to(torch.uint8)
     (whole,) = central_views(stored, rows, encoder, CPU)
-    assert torch.equal(whole, eval_view(stored[rows], 16, encoder.normalisation))
+    assert torch.equal(whole, eval_view(stored[rows], size, encoder.normalisation))
     larger = torch.randint(0, 256, (5, 3, 40, 40), generator=generator).to(torch.uint8)
     (central,) = central_views(larger, rows, encoder, CPU)
-    resized = functional.resize(larger[rows].float() / 255, [18, 18], antialias=True)
-    expected = functional.normalize(functional.center_crop(resized, [16, 16]), encoder.mean, encoder.std)
+    resized = functional.resize(larger[rows].float() / 255, [large, large], antialias=True)
+    expected = functional.normalize(functional.center_crop(resized, [size, size]), encoder.mean, encoder.std)
     torch.testing.assert_close(central, expected, atol=1e-5, rtol=0)
 
 

@@ -57,11 +57,11 @@ from twinbench.foundation.errors import RunFailure
                 "--label-list",
                 "1percent.txt",
             ],
-            ["takes no list", "semi-1pct/paper-v1"],
+            ["takes no list", "semi-1pct/paper-v2"],
         ),
         (
             ["evaluate", "x", "--protocol", "linear", "--image-set", "digit-scenes"],
-            ["more than one variant", "linear/cached-v1", "linear/sgd-v1"],
+            ["more than one variant", "linear/cached-v1", "linear/sgd-v2"],
         ),
         (
             ["evaluate", "nowhere", "--protocol", "linnear", "--image-set", "digit-scenes"],

@@ -1,34 +1,63 @@
-"""What names a protocol as it was called before is told the name that it has now."""
+"""Names that protocols had before lead to the ones they have now; records of a replaced version keep theirs."""
 
 import json
 
+import pandas as pd
+import pytest
+
 OLD, NEW = "detection/torchvision-fpn-v1", "detection/small-mask-rcnn-torchvision-v1"
+REPLACED, SUCCESSOR = "linear/sgd-v1", "linear/sgd-v2"
+CALLED, REPLACED_BY = f"{OLD} is called {NEW} now", f"{REPLACED} was replaced by {SUCCESSOR}: its test crop"
 
 
-def test_a_study(cli, tmp_path):
+@pytest.mark.parametrize(("old", "told"), [(OLD, CALLED), (REPLACED, REPLACED_BY)])
+def test_a_study(cli, tmp_path, old, told):
     (tmp_path / "old.yaml").write_text(
         "title: Old\ndescription: Old.\nimage_set: digit-scenes\nrecipes: digit-scenes\n"
-        f"methods: [random_init]\nprotocols: [{OLD}]\nlimit: {{train: 32, val: 32, test: 32}}\n"
+        f"methods: [random_init]\nprotocols: [{old}]\nlimit: {{train: 32, val: 32, test: 32}}\n"
     )
     outcome = cli("run", "old.yaml")
     assert outcome.code == 2
-    assert f"{OLD} is called {NEW} now" in outcome.err
+    assert told in outcome.err
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_stored_record(cli, tmp_path):
+@pytest.fixture
+def record(cli, tmp_path):
+    """The file of one measurement in the store."""
     study = "limit: {train: 64, val: 32, test: 32}\noverrides: {backbone.width: 8}\n"
     (tmp_path / "new.yaml").write_text(
         "title: New\ndescription: New.\nimage_set: digit-scenes\nrecipes: digit-scenes\n"
         f"methods: [random_init]\nprotocols: [knn/cosine-v1]\n{study}"
     )
     assert cli("run", "new.yaml").code == 0
-    (record,) = (tmp_path / "runs").glob("*/records/*.json")
+    (file,) = (tmp_path / "runs").glob("*/records/*.json")
+    return file
+
+
+def test_a_record_under_the_name_before(cli, tmp_path, record):
     record.write_text(json.dumps({**json.loads(record.read_text()), "protocol": OLD}))
     outcome = cli("report", "runs", "--out", "out")
     assert outcome.code == 2
-    assert f"{OLD} is called {NEW} now" in outcome.err
+    assert CALLED in outcome.err
     assert str(record.relative_to(tmp_path)) in outcome.err
     record.write_text(json.dumps({**json.loads(record.read_text()), "protocol": NEW}))
     assert cli("report", "runs", "--out", "out").code == 0
     assert (tmp_path / "out" / "tables" / "detection-small-mask-rcnn-torchvision-v1.md").is_file()
+
+
+def test_records_of_a_replaced_version_are_reported_under_their_own_name(cli, tmp_path, record):
+    document = json.loads(record.read_text())
+    for name, value in ((REPLACED, 11.0), (SUCCESSOR, 77.0)):
+        (measured, *_) = document["measurements"]
+        changed = {**document, "protocol": name, "measurements": [{**measured, "value": value}]}
+        record.with_name(f"{name.replace('/', '--')}.json").write_text(json.dumps(changed))
+    assert cli("report", "runs", "--out", "out").code == 0
+    found = pd.read_csv(tmp_path / "out" / "records.csv").groupby("protocol").value.unique()
+    assert found[REPLACED].tolist() == [11.0]
+    assert found[SUCCESSOR].tolist() == [77.0]
+    for name, value, other in ((REPLACED, "11.0", "77.0"), (SUCCESSOR, "77.0", "11.0")):
+        table = (tmp_path / "out" / "tables" / f"{name.replace('/', '-')}.md").read_text()
+        assert name in table
+        assert value in table
+        assert other not in table
