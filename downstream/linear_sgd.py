@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from twinbench.data.image_sets import ImageSet, Split
+from twinbench.data.views import BATCH
 from twinbench.downstream.features import frozen_copy, pooled
 from twinbench.downstream.protocol import (
     EvaluationContext,
@@ -27,14 +28,15 @@ from twinbench.downstream.views import (
     central_views,
     readable,
     skipped_images,
-    training_views,
+    training_steps,
 )
 from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.errors import InputError, RunFailure
+from twinbench.foundation.lars import LARS
 
 
 def linear_head(feature_dim: int, classes: int) -> nn.Linear:
-    """A linear classifier that starts at N(0, 0.01) and bias 0 (barlowtwins evaluate.py)."""
+    """A linear classifier that starts at N(0, 0.01) and bias 0, as in the code of all these evaluations."""
     head = nn.Linear(feature_dim, classes)
     nn.init.normal_(head.weight, std=0.01)
     nn.init.zeros_(head.bias)
@@ -54,9 +56,14 @@ def two_drops(epoch: float, epochs: int) -> float:
     return 0.1 ** math.floor(3 * epoch / epochs)
 
 
+def drops_at_60_and_80(epoch: float, epochs: int) -> float:
+    """The share of the peak learning rate: a tenth after 60 % of ``epochs``, a hundredth after 80 %."""
+    return 0.1 ** ((epoch >= 0.6 * epochs) + (epoch >= 0.8 * epochs))
+
+
 @dataclass(frozen=True)
 class LinearEvaluation(Protocol):
-    """A linear classifier on the pooled features of a frozen backbone, trained by SGD with momentum 0.9, batch 256.
+    """A linear classifier on the pooled features of a frozen backbone, trained by SGD with momentum 0.9.
 
     The backbone stays in evaluation mode and is checked afterwards to be the same bit for bit. Every step sees new
     random crops and flips; of the test images the central 224/256 is seen, of those that are held in memory at the
@@ -64,8 +71,10 @@ class LinearEvaluation(Protocol):
     as well. The state after the last epoch is measured, where the official code reports the best epoch on the test
     set.
 
-    ``lr`` is the peak learning rate; ``decay`` gives the share of it after so many of ``epochs``. With ``batch_norm``
-    the head begins with a batch norm, which has no weight decay.
+    ``lr`` is the peak learning rate; ``decay`` gives the share of it after so many of ``epochs``. ``batch`` is the
+    number of images of a step; a smaller image set is one step an epoch, with the same rate. With ``batch_norm`` the
+    head begins with a batch norm, which has no weight decay. With ``larc`` the steps of weight and bias are scaled as
+    by NVIDIA apex's LARC with a trust coefficient of 0.001 and without clipping.
     """
 
     name: str
@@ -73,7 +82,9 @@ class LinearEvaluation(Protocol):
     lr: float
     weight_decay: float
     decay: Callable[[float, int], float]
+    batch: int = BATCH
     batch_norm: bool = False
+    larc: bool = False
     needs = "labels"
     metrics = ("top1", "top5")
 
@@ -111,6 +122,15 @@ class LinearEvaluation(Protocol):
         head = linear_head(feature_dim, classes)
         return nn.Sequential(nn.BatchNorm1d(feature_dim), head) if self.batch_norm else nn.Sequential(head)
 
+    def _optimizer(self, head: nn.Sequential) -> torch.optim.Optimizer:
+        groups = [
+            {"params": head[-1].parameters(), "weight_decay": self.weight_decay},
+            {"params": head[:-1].parameters(), "weight_decay": 0.0},
+        ]
+        if self.larc:
+            return LARS(groups, self.lr, momentum=0.9, trust_coefficient=0.001, variant="larc")
+        return torch.optim.SGD(groups, momentum=0.9)
+
     def _train(
         self,
         head: nn.Sequential,
@@ -119,22 +139,17 @@ class LinearEvaluation(Protocol):
         encoder: Encoder,
         context: EvaluationContext,
     ) -> None:
-        order = EpochOrder(torch.nonzero(train.labels >= 0).flatten(), context.seed)
+        order = EpochOrder(torch.nonzero(train.labels >= 0).flatten(), context.seed, self.batch)
         steps = self.epochs * order.steps_per_epoch
-        optimizer = torch.optim.SGD(
-            [
-                {"params": head[-1].parameters(), "weight_decay": self.weight_decay},
-                {"params": head[:-1].parameters(), "weight_decay": 0.0},
-            ],
-            momentum=0.9,
-        )
+        optimizer = self._optimizer(head)
         head.train()
-        views = training_views(train.images, order, steps, context.seed, encoder, context.device)
-        for step, batch in enumerate(views):
+        batches = training_steps(train.images, order, steps, context.seed, encoder, context.device)
+        for step, parts in enumerate(batches):
             for group in optimizer.param_groups:
                 group["lr"] = self.lr * self.decay(step / order.steps_per_epoch, self.epochs)
             labels = train.labels[order(step)].to(context.device)
-            loss = cross_entropy(head(pooled(backbone, batch)), labels)
+            features = torch.cat([pooled(backbone, views) for views in parts])
+            loss = cross_entropy(head(features), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -161,10 +176,30 @@ def _require_unchanged(backbone: nn.Module, encoder: Encoder) -> None:
         raise RunFailure(f"the frozen backbone changed during the evaluation: {', '.join(changed[:3])}")
 
 
-# The linear evaluation of Barlow Twins (BT-paper B.1, barlowtwins evaluate.py): 100 epochs, learning rate 0.3 whatever
-# the number of devices, cosine to zero in steps of one epoch, weight decay 1e-6. Training on ImageNet's 1.28 million
-# images is the published protocol; on another set it is the same work for each image.
-register_protocol(LinearEvaluation("linear/sgd-v2", epochs=100, lr=0.3, weight_decay=1e-6, decay=cosine))
+# The linear evaluations that the published scores of the methods belong to. Training on ImageNet's 1.28 million images
+# is the published protocol; on another set it is the same work for each image.
+#
+# Barlow Twins (BT-paper B.1, barlowtwins evaluate.py): 100 epochs, learning rate 0.3 whatever the number of devices,
+# cosine to zero in steps of one epoch, weight decay 1e-6.
+_cosine = partial(LinearEvaluation, epochs=100, lr=0.3, weight_decay=1e-6, decay=cosine)
+register_protocol(_cosine("linear/sgd-v2"))
+
+# SwAV (swav eval_linear.py on 8 devices with 32 images each): the same settings. What differs there, a std of 0.228 for
+# the red channel, is the encoder's: one that is imported from SwAV brings it along.
+register_protocol(_cosine("linear/swav-v1"))
+
+# MoCo v1 and v2 (moco main_lincls.py): learning rate 30 at batch 256 without weight decay, steps at epochs 60 and 80.
+register_protocol(
+    LinearEvaluation("linear/moco-v1", epochs=100, lr=30.0, weight_decay=0.0, decay=drops_at_60_and_80)
+)
+
+# SimSiam (simsiam main_lincls.py --lars, as its README runs it): LARC, 90 epochs, learning rate 0.1 * 4096 / 256 at
+# batch 4096, cosine in steps of one epoch, no weight decay. (The paper has 0.02 in place of 0.1.)
+register_protocol(
+    LinearEvaluation(
+        "linear/simsiam-v1", epochs=90, lr=1.6, weight_decay=0.0, decay=cosine, batch=4096, larc=True
+    )
+)
 
 # The linear transfer evaluations of BT-paper C.1, "exact PIRL settings", in what sources leave open as VISSL: learning
 # rate 0.01, x0.1 at two equally spaced points (the paper; VISSL's configuration has three), weight decay 5e-4, plain

@@ -63,19 +63,40 @@ def skipped_images(train: Split, test: Split) -> dict[str, int]:
 class EpochOrder:
     """The images of every step: each epoch is a fresh permutation of all the ``rows``, a function of (seed, epoch).
 
-    An epoch is cut into ceil(N / 256) batches as equal as possible, so that no batch is small. ``rows`` is int64
+    An epoch is cut into ceil(N / batch) batches as equal as possible, so that no batch is small. ``rows`` is int64
     ``[N]``.
     """
 
-    def __init__(self, rows: Tensor, seed: int) -> None:
+    def __init__(self, rows: Tensor, seed: int, batch: int = BATCH) -> None:
         self.rows, self.seed = rows, seed
-        self.steps_per_epoch = -(-len(rows) // BATCH)
+        self.steps_per_epoch = -(-len(rows) // batch)
 
     def __call__(self, step: int) -> Tensor:
-        """The rows of a step, int64 ``[n]`` with n at most 256."""
+        """The rows of a step, int64 ``[n]`` with n at most the batch."""
         epoch, part = divmod(step, self.steps_per_epoch)
         order = epoch_order(len(self.rows), self.seed, epoch)
         return self.rows[order.tensor_split(self.steps_per_epoch)[part]]
+
+
+def training_steps(
+    images: Images,
+    rows: Callable[[int], Tensor],
+    steps: int,
+    seed: int,
+    encoder: Encoder,
+    device: torch.device,
+) -> Iterator[Iterator[Tensor]]:
+    """Randomly cropped and flipped views of the images ``rows(step)``, for every step in parts of at most 256.
+
+    ``rows`` gives int64 ``[n]``. A part is ``[m, 3, size, size]``, normalised, on ``device``, and made when it is asked
+    for; all of them are a function of (seed, step). Streamed images are decoded and cropped by worker processes; images
+    in memory are taken to the device whole.
+    """
+    policy = crop_and_flip(encoder.input_size)
+    views = RandomViews(images, rows, [policy], encoder.normalisation, seed, device, usable_cores())
+    for step in views.steps(0, steps):
+        starts = range(0, len(step.rows), BATCH)
+        yield (view for start in starts for view in step.make(slice(start, start + BATCH)))
 
 
 def training_views(
@@ -86,15 +107,9 @@ def training_views(
     encoder: Encoder,
     device: torch.device,
 ) -> Iterator[Tensor]:
-    """Randomly cropped and flipped views ``[n, 3, size, size]`` of the images ``rows(step)``, for every step.
-
-    ``rows`` gives int64 ``[n]``. The views are normalised, on ``device``, and a function of (seed, step). Streamed
-    images are decoded and cropped by worker processes; images in memory are taken to the device whole.
-    """
-    policy = crop_and_flip(encoder.input_size)
-    views = RandomViews(images, rows, [policy], encoder.normalisation, seed, device, usable_cores())
-    for step in views.steps(0, steps):
-        yield from step.make()
+    """The views of `training_steps` with the whole step in one tensor ``[n, 3, size, size]``."""
+    for parts in training_steps(images, rows, steps, seed, encoder, device):
+        yield torch.cat(list(parts))
 
 
 def central_views(images: Images, rows: Tensor, encoder: Encoder, device: torch.device) -> Iterator[Tensor]:

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
 from twinbench.data.augment import eval_view
 from twinbench.data.catalogue import load_image_set
@@ -21,6 +23,8 @@ CPU = torch.device("cpu")
 SHORT = replace(protocol("linear/sgd-v2"), name="linear-test/sgd-v1", epochs=6)
 LONGER = replace(SHORT, epochs=60)
 SHORT_TRANSFER = replace(protocol("linear/inat18-v2"), name="linear-test/transfer-v1", epochs=6)
+SHORT_MOCO = replace(protocol("linear/moco-v1"), name="linear-test/moco-v1", epochs=5)
+SHORT_SIMSIAM = replace(protocol("linear/simsiam-v1"), name="linear-test/simsiam-v1", epochs=6)
 ALL_LABELLED = replace(protocol("semi-10pct/paper-v2"), name="linear-test/paper-v1", fraction=1.0, epochs=1)
 
 
@@ -40,16 +44,42 @@ def scores(monkeypatch):
     return seen
 
 
-def test_the_learning_rate_is_torchs_cosine_stepped_once_an_epoch():
-    chosen = protocol("linear/sgd-v2")
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100)
-    for epoch in range(100):
+@pytest.mark.parametrize(
+    ("name", "rate", "epochs", "schedule"),
+    [
+        ("linear/sgd-v2", 0.3, 100, partial(CosineAnnealingLR, T_max=100)),
+        ("linear/swav-v1", 0.3, 100, partial(CosineAnnealingLR, T_max=100)),
+        ("linear/moco-v1", 30.0, 100, partial(MultiStepLR, milestones=[60, 80])),
+        ("linear/simsiam-v1", 0.1 * 4096 / 256, 90, partial(CosineAnnealingLR, T_max=90)),
+    ],
+)
+def test_the_learning_rate_is_that_of_torchs_scheduler_stepped_once_an_epoch(name, rate, epochs, schedule):
+    chosen = protocol(name)
+    assert chosen.epochs == epochs
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=rate)
+    scheduler = schedule(optimizer)
+    for epoch in range(epochs):
         for inside in (0, 0.5, 0.99):
-            rate = chosen.lr * chosen.decay(epoch + inside, chosen.epochs)
-            assert rate == pytest.approx(schedule.get_last_lr()[0], abs=1e-9)
+            found = chosen.lr * chosen.decay(epoch + inside, chosen.epochs)
+            assert found == pytest.approx(scheduler.get_last_lr()[0], abs=1e-9), epoch
         optimizer.step()
-        schedule.step()
+        scheduler.step()
+
+
+@pytest.mark.parametrize(
+    ("name", "weight_decay", "batch", "larc"),
+    [
+        ("linear/sgd-v2", 1e-6, 256, False),
+        ("linear/swav-v1", 1e-6, 256, False),
+        ("linear/moco-v1", 0.0, 256, False),
+        ("linear/simsiam-v1", 0.0, 4096, True),
+    ],
+)
+def test_the_other_settings_are_those_of_each_code(name, weight_decay, batch, larc):
+    chosen = protocol(name)
+    assert (chosen.weight_decay, chosen.batch, chosen.larc) == (weight_decay, batch, larc)
+    assert not chosen.batch_norm
+    assert chosen.metrics == ("top1", "top5")
 
 
 @pytest.mark.parametrize(
@@ -65,13 +95,29 @@ def test_the_transfer_protocols_drop_twice(name, epochs, drops):
     assert rates == pytest.approx([1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4])
 
 
+def adapt_as_apex(parameters, weight_decay):
+    """LARC as apex has it around SGD, without clipping: gradients are scaled and decayed, SGD then decays nothing."""
+    for p in parameters:
+        weight, gradient = p.detach().norm(), p.grad.norm()
+        if weight != 0 and gradient != 0:
+            p.grad += weight_decay * p.detach()
+            p.grad *= 0.001 * weight / (gradient + weight * weight_decay + 1e-8)
+
+
 @pytest.mark.numerics
-@pytest.mark.parametrize("chosen", [SHORT, SHORT_TRANSFER])
+@pytest.mark.parametrize(
+    ("chosen", "rate", "weight_decay", "schedule"),
+    [
+        (SHORT, 0.3, 1e-6, partial(CosineAnnealingLR, T_max=6)),
+        (SHORT_TRANSFER, 0.01, 5e-4, partial(MultiStepLR, milestones=[2, 4])),
+        (SHORT_MOCO, 30.0, 0.0, partial(MultiStepLR, milestones=[3, 4])),
+        (SHORT_SIMSIAM, 1.6, 0.0, partial(CosineAnnealingLR, T_max=6)),
+    ],
+)
 def test_scores_are_those_of_a_plain_loop_with_torchs_optimizer_and_scheduler(
-    encoder, context, image_set, scores, chosen, margin
+    encoder, context, image_set, scores, chosen, rate, weight_decay, schedule, margin
 ):
     """The official recipes written out: all features at once, torch's SGD and schedulers, every epoch to the last."""
-    transfer = chosen.batch_norm
     chosen.evaluate(encoder, context)
     train, val, test = (image_set.split(name) for name in ("train", "val", "test"))
     images, labels = torch.cat([train.images, val.images]), torch.cat([train.labels, val.labels])
@@ -79,27 +125,27 @@ def test_scores_are_those_of_a_plain_loop_with_torchs_optimizer_and_scheduler(
     head = nn.Linear(encoder.feature_dim, 3)
     nn.init.normal_(head.weight, std=0.01)
     nn.init.zeros_(head.bias)
-    norm = nn.BatchNorm1d(encoder.feature_dim)
-    if transfer:
-        groups = [{"params": head.parameters(), "weight_decay": 5e-4}, {"params": norm.parameters()}]
-        optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9)
-        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 4])
-    else:
-        optimizer = torch.optim.SGD(head.parameters(), lr=0.3, momentum=0.9, weight_decay=1e-6)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)
-    order = EpochOrder(torch.arange(360), context.seed)
-    views = training_views(images, order, 12, context.seed, encoder, CPU)
+    norm = nn.BatchNorm1d(encoder.feature_dim) if chosen.batch_norm else nn.Identity()
+    decayed = {"params": head.parameters(), "weight_decay": weight_decay}
+    optimizer = torch.optim.SGD([decayed, {"params": norm.parameters()}], lr=rate, momentum=0.9)
+    scheduler = schedule(optimizer)
+    # 360 images: two steps an epoch at batch 256, one at 4096
+    order = EpochOrder(torch.arange(360), context.seed, chosen.batch)
+    steps_per_epoch = 1 if chosen.larc else 2
+    views = training_views(images, order, chosen.epochs * steps_per_epoch, context.seed, encoder, CPU)
     for step, batch in enumerate(views):
-        features = encoder.backbone(batch)
-        loss = cross_entropy(head(norm(features) if transfer else features), labels[order(step)])
+        loss = cross_entropy(head(norm(encoder.backbone(batch))), labels[order(step)])
         optimizer.zero_grad()
         loss.backward()
+        if chosen.larc:
+            adapt_as_apex(head.parameters(), weight_decay)
         optimizer.step()
-        if step % 2:
-            schedule.step()
-    features = encoder.backbone(eval_view(test.images, 16, encoder.normalisation))
-    expected = head(norm.eval()(features) if transfer else features)
-    margin.at_most("difference of scores", (scores[0] - expected).abs().max().item(), 1e-3)
+        if (step + 1) % steps_per_epoch == 0:
+            scheduler.step()
+    assert step + 1 == chosen.epochs * steps_per_epoch
+    expected = head(norm.eval()(encoder.backbone(eval_view(test.images, 16, encoder.normalisation))))
+    difference = (scores[0] - expected).abs().max() / expected.abs().max().clamp(min=1)
+    margin.at_most("difference of scores", difference.item(), 1e-3)
 
 
 @pytest.mark.numerics

@@ -39,6 +39,9 @@ def test_every_protocol_of_the_house_is_found():
         "knn/cosine-v1",
         "linear/cached-v1",
         "linear/sgd-v2",
+        "linear/moco-v1",
+        "linear/simsiam-v1",
+        "linear/swav-v1",
         "linear/places205-v2",
         "linear/inat18-v2",
         "svm/voc07-v2",
@@ -95,7 +98,8 @@ def test_a_family_with_two_variants_must_be_named_in_full_whatever_their_version
     with pytest.raises(InputError, match="semi-1pct/finetune-v1, semi-1pct/paper-v2"):
         protocol("semi-1pct")
     with pytest.raises(
-        InputError, match="linear/cached-v1, linear/inat18-v2, linear/places205-v2, linear/sgd-v2"
+        InputError,
+        match="linear/cached-v1, linear/inat18-v2, linear/moco-v1, linear/places205-v2, linear/sgd-v2",
     ):
         protocol("linear")
 

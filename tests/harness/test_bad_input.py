@@ -61,7 +61,7 @@ from twinbench.foundation.errors import RunFailure
         ),
         (
             ["evaluate", "x", "--protocol", "linear", "--image-set", "digit-scenes"],
-            ["more than one variant", "linear/cached-v1", "linear/sgd-v2"],
+            ["more than one variant", "linear/cached-v1", "linear/sgd-v2", "linear/moco-v1"],
         ),
         (
             ["evaluate", "nowhere", "--protocol", "linnear", "--image-set", "digit-scenes"],
