@@ -191,7 +191,8 @@ class PublishedFineTuning(Protocol):
 
     20 epochs, batch 256, SGD with momentum 0.9 without weight decay, learning rates 0.002 (backbone) and 0.5 (head)
     for both shares, x0.2 after epochs 12 and 16, batch norm in training mode. The official code's later command has
-    0.005 with a cosine instead. The labelled images are those of `context.label_list`, or where there is none a
+    0.005 with a cosine instead. Differs: batch norm sees the whole batch, in the official code on 8 devices the 32
+    images of each. The labelled images are those of `context.label_list`, or where there is none a
     stratified share that never changes (`labelled_subset`), drawn from ``train`` and ``val``, for nothing is
     selected. Views are those of the linear evaluation (`downstream.views`). The state after the last epoch counts.
     """

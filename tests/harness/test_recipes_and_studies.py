@@ -53,9 +53,9 @@ def test_every_recipe_builds_its_method_and_passes_its_check(name):
 
 
 def header(name: str) -> dict[str, str]:
-    """The labelled comment lines that open a recipe."""
+    """The labelled comments that open a recipe, each with the lines that go on with it."""
     text = (files("twinbench.recipes") / f"{name}.yaml").read_text()
-    comments = text[: text.index("\nmethod:")]
+    comments = re.sub(r"\n#  +", " ", text[: text.index("\nmethod:")])
     return dict(re.findall(r"^# (\w+):\s+(.+)$", comments, flags=re.MULTILINE))
 
 
@@ -74,6 +74,31 @@ def test_every_recipe_opens_with_command_hardware_time_score_and_source(name):
     else:
         assert (command, subject) == ("pretrain", method)
         assert values.get("--recipe", values["--image-set"].partition(":")[0]) == folder
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_expected_score_names_the_protocol_it_belongs_to(name):
+    expected = header(name)["Expected"]
+    named = re.findall(r"[\w-]+/[\w-]+-v\d+", expected)
+    assert [protocol(each).name for each in named] == named
+    if not named:
+        assert re.search("none of ours|own classifier|no published number|no score is known", expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("imagenet/barlow_twins", "linear/sgd-v2"),
+        ("imagenet-256/barlow_twins", "linear/sgd-v2"),
+        ("imagenet/moco_v2", "linear/moco-v1"),
+        ("imagenet/simsiam", "linear/simsiam-v1"),
+        ("imagenet/swav", "linear/swav-v1"),
+        ("imagenet-256/swav", "linear/swav-v1"),
+        ("imagenet-two-crop/swav", "linear/swav-v1"),
+    ],
+)
+def test_the_scores_on_imagenet_belong_to_the_authors_protocols(name, own):
+    assert f"under {own}" in header(name)["Expected"]
 
 
 @pytest.mark.parametrize(
