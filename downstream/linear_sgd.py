@@ -141,6 +141,11 @@ class LinearEvaluation(Protocol):
     ) -> None:
         order = EpochOrder(torch.nonzero(train.labels >= 0).flatten(), context.seed, self.batch)
         steps = self.epochs * order.steps_per_epoch
+        if len(order.rows) < self.batch:
+            context.remarks.append(
+                f"{self.name} has steps of {self.batch} images, these had all the {len(order.rows)} with a label; its "
+                "learning rate stayed as it is"
+            )
         optimizer = self._optimizer(head)
         head.train()
         batches = training_steps(train.images, order, steps, context.seed, encoder, context.device)

@@ -113,6 +113,7 @@ def adapt_as_apex(parameters, weight_decay):
         (SHORT_MOCO, 30.0, 0.0, partial(MultiStepLR, milestones=[3, 4])),
         (SHORT_SIMSIAM, 1.6, 0.0, partial(CosineAnnealingLR, T_max=6)),
     ],
+    ids=["barlow_twins", "transfer", "moco", "simsiam"],
 )
 def test_scores_are_those_of_a_plain_loop_with_torchs_optimizer_and_scheduler(
     encoder, context, image_set, scores, chosen, rate, weight_decay, schedule, margin
@@ -245,6 +246,14 @@ def test_corrupt_pictures_of_the_test_split_do_not_count(encoder, tmp_path):
         (top1,) = chosen.evaluate(encoder, context)
         assert top1.n == 10
         assert context.details["skipped_images"] == {"train": 1, "test": 2}
+
+
+def test_steps_that_are_smaller_than_the_protocols_are_remarked_on(encoder, context):
+    SHORT.evaluate(encoder, context)
+    assert context.remarks == []
+    replace(SHORT_SIMSIAM, epochs=1).evaluate(encoder, context)
+    (remark,) = context.remarks
+    assert "has steps of 4096 images, these had all the 360 with a label" in remark
 
 
 def test_estimate_counts_every_epoch(image_set):
