@@ -28,7 +28,7 @@ import torch
 from pycocotools import mask as run_length
 from torch import Tensor
 
-from twinbench.data.folders import CorruptImage, open_rgb, picture_size
+from twinbench.data.pixels import CorruptImage, open_rgb, picture_size
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import InputError
 

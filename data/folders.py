@@ -23,6 +23,14 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from twinbench.data.pixels import (
+    CorruptImage,
+    Oddities,
+    Oddity,
+    Picture,
+    picture_size,
+    read_picture,
+)
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import InputError, nearest_name
 
@@ -36,7 +44,8 @@ Corrupt = Literal["refuse", "skip"]
 _LOOKED_AT_FOR_SIZE = 64
 _FILES_PER_TASK = 8
 _NAMED_SKIPPED = 20
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+# How a file becomes a square of pixels, decoding included: what a change alters gets another fingerprint.
+_PIXELS_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -60,8 +69,8 @@ class ImageFiles:
     remarks: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
-        """SHA-256 of every split's relative names and sizes in bytes; the place and dates do not count."""
-        digest = hashlib.sha256()
+        """SHA-256 of every split's relative names and sizes in bytes and of how pixels are made."""
+        digest = hashlib.sha256(f"pixels {_PIXELS_VERSION}".encode())
         for split, files in sorted(self.splits.items()):
             for path, label in zip(files.paths, files.labels.tolist(), strict=True):
                 entry = (split, path.relative_to(self.root).as_posix(), label, path.stat().st_size)
@@ -69,12 +78,8 @@ class ImageFiles:
         return digest.hexdigest()
 
 
-class CorruptImage(InputError):
-    """A file whose content cannot be decoded; not one that cannot be read, which no recipe may skip."""
-
-
 class SkippedFiles:
-    """The corrupt images of a split that were left out, by their row: counted all, named in a warning the first."""
+    """The images of a split that were left out, by their row: all are counted, the first are named in warnings."""
 
     def __init__(self) -> None:
         self.paths: dict[int, Path] = {}
@@ -91,7 +96,7 @@ class SkippedFiles:
             if len(self) <= _NAMED_SKIPPED:
                 _log.warning("skipped %s: %s", error.where, error.what)
             elif len(self) == _NAMED_SKIPPED + 1:
-                _log.warning("more than %d corrupt images: the others are counted only", _NAMED_SKIPPED)
+                _log.warning("more than %d skipped images: the others are counted only", _NAMED_SKIPPED)
 
 
 def list_images(root: Path) -> ImageFiles:
@@ -222,41 +227,47 @@ def natural_size(files: ImageFiles, corrupt: Corrupt = "refuse") -> int:
     return max(8, min(LARGEST_NATURAL_SIZE, int(median(sides))))
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """Width and height by the file's header; raises as `open_rgb` does."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except _DECODING_ERRORS as error:
-        raise _unreadable(path, error) from error
-
-
-def decode(paths: Sequence[Path], size: int) -> np.ndarray:
-    """Decode files in parallel threads to RGB: uint8 ``[N, 3, size, size]``.
+def decode(paths: Sequence[Path], size: int, oddities: Oddities | None = None) -> np.ndarray:
+    """Decode files in parallel threads to RGB: uint8 ``[N, 3, size, size]``; what is odd is added to ``oddities``.
 
     Raises InputError naming the first file that cannot be decoded, or if the images cannot fit in memory.
     """
-    return fit_all(lambda i: open_rgb(paths[i]), len(paths), size)
+    odd: dict[int, tuple[Oddity, ...]] = {}
+    images = fit_all(lambda i: noted(i, read_picture(paths[i]), odd), len(paths), size)
+    if oddities is not None:
+        oddities.add_all((paths[i], odd[i]) for i in sorted(odd))
+    return images
 
 
-def decode_readable(paths: Sequence[Path], size: int, skipped: SkippedFiles) -> tuple[np.ndarray, np.ndarray]:
-    """Decode the files that can be decoded and add the others to ``skipped``.
+def noted(row: int, picture: Picture, odd: dict[int, tuple[Oddity, ...]]) -> Image.Image:
+    """The image of a picture, whose oddities are put under its row."""
+    if picture.odd:
+        odd[row] = picture.odd
+    return picture.image
+
+
+def decode_readable(
+    paths: Sequence[Path], size: int, skipped: SkippedFiles, oddities: Oddities
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decode the files that can be decoded, add the others to ``skipped`` and what is odd to ``oddities``.
 
     Returns uint8 ``[n, 3, size, size]`` and the ascending int64 indices ``[n]`` of those files. Raises InputError if
     there are none, or if the images cannot fit in memory.
     """
     blank = Image.new("RGB", (size, size))
     errors: dict[int, CorruptImage] = {}
+    odd: dict[int, tuple[Oddity, ...]] = {}
 
     def read(i: int) -> Image.Image:
         try:
-            return open_rgb(paths[i])
+            return noted(i, read_picture(paths[i]), odd)
         except CorruptImage as error:
-            errors[i] = error
+            errors[i], odd[i] = error, (error.oddity,)
             return blank
 
     images = fit_all(read, len(paths), size)
     skipped.add(errors)
+    oddities.add_all((paths[i], odd[i]) for i in sorted(odd))
     kept = np.array([i for i in range(len(paths)) if i not in errors], np.int64)
     if len(kept) == 0:
         raise all_corrupt(len(paths), paths[0], paths[-1])
@@ -292,15 +303,6 @@ def resize_arrays(images: np.ndarray, size: int) -> np.ndarray:
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
-def open_rgb(path: Path) -> Image.Image:
-    """The decoded picture in RGB at its full size; raises CorruptImage, or InputError for a file it may not read."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except _DECODING_ERRORS as error:
-        raise _unreadable(path, error) from error
-
-
 def _fit(image: Image.Image, size: int, shorter_side: int) -> np.ndarray:
     """torchvision's ``Resize(shorter_side)`` and ``CenterCrop(size)``, to the pixel: uint8 ``[size, size, 3]``."""
     shorter = min(image.size)
@@ -314,20 +316,6 @@ def _fit(image: Image.Image, size: int, shorter_side: int) -> np.ndarray:
 def central_offset(length: int, size: int) -> int:
     """Where the centre of ``size`` pixels begins in ``length`` of them, by the rounding of torchvision's CenterCrop."""
     return round((length - size) / 2)
-
-
-def _unreadable(path: Path, error: BaseException) -> InputError:
-    if isinstance(error, OSError) and error.errno is not None:
-        return InputError(
-            f"cannot read this file: {error.strerror}", where=path, next_step="make it readable"
-        )
-    return CorruptImage(
-        f"cannot decode this image: {error}",
-        where=path,
-        next_step="replace the file or remove it; a training leaves such files out if its recipe says "
-        "corrupt_images: skip",
-        option="corrupt_images=skip",
-    )
 
 
 def all_corrupt(n: int, first: Path, last: Path) -> InputError:

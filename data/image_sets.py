@@ -24,6 +24,7 @@ from twinbench.data import digit_scenes, folders
 from twinbench.data.augment import Normalisation
 from twinbench.data.detection import AnnotatedSet, DetectionSplit, detection_split
 from twinbench.data.folders import Corrupt
+from twinbench.data.pixels import Oddities
 from twinbench.data.streaming import Images, StreamedImages
 from twinbench.foundation.errors import InputError, unknown_name
 from twinbench.foundation.files import slug
@@ -274,6 +275,7 @@ class FolderImages(_HeldOut):
         self.name, self.classes, self.normalisation = name, files.classes, normalisation
         self.image_size = reading.image_size or folders.natural_size(files, reading.corrupt)
         self._files, self._corrupt = files, reading.corrupt
+        self._oddities = Oddities(files.root)
         self._skipped: dict[str, folders.SkippedFiles] = {}
         stream = reading.stream
         self.streamed = self._decoded_bytes() > _IN_MEMORY_BYTES if stream is None else stream
@@ -296,8 +298,8 @@ class FolderImages(_HeldOut):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What listing the files left out, followed or assumed."""
-        return self._files.remarks
+        """What listing the files left out, followed or assumed, and what was odd about those decoded so far."""
+        return self._files.remarks + self._oddities.remarks()
 
     def _decoded_bytes(self) -> int:
         """Of all the splits together."""
@@ -315,18 +317,19 @@ class FolderImages(_HeldOut):
         return [listed[i] for i in place[index]]
 
     def _images(self, name: str, index: np.ndarray) -> np.ndarray:
-        return folders.decode(self._paths(name, index), self.image_size)
+        return folders.decode(self._paths(name, index), self.image_size, self._oddities)
 
     def _load(self, name: str, index: np.ndarray, labels: np.ndarray) -> Split:
         if self.streamed:
-            images = StreamedImages(self._paths(name, index), labels, self.image_size, self._corrupt)
+            paths = self._paths(name, index)
+            images = StreamedImages(paths, labels, self.image_size, self._corrupt, oddities=self._oddities)
             self._skipped[name] = images.skipped
             return Split(images, torch.from_numpy(labels))
         if self._corrupt == "refuse":
             return super()._load(name, index, labels)
         self._skipped[name] = folders.SkippedFiles()
         paths = self._paths(name, index)
-        pixels, kept = folders.decode_readable(paths, self.image_size, self._skipped[name])
+        pixels, kept = folders.decode_readable(paths, self.image_size, self._skipped[name], self._oddities)
         if name in self.skipped:
             _log.warning("skipped %d of %d images of %s", self.skipped[name], len(paths), name)
         return Split(torch.from_numpy(pixels), torch.from_numpy(labels[kept]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,20 +21,29 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from twinbench.data.augment import ViewPolicy, draw_parameters
-from twinbench.data.folders import (
-    Corrupt,
+from twinbench.data.folders import Corrupt, SkippedFiles, all_corrupt, fit_all, noted
+from twinbench.data.pixels import (
     CorruptImage,
-    SkippedFiles,
-    all_corrupt,
-    fit_all,
+    Oddities,
+    Oddity,
+    Picture,
     open_rgb,
     picture_size,
+    read_picture,
 )
 from twinbench.data.worker_processes import worker_context, worker_setup
 from twinbench.foundation.errors import InputError, RunFailure
 
 _CHUNK = 64
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+@dataclass(frozen=True)
+class Met:
+    """What reading some rows met: errors where a substitute was read, and what is odd about the pictures."""
+
+    errors: dict[int, CorruptImage] = field(default_factory=dict)
+    odd: dict[int, tuple[Oddity, ...]] = field(default_factory=dict)
 
 
 class StreamedImages:
@@ -44,7 +53,8 @@ class StreamedImages:
     centre cut out. With a ``shorter_side``, larger than ``size``, it is resized to that before. ``labels`` (int64
     ``[N]``) only guide the choice of substitutes. A file that cannot be decoded raises InputError when it is met, or
     with ``skip`` is added to ``skipped`` and the next image of the same label that can be decoded takes its place (of
-    any label where there is none): a function of the files alone.
+    any label where there is none): a function of the files alone. What is odd about the pictures met so far is added to
+    ``oddities``, which several splits may share.
     """
 
     def __init__(
@@ -54,6 +64,7 @@ class StreamedImages:
         size: int,
         corrupt: Corrupt = "refuse",
         shorter_side: int | None = None,
+        oddities: Oddities | None = None,
     ) -> None:
         # tensors, which go to shared memory when they are sent to the first worker, for a set may have a million files
         names = np.array([os.fsencode(path) for path in paths])
@@ -61,6 +72,7 @@ class StreamedImages:
         self._labels = torch.from_numpy(labels)
         self.size, self.corrupt, self.shorter_side = size, corrupt, shorter_side
         self.skipped = SkippedFiles()
+        self.oddities = oddities or Oddities()
 
     def __len__(self) -> int:
         return len(self._names)
@@ -83,29 +95,30 @@ class StreamedImages:
         """The images that indexing a tensor of all of them would give, uint8 on the CPU."""
         chosen = torch.arange(len(self))[index]
         rows = chosen.flatten().tolist()
-        errors: dict[int, CorruptImage] = {}
-
-        def read(i: int) -> Image.Image:
-            image, error = self.read(rows[i])
-            if error is not None:
-                errors[rows[i]] = error
-            return image
-
-        images = torch.from_numpy(fit_all(read, len(rows), self.size, self.shorter_side))
-        self.skipped.add(errors)
+        met = Met()
+        images = torch.from_numpy(
+            fit_all(lambda i: self.read(rows[i], met), len(rows), self.size, self.shorter_side)
+        )
+        self.count(met)
         return images.view(*chosen.shape, *self.shape[1:])
 
-    def read(self, row: int) -> tuple[Image.Image, CorruptImage | None]:
-        """The whole picture of a row in RGB, or with ``skip`` its substitute and the error it stands in for.
+    def count(self, met: Met) -> None:
+        """Add what reading some rows met to ``skipped`` and ``oddities``."""
+        self.skipped.add(met.errors)
+        self.oddities.add_all((self.path(row), odd) for row, odd in sorted(met.odd.items()))
+
+    def read(self, row: int, met: Met) -> Image.Image:
+        """The whole picture of a row in RGB, or with ``skip`` its substitute; what is odd about it goes to ``met``.
 
         Raises InputError naming the file, with ``skip`` only if no image at all can be decoded.
         """
         try:
-            return open_rgb(self.path(row)), None
+            return noted(row, read_picture(self.path(row)), met.odd)
         except CorruptImage as error:
             if self.corrupt == "refuse":
                 raise
-            return self._substitute(row), error
+            met.errors[row] = error
+            return noted(row, Picture(self._substitute(row), (error.oddity,)), met.odd)
 
     def _substitute(self, row: int) -> Image.Image:
         others = (row + np.arange(1, len(self))) % len(self)
@@ -183,8 +196,8 @@ class CropStream:
             for result in loader:
                 if isinstance(result, InputError):
                     raise result
-                chunk, crops, errors = result
-                self.images.skipped.add(errors)
+                chunk, crops, met = result
+                self.images.count(met)
                 yield chunk, crops
         except (RuntimeError, ConnectionError) as error:
             raise RunFailure(
@@ -236,26 +249,24 @@ class _Crops(Dataset[Any]):
     ) -> None:
         self.images, self.policies, self.generator = images, policies, generator
 
-    def __getitem__(self, chunk: _Chunk) -> tuple[_Chunk, list[Tensor], dict[int, CorruptImage]] | InputError:
+    def __getitem__(self, chunk: _Chunk) -> tuple[_Chunk, list[Tensor], Met] | InputError:
         try:
             return self._cropped(chunk)
         except InputError as error:
             return error
 
-    def _cropped(self, chunk: _Chunk) -> tuple[_Chunk, list[Tensor], dict[int, CorruptImage]]:
+    def _cropped(self, chunk: _Chunk) -> tuple[_Chunk, list[Tensor], Met]:
         sizes = [_header_size(self.images.path(row)) for row in chunk.rows]
         boxes = self._draw(chunk, chunk.positions, sizes)
         views = [np.empty((len(sizes), 3, p.size, p.size), np.uint8) for p in self.policies]
-        errors = {}
+        met = Met()
         for i, row in enumerate(chunk.rows):
-            image, error = self.images.read(row)
-            if error is not None:
-                errors[row] = error
+            image = self.images.read(row, met)
             if image.size != sizes[i]:  # a substitute
                 boxes[i] = self._draw(chunk, [chunk.positions[i]], [image.size])[0]
             for view, box, policy in zip(views, boxes[i], self.policies, strict=True):
                 view[i] = _cut(image, box, policy)
-        return chunk, [torch.from_numpy(view) for view in views], errors
+        return chunk, [torch.from_numpy(view) for view in views], met
 
     def _draw(
         self, chunk: _Chunk, positions: list[int], sizes: list[tuple[int, int]]

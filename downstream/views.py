@@ -34,7 +34,10 @@ def all_training_images(image_set: ImageSet) -> Split:
     if isinstance(train.images, StreamedImages) and isinstance(val.images, StreamedImages):
         parts = (train.images, val.images)
         paths = [images.path(row) for images in parts for row in range(len(images))]
-        return Split(StreamedImages(paths, labels.numpy(), train.images.size, train.images.corrupt), labels)
+        first = train.images
+        return Split(
+            StreamedImages(paths, labels.numpy(), first.size, first.corrupt, oddities=first.oddities), labels
+        )
     assert isinstance(train.images, Tensor)
     assert isinstance(val.images, Tensor)
     return Split(torch.cat([train.images, val.images]), labels)
@@ -123,7 +126,7 @@ def central_views(images: Images, rows: Tensor, encoder: Encoder, device: torch.
     size, large = encoder.input_size, round(_ENLARGED * encoder.input_size)
     if isinstance(images, StreamedImages):
         paths = [images.path(row) for row in range(len(images))]
-        central = StreamedImages(paths, images.labels, size, images.corrupt, shorter_side=large)
+        central = StreamedImages(paths, images.labels, size, images.corrupt, large, images.oddities)
         central.skipped = images.skipped
         yield from plain_views(central, rows, size, encoder.normalisation, device)
         return

@@ -123,13 +123,6 @@ def test_formats(tmp_path: Path, suffix: str) -> None:
     assert decode(list_images(tmp_path).splits["train"].paths, 16).shape == (2, 3, 16, 16)
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
-def test_every_colour_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
-    path = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
-    Image.new("RGB", (16, 16), (250, 250, 250)).convert(mode).save(path)
-    assert decode([path], 16)[0].mean() > 240
-
-
 def test_other_files_are_ignored(tree: Path) -> None:
     (tree / "train" / "rose" / "notes.txt").write_text("x")
     (tree / "train" / "rose" / "._0.png").write_bytes(b"resource fork")

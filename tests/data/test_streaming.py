@@ -291,6 +291,34 @@ def test_the_substitute_is_the_next_good_image_of_the_label(tmp_path: Path) -> N
     assert torch.equal(one_left[:], one_left[torch.tensor([0, 0, 0, 3, 0, 5])])
 
 
+@pytest.mark.parametrize("options", [{}, {"stream": True}])
+def test_what_is_skipped_or_odd_is_counted_by_kind(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, bool]
+) -> None:
+    """A picture that is too large is skipped like a corrupt one, and never called that."""
+    for name in ("ant", "bee"):
+        Image.new("1", (200, 120)).save(tree / "train" / name / "slide.png")
+        Image.new("F", (20, 20)).save(tree / "test" / name / "float.tif")
+        Image.new("I;16", (20, 20), 40_000).save(tree / "test" / name / "deep.png")
+    truncate(tree / "test" / "ant" / "003.jpg")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    image_set = load(tree, corrupt="skip", **options)
+    for name in ("train", "val", "test"):
+        images = image_set.split(name).images
+        assert len(images[:])
+        if isinstance(images, StreamedImages):
+            list(stream(images, workers=1))  # counted once, wherever it is met
+    assert sum(image_set.skipped.values()) == 5
+    assert image_set.remarks == (
+        "of 16 bits a channel the upper 8 are used: 2 pictures, test/ant/deep.png for one",
+        "left out as too large: 2 pictures, train/ant/slide.png for one",
+        "left out since the range of their values is not known: 2 pictures, test/ant/float.tif for one",
+        "left out since they cannot be decoded: 1 picture, test/ant/003.jpg",
+    )
+    with pytest.raises(InputError, match="too large: 24000 pixels, the limit is 20000"):
+        load(tree, **options).split("train").images[:]
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_error_comes_out_of_a_worker_whole(tree: Path, damaged: list[Path], workers: int) -> None:
     train = streamed(load(tree, stream=True).split("train"))
