@@ -1,9 +1,14 @@
-"""Folders of images: which files, which classes, and decoding them.
+"""Folders of images: which splits, which classes, and reading them as squares of one size.
 
-The layout is ``train/<class>/*`` with ``test/<class>/*`` or ``val/<class>/*`` or both. With ``val`` but no
-``test`` (ImageNet's layout) ``val`` is the test split. Without class folders, directly below ``train`` or the
-folder itself, the images are unlabelled: fit for pretraining. A picture's shorter side is resized (bilinear,
-antialiased) to the image size and the centre is cut out.
+The layout is ``train/<class>/*`` with ``test/<class>/*`` or ``val/<class>/*`` or both; ``val`` may be called
+``valid`` or ``validation``. With ``val`` but no ``test`` (ImageNet's layout) ``val`` is the test split. Other folders
+beside these are not read. Without class folders, directly below a split or the folder itself, the images are
+unlabelled: fit for pretraining.
+
+The classes are the folders of ``train``, each with images. Another split may lack some of them (its accuracy is over
+the images that it has), but has no others. Which files are images says `data.listing`, what their pixels are
+`data.pixels`: a picture's shorter side is resized (bilinear, antialiased) to the image size and the centre is cut out.
+What listing leaves out, follows or assumes is in `ImageFiles.remarks`.
 
 A file that cannot be decoded is refused by name, or, where the caller chose ``skip``, left out and counted.
 """
@@ -13,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +28,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from twinbench.data.listing import EXTENSIONS, Listing, holds_pictures, repeated
 from twinbench.data.pixels import (
     CorruptImage,
     Oddities,
@@ -31,12 +37,12 @@ from twinbench.data.pixels import (
     picture_size,
     read_picture,
 )
+from twinbench.data.remarks import Tally, first_names
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import InputError, nearest_name
 
 _log = logging.getLogger(__name__)
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"})
 LARGEST_NATURAL_SIZE = 224
 
 Corrupt = Literal["refuse", "skip"]
@@ -44,6 +50,7 @@ Corrupt = Literal["refuse", "skip"]
 _LOOKED_AT_FOR_SIZE = 64
 _FILES_PER_TASK = 8
 _NAMED_SKIPPED = 20
+_VALIDATION = ("val", "valid", "validation")
 # How a file becomes a square of pixels, decoding included: what a change alters gets another fingerprint.
 _PIXELS_VERSION = 2
 
@@ -60,13 +67,15 @@ class FileList:
 class ImageFiles:
     """A folder of images: the splits that exist (``train``, perhaps ``val`` and ``test``) and the classes.
 
-    ``remarks`` say in plain sentences what listing them left out, followed or assumed.
+    ``remarks`` say in plain sentences what listing them left out, followed or assumed. ``unread`` are the names of
+    other folders in ``root`` that hold pictures.
     """
 
     root: Path
     classes: tuple[str, ...]
     splits: dict[str, FileList]
     remarks: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
         """SHA-256 of every split's relative names and sizes in bytes and of how pixels are made."""
@@ -100,92 +109,160 @@ class SkippedFiles:
 
 
 def list_images(root: Path) -> ImageFiles:
-    """Find the images below ``root``, sorted by name.
+    """Find the images below ``root``, sorted by name; which files those are says `data.listing`.
 
-    Raises InputError for a missing folder, no images at all, an empty class folder, images beside class
-    folders, and for classes that differ between the splits.
+    Raises InputError for a missing folder, no images at all, a class without training images and images beside class
+    folders.
     """
     existing_folder(root, "train/<class>/*.jpg or images")
-    train = root / "train" if (root / "train").is_dir() else root
-    if train == root and _subfolders(root):
+    listing = Listing(root)
+    folder = root / "train" if (root / "train").is_dir() else root
+    if folder == root and _subfolders(root):
         raise InputError(
             "there is no folder train here",
             where=root,
             nearest=nearest_entry(root, "train"),
             next_step="arrange the images as train/<class>/*.jpg and test/<class>/*.jpg",
         )
-    classes, files = _list_split(train)
-    splits = {"train": files}
-    for name in ("val", "test"):
-        if (root / name).is_dir():
-            their_classes, splits[name] = _list_split(root / name)
-            _require_same_classes(classes, their_classes, train, root / name)
-    if "val" in splits and "test" not in splits:
-        splits["test"] = splits.pop("val")
-    return ImageFiles(root, classes, splits)
+    train = _found(listing, folder)
+    for name, paths in train.classes.items():
+        if not paths:
+            raise _empty_class(root, folder / name)
+    remarks: list[str] = []
+    splits = {"train": train.files(tuple(train.classes))}
+    unread: tuple[str, ...] = ()
+    if folder != root:
+        splits |= _other_splits(listing, train, remarks)
+        unread = _not_read(root, remarks)
+    if listing.followed_links:
+        remarks += repeated([(name, files.paths) for name, files in splits.items()], root)
+    said = (*listing.remarks(), *remarks)
+    for remark in said:
+        _log.warning("%s: %s", root, remark)
+    return ImageFiles(root, tuple(train.classes), splits, said, unread)
 
 
-def _list_split(folder: Path) -> tuple[tuple[str, ...], FileList]:
-    direct = [path for path in sorted(folder.iterdir()) if _is_image(path)]
-    classes = _subfolders(folder)
-    if direct and classes:
+@dataclass(frozen=True)
+class _Found:
+    """The folder of a split: its images by class, every class folder with them; or without class folders, all."""
+
+    folder: Path
+    classes: dict[str, list[Path]]
+    unlabelled: list[Path]
+
+    def files(self, classes: tuple[str, ...]) -> FileList:
+        """The images with the places of their classes among ``classes``."""
+        if not self.classes:
+            return FileList(self.unlabelled, np.full(len(self.unlabelled), -1, np.int64))
+        counts = [len(self.classes.get(name, ())) for name in classes]
+        paths = [path for name in classes for path in self.classes.get(name, ())]
+        return FileList(paths, np.repeat(np.arange(len(classes), dtype=np.int64), counts))
+
+
+def _found(listing: Listing, folder: Path) -> _Found:
+    if folder.is_symlink():
+        listing.follow(folder)
+    loose, inner = listing.here(folder)
+    if loose and inner:
         raise InputError(
-            f"{len(direct)} images lie beside the class folders, {direct[0].name} for one",
+            f"{len(loose)} images lie beside the class folders, {loose[0].name} for one",
             where=folder,
             next_step="move them into the folders of their classes",
         )
-    if not classes:
-        if not direct:
-            raise InputError(
-                "no images here",
-                where=folder,
-                next_step=f"put images there ({', '.join(sorted(EXTENSIONS))}), in one folder per class",
-            )
-        return (), FileList(direct, np.full(len(direct), -1, np.int64))
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        mine = sorted(_images_below(folder / name))
-        if not mine:
-            raise InputError(
-                f"class {name!r} has no images",
-                where=folder / name,
-                next_step="put images there or remove the folder",
-            )
-        paths += mine
-        labels += [label] * len(mine)
-    return tuple(classes), FileList(paths, np.array(labels, np.int64))
+    found = _Found(folder, {path.name: list(listing.below(path)) for path in inner}, loose)
+    if not loose and not any(found.classes.values()):
+        if inner:
+            raise _empty_class(listing.root, inner[0])
+        raise InputError(
+            f"no images here{_left_out(listing.root, folder)}",
+            where=folder,
+            next_step=f"put images there ({', '.join(sorted(EXTENSIONS))}), in one folder per class",
+        )
+    return found
 
 
-def _require_same_classes(
-    classes: tuple[str, ...], theirs: tuple[str, ...], train: Path, other: Path
-) -> None:
-    if classes == theirs:
-        return
-    extra, missing = sorted(set(theirs) - set(classes)), sorted(set(classes) - set(theirs))
-    raise InputError(
-        f"the classes of {train.name} and {other.name} differ: "
-        f"only in {train.name}: {', '.join(missing) or 'none'}; "
-        f"only in {other.name}: {', '.join(extra) or 'none'}",
-        where=other / extra[0] if extra else other,
-        nearest=nearest_name(extra[0], classes) if extra else None,
-        next_step=f"give {other.name} the same class folders as {train.name}",
+def _empty_class(root: Path, folder: Path) -> InputError:
+    return InputError(
+        f"class {folder.name!r} has no images{_left_out(root, folder)}",
+        where=folder,
+        next_step="put images there or remove the folder",
     )
+
+
+def _left_out(root: Path, folder: Path) -> str:
+    """In brackets, why a folder in which something lies holds no images."""
+    listing = Listing(root)
+    list(listing.below(folder))
+    return f" ({'; '.join(listing.remarks())})" if listing.remarks() else ""
+
+
+def _other_splits(listing: Listing, train: _Found, remarks: list[str]) -> dict[str, FileList]:
+    """The splits beside ``train``: ``val``, by any of its names, and ``test``, for which ``val`` stands in."""
+    root = listing.root
+    folders = {"val": _validation_folder(root), "test": root / "test"}
+    splits = {
+        name: _matched(_found(listing, folder), train, remarks)
+        for name, folder in folders.items()
+        if folder.is_dir()
+    }
+    validation = folders["val"].name
+    if "val" in splits and "test" not in splits:
+        splits["test"] = splits.pop("val")
+        remarks.append(f"{validation}/ is the test split, since there is no folder test")
+    elif "val" in splits and validation != "val":
+        remarks.append(f"{validation}/ is the validation split")
+    return splits
+
+
+def _validation_folder(root: Path) -> Path:
+    there = [root / name for name in _VALIDATION if (root / name).is_dir()]
+    return there[0] if there else root / _VALIDATION[0]
+
+
+def _matched(found: _Found, train: _Found, remarks: list[str]) -> FileList:
+    """The images of a split with the labels of training; InputError for a class that training does not have."""
+    here, there, classes = found.folder.name, train.folder.name, tuple(train.classes)
+    if classes and not found.classes:
+        remarks.append(f"{here}/ has no class folders: its {len(found.unlabelled)} pictures have no labels")
+    extra = [name for name, paths in found.classes.items() if paths and name not in train.classes]
+    missing = [name for name in classes if not found.classes.get(name)]
+    if extra:
+        raise InputError(
+            f"the classes of {there} and {here} differ: "
+            f"only in {there}: {first_names(missing) or 'none'}; only in {here}: {first_names(extra)}",
+            where=found.folder / extra[0],
+            nearest=nearest_name(extra[0], classes),
+            next_step=f"give {here} no class folders but those of {there}",
+        )
+    if found.classes and missing:
+        remarks.append(
+            f"{here}/ has no pictures of {len(missing)} of the {len(classes)} classes: {first_names(missing)}"
+        )
+    empty = sorted(found.classes.keys() - train.classes.keys())
+    if empty:
+        remarks.append(f"left out empty folders of {here}/ that {there}/ does not have: {first_names(empty)}")
+    return found.files(classes)
+
+
+def _not_read(root: Path, remarks: list[str]) -> tuple[str, ...]:
+    """The folders beside the splits that hold pictures; of these, and of pictures and broken links there, say so."""
+    pictures, folders = Listing(root).here(root)
+    broken = [path.name for path in sorted(root.iterdir()) if path.is_symlink() and not path.exists()]
+    read = {"train", _validation_folder(root).name, "test"}
+    unread = [path.name for path in folders if path.name not in read and holds_pictures(path)]
+    if unread:
+        remarks.append(f"folders that are not read though they hold pictures: {first_names(unread)}")
+    if broken:
+        remarks.append(f"links that lead nowhere: {first_names(broken)}")
+    if pictures:
+        remarks.append(
+            f"left out as beside the folders of the splits: {Tally(len(pictures), pictures[0]).said('picture', root)}"
+        )
+    return tuple(unread)
 
 
 def _subfolders(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
-
-
-def _images_below(folder: Path) -> Iterator[Path]:
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("."):
-                yield Path(parent, name)
 
 
 def existing_folder(path: Path, holds: str, option: str | None = None) -> None:

@@ -26,7 +26,7 @@ from twinbench.data.detection import AnnotatedSet, DetectionSplit, detection_spl
 from twinbench.data.folders import Corrupt
 from twinbench.data.pixels import Oddities
 from twinbench.data.streaming import Images, StreamedImages
-from twinbench.foundation.errors import InputError, unknown_name
+from twinbench.foundation.errors import InputError, nearest_name, unknown_name
 from twinbench.foundation.files import slug
 
 _log = logging.getLogger(__name__)
@@ -224,6 +224,8 @@ class DigitScenes(ImageSet):
 class _HeldOut(ImageSet):
     """A set with training images, perhaps validation images, perhaps test images, under those names."""
 
+    _instead_of_test: str | None = None
+
     @abstractmethod
     def _stored_labels(self, name: str) -> np.ndarray | None:
         """The labels of a split as it is stored, or None if the set has no such split."""
@@ -244,6 +246,7 @@ class _HeldOut(ImageSet):
             raise InputError(
                 "this image set has no test images",
                 where=self.name,
+                nearest=self._instead_of_test,
                 next_step="put labelled images into a folder test/ beside train/, one folder per class",
             )
         if self._stored_labels("val") is not None or name == "test":
@@ -276,6 +279,8 @@ class FolderImages(_HeldOut):
         self.image_size = reading.image_size or folders.natural_size(files, reading.corrupt)
         self._files, self._corrupt = files, reading.corrupt
         self._oddities = Oddities(files.root)
+        nearest = nearest_name("test", files.unread) or next(iter(files.unread), None)
+        self._instead_of_test = None if nearest is None else str(files.root / nearest)
         self._skipped: dict[str, folders.SkippedFiles] = {}
         stream = reading.stream
         self.streamed = self._decoded_bytes() > _IN_MEMORY_BYTES if stream is None else stream
@@ -300,6 +305,24 @@ class FolderImages(_HeldOut):
     def remarks(self) -> tuple[str, ...]:
         """What listing the files left out, followed or assumed, and what was odd about those decoded so far."""
         return self._files.remarks + self._oddities.remarks()
+
+    def split(self, name: str) -> Split:
+        """The images and labels of a split; raises InputError for a test split without labels in a set with classes."""
+        listed = self._files.splits.get(name)
+        if name == "test" and listed is not None and self.classes and (listed.labels < 0).all():
+            raise self._unlabelled_test(listed)
+        return super().split(name)
+
+    def _unlabelled_test(self, listed: folders.FileList) -> InputError:
+        folder = listed.paths[0].parent
+        sort = f"sort them into {folder.name}/<class>/ (ImageNet's development kit lists the classes)"
+        return InputError(
+            f"the {len(listed.paths)} test images have no labels: they are in no class folders",
+            where=folder,
+            next_step=f"move this folder away, and val/ is the test split; or {sort}"
+            if "val" in self._files.splits
+            else f"{sort}; pretraining does not need them",
+        )
 
     def _decoded_bytes(self) -> int:
         """Of all the splits together."""

@@ -1,5 +1,7 @@
 """Folders of images: layouts, decoding, and what each kind of bad input says."""
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -123,11 +125,222 @@ def test_formats(tmp_path: Path, suffix: str) -> None:
     assert decode(list_images(tmp_path).splits["train"].paths, 16).shape == (2, 3, 16, 16)
 
 
-def test_other_files_are_ignored(tree: Path) -> None:
-    (tree / "train" / "rose" / "notes.txt").write_text("x")
-    (tree / "train" / "rose" / "._0.png").write_bytes(b"resource fork")
+# What is listed.
+
+
+def test_usual_companions_are_left_out_without_a_word(tree: Path) -> None:
+    for name in ("labels.csv", "Thumbs.db", ".DS_Store", "notes.txt"):
+        (tree / "train" / "rose" / name).write_text("x")
     (tree / "train" / ".cache").mkdir()
-    assert len(list_images(tree).splits["train"].paths) == 30
+    files = list_images(tree)
+    assert (len(files.splits["train"].paths), files.remarks) == (30, ())
+
+
+@pytest.mark.parametrize("depth", ["", "inner", "inner/most"])
+def test_hidden_pictures_are_left_out_and_counted_at_every_depth(tree: Path, depth: str) -> None:
+    folder = tree / "train" / "rose" / depth
+    write_images(folder / ".ipynb_checkpoints" / "deeper", 4)
+    (folder / "._0.png").write_bytes(b"resource fork")
+    files = list_images(tree)
+    assert len(files.splits["train"].paths) == 30
+    (remark,) = files.remarks
+    assert "hidden" in remark
+    assert "5 pictures, train/rose/" in remark
+
+
+def test_a_hidden_folder_is_no_class(tree: Path) -> None:
+    write_images(tree / "train" / ".ipynb_checkpoints", 2)
+    files = list_images(tree)
+    assert files.classes == ("daisy", "rose", "tulip")
+    assert "2 pictures, train/.ipynb_checkpoints/0.png for one" in files.remarks[0]
+
+
+def test_files_that_may_be_meant_as_pictures_are_counted_by_kind(
+    tree: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.jp2", "b.jp2", "c.HEIC", "d.npy", "e.raw", "0001"):
+        (tree / "train" / "rose" / name).write_text("x")
+    (remark,) = list_images(tree).remarks
+    assert "(.jp2 2, " in remark
+    assert "and 2 more)" in remark
+    assert "6 files, train/rose/0001 for one" in remark
+    assert caplog.text.count(remark) == 1
+
+
+def test_pictures_are_sorted_by_the_parts_of_their_paths(tree: Path) -> None:
+    for inner in ("2", "2.d", "2x/y"):
+        write_images(tree / "train" / "rose" / inner, 2)
+    paths = list_images(tree).splits["train"].paths
+    assert paths == sorted(tree.glob("train/**/*.png"))
+
+
+def test_links_are_followed_at_every_depth(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    for name in ("files", "inner", "class", "split/a"):
+        write_images(store / name, 3)
+    root = tmp_path / "set"
+    (root / "train" / "a").mkdir(parents=True)
+    (root / "train" / "a" / "x.png").symlink_to(store / "files" / "0.png")
+    (root / "train" / "a" / "inner").symlink_to(store / "inner")
+    (root / "train" / "b").symlink_to(store / "class")
+    (root / "test").symlink_to(store / "split")
+    files = list_images(root)
+    assert files.splits["train"].labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert len(files.splits["test"].paths) == 3
+    assert files.remarks[0] == "followed: 4 links, train/b for one"
+    assert "1 of the 2 classes: b" in files.remarks[1]
+    copied = tmp_path / "copied"
+    shutil.copytree(root, copied)  # the files instead of the links
+    assert list_images(copied).fingerprint() == files.fingerprint()
+
+
+@pytest.mark.parametrize("target", ["..", "../..", "../../..", ".", "deep"])
+def test_links_in_a_circle_end(tree: Path, target: str) -> None:
+    deep = tree / "train" / "rose" / "deep"
+    write_images(deep, 2)
+    (deep / "circle").symlink_to(deep if target == "deep" else target, target_is_directory=True)
+    files = list_images(tree)
+    assert len(files.splits["train"].paths) == 32
+    assert "lists what they lead to already: 1 linked folder, train/rose/deep/circle" in files.remarks[0]
+
+
+def test_two_circles_through_each_other_end(tree: Path) -> None:
+    rose, daisy = tree / "train" / "rose", tree / "train" / "daisy"
+    (rose / "x").symlink_to(daisy)
+    (daisy / "y").symlink_to(rose)
+    files = list_images(tree)
+    assert files.splits["train"].labels.tolist() == [0] * 20 + [1] * 20 + [2] * 10
+    assert any(
+        "20 pictures are listed at two places" in remark and "/rose/" in remark for remark in files.remarks
+    )
+
+
+def test_links_that_lead_nowhere_are_named(tree: Path) -> None:
+    for i, folder in enumerate((tree / "train", tree / "train" / "rose", tree)):
+        (folder / "gone").symlink_to(tree.parent / "nowhere")
+        (folder / "itself").symlink_to("itself")
+        assert len(list_images(tree).splits["train"].paths) == 30
+        assert any("nowhere" in remark and "gone" in remark for remark in list_images(tree).remarks), i
+        (folder / "gone").unlink()
+        (folder / "itself").unlink()
+    (tree / "train" / "rose" / "0.png").unlink()
+    (tree / "train" / "rose" / "0.png").symlink_to("moved.png")
+    assert list_images(tree).remarks == ("left out since they lead nowhere: 1 link, train/rose/0.png",)
+
+
+def test_a_test_picture_that_is_a_training_picture_is_named(tree: Path) -> None:
+    for name in ("7.png", "8.png"):
+        (tree / "test" / "rose" / name).symlink_to(tree / "train" / "rose" / name)
+    (tree / "train" / "rose" / "10.png").symlink_to("9.png")
+    remark = list_images(tree).remarks[-1]
+    assert "3 pictures are listed at two places" in remark
+    assert "test/rose/7.png is train/rose/7.png" in remark
+
+
+def test_a_folder_that_may_not_be_read_is_refused(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    locked = tree / "train" / "rose" / "locked"
+    locked.mkdir()
+    scandir = os.scandir
+
+    def refuse(folder: Path) -> object:
+        if Path(folder) == locked:
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    error = error_of(tree)
+    assert "Permission denied" in error.what
+    assert error.where == locked
+
+
+# The splits.
+
+
+@pytest.mark.parametrize("name", ["valid", "validation"])
+def test_other_names_of_val(tree: Path, name: str) -> None:
+    for kind in ("daisy", "rose", "tulip"):
+        write_images(tree / name / kind, 2)
+    image_set = load_image_set(f"folder:{tree}")
+    assert [len(image_set.split(split)) for split in ("train", "val", "test")] == [30, 6, 12]
+    assert image_set.remarks == (f"{name}/ is the validation split",)
+    shutil.rmtree(tree / "test")
+    image_set = load_image_set(f"folder:{tree}")
+    assert [len(image_set.split(split)) for split in ("train", "val", "test")] == [27, 3, 6]
+    assert image_set.remarks == (f"{name}/ is the test split, since there is no folder test",)
+
+
+def test_folders_that_are_not_read_are_named(tree: Path) -> None:
+    for name in ("extra", "val", "valid", ".hidden", "Test"):
+        write_images(tree / name / "rose", 1)
+    (tree / "docs").mkdir()
+    write_images(tree, 2)
+    files = list_images(tree)
+    assert list(files.splits) == ["train", "val", "test"]
+    assert "folders that are not read though they hold pictures: Test, extra, valid" in files.remarks
+    assert "left out as beside the folders of the splits: 2 pictures, 0.png for one" in files.remarks
+
+
+@pytest.mark.parametrize("name", ["testing", "Test", "holdout", "dev"])
+def test_no_test_images_names_what_may_be_meant(tree: Path, name: str) -> None:
+    (tree / "test").rename(tree / name)
+    error = error_of(tree, "test")
+    assert "no test images" in error.what
+    assert error.nearest == str(tree / name)
+
+
+def test_a_class_may_be_missing_in_the_test_split(tree: Path) -> None:
+    """Its folder absent or empty, which is one thing, as is a folder that holds other files only."""
+    shutil.rmtree(tree / "test" / "rose")
+    absent = list_images(tree)
+    (tree / "test" / "rose").mkdir()
+    empty = list_images(tree)
+    (tree / "test" / "rose" / "notes.txt").write_text("x")
+    for files in (absent, empty, list_images(tree)):
+        assert files.splits["test"].labels.tolist() == [0] * 4 + [2] * 4
+        assert files.remarks == ("test/ has no pictures of 1 of the 3 classes: rose",)
+        assert files.fingerprint() == absent.fingerprint()
+
+
+def test_an_empty_folder_that_is_no_class_is_named(tree: Path) -> None:
+    (tree / "test" / "violet").mkdir()
+    files = list_images(tree)
+    assert files.classes == ("daisy", "rose", "tulip")
+    assert "does not have: violet" in files.remarks[0]
+
+
+def test_messages_stay_short_with_a_thousand_classes(tmp_path: Path) -> None:
+    for i in range(1000):
+        folder = tmp_path / "train" / f"n{i:08}"
+        folder.mkdir(parents=True)
+        (folder / "0.jpg").touch()
+    write_images(tmp_path / "test" / "n00000000", 1)
+    (remark,) = list_images(tmp_path).remarks
+    assert "999 of the 1000 classes: n00000001, n00000002, n00000003 and 996 more" in remark
+    write_images(tmp_path / "test" / "m00000000", 1)
+    error = error_of(tmp_path)
+    assert "and 996 more" in error.what
+    assert len(str(error)) < 600
+
+
+def test_a_flat_val_folder_has_no_labels(tree: Path) -> None:
+    """ImageNet as it is packed: fit for pretraining; what needs labels says how to sort it."""
+    shutil.rmtree(tree / "test")
+    write_images(tree / "val", 5)
+    image_set = load_image_set(f"folder:{tree}", image_size=16)
+    assert [len(image_set.split(name)) for name in ("train", "val")] == [27, 3]
+    assert "val/ has no class folders: its 5 pictures have no labels" in image_set.remarks
+    error = error_of(tree, "test")
+    assert "have no labels" in error.what
+    assert error.where == tree / "val"
+    assert "val/<class>/" in str(error.next_step)
+
+
+def test_a_flat_test_folder_beside_a_sorted_val(tree: Path) -> None:
+    (tree / "test").rename(tree / "val")
+    write_images(tree / "test", 5)
+    assert "val/ is the test split" in str(error_of(tree, "test").next_step)
+    shutil.rmtree(tree / "test")
+    assert len(load_image_set(f"folder:{tree}").split("test")) == 12
 
 
 def test_the_fingerprint_follows_the_content(tree: Path, tmp_path: Path) -> None:
@@ -164,6 +377,8 @@ def test_empty_class_folder(tree: Path) -> None:
     error = error_of(tree)
     assert "'violet' has no images" in error.what
     assert error.where == tree / "train" / "violet"
+    (tree / "train" / "violet" / "0.heic").write_text("x")
+    assert ".heic" in error_of(tree).what
 
 
 def test_no_images_at_all(tmp_path: Path) -> None:

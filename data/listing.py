@@ -1,0 +1,188 @@
+"""Which files below a folder are pictures: one rule at every depth, and a count of what it leaves out.
+
+Listed is every file whose name ends like a picture's (`EXTENSIONS`). Left out are hidden files and folders (a leading
+dot) and files of other kinds; of those the usual companions of pictures (`_COMPANIONS`) are not worth a word. Links to
+files and folders are followed, but not to a folder that is listed already in the same class, so that a circle ends.
+Links that lead nowhere are left out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from twinbench.data.remarks import Tally, first_names, shown
+from twinbench.foundation.errors import InputError
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"})
+
+_COMPANIONS = frozenset(
+    {
+        ".csv",
+        ".db",
+        ".html",
+        ".ini",
+        ".json",
+        ".log",
+        ".md",
+        ".md5",
+        ".sha256",
+        ".tsv",
+        ".txt",
+        ".xml",
+        ".yaml",
+        ".yml",
+    }
+)
+_SEARCHED_FILES = 10_000
+
+Identity = tuple[int, int]
+"""Device and inode: what a file or folder is, whatever path leads there."""
+
+
+class Listing:
+    """Lists the pictures of one image set below ``root`` and remembers what it left out and followed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._hidden, self._links, self._broken, self._again = Tally(), Tally(), Tally(), Tally()
+        self._others, self._other_kinds = Tally(), Counter[str]()
+
+    def here(self, folder: Path) -> tuple[list[Path], list[Path]]:
+        """The pictures directly in a folder and its visible subfolders, each sorted by name."""
+        pictures: list[Path] = []
+        folders: list[Path] = []
+        for entry in _entries(folder):
+            path, kind, hidden = Path(entry.path), _kind(entry), entry.name.startswith(".")
+            if kind == "folder" and not hidden:
+                folders.append(path)
+            elif kind == "folder":
+                for inner in _pictures_anywhere(path):
+                    self._hidden.add(inner)
+            elif kind == "file" and self._is_listed(path, hidden):
+                pictures.append(path)
+            if entry.is_symlink() and not hidden:
+                (self._links if kind else self._broken).add(path)
+        return pictures, folders
+
+    def below(self, folder: Path) -> Iterator[Path]:
+        """The pictures at any depth below a folder, sorted by the parts of their paths."""
+        above = {identity(parent) for parent in (self.root, folder.parent)}
+        return self._walk(folder, above)
+
+    def _walk(self, folder: Path, listed: set[Identity]) -> Iterator[Path]:
+        me = identity(folder)
+        if me in listed:
+            self._again.add(folder)
+            return
+        listed.add(me)
+        pictures, folders = self.here(folder)
+        if not folders:
+            yield from pictures
+            return
+        inside = set(folders)
+        for path in sorted(pictures + folders, key=lambda path: path.name):
+            yield from self._walk(path, listed) if path in inside else [path]
+
+    def _is_listed(self, path: Path, hidden: bool) -> bool:
+        if is_picture(path.name):
+            if hidden:
+                self._hidden.add(path)
+            return not hidden
+        ending = path.suffix.lower()
+        if not hidden and ending not in _COMPANIONS:
+            self._others.add(path)
+            self._other_kinds[ending or "no ending"] += 1
+        return False
+
+    def remarks(self) -> tuple[str, ...]:
+        """One sentence for each kind of thing that was left out or followed."""
+        kinds = first_names([f"{ending} {count}" for ending, count in self._other_kinds.most_common()])
+        said = (
+            (self._hidden, "left out as hidden, or in a hidden folder", "picture"),
+            (self._others, f"left out as no kind of picture that is read ({kinds})", "file"),
+            (self._broken, "left out since they lead nowhere", "link"),
+            (self._again, "left out since their class lists what they lead to already", "linked folder"),
+            (self._links, "followed", "link"),
+        )
+        return tuple(f"{text}: {tally.said(what, self.root)}" for tally, text, what in said if tally.count)
+
+    def follow(self, link: Path) -> None:
+        """Count a link that is followed."""
+        self._links.add(link)
+
+    @property
+    def followed_links(self) -> bool:
+        """Whether one file may be listed under two paths."""
+        return self._links.count > 0
+
+
+def identity(path: Path) -> Identity:
+    """Of what a path leads to; raises InputError if nothing can be read there."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return status.st_dev, status.st_ino
+
+
+def repeated(splits: Iterable[tuple[str, Iterable[Path]]], root: Path) -> list[str]:
+    """At most one sentence, on files listed under several paths; it names two of different splits if it can."""
+    seen: dict[Identity, tuple[str, Path]] = {}
+    count, pair, across = 0, None, False
+    for split, paths in splits:
+        for path in paths:
+            before = seen.setdefault(identity(path), (split, path))
+            if before[1] is path:
+                continue
+            count += 1
+            if pair is None or (before[0] != split and not across):
+                pair, across = (before[1], path), before[0] != split
+    if pair is None:
+        return []
+    first, second = (shown(path, root) for path in pair)
+    return [f"{count} pictures are listed at two places and count twice: {second} is {first}"]
+
+
+def holds_pictures(folder: Path) -> bool:
+    """Whether a picture, hidden or not, is among the first ten thousand files below a folder."""
+    return any(is_picture(path.name) for path in islice(_files(folder), _SEARCHED_FILES))
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file's name ends like a picture's."""
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def _pictures_anywhere(folder: Path) -> Iterator[Path]:
+    return (path for path in _files(folder) if is_picture(path.name))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Every file below a folder that can be seen, without following links."""
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        yield from (Path(parent, name) for name in sorted(names))
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _kind(entry: os.DirEntry[str]) -> str | None:
+    """``folder`` or ``file``, also of what a link leads to; None of anything else, and of a link that leads nowhere."""
+    try:
+        return "folder" if entry.is_dir() else "file" if entry.is_file() else None
+    except OSError:  # a link to itself
+        return None
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(f"cannot read this: {error.strerror}", where=path, next_step="make it readable")
