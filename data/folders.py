@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from twinbench.data import contents
 from twinbench.data.listing import EXTENSIONS, Listing, holds_pictures, repeated
 from twinbench.data.pixels import (
     CorruptImage,
@@ -62,6 +63,10 @@ class FileList:
     paths: list[Path]
     labels: np.ndarray
 
+    def rows(self) -> Iterator[tuple[Path, int]]:
+        """Each file with its label."""
+        return zip(self.paths, self.labels.tolist(), strict=True)
+
 
 @dataclass(frozen=True)
 class ImageFiles:
@@ -78,12 +83,16 @@ class ImageFiles:
     unread: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
-        """SHA-256 of every split's relative names and sizes in bytes and of how pixels are made."""
+        """SHA-256 of every split's relative names, labels and contents (`data.contents`), and of how pixels are made.
+
+        The place and dates of the files do not count. Raises InputError for a file that cannot be read.
+        """
         digest = hashlib.sha256(f"pixels {_PIXELS_VERSION}".encode())
-        for split, files in sorted(self.splits.items()):
-            for path, label in zip(files.paths, files.labels.tolist(), strict=True):
-                entry = (split, path.relative_to(self.root).as_posix(), label, path.stat().st_size)
-                digest.update(repr(entry).encode())
+        rows = [(name, *row) for name, files in sorted(self.splits.items()) for row in files.rows()]
+        found = contents.digests(self.root, [path for _, path, _ in rows])
+        for (split, path, label), content in zip(rows, found, strict=True):
+            entry = (split, path.relative_to(self.root).as_posix(), label, content)
+            digest.update(repr(entry).encode())
         return digest.hexdigest()
 
 

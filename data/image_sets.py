@@ -287,7 +287,7 @@ class FolderImages(_HeldOut):
 
     @property
     def content(self) -> str:
-        """Names below the folder and their sizes in bytes."""
+        """Names below the folder, their labels and what is in the files, and how pixels are made of it."""
         return self._files.fingerprint()
 
     @property
@@ -379,7 +379,7 @@ class AnnotatedPictures(FolderImages):
 
     @property
     def content(self) -> str:
-        """Names and sizes of the pictures, and every annotation."""
+        """The contents of the pictures, and every annotation."""
         return f"{super().content} {self._annotations.digest()}"
 
     @property

@@ -349,6 +349,15 @@ def test_the_fingerprint_follows_the_content(tree: Path, tmp_path: Path) -> None
     assert load_image_set(f"folder:{moved}").fingerprint == before
     assert load_image_set(f"folder:{moved}", image_size=8).fingerprint != before
     assert load_image_set(f"folder:{moved}", limit={"train": 9}).fingerprint != before
+    replaced = moved / "train" / "rose" / "1.png"
+    content, times = bytearray(replaced.read_bytes()), replaced.stat()
+    content[-30] ^= 1
+    replaced.write_bytes(content)
+    os.utime(replaced, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert load_image_set(f"folder:{moved}").fingerprint != before, "of the same size and time"
+    content[-30] ^= 1
+    replaced.write_bytes(content)
+    assert load_image_set(f"folder:{moved}").fingerprint == before
     (moved / "train" / "rose" / "0.png").unlink()
     assert load_image_set(f"folder:{moved}").fingerprint != before
 
