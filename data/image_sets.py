@@ -52,9 +52,9 @@ class Reading:
 
     ``image_size`` is the side of the square images in pixels (None: the set's own). ``limit`` maps split names to the
     largest number of images; a smaller split is a stratified subset. The rest is about images in files: ``corrupt``
-    says what becomes of those that cannot be decoded, which are refused by name or skipped; ``stream`` None streams a
-    set whose decoded splits are larger than 4 GiB together. That depends on the set alone, so another machine makes
-    the same views.
+    says what becomes of those without usable pixels (`data.pixels`), which are refused by name or skipped; ``stream``
+    None streams a set whose decoded splits are larger than 4 GiB together. That depends on the set alone, so another
+    machine makes the same views.
 
     Raises InputError for an image size out of 8 to 1024, an unknown split and a limit below 1.
     """

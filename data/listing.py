@@ -2,7 +2,7 @@
 
 Listed is every file whose name ends like a picture's (`EXTENSIONS`). Left out are hidden files and folders (a leading
 dot) and files of other kinds; of those the usual companions of pictures (`_COMPANIONS`) are not worth a word. Links to
-files and folders are followed, but not to a folder that is listed already in the same class, so that a circle ends.
+files and folders are followed, but not to a folder that the same class has already or lies in, so that a circle ends.
 Links that lead nowhere are left out.
 """
 
@@ -70,7 +70,7 @@ class Listing:
 
     def below(self, folder: Path) -> Iterator[Path]:
         """The pictures at any depth below a folder, sorted by the parts of their paths."""
-        above = {identity(parent) for parent in (self.root, folder.parent)}
+        above = {identity(parent) for parent in (self.root, folder.parent) if parent != folder}
         return self._walk(folder, above)
 
     def _walk(self, folder: Path, listed: set[Identity]) -> Iterator[Path]:
@@ -105,7 +105,7 @@ class Listing:
             (self._hidden, "left out as hidden, or in a hidden folder", "picture"),
             (self._others, f"left out as no kind of picture that is read ({kinds})", "file"),
             (self._broken, "left out since they lead nowhere", "link"),
-            (self._again, "left out since their class lists what they lead to already", "linked folder"),
+            (self._again, "left out since they lead to what is listed already or holds them", "link"),
             (self._links, "followed", "link"),
         )
         return tuple(f"{text}: {tally.said(what, self.root)}" for tally, text, what in said if tally.count)

@@ -32,10 +32,15 @@ class Tally:
 def shown(path: Path, root: Path) -> str:
     """A path below ``root`` without it, in characters that every file can hold."""
     relative = path.relative_to(root) if path.is_relative_to(root) else path
-    return os.fsencode(relative.as_posix()).decode("utf-8", "backslashreplace")
+    return _printable(relative.as_posix())
 
 
 def first_names(names: Sequence[str]) -> str:
     """The first three names and how many more there are."""
     more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(_printable, names[:_NAMED])) + (f" and {more} more" if more > 0 else "")
+
+
+def _printable(name: str) -> str:
+    """A file's name, which may be any bytes, in characters that can be written to a file."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

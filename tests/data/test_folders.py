@@ -17,7 +17,7 @@ from twinbench.foundation.errors import InputError
 
 def write_images(folder: Path, n: int = 3, size: tuple[int, int] = (20, 16), suffix: str = "png") -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(list(folder.as_posix().encode()))
+    rng = np.random.default_rng(list(os.fsencode(folder)))
     for i in range(n):
         pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.{suffix}")
@@ -201,7 +201,7 @@ def test_links_in_a_circle_end(tree: Path, target: str) -> None:
     (deep / "circle").symlink_to(deep if target == "deep" else target, target_is_directory=True)
     files = list_images(tree)
     assert len(files.splits["train"].paths) == 32
-    assert "lists what they lead to already: 1 linked folder, train/rose/deep/circle" in files.remarks[0]
+    assert "is listed already or holds them: 1 link, train/rose/deep/circle" in files.remarks[0]
 
 
 def test_two_circles_through_each_other_end(tree: Path) -> None:
@@ -393,8 +393,22 @@ def test_empty_class_folder(tree: Path) -> None:
 def test_no_images_at_all(tmp_path: Path) -> None:
     (tmp_path / "empty" / "train").mkdir(parents=True)
     error = error_of(tmp_path / "empty")
-    assert "no images" in error.what
+    assert error.what == "no images here"
     assert error.where == tmp_path / "empty" / "train"
+    (tmp_path / "empty" / "train").rmdir()
+    assert error_of(tmp_path / "empty").what == "no images here"
+    (tmp_path / "empty" / "a.jp2").touch()
+    assert "(.jp2 1): 1 file, a.jp2" in error_of(tmp_path / "empty").what
+
+
+def test_names_of_any_bytes_can_be_written(tree: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    write_images(tree / "train" / name, 1)
+    (tree / "train" / "rose" / f"{name}.jp2").touch()
+    files = list_images(tree)
+    assert files.fingerprint()
+    assert [remark.encode() for remark in files.remarks if "caf\\xe9" in remark]
+    assert len(files.remarks) == 2
 
 
 def test_truncated_image(tree: Path) -> None:

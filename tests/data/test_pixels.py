@@ -111,6 +111,9 @@ SIXTEEN: dict[str, Callable[[Path], object]] = {
     "big.tif": big_endian_tiff,
     "white.tif": white_is_zero_tiff,
     "twelve.tif": twelve_bit_tiff,
+    "packed.big.tif": lambda path: Image.frombytes("I;16B", (16, 16), DEEP.astype(">u2").tobytes()).save(
+        path, compression="tiff_lzw"
+    ),
     "packed.tif": lambda path: Image.fromarray(DEEP).save(path, compression="tiff_lzw"),
     "pgm": lambda path: path.write_bytes(b"P5 16 16 65535\n" + DEEP.astype(">u2").tobytes()),
     "twelve.pgm": lambda path: path.write_bytes(b"P5 16 16 4095\n" + (DEEP >> 4).astype(">u2").tobytes()),
