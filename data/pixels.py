@@ -6,8 +6,8 @@ Every mode that Pillow reads gives the pixels of the same picture saved with eig
   range is that of the format, 0 to 65535 (12 bits: 0 to 4095), whatever values the picture has.
 - What is transparent is seen on white. The colours that a file keeps under its transparent parts are no part of the
   picture; a reader that ignores transparency (torchvision's `ImageFolder`) sees them.
-- Of several frames or pages the first is used. EXIF's orientation is left alone, as torchvision does; Pillow itself
-  turns TIFF files.
+- Of several frames or pages the first is used. EXIF's orientation is left alone, as torchvision does; TIFF files are
+  turned by their tag, for Pillow does that.
 
 Refused by name are pictures whose range is not known (floating point, signed and 32-bit integers), pictures of more
 pixels than Pillow reads (`pixel_limit`), and files that cannot be decoded.
@@ -49,6 +49,7 @@ _SIXTEEN_BIT_FORMATS = {"PNG", "PPM", "TIFF", "JPEG2000"}
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 _WHITE_IS_ZERO, _UNSIGNED, _UNDEFINED = 0, 1, 4
 _TWELVE_BITS = 4095
+_ORIENTATIONS = range(2, 9)  # 1 is upright
 _OPAQUE = 255
 
 
@@ -62,6 +63,7 @@ class Oddity(Enum):
     TRANSPARENT = "transparent parts are seen on white"
     FRAMES = "of several frames or pages the first is used"
     TURNED = "EXIF's orientation is not followed"
+    TIFF_TURNED = "the orientation of TIFF files is followed"
     TOO_LARGE = "left out as too large"
     UNKNOWN_RANGE = "left out since the range of their values is not known"
     CORRUPT = "left out since they cannot be decoded"
@@ -160,7 +162,7 @@ def read_picture(path: Path) -> Picture:
     with opened(path) as image:
         if image.format == "JPEG" and image.mode == "RGB":  # nearly all there are
             image.load()
-            return Picture(image, (Oddity.TURNED,) if _turned(image) else ())
+            return Picture(image, (Oddity.TURNED,) if _has_orientation(image) else ())
         return _picture(image)
 
 
@@ -171,6 +173,7 @@ class _RangeNotKnown(ValueError):
 def _picture(image: ImageFile.ImageFile) -> Picture:
     """Any picture but a common JPEG."""
     _require_known_range(image)
+    tiff_turned = image.format == "TIFF" and _has_orientation(image)  # the tag is gone when it is decoded
     sixteen = ";16" in str([tile[3] for tile in image.tile[:1]]) or _is_deep(image)
     pixels, dark = _eight_of_sixteen(image) if _is_deep(image) else (_with_its_transparency(image), False)
     pixels, transparent = _on_white(pixels)
@@ -179,7 +182,8 @@ def _picture(image: ImageFile.ImageFile) -> Picture:
         Oddity.DARK: dark,
         Oddity.TRANSPARENT: transparent,
         Oddity.FRAMES: _has_more_frames(image),
-        Oddity.TURNED: _turned(image),
+        Oddity.TURNED: image.format != "TIFF" and _has_orientation(image),
+        Oddity.TIFF_TURNED: tiff_turned,
     }
     return Picture(pixels, tuple(kind for kind, present in noted.items() if present))
 
@@ -252,12 +256,14 @@ def _has_more_frames(image: Image.Image) -> bool:
         return True
 
 
-def _turned(image: Image.Image) -> bool:
-    """Whether EXIF says to turn the picture; of a TIFF file Pillow has done it."""
-    if "exif" not in image.info or image.format == "TIFF":
+def _has_orientation(image: Image.Image) -> bool:
+    """Whether a tag says to turn the picture."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return image.tag_v2.get(ExifTags.Base.Orientation) in _ORIENTATIONS
+    if "exif" not in image.info:
         return False
     try:
-        return image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
+        return image.getexif().get(ExifTags.Base.Orientation) in _ORIENTATIONS
     except DECODING_ERRORS:
         return False
 

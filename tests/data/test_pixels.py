@@ -322,6 +322,14 @@ def test_orientation_is_said_and_not_followed(tmp_path: Path, name: str, toleran
         assert read_picture(tmp_path / name).odd == ((Oddity.TURNED,) if tag == 6 else ())
 
 
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_a_tiff_file_is_turned_and_that_is_said(tmp_path: Path, compression: str | None) -> None:
+    tags = {int(ExifTags.Base.Orientation): 6}
+    Image.fromarray(GREYS).save(tmp_path / "a.tif", tiffinfo=tags, compression=compression)
+    assert np.array_equal(pixels_of(tmp_path / "a.tif"), grey(np.rot90(GREYS, -1)))
+    assert read_picture(tmp_path / "a.tif").odd == (Oddity.TIFF_TURNED,)
+
+
 def test_a_picture_of_too_many_pixels_is_not_called_corrupt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
