@@ -5,21 +5,19 @@ A folder holds ``annotations/instances_train*.json`` and ``instances_test*.json`
 ``instances_``, or directly in ``images/``. Training is the first file, testing the second. Labels number the
 categories of the training file in the order of their identifiers; the testing file must give them the same names.
 
-A box is x, y, width, height; the rules about bad boxes are those of `data.detection`. A mask is a list of polygons
-(x, y, x, y ...), compressed or uncompressed run lengths, which must have the size of the image and decode to it,
-whether its object is a crowd or not. A polygon of fewer than three corners is left out and counted as a repair. A mask
-without a polygon that reaches into the image is refused, and so is a corner that lies farther outside than the image is
-large. Either every object of a set has a mask or none has. Malformed JSON, missing keys, identifiers that are no
-integers, occur twice or refer to nothing, a category's name or a picture that occurs twice, and an image in both splits
-are refused.
+A box is x, y, width, height; the rules about boxes and pictures are those of `data.detection`. A mask is a list of
+polygons (x, y, x, y ...), compressed or uncompressed run lengths, which must have the size of the image and decode to
+it, whether its object is a crowd or not. A polygon of fewer than three corners is left out and counted as a repair. A
+mask without a polygon that reaches into the image is refused, and so is a corner that lies farther outside than the
+image is large. Either every object of a set has a mask or none has. Malformed JSON, missing keys, identifiers that are
+no integers, occur twice or refer to nothing, and a category name that occurs twice are refused.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,7 @@ from twinbench.data.detection import (
     AnnotatedObject,
     AnnotatedSet,
     Repairs,
-    check_pictures,
+    annotated_set,
     checked_box,
 )
 from twinbench.data.folders import existing_folder
@@ -87,11 +85,8 @@ def read_coco(root: Path) -> AnnotatedSet:
         labels = {identifier: order.index(identifier) for identifier in names[split] if identifier in order}
         splits[split] = _images(documents[split], file, _picture_folder(root, file), labels, repairs)
     _require_masks(splits, documents, files)
-    _require_pictures_once(splits, files)
-    for images in splits.values():
-        check_pictures(images)
-    repairs.summarise(sum(len(document["annotations"]) for document in documents.values()))
-    return AnnotatedSet(tuple(names["train"][identifier] for identifier in order), splits)
+    remarks = repairs.remarks(sum(len(document["annotations"]) for document in documents.values()))
+    return annotated_set(root, tuple(names["train"][identifier] for identifier in order), splits, remarks)
 
 
 def _parse(file: Path) -> dict[str, Any]:
@@ -225,7 +220,7 @@ def _object(
         raise InputError(f"iscrowd is {crowd!r}, not 0 or 1", where=where, next_step=_CORRECT)
     mask = _mask(annotation.get("segmentation"), height, width, where, repairs)
     if mask is not None and not run_length.area(mask):
-        repairs.add("kept a mask without a pixel", where)
+        repairs.add("mask", "kept a mask without a pixel", where)
     return AnnotatedObject(edges, label, crowd=bool(crowd), mask=mask)
 
 
@@ -316,7 +311,7 @@ def _polygons(segmentation: Any, height: int, width: int, where: str, repairs: R
         )
     proper = [polygon for polygon in corners if len(polygon) >= 3]
     if len(proper) < len(corners):
-        repairs.add("left out a polygon of fewer than three corners", where)
+        repairs.add("mask", "left out a polygon of fewer than three corners", where)
     if not any((p.max(0) >= 0).all() and (p.min(0) <= (width, height)).all() for p in proper):
         raise InputError(
             f"no polygon of the mask lies inside the image of {width}x{height} pixels",
@@ -352,22 +347,3 @@ def _require_masks(
             where=first,
             next_step="give every object a mask, or none",
         )
-
-
-def _require_pictures_once(splits: dict[str, list[AnnotatedImage]], files: dict[str, Path]) -> None:
-    for split, images in splits.items():
-        path, times = Counter(image.path for image in images).most_common(1)[0]
-        if times > 1:
-            what = f"{times} images of {files[split].name} have this file name"
-            raise InputError(what, where=path, next_step="list every picture once")
-    both = _paths(splits["train"]) & _paths(splits["test"])
-    if both:
-        raise InputError(
-            f"{len(both)} images are listed for training and for testing",
-            where=min(both),
-            next_step="take them out of one of the annotation files",
-        )
-
-
-def _paths(images: Iterable[AnnotatedImage]) -> set[Path]:
-    return {image.path for image in images}

@@ -15,6 +15,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -224,9 +225,16 @@ def natural_size(files: ImageFiles, corrupt: Corrupt = "refuse") -> int:
 
 def picture_size(path: Path) -> tuple[int, int]:
     """Width and height by the file's header; raises as `open_rgb` does."""
+    with opened(path) as image:
+        return image.size
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """A picture of which no more than the header is decoded; raises as `open_rgb` does."""
     try:
         with Image.open(path) as image:
-            return image.size
+            yield image
     except _DECODING_ERRORS as error:
         raise _unreadable(path, error) from error
 

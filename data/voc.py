@@ -8,8 +8,8 @@ there is no ``test``; the classes are the names that occur in training, sorted.
 
 Coordinates in the files are 1-based and inclusive: a box from 1 to W covers the image. One is subtracted from the left
 and top edges alone, which makes the box [0, W) (as Detectron2 does). Difficult objects are kept and flagged. The
-rules about bad boxes are those of `data.detection`; malformed XML, an object without name or box, an image listed
-twice, and one listed for training and for testing are refused. A picture is ``<name>.jpg``, or ``.jpeg`` or ``.png``
+rules about boxes and pictures are those of `data.detection`; malformed XML, and an object without name or box, are
+refused. A picture is ``<name>.jpg``, or ``.jpeg`` or ``.png``
 where there is no such file.
 """
 
@@ -28,7 +28,7 @@ from twinbench.data.detection import (
     AnnotatedObject,
     AnnotatedSet,
     Repairs,
-    check_pictures,
+    annotated_set,
     checked_box,
 )
 from twinbench.data.folders import existing_folder, nearest_entry
@@ -55,7 +55,7 @@ class Listed:
 def list_voc(root: Path) -> tuple[dict[str, list[Listed]], tuple[str, ...] | None]:
     """The images of ``train`` and ``test`` of a devkit or a single folder, and the classes if the layout fixes them.
 
-    Raises InputError for a folder of neither layout, a missing or empty list, and an image in both splits.
+    Raises InputError for a folder of neither layout, and a list that is missing, empty or names an image twice.
     """
     existing_folder(root, "Annotations, ImageSets and JPEGImages, or VOC2007 and VOC2012 with these")
     years = [year for year in ("VOC2007", "VOC2012") if (root / year / "Annotations").is_dir()]
@@ -75,7 +75,6 @@ def list_voc(root: Path) -> tuple[dict[str, list[Listed]], tuple[str, ...] | Non
         }
     else:
         splits = {"train": _list(root / "VOC2012", "train"), "test": _list(root / "VOC2012", "val")}
-    _require_disjoint(splits)
     return splits, VOC_CLASSES if years else None
 
 
@@ -118,16 +117,6 @@ def _picture(folder: Path, name: str) -> Path:
     return next((path for path in candidates if path.is_file()), candidates[0])
 
 
-def _require_disjoint(splits: dict[str, list[Listed]]) -> None:
-    both = {listed.picture for listed in splits["train"]} & {listed.picture for listed in splits["test"]}
-    if both:
-        raise InputError(
-            f"{len(both)} images are listed for training and for testing",
-            where=min(both),
-            next_step="take them out of one of the lists in ImageSets/Main",
-        )
-
-
 def read_voc(root: Path) -> AnnotatedSet:
     """Every annotation of a Pascal VOC folder, checked against its picture's header.
 
@@ -144,10 +133,8 @@ def read_voc(root: Path) -> AnnotatedSet:
         name: [_image(each, tree, classes, repairs) for each, tree in images]
         for name, images in trees.items()
     }
-    for images in splits.values():
-        check_pictures(images)
-    repairs.summarise(sum(1 for images in trees.values() for _, tree in images for _ in _objects(tree)))
-    return AnnotatedSet(classes, splits)
+    objects = sum(1 for images in trees.values() for _, tree in images for _ in _objects(tree))
+    return annotated_set(root, classes, splits, repairs.remarks(objects))
 
 
 def _require_distinct_classes(classes: Sequence[str], root: Path) -> None:

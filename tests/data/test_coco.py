@@ -119,9 +119,12 @@ def test_boxes_outside_or_without_area_are_repaired_and_named(write, caplog, box
         found = read_coco(write([annotation(1, [0, 0, 5, 5]), annotation(33, box)]))
     boxes = [list(o.box) for o in found.splits["train"][0].objects]
     assert boxes == [[0, 0, 5, 5]] + ([] if repaired is None else [repaired])
-    (record,) = caplog.records
-    assert message in record.getMessage()
-    assert "instances_train2017.json, annotation 33" in record.getMessage()
+    named, counted = (record.getMessage() for record in caplog.records[:2])
+    assert message in named
+    assert "instances_train2017.json, annotation 33" in named
+    remark = next(remark for remark in found.remarks if message in remark)
+    assert remark.endswith("1 of 2 objects (annotations/instances_train2017.json, annotation 33 for one)")
+    assert counted.endswith(remark)
 
 
 def test_compressed_masks_of_any_shape_are_read(write):
@@ -251,9 +254,10 @@ def test_a_mask_without_a_pixel_is_kept_and_named(write, caplog):
     with caplog.at_level(logging.WARNING):
         found = read_coco(folder)
     assert len(found.splits["train"][0].objects) == 2
-    assert [record.getMessage().split(",")[-1] for record in caplog.records] == [
+    assert [record.getMessage().split(",")[-1] for record in caplog.records[:2]] == [
         f" annotation {33 + i}: kept a mask without a pixel" for i in range(2)
     ]
+    assert found.remarks[0].startswith("kept a mask without a pixel: 2 of 2 objects")
 
 
 def test_a_category_that_the_training_file_lacks_may_not_be_used(write):
@@ -287,5 +291,15 @@ def test_boxes_written_as_edges_are_refused_when_there_are_many(write, caplog):
     assert "left, top, width, height" in str(caught.value.next_step)
     few = [annotation(i, [20, 10, 28, 18] if i < 6 else [2, 3, 4, 5]) for i in range(1, 31)]
     caplog.clear()
-    read_coco(write(few))
-    assert [record.getMessage().count("clipped a box") for record in caplog.records] == [1] * 5
+    found = read_coco(write(few))
+    assert [record.getMessage().count("to the image of 30x20") for record in caplog.records[:6]] == [
+        1
+    ] * 5 + [0]
+    assert found.remarks[0].startswith("clipped a box to the image: 5 of 30 objects")
+
+
+def test_many_masks_in_another_format_are_refused(write):
+    shares = [annotation(i, BOX, segmentation=[[0.1, 0.1, 0.2, 0.1, 0.2, 0.2]]) for i in range(1, 31)]
+    with pytest.raises(InputError, match="30 of 30 objects have a mask without a pixel") as caught:
+        read_coco(write(shares))
+    assert "in pixels" in str(caught.value.next_step)

@@ -112,9 +112,12 @@ def test_boxes_outside_or_without_area_are_repaired_and_named(folder, caplog, bo
         found = read_voc(folder)
     boxes = [list(o.box) for o in found.splits["train"][0].objects]
     assert boxes == [[0, 0, 9, 9]] + ([] if repaired is None else [repaired])
-    (record,) = caplog.records
-    assert message in record.getMessage()
-    assert "one.xml, object 2 (dog)" in record.getMessage()
+    named, counted = (record.getMessage() for record in caplog.records)
+    assert message in named
+    assert "one.xml, object 2 (dog)" in named
+    (remark,) = found.remarks
+    assert remark.endswith("1 of 3 objects (Annotations/one.xml, object 2 (dog) for one)")
+    assert counted == f"{folder}: {remark}"
 
 
 @pytest.mark.parametrize("box", [(20, 5, 10, 10), (5, 20, 10, 10), ("nan", 1, 5, 5), ("x", 1, 5, 5)])
@@ -194,8 +197,11 @@ def test_the_lists_of_classes_do_not_count(folder):
 def test_more_repairs_than_are_named_are_counted(folder, caplog):
     write_image(folder, "one", *[("dog", (-4, 1, 10, 10))] * 33, *[("dog", (4, 1, 10, 10))] * 166)
     with caplog.at_level(logging.WARNING):
-        read_voc(folder)
-    assert caplog.records[-1].getMessage() == "repaired objects: 33 of 200"
+        found = read_voc(folder)
+    assert sum("to the image of" in record.getMessage() for record in caplog.records) == 20
+    assert found.remarks == (
+        "clipped a box to the image: 33 of 200 objects (Annotations/one.xml, object 1 (dog) for one)",
+    )
 
 
 def test_a_picture_that_cannot_be_decoded_is_refused_by_name_when_it_is_met(folder):
