@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,21 @@ from twinbench.data.detection import (
     checked_box,
 )
 from twinbench.data.folders import existing_folder
+from twinbench.data.picture_names import FileFinder, name_parts
 from twinbench.foundation.errors import InputError
 
 _CORRECT = "correct the annotation"
 _LONGEST_SIDE = 2**16 - 1
 """pycocotools counts the pixels of a mask in 32 bits."""
 _LARGEST_COORDINATE = 2**53
+
+
+@dataclass
+class _Notes:
+    """What reading the annotations repaired and found under another name."""
+
+    repairs: Repairs = field(default_factory=Repairs)
+    finder: FileFinder = field(default_factory=FileFinder)
 
 
 def list_coco(root: Path) -> dict[str, Path]:
@@ -78,14 +88,15 @@ def read_coco(root: Path) -> AnnotatedSet:
     documents = {split: _parse(file) for split, file in files.items()}
     names = {split: _categories(documents[split], file) for split, file in files.items()}
     order = sorted(names["train"])
-    repairs = Repairs()
+    notes = _Notes()
     splits = {}
     for split, file in files.items():
         _require_same_names(names["train"], names[split], file)
         labels = {identifier: order.index(identifier) for identifier in names[split] if identifier in order}
-        splits[split] = _images(documents[split], file, _picture_folder(root, file), labels, repairs)
+        splits[split] = _images(documents[split], file, _picture_folder(root, file), labels, notes)
     _require_masks(splits, documents, files)
-    remarks = repairs.remarks(sum(len(document["annotations"]) for document in documents.values()))
+    objects = sum(len(document["annotations"]) for document in documents.values())
+    remarks = (*notes.finder.remarks(), *notes.repairs.remarks(objects))
     return annotated_set(root, tuple(names["train"][identifier] for identifier in order), splits, remarks)
 
 
@@ -161,7 +172,7 @@ def _require_same_names(train: dict[int, str], theirs: dict[int, str], file: Pat
 
 
 def _images(
-    document: dict[str, Any], file: Path, folder: Path, labels: dict[Any, int], repairs: Repairs
+    document: dict[str, Any], file: Path, folder: Path, labels: dict[Any, int], notes: _Notes
 ) -> list[AnnotatedImage]:
     images = _by_id(document, "images", ("file_name", "height", "width"), file)
     if not images:
@@ -177,12 +188,12 @@ def _images(
         where = f"{file}, annotation {identifier}"
         image = _referred(images, annotation["image_id"], "image", where)
         label = _referred(labels, annotation["category_id"], "category", where)
-        found = _object(annotation, label, image["height"], image["width"], where, repairs)
+        found = _object(annotation, label, image["height"], image["width"], where, notes.repairs)
         if found is not None:
             objects[annotation["image_id"]].append(found)
     return [
         AnnotatedImage(
-            _picture(folder, image["file_name"], f"{file}, image {identifier}"),
+            _picture(folder, image["file_name"], f"{file}, image {identifier}", notes.finder),
             image["height"],
             image["width"],
             tuple(objects[identifier]),
@@ -191,12 +202,12 @@ def _images(
     ]
 
 
-def _picture(folder: Path, name: Any, where: str) -> Path:
-    if not isinstance(name, str) or not name.isprintable() or not Path(name).name:
+def _picture(folder: Path, name: Any, where: str, finder: FileFinder) -> Path:
+    if not isinstance(name, str) or not name.isprintable() or not name_parts(name):
         raise InputError(f"not a file name: {name!r}", where=where, next_step=_CORRECT)
-    if Path(name).is_absolute() or ".." in Path(name).parts:
+    if ".." in name_parts(name):
         raise InputError(f"the file name {name!r} leads out of {folder}", where=where, next_step=_CORRECT)
-    return folder / name
+    return finder.find(folder, [name], where)
 
 
 def _referred(table: dict[Any, Any], identifier: Any, kind: str, where: str) -> Any:

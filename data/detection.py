@@ -12,8 +12,9 @@ Repaired, counted and named in a warning, or refused where they are more than 20
 partly outside the image is clipped to it; a box without area, before or after clipping, is left out with its object. A
 mask without a pixel is kept, for the reference evaluator counts its object, and named all the same.
 
-A picture with an orientation tag is read in the way that has the annotated size (`data.orientation`). Whatever was
-repaired, left out or assumed is said with counts in the remarks of the set, and so are classes without an object.
+A picture with an orientation tag is read in the way that has the annotated size (`data.orientation`), and one that the
+annotations name in another spelling is looked for (`data.picture_names`). Whatever was repaired, left out, assumed or
+found so is said with counts in the remarks of the set, and so are classes without an object.
 """
 
 from __future__ import annotations

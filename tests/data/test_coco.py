@@ -207,6 +207,8 @@ def test_wrong_annotations_are_refused_by_name(write, wrong, message):
         (lambda d: (d["images"][0].update(width=WIDTH + 1), d["annotations"].clear()), "30x20 pixels, its"),
         (lambda d: d["images"][0].update(file_name="../val2017/8.png"), r"leads out of(.|\n)*image 7"),
         (lambda d: d["images"][0].update(file_name=""), r"not a file name(.|\n)*image 7"),
+        (lambda d: d["images"][0].update(file_name="..\\val2017\\8.png"), r"leads out of(.|\n)*image 7"),
+        (lambda d: d["images"][0].update(file_name="/"), r"not a file name(.|\n)*image 7"),
         (lambda d: d["images"][0].update(file_name=None), r"not a file name(.|\n)*image 7"),
         (lambda d: d["images"].append({**d["images"][0], "id": 9}), r"2 images of(.|\n)*7\.png"),
         (lambda d: d["images"][0].update(id=[7]), r"not an integer: \[7\](.|\n)*images\[0\]"),
@@ -303,3 +305,21 @@ def test_many_masks_in_another_format_are_refused(write):
     with pytest.raises(InputError, match="30 of 30 objects have a mask without a pixel") as caught:
         read_coco(write(shares))
     assert "in pixels" in str(caught.value.next_step)
+
+
+def test_names_in_another_spelling_are_found_and_counted(write):
+    folder = write(change=lambda d: d["images"][0].update(file_name="part\\7.PNG"))
+    (folder / "train2017" / "part").mkdir()
+    (folder / "train2017" / "7.png").rename(folder / "train2017" / "part" / "7.png")
+    found = read_coco(folder)
+    assert found.splits["train"][0].path == folder / "train2017" / "part" / "7.png"
+    remark = (
+        "files found under another name than the annotations give: 1 (part\\7.PNG is part/7.png, for one)"
+    )
+    assert remark in found.remarks
+
+
+def test_two_spellings_of_one_picture_are_one_picture(write):
+    folder = write(change=lambda d: d["images"].append({**d["images"][0], "id": 9, "file_name": "x/7.PNG"}))
+    with pytest.raises(InputError, match=r"2 images of the split train(.|\n)*7\.png"):
+        read_coco(folder)
