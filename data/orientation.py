@@ -35,6 +35,7 @@ _TURNS = {
 _UNDONE = _TURNS | {6: _TURNS[8], 8: _TURNS[6]}
 _EXCHANGING = (5, 6, 7, 8)
 _PNG_SIGNATURE_BYTES = 8
+_WHERE = "in detection (elsewhere files are decoded without regard to the annotated size)"
 
 
 @dataclass(frozen=True)
@@ -122,21 +123,18 @@ def choose_turned(
 def _remarks(tallies: dict[str, Tally], pictures: int, assumed: bool) -> Iterator[str]:
     said = {kind: tally.of(pictures, "pictures") for kind, tally in tallies.items() if tally.count}
     if "turned" in said:
-        yield f"turned by their orientation tag, which gives the annotated size: {said['turned']}"
+        yield f"turned by their orientation tag, which gives the annotated size, {_WHERE}: {said['turned']}"
     if "stored" in said:
-        yield f"not turned by their orientation tag, for their stored size is the annotated one: {said['stored']}"
+        yield f"not turned by their orientation tag, for the stored size is annotated, {_WHERE}: {said['stored']}"
     if "open" in said:
         if assumed:
-            how, remedy = (
-                "turned by it, as those whose size tells",
-                "were drawn on the stored ones, remove the tags",
-            )
+            how, remedy = "turned by it, as those whose size tells", "are of the stored ones, remove the tags"
         else:
             how, remedy = (
                 "as they are stored",
-                "were drawn on the turned ones, save them turned and without the tags",
+                "are of the turned ones, save them turned and without the tags",
             )
         yield (
             "the annotated size does not tell whether the boxes are of the stored picture or of the one that its "
-            f"orientation tag turns: {said['open']}; these pictures are read {how} (if the boxes {remedy})"
+            f"orientation tag turns: {said['open']}; {_WHERE} these are read {how} (if the boxes {remedy})"
         )
