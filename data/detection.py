@@ -263,12 +263,18 @@ def annotated_set(
     oriented, of_orientation = _oriented([image for images in splits.values() for image in images], root)
     rest = iter(oriented)
     splits = {split: [next(rest) for _ in images] for split, images in splits.items()}
-    # A record says where in the set, not where the set lies.
-    said = [remark.replace(f"{root}/", "") for remark in remarks]
-    said += [*of_orientation, *_class_remarks(classes, splits)]
+    said = tuple(
+        _fit_for_a_record(remark, root)
+        for remark in (*remarks, *of_orientation, *_class_remarks(classes, splits))
+    )
     for remark in said:
         _log.warning("%s: %s", root, remark)
-    return AnnotatedSet(classes, splits, tuple(said))
+    return AnnotatedSet(classes, splits, said)
+
+
+def _fit_for_a_record(remark: str, root: Path) -> str:
+    """Without where the set lies, and with the bytes of names that are no text written out."""
+    return remark.replace(f"{root}/", "").encode("utf-8", "backslashreplace").decode()
 
 
 def _require_pictures_once(splits: Mapping[str, Sequence[AnnotatedImage]]) -> None:

@@ -1,6 +1,7 @@
 import copy
 import json
 import logging
+import os
 import re
 
 import numpy as np
@@ -449,6 +450,17 @@ def test_names_in_another_spelling_are_found_and_counted(write):
         "files found under another name than the annotations give: 1 (part\\7.PNG is part/7.png, for one)"
     )
     assert remark in found.remarks
+
+
+def test_a_remark_can_be_written_whatever_bytes_a_folder_is_called(write):
+    folder = write(change=lambda d: d["images"][0].update(file_name="7.PNG"))
+    odd = folder / "train2017" / os.fsdecode(b"odd\xff")
+    odd.mkdir()
+    (folder / "train2017" / "7.png").rename(odd / "7.png")
+    found = read_coco(folder)
+    assert found.splits["train"][0].path == odd / "7.png"
+    assert any(r"(7.PNG is odd\udcff/7.png" in remark for remark in found.remarks)
+    json.dumps(found.remarks, ensure_ascii=False).encode()
 
 
 def test_two_spellings_of_one_picture_are_one_picture(write):
