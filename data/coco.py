@@ -118,7 +118,12 @@ def read_coco(root: Path) -> AnnotatedSet:
         splits[split] = _images(documents[split], file, _picture_folder(root, file), labels, notes)
     splits, of_masks = _masks_of_all(splits, notes.unmasked)
     objects = sum(len(document["annotations"]) for document in documents.values())
-    remarks += (*_root_remarks(roots), *of_masks, *notes.finder.remarks(), *notes.repairs.remarks(objects))
+    remarks += (
+        *_root_remarks(roots, len(order)),
+        *of_masks,
+        *notes.finder.remarks(),
+        *notes.repairs.remarks(objects),
+    )
     return annotated_set(root, tuple(names["train"][identifier] for identifier in order), splits, remarks)
 
 
@@ -191,12 +196,14 @@ def _roots(documents: dict[str, dict[str, Any]], train: Path) -> dict[int, str]:
     }
 
 
-def _root_remarks(roots: dict[int, str]) -> tuple[str, ...]:
+def _root_remarks(roots: dict[int, str], classes: int) -> tuple[str, ...]:
     if not roots:
         return ()
     names = ", ".join(f"{name} ({identifier})" for identifier, name in sorted(roots.items()))
-    what = "a category that owns no object and is only the supercategory of others"
-    return (f"left out {len(roots)} of the classes, {what}: {names}",)
+    return (
+        f"left out as no classes, for they own no object and are only the supercategory of others: {len(roots)} of "
+        f"{classes + len(roots)} categories, {names}",
+    )
 
 
 def _categories(document: dict[str, Any], file: Path, roots: Set[int]) -> dict[int, str]:

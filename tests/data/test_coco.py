@@ -357,7 +357,7 @@ def test_the_root_of_the_categories_is_no_class_unless_it_owns_an_object(write):
     found = read_coco(write(change=with_root))
     assert found.classes == ("person", "toothbrush")
     assert found.splits["train"][0].objects[0].label == 1
-    assert any(remark.endswith("supercategory of others: dataset (0)") for remark in found.remarks)
+    assert any(remark.endswith("of others: 1 of 3 categories, dataset (0)") for remark in found.remarks)
     owned = read_coco(write([*TRAIN, annotation(4, BOX, category_id=0, segmentation=SQUARE)], with_root))
     assert owned.classes == ("dataset", "person", "toothbrush")
 
