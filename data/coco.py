@@ -1,25 +1,31 @@
 """COCO JSON: boxes, polygons, run-length masks and crowds.
 
-A folder holds ``annotations/instances_train*.json`` and ``instances_test*.json`` or, where there is no such file,
-``instances_val*.json``, with the pictures in ``<name>/`` or ``images/<name>/``, <name> being what follows
-``instances_``, or directly in ``images/``. Training is the first file, testing the second. Labels number the
-categories of the training file in the order of their identifiers; the testing file must give them the same names.
+Two layouts. COCO's holds ``annotations/instances_train*.json`` and ``instances_test*.json``, with the pictures in
+``<name>/`` or ``images/<name>/``, <name> being what follows ``instances_``, or directly in ``images/``. The other, that
+of Roboflow, holds ``train/_annotations.coco.json`` and ``test/_annotations.coco.json``, each beside its pictures.
+Training is the first file, testing the second or, where there is none, that of ``val`` (``valid``).
 
-A box is x, y, width, height; the rules about bad boxes are those of `data.detection`. A mask is a list of polygons
-(x, y, x, y ...), compressed or uncompressed run lengths, which must have the size of the image and decode to it,
-whether its object is a crowd or not. A polygon of fewer than three corners is left out and counted as a repair. A mask
-without a polygon that reaches into the image is refused, and so is a corner that lies farther outside than the image is
-large. Either every object of a set has a mask or none has. Malformed JSON, missing keys, identifiers that are no
-integers, occur twice or refer to nothing, a category's name or a picture that occurs twice, and an image in both splits
-are refused.
+Labels number the categories of the training file in the order of their identifiers; the testing file must give them the
+same names. A category that has no object in either file and is the ``supercategory`` of another is the root of a tree,
+as annotation services write it, and is left out; any other category is a class, with or without objects.
+
+A box is x, y, width, height; the rules about boxes and pictures are those of `data.detection`. A mask is a list of
+polygons (x, y, x, y ...), compressed or uncompressed run lengths, which must have the size of the image and decode to
+it, whether its object is a crowd or not. A polygon of fewer than three corners is left out, which counts as a repair
+unless it is empty; an object that has no polygon then has no mask. A mask without a polygon that reaches into the image
+is refused, and so is a corner that lies farther outside than the image is large. If some objects of a set have a mask
+and others none, the masks are left out: mask AP is not defined for such a set, and box AP is.
+
+Malformed JSON, missing keys, identifiers that are no integers, occur twice or refer to nothing, and a category's name
+that occurs twice are refused.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,41 +37,64 @@ from twinbench.data.detection import (
     AnnotatedObject,
     AnnotatedSet,
     Repairs,
-    check_pictures,
+    annotated_set,
     checked_box,
 )
 from twinbench.data.folders import existing_folder
+from twinbench.data.picture_names import FileFinder, name_parts
+from twinbench.data.remarks import Tally
 from twinbench.foundation.errors import InputError
 
 _CORRECT = "correct the annotation"
+_ROBOFLOW = "_annotations.coco.json"
 _LONGEST_SIDE = 2**16 - 1
 """pycocotools counts the pixels of a mask in 32 bits."""
 _LARGEST_COORDINATE = 2**53
 
 
-def list_coco(root: Path) -> dict[str, Path]:
-    """The annotation files of ``train`` and ``test``; raises InputError if one is missing or ambiguous."""
+@dataclass
+class _Notes:
+    """What reading the annotations repaired, found under another name and found to have no mask."""
+
+    repairs: Repairs = field(default_factory=Repairs)
+    finder: FileFinder = field(default_factory=FileFinder)
+    unmasked: Tally = field(default_factory=Tally)
+
+
+def list_coco(root: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """The annotation files of ``train`` and ``test``, and remarks on that choice.
+
+    Raises InputError if one is missing or ambiguous.
+    """
     existing_folder(root, "annotations/instances_*.json and the pictures")
-    files = {"train": _annotation_file(root, "train"), "test": _annotation_file(root, "test")}
-    if files["test"] is None:
-        files["test"] = _annotation_file(root, "val")
-    found = {split: file for split, file in files.items() if file is not None}
-    for split in files:
-        if split not in found:
-            raise InputError(
-                f"there is no annotations/instances_{split}*.json",
-                where=root,
-                next_step="give the folder that holds annotations/ and the pictures, as COCO unpacks them",
-            )
-    return found
+    train, test, val = (_annotation_file(root, *names) for names in (("train",), ("test",), ("val", "valid")))
+    measured = test or val
+    if train is None or measured is None:
+        split = "test" if train else "train"
+        raise InputError(
+            f"there is no annotations/instances_{split}*.json and no {split}/{_ROBOFLOW}",
+            where=root,
+            next_step="give the folder that holds annotations/ and the pictures, as COCO unpacks them, or train/ and "
+            "test/ with their pictures and annotations, as Roboflow does",
+        )
+    files = {"train": train, "test": measured}
+    names = {split: file.relative_to(root) for split, file in files.items()}
+    if test and val:
+        what = f"{val.relative_to(root)} is not used: {names['train']} is trained on and {names['test']} is measured"
+        return files, (what,)
+    if val and val.name == _ROBOFLOW:
+        return files, (f"there is no test/{_ROBOFLOW}: {names['test']} is measured",)
+    return files, ()
 
 
-def _annotation_file(root: Path, split: str) -> Path | None:
-    found = sorted((root / "annotations").glob(f"instances_{split}*.json"))
+def _annotation_file(root: Path, *splits: str) -> Path | None:
+    """The one annotation file of a split, whose name is written in one of these ways."""
+    found = sorted((root / "annotations").glob(f"instances_{splits[0]}*.json"))
+    found += [file for split in splits if (file := root / split / _ROBOFLOW).is_file()]
     if len(found) > 1:
         raise InputError(
-            f"more than one annotation file for {split}: {', '.join(path.name for path in found)}",
-            where=root / "annotations",
+            f"more than one annotation file for {splits[0]}: {', '.join(str(f.relative_to(root)) for f in found)}",
+            where=root,
             next_step="leave one of them",
         )
     return found[0] if found else None
@@ -76,22 +105,26 @@ def read_coco(root: Path) -> AnnotatedSet:
 
     Raises InputError naming file and object for whatever `data.detection` and this module refuse.
     """
-    files = list_coco(root)
+    files, remarks = list_coco(root)
     documents = {split: _parse(file) for split, file in files.items()}
-    names = {split: _categories(documents[split], file) for split, file in files.items()}
+    roots = _roots(documents, files["train"])
+    names = {split: _categories(documents[split], file, roots.keys()) for split, file in files.items()}
     order = sorted(names["train"])
-    repairs = Repairs()
+    notes = _Notes()
     splits = {}
     for split, file in files.items():
         _require_same_names(names["train"], names[split], file)
         labels = {identifier: order.index(identifier) for identifier in names[split] if identifier in order}
-        splits[split] = _images(documents[split], file, _picture_folder(root, file), labels, repairs)
-    _require_masks(splits, documents, files)
-    _require_pictures_once(splits, files)
-    for images in splits.values():
-        check_pictures(images)
-    repairs.summarise(sum(len(document["annotations"]) for document in documents.values()))
-    return AnnotatedSet(tuple(names["train"][identifier] for identifier in order), splits)
+        splits[split] = _images(documents[split], file, _picture_folder(root, file), labels, notes)
+    splits, of_masks = _masks_of_all(splits, notes.unmasked)
+    objects = sum(len(document["annotations"]) for document in documents.values())
+    remarks += (
+        *_root_remarks(roots, len(order)),
+        *of_masks,
+        *notes.finder.remarks(),
+        *notes.repairs.remarks(objects),
+    )
+    return annotated_set(root, tuple(names["train"][identifier] for identifier in order), splits, remarks)
 
 
 def _parse(file: Path) -> dict[str, Any]:
@@ -116,6 +149,8 @@ def _parse(file: Path) -> dict[str, Any]:
 
 
 def _picture_folder(root: Path, file: Path) -> Path:
+    if file.name == _ROBOFLOW:
+        return file.parent
     name = re.sub(r"^instances_", "", file.stem)
     candidates = (root / name, root / "images" / name, root / "images")
     return next((folder for folder in candidates if folder.is_dir()), candidates[0])
@@ -139,10 +174,44 @@ def _by_id(document: dict[str, Any], kind: str, keys: Sequence[str], file: Path)
     return entries
 
 
-def _categories(document: dict[str, Any], file: Path) -> dict[int, str]:
-    """The names of a file's categories by their identifiers; at least one, and each once."""
+def _roots(documents: dict[str, dict[str, Any]], train: Path) -> dict[int, str]:
+    """The names of categories that are only the parents of others, by their identifiers."""
+    categories = _by_id(documents["train"], "categories", ("name",), train)
+    owners = {
+        annotation["category_id"]
+        for document in documents.values()
+        for annotation in document["annotations"]
+        if isinstance(annotation, dict) and type(annotation.get("category_id")) is int
+    }
+    return {
+        identifier: category["name"]
+        for identifier, category in categories.items()
+        if identifier not in owners
+        and isinstance(category["name"], str)
+        and any(
+            other.get("supercategory") == category["name"]
+            for another, other in categories.items()
+            if another != identifier
+        )
+    }
+
+
+def _root_remarks(roots: dict[int, str], classes: int) -> tuple[str, ...]:
+    if not roots:
+        return ()
+    names = ", ".join(f"{name} ({identifier})" for identifier, name in sorted(roots.items()))
+    return (
+        f"left out as no classes, for they own no object and are only the supercategory of others: {len(roots)} of "
+        f"{classes + len(roots)} categories, {names}",
+    )
+
+
+def _categories(document: dict[str, Any], file: Path, roots: Set[int]) -> dict[int, str]:
+    """The names of a file's categories by their identifiers, without the roots; at least one, and each once."""
     names: dict[int, str] = {}
     for identifier, category in _by_id(document, "categories", ("name",), file).items():
+        if identifier in roots:
+            continue
         name = category["name"]
         where = f"{file}, category {identifier}"
         if not isinstance(name, str) or not name.strip():
@@ -166,7 +235,7 @@ def _require_same_names(train: dict[int, str], theirs: dict[int, str], file: Pat
 
 
 def _images(
-    document: dict[str, Any], file: Path, folder: Path, labels: dict[Any, int], repairs: Repairs
+    document: dict[str, Any], file: Path, folder: Path, labels: dict[Any, int], notes: _Notes
 ) -> list[AnnotatedImage]:
     images = _by_id(document, "images", ("file_name", "height", "width"), file)
     if not images:
@@ -182,12 +251,14 @@ def _images(
         where = f"{file}, annotation {identifier}"
         image = _referred(images, annotation["image_id"], "image", where)
         label = _referred(labels, annotation["category_id"], "category", where)
-        found = _object(annotation, label, image["height"], image["width"], where, repairs)
+        found = _object(annotation, label, image["height"], image["width"], where, notes.repairs)
         if found is not None:
             objects[annotation["image_id"]].append(found)
+            if found.mask is None:
+                notes.unmasked.add(where)
     return [
         AnnotatedImage(
-            _picture(folder, image["file_name"], f"{file}, image {identifier}"),
+            _picture(folder, image["file_name"], f"{file}, image {identifier}", notes.finder),
             image["height"],
             image["width"],
             tuple(objects[identifier]),
@@ -196,12 +267,12 @@ def _images(
     ]
 
 
-def _picture(folder: Path, name: Any, where: str) -> Path:
-    if not isinstance(name, str) or not name.isprintable() or not Path(name).name:
+def _picture(folder: Path, name: Any, where: str, finder: FileFinder) -> Path:
+    if not isinstance(name, str) or not name.isprintable() or not name_parts(name):
         raise InputError(f"not a file name: {name!r}", where=where, next_step=_CORRECT)
-    if Path(name).is_absolute() or ".." in Path(name).parts:
+    if ".." in name_parts(name):
         raise InputError(f"the file name {name!r} leads out of {folder}", where=where, next_step=_CORRECT)
-    return folder / name
+    return finder.find(folder, [name], where)
 
 
 def _referred(table: dict[Any, Any], identifier: Any, kind: str, where: str) -> Any:
@@ -225,7 +296,7 @@ def _object(
         raise InputError(f"iscrowd is {crowd!r}, not 0 or 1", where=where, next_step=_CORRECT)
     mask = _mask(annotation.get("segmentation"), height, width, where, repairs)
     if mask is not None and not run_length.area(mask):
-        repairs.add("kept a mask without a pixel", where)
+        repairs.add("mask", "kept a mask without a pixel", where)
     return AnnotatedObject(edges, label, crowd=bool(crowd), mask=mask)
 
 
@@ -235,11 +306,13 @@ def _is_coordinate(side: Any) -> bool:
 
 def _mask(segmentation: Any, height: int, width: int, where: str, repairs: Repairs) -> dict[str, Any] | None:
     """A mask's compressed run lengths, None where there is no mask."""
-    if segmentation is None or segmentation == []:
+    if segmentation is None:
         return None
     if isinstance(segmentation, dict):
         return _run_lengths(segmentation, height, width, where)
     polygons = _polygons(segmentation, height, width, where, repairs)
+    if not polygons:
+        return None
     merged: dict[str, Any] = run_length.merge(run_length.frPyObjects(polygons, height, width))
     return merged
 
@@ -299,9 +372,9 @@ def _unpacked(counts: str) -> list[int]:
 
 
 def _polygons(segmentation: Any, height: int, width: int, where: str, repairs: Repairs) -> list[list[float]]:
-    """The polygons that have an area, at least one of them inside the image."""
+    """The polygons of three corners and more, if there are any, at least one of them inside the image."""
     try:
-        corners = [_corners(polygon) for polygon in segmentation]
+        corners = [_corners(polygon) for polygon in segmentation if polygon != []]
     except (ValueError, TypeError) as error:
         raise InputError(
             "a polygon is not a list of points x, y, x, y", where=where, next_step=_CORRECT
@@ -316,8 +389,8 @@ def _polygons(segmentation: Any, height: int, width: int, where: str, repairs: R
         )
     proper = [polygon for polygon in corners if len(polygon) >= 3]
     if len(proper) < len(corners):
-        repairs.add("left out a polygon of fewer than three corners", where)
-    if not any((p.max(0) >= 0).all() and (p.min(0) <= (width, height)).all() for p in proper):
+        repairs.add("mask", "left out a polygon of fewer than three corners", where)
+    if proper and not any((p.max(0) >= 0).all() and (p.min(0) <= (width, height)).all() for p in proper):
         raise InputError(
             f"no polygon of the mask lies inside the image of {width}x{height} pixels",
             where=where,
@@ -334,40 +407,21 @@ def _corners(polygon: list[float]) -> np.ndarray:
     return numbers.astype(np.float64).reshape(-1, 2)
 
 
-def _require_masks(
-    splits: dict[str, list[AnnotatedImage]], documents: dict[str, dict[str, Any]], files: dict[str, Path]
-) -> None:
-    """Raise InputError if some objects have a mask and others have none."""
-    objects = [o for images in splits.values() for image in images for o in image.objects]
-    without = sum(o.mask is None for o in objects)
-    if 0 < without < len(objects):
-        first = next(
-            f"{file}, annotation {annotation['id']}"
-            for split, file in files.items()
-            for annotation in documents[split]["annotations"]
-            if not annotation.get("segmentation")
-        )
-        raise InputError(
-            f"{without} of {len(objects)} objects have no mask, this one for example",
-            where=first,
-            next_step="give every object a mask, or none",
-        )
-
-
-def _require_pictures_once(splits: dict[str, list[AnnotatedImage]], files: dict[str, Path]) -> None:
-    for split, images in splits.items():
-        path, times = Counter(image.path for image in images).most_common(1)[0]
-        if times > 1:
-            what = f"{times} images of {files[split].name} have this file name"
-            raise InputError(what, where=path, next_step="list every picture once")
-    both = _paths(splits["train"]) & _paths(splits["test"])
-    if both:
-        raise InputError(
-            f"{len(both)} images are listed for training and for testing",
-            where=min(both),
-            next_step="take them out of one of the annotation files",
-        )
-
-
-def _paths(images: Iterable[AnnotatedImage]) -> set[Path]:
-    return {image.path for image in images}
+def _masks_of_all(
+    splits: dict[str, list[AnnotatedImage]], unmasked: Tally
+) -> tuple[dict[str, list[AnnotatedImage]], tuple[str, ...]]:
+    """The images with their masks if every object has one, else without, and a remark if that leaves masks out."""
+    objects = sum(len(image.objects) for images in splits.values() for image in images)
+    if unmasked.count in (0, objects):
+        return splits, ()
+    without = {
+        split: [
+            replace(image, objects=tuple(replace(o, mask=None) for o in image.objects)) for image in images
+        ]
+        for split, images in splits.items()
+    }
+    remark = (
+        f"no mask: {unmasked.of(objects, 'objects')}; so the masks of the others are left out, and boxes alone are "
+        "trained on and measured (give every object a mask, and masks are measured too)"
+    )
+    return without, (remark,)

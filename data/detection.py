@@ -3,32 +3,41 @@
 A reader of one format (`data.voc`, `data.coco`) gives `AnnotatedImage` records; every box and mask goes through the
 rules below, the same for all formats.
 
-Refused (InputError naming the file and the object): a missing image, a picture whose size is not the annotated one, a
-box that is not finite or whose right edge is left of its left edge (bottom above top), an unknown class, a mask of
-another size than the image or wholly outside it, a picture that cannot be decoded (when it is met).
+Refused (InputError naming the file and the object): a missing image, one that is listed twice or for training and for
+testing, a picture whose size is not the annotated one, a box that is not finite or whose right edge is left of its left
+edge (bottom above top), an unknown class, a mask of another size than the image or wholly outside it, a picture that
+cannot be decoded (when it is met).
 
 Repaired, counted and named in a warning, or refused where they are more than 20 and a quarter of all objects: a box
 partly outside the image is clipped to it; a box without area, before or after clipping, is left out with its object. A
-mask without a pixel is kept, for the reference evaluator counts its object, and named all the same. Pictures are read
-as they are stored, without turning them by their EXIF tag, for the annotated boxes refer to the stored pixels.
+mask without a pixel is kept, for the reference evaluator counts its object, and named all the same.
+
+A picture with an orientation tag is read in the way that has the annotated size (`data.orientation`), and one that the
+annotations name in another spelling is looked for (`data.picture_names`). Whatever was repaired, left out, assumed or
+found so is said with counts in the remarks of the set, and so are classes without an object.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from pycocotools import mask as run_length
 from torch import Tensor
 
-from twinbench.data.pixels import CorruptImage, open_rgb, picture_size
+from twinbench.data.orientation import Header, choose_turned, read_header
+from twinbench.data.pixels import CorruptImage, open_rgb
+from twinbench.data.remarks import Tally
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import InputError
 
@@ -36,14 +45,35 @@ _log = logging.getLogger(__name__)
 
 _NAMED_REPAIRS = 20
 _MOST_REPAIRED = 0.25
+_NAMED_CLASSES = 5
 RESTORE = "restore the file, or take it out of the list of its split"
+Part = Literal["box", "mask"]
+_TOO_MANY: Mapping[Part, tuple[str, str]] = {
+    "box": (
+        "are outside their image or without area",
+        "look at the format of the boxes: COCO's are left, top, width, height; VOC's are edges",
+    ),
+    "mask": (
+        "have a mask without a pixel or with a polygon of fewer than three corners",
+        "look at the format of the masks: corners are x, y, x, y ... in pixels",
+    ),
+}
 
 
 class PictureFiles(Sequence[Tensor]):
-    """Pictures of different sizes on disk; each is decoded when it is asked for, uint8 ``[3, H, W]`` RGB."""
+    """Pictures of different sizes on disk; each is decoded when it is asked for, uint8 ``[3, H, W]`` RGB.
 
-    def __init__(self, paths: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> None:
+    ``transpositions`` are what makes each decoded picture the annotated one, None where it is that already.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        sizes: Sequence[tuple[int, int]],
+        transpositions: Sequence[Image.Transpose | None] | None = None,
+    ) -> None:
         self.paths, self.sizes = list(paths), list(sizes)
+        self._transpositions = list(transpositions or [None] * len(self.paths))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -57,11 +87,14 @@ class PictureFiles(Sequence[Tensor]):
         except CorruptImage as error:
             # Nothing may stand in for an annotated picture, so the advice to skip it would be wrong.
             raise InputError(error.what, where=error.where, next_step=RESTORE) from error
+        transposition = self._transpositions[index]
+        if transposition is not None:
+            picture = picture.transpose(transposition)
         return torch.from_numpy(np.array(picture).transpose(2, 0, 1).copy())
 
     def only(self, index: int) -> PictureFiles:
         """One picture by itself, still on disk: what is sent to a worker process."""
-        return PictureFiles([self.paths[index]], [self.sizes[index]])
+        return PictureFiles([self.paths[index]], [self.sizes[index]], [self._transpositions[index]])
 
 
 class CodedMasks(Sequence[Tensor]):
@@ -135,12 +168,13 @@ class AnnotatedObject:
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """A picture's file, its annotated size in pixels and its objects."""
+    """A picture's file, its annotated size in pixels, its objects, and what makes it that picture once decoded."""
 
     path: Path
     height: int
     width: int
     objects: tuple[AnnotatedObject, ...]
+    transposition: Image.Transpose | None = None
 
 
 @dataclass(frozen=True)
@@ -155,41 +189,42 @@ class AnnotatedSet:
     remarks: tuple[str, ...] = ()
 
     def digest(self) -> str:
-        """SHA-256 of the classes and every annotation, whatever the place of the folder."""
+        """SHA-256 of the classes, every annotation and how pictures are turned, whatever the place of the folder."""
         digest = hashlib.sha256(repr(self.classes).encode())
         for split, images in sorted(self.splits.items()):
             for image in images:
-                entry = (split, image.path.name, image.height, image.width, image.objects)
+                entry: tuple[object, ...] = (split, image.path.name, image.height, image.width, image.objects)
+                if image.transposition is not None:
+                    entry += (image.transposition.name,)
                 digest.update(repr(entry).encode())
         return digest.hexdigest()
 
 
 class Repairs:
-    """Counts the repaired objects of a set and names the first of them in warnings."""
+    """Counts the repaired objects of a set by what was repaired, and names the first of them in warnings."""
 
     def __init__(self) -> None:
-        self._count = 0
-        self._first = ""
+        self._tallies: dict[tuple[Part, str], Tally] = {}
 
-    def add(self, what: str, where: str) -> None:
-        """Count one repair."""
-        self._count += 1
-        self._first = self._first or where
-        if self._count <= _NAMED_REPAIRS:
-            _log.warning("%s: %s", where, what)
-        elif self._count == _NAMED_REPAIRS + 1:
+    def add(self, part: Part, what: str, where: str, details: str = "") -> None:
+        """Count one repair of a box or mask."""
+        self._tallies.setdefault((part, what), Tally()).add(where)
+        count = sum(tally.count for tally in self._tallies.values())
+        if count <= _NAMED_REPAIRS:
+            _log.warning("%s: %s%s", where, what, details)
+        elif count == _NAMED_REPAIRS + 1:
             _log.warning("more than %d repaired objects: the others are counted only", _NAMED_REPAIRS)
 
-    def summarise(self, objects: int) -> None:
-        """Say how many of so many objects were repaired; raises InputError if these are too many to be slips."""
-        if self._count > _NAMED_REPAIRS:
-            _log.warning("repaired objects: %d of %d", self._count, objects)
-        if self._count > max(_NAMED_REPAIRS, _MOST_REPAIRED * objects):
-            raise InputError(
-                f"{self._count} of {objects} objects are outside their image or without area",
-                where=self._first,
-                next_step="look at the format of the boxes: COCO's are left, top, width, height; VOC's are edges",
-            )
+    def remarks(self, objects: int) -> tuple[str, ...]:
+        """What was repaired of so many objects; raises InputError if these are too many to be slips."""
+        for part, (what, next_step) in _TOO_MANY.items():
+            tallies = [tally for (repaired, _), tally in self._tallies.items() if repaired == part]
+            count = sum(tally.count for tally in tallies)
+            if count > max(_NAMED_REPAIRS, _MOST_REPAIRED * objects):
+                raise InputError(
+                    f"{count} of {objects} objects {what}", where=tallies[0].first, next_step=next_step
+                )
+        return tuple(f"{what}: {tally.of(objects, 'objects')}" for (_, what), tally in self._tallies.items())
 
 
 def checked_box(
@@ -207,43 +242,107 @@ def checked_box(
             next_step="correct the annotation",
         )
     clipped = (max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height)))
+    details = f" of {width}x{height} pixels: {tuple(box)}"
     if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-        repairs.add(
-            f"left out a box without area in the image of {width}x{height} pixels: {tuple(box)}", where
-        )
+        repairs.add("box", "left out a box without area in the image", where, details)
         return None
     if clipped != tuple(box):
-        repairs.add(f"clipped a box to the image of {width}x{height} pixels: {tuple(box)}", where)
+        repairs.add("box", "clipped a box to the image", where, details)
     return clipped
 
 
-def check_pictures(images: Sequence[AnnotatedImage]) -> None:
-    """Compare every picture's header with its annotation, in parallel threads.
+def annotated_set(
+    root: Path, classes: tuple[str, ...], splits: dict[str, list[AnnotatedImage]], remarks: Sequence[str]
+) -> AnnotatedSet:
+    """The set below ``root`` by the rules of this module that concern whole pictures and the set.
 
-    Raises InputError for the first picture that is missing, cannot be opened or has another size.
+    ``remarks`` are those of its reader; each remark is a warning as well. Raises InputError for a picture that is
+    listed twice, is missing, cannot be opened or has another size than the annotated one.
     """
+    _require_pictures_once(splits)
+    oriented, of_orientation = _oriented([image for images in splits.values() for image in images], root)
+    rest = iter(oriented)
+    splits = {split: [next(rest) for _ in images] for split, images in splits.items()}
+    said = tuple(
+        _fit_for_a_record(remark, root)
+        for remark in (*remarks, *of_orientation, *_class_remarks(classes, splits))
+    )
+    for remark in said:
+        _log.warning("%s: %s", root, remark)
+    return AnnotatedSet(classes, splits, said)
+
+
+def _fit_for_a_record(remark: str, root: Path) -> str:
+    """Without where the set lies, and with the bytes of names that are no text written out."""
+    return remark.replace(f"{root}/", "").encode("utf-8", "backslashreplace").decode()
+
+
+def _require_pictures_once(splits: Mapping[str, Sequence[AnnotatedImage]]) -> None:
+    for split, images in splits.items():
+        path, times = Counter(image.path for image in images).most_common(1)[0]
+        if times > 1:
+            what = f"{times} images of the split {split} are this picture"
+            raise InputError(what, where=path, next_step="list every picture once")
+    both = {image.path for image in splits["train"]} & {image.path for image in splits["test"]}
+    if both:
+        raise InputError(
+            f"{len(both)} images are listed for training and for testing",
+            where=min(both),
+            next_step="take them out of one of the two lists",
+        )
+
+
+def _oriented(images: Sequence[AnnotatedImage], root: Path) -> tuple[list[AnnotatedImage], tuple[str, ...]]:
+    """The images with what makes them the annotated pictures; every header is read, in parallel threads."""
     with ThreadPoolExecutor(usable_cores()) as pool:
-        for _ in pool.map(_check_picture, images, chunksize=64):
-            pass
+        headers = list(pool.map(_checked_header, images, chunksize=64))
+    fitting = [
+        header.fitting(image.height, image.width) for header, image in zip(headers, images, strict=True)
+    ]
+    turned, remarks = choose_turned(headers, fitting, [_below(root, image.path) for image in images])
+    oriented = [
+        replace(image, transposition=header.transposition(way))
+        for image, header, way in zip(images, headers, turned, strict=True)
+    ]
+    return oriented, remarks
 
 
-def _check_picture(image: AnnotatedImage) -> None:
-    if not image.path.is_file():
+def _below(root: Path, path: Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+def _checked_header(image: AnnotatedImage) -> Header:
+    if not os.path.isfile(image.path):
         raise InputError(
             "an annotated image is missing",
             where=image.path,
             next_step="unpack the images again, or take the image out of the list of its split",
         )
     try:
-        width, height = picture_size(image.path)
+        header = read_header(image.path)
     except CorruptImage as error:
         raise InputError(error.what, where=error.where, next_step=RESTORE) from error
-    if (height, width) != (image.height, image.width):
+    if not header.fitting(image.height, image.width):
         raise InputError(
-            f"the picture has {width}x{height} pixels, its annotation says {image.width}x{image.height}",
+            f"the picture has {header.width}x{header.height} pixels, its annotation says {image.width}x{image.height}",
             where=image.path,
             next_step="the boxes belong to another version of this picture: restore it or correct the annotation",
         )
+    return header
+
+
+def _class_remarks(classes: Sequence[str], splits: Mapping[str, Sequence[AnnotatedImage]]) -> Iterator[str]:
+    trained = {o.label for image in splits["train"] for o in image.objects if not o.crowd}
+    measured = {o.label for image in splits["test"] for o in image.objects if not (o.crowd or o.difficult)}
+    for labels, what in (
+        (trained, "have no object to train on"),
+        (measured, "have no test object that counts, and average precision is the mean over the others"),
+    ):
+        without = [name for label, name in enumerate(classes) if label not in labels]
+        if labels and without:
+            rest = f" and {len(without) - _NAMED_CLASSES} more" if len(without) > _NAMED_CLASSES else ""
+            names = ", ".join(without[:_NAMED_CLASSES])
+            yield f"{len(without)} of {len(classes)} classes {what}: {names}{rest}"
 
 
 def detection_split(images: Sequence[AnnotatedImage]) -> DetectionSplit:
@@ -257,7 +356,7 @@ def detection_split(images: Sequence[AnnotatedImage]) -> DetectionSplit:
     masked = any(o.mask is not None for image in images for o in image.objects)
     codes = [[o.mask for o in image.objects if o.mask is not None] for image in images]
     return DetectionSplit(
-        images=PictureFiles([image.path for image in images], sizes),
+        images=PictureFiles([i.path for i in images], sizes, [i.transposition for i in images]),
         boxes=[torch.tensor([o.box for o in i.objects], dtype=torch.float32).view(-1, 4) for i in images],
         labels=[torch.tensor([o.label for o in i.objects], dtype=torch.int64) for i in images],
         masks=CodedMasks(codes, sizes) if masked else None,

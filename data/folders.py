@@ -38,7 +38,7 @@ from twinbench.data.pixels import (
     picture_size,
     read_picture,
 )
-from twinbench.data.remarks import Tally, first_names
+from twinbench.data.remarks import Tally, first_names, shown
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import InputError, nearest_name
 
@@ -264,9 +264,8 @@ def _not_read(root: Path, remarks: list[str]) -> tuple[str, ...]:
     if broken:
         remarks.append(f"links that lead nowhere: {first_names(broken)}")
     if pictures:
-        remarks.append(
-            f"left out as beside the folders of the splits: {Tally(len(pictures), pictures[0]).said('picture', root)}"
-        )
+        loose = Tally(len(pictures), shown(pictures[0], root))
+        remarks.append(f"left out as beside the folders of the splits: {loose.said('picture')}")
     return tuple(unread)
 
 

@@ -361,8 +361,8 @@ class FolderImages(_HeldOut):
 class AnnotatedPictures(FolderImages):
     """Pictures with annotated objects: a Pascal VOC folder (`data.voc`) or COCO's (`data.coco`).
 
-    Whole pictures are for detection, which has the splits ``train`` and ``test``. As squares they are unlabelled:
-    fit for pretraining.
+    Whole pictures are for detection, which has the splits ``train`` and ``test``. As squares they are unlabelled, fit
+    for pretraining, and cut without regard to the annotated size and its orientation.
     """
 
     has_detection = True

@@ -61,11 +61,11 @@ class Listing:
                 folders.append(path)
             elif kind == "folder":
                 for inner in _pictures_anywhere(path):
-                    self._hidden.add(inner)
+                    self._count(self._hidden, inner)
             elif kind == "file" and self._is_listed(path, hidden):
                 pictures.append(path)
             if entry.is_symlink() and not hidden:
-                (self._links if kind else self._broken).add(path)
+                self._count(self._links if kind else self._broken, path)
         return pictures, folders
 
     def below(self, folder: Path) -> Iterator[Path]:
@@ -76,7 +76,7 @@ class Listing:
     def _walk(self, folder: Path, listed: set[Identity]) -> Iterator[Path]:
         me = identity(folder)
         if me in listed:
-            self._again.add(folder)
+            self._count(self._again, folder)
             return
         listed.add(me)
         pictures, folders = self.here(folder)
@@ -90,11 +90,11 @@ class Listing:
     def _is_listed(self, path: Path, hidden: bool) -> bool:
         if is_picture(path.name):
             if hidden:
-                self._hidden.add(path)
+                self._count(self._hidden, path)
             return not hidden
         ending = path.suffix.lower()
         if not hidden and ending not in _COMPANIONS:
-            self._others.add(path)
+            self._count(self._others, path)
             self._other_kinds[ending or "no ending"] += 1
         return False
 
@@ -108,11 +108,14 @@ class Listing:
             (self._again, "left out since they lead to what is listed already or holds them", "link"),
             (self._links, "followed", "link"),
         )
-        return tuple(f"{text}: {tally.said(what, self.root)}" for tally, text, what in said if tally.count)
+        return tuple(f"{text}: {tally.said(what)}" for tally, text, what in said if tally.count)
+
+    def _count(self, tally: Tally, path: Path) -> None:
+        tally.add(tally.first or shown(path, self.root))
 
     def follow(self, link: Path) -> None:
         """Count a link that is followed."""
-        self._links.add(link)
+        self._count(self._links, link)
 
     @property
     def followed_links(self) -> bool:

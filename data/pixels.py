@@ -28,7 +28,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
 
-from twinbench.data.remarks import Tally
+from twinbench.data.remarks import Tally, shown
 from twinbench.foundation.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ class Oddities:
         """One sentence for each kind."""
         met = ((kind, self._paths[kind]) for kind in Oddity if kind in self._paths)
         return tuple(
-            f"{kind.value}: {Tally(len(paths), min(paths)).said('picture', self._root)}"
+            f"{kind.value}: {Tally(len(paths), shown(min(paths), self._root)).said('picture')}"
             for kind, paths in met
         )
 

@@ -12,21 +12,24 @@ _NAMED = 3
 
 @dataclass
 class Tally:
-    """How many there are of something, and the path of the first."""
+    """How many there are of something, and the first in words, its path for example."""
 
     count: int = 0
-    first: Path | None = None
+    first: str = ""
 
-    def add(self, path: Path) -> None:
+    def add(self, case: str) -> None:
         """Count one."""
         self.count += 1
-        self.first = self.first or path
+        self.first = self.first or case
 
-    def said(self, what: str, root: Path) -> str:
-        """``3 pictures, train/cat/0.png for one``; the path is relative to ``root`` where it is below it."""
-        assert self.first is not None
-        named = f"{self.count} {what}{'' if self.count == 1 else 's'}, {shown(self.first, root)}"
+    def said(self, kind: str) -> str:
+        """``3 pictures, train/cat/0.png for one``."""
+        named = f"{self.count} {kind}{'' if self.count == 1 else 's'}, {self.first}"
         return named if self.count == 1 else f"{named} for one"
+
+    def of(self, total: int, kind: str) -> str:
+        """``3 of 20 pictures (a.jpg for one)``."""
+        return f"{self.count} of {total} {kind} ({self.first} for one)"
 
 
 def shown(path: Path, root: Path) -> str:

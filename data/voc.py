@@ -8,14 +8,13 @@ there is no ``test``; the classes are the names that occur in training, sorted.
 
 Coordinates in the files are 1-based and inclusive: a box from 1 to W covers the image. One is subtracted from the left
 and top edges alone, which makes the box [0, W) (as Detectron2 does). Difficult objects are kept and flagged. The
-rules about bad boxes are those of `data.detection`; malformed XML, an object without name or box, an image listed
-twice, and one listed for training and for testing are refused. A picture is ``<name>.jpg``, or ``.jpeg`` or ``.png``
-where there is no such file.
+rules about boxes and pictures are those of `data.detection`; malformed XML, and an object without name or box, are
+refused. A picture is ``<name>.jpg``, or ``.jpeg`` or ``.png`` where there is no such file, or one that these names or
+the annotation's ``<filename>`` mean in another spelling (`data.picture_names`).
 """
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -28,17 +27,17 @@ from twinbench.data.detection import (
     AnnotatedObject,
     AnnotatedSet,
     Repairs,
-    check_pictures,
+    annotated_set,
     checked_box,
 )
 from twinbench.data.folders import existing_folder, nearest_entry
+from twinbench.data.picture_names import FileFinder, name_parts
 from twinbench.foundation.errors import InputError, unknown_name
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-_log = logging.getLogger(__name__)
 
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 _SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -46,16 +45,27 @@ _SUFFIXES = (".jpg", ".jpeg", ".png")
 
 @dataclass(frozen=True)
 class Listed:
-    """An image that a list names: its annotation and its picture."""
+    """An image that a list names, and the folder that holds ``Annotations`` and ``JPEGImages``."""
 
-    annotation: Path
-    picture: Path
+    folder: Path
+    name: str
+    file: Path
+    """The list."""
 
 
-def list_voc(root: Path) -> tuple[dict[str, list[Listed]], tuple[str, ...] | None]:
-    """The images of ``train`` and ``test`` of a devkit or a single folder, and the classes if the layout fixes them.
+@dataclass(frozen=True)
+class _Parsed:
+    """An image's annotation: the file and what it holds."""
 
-    Raises InputError for a folder of neither layout, a missing or empty list, and an image in both splits.
+    listed: Listed
+    file: Path
+    tree: ElementTree.Element
+
+
+def list_voc(root: Path) -> tuple[dict[str, list[Listed]], tuple[str, ...] | None, tuple[str, ...]]:
+    """The images of ``train`` and ``test``, the classes if the layout fixes them, and remarks on the choice of lists.
+
+    Raises InputError for a folder of neither layout, and a list that is missing, empty or names an image twice.
     """
     existing_folder(root, "Annotations, ImageSets and JPEGImages, or VOC2007 and VOC2012 with these")
     years = [year for year in ("VOC2007", "VOC2012") if (root / year / "Annotations").is_dir()]
@@ -67,25 +77,28 @@ def list_voc(root: Path) -> tuple[dict[str, list[Listed]], tuple[str, ...] | Non
             next_step="give the folder that holds Annotations, ImageSets and JPEGImages, or the VOCdevkit",
         )
     if not years:
-        splits = _single_folder(root)
-    elif "VOC2007" in years:
+        splits, remarks = _single_folder(root)
+        return splits, None, remarks
+    if "VOC2007" in years:
         splits = {
             "train": [listed for year in years for listed in _list(root / year, "trainval")],
             "test": _list(root / "VOC2007", "test"),
         }
     else:
         splits = {"train": _list(root / "VOC2012", "train"), "test": _list(root / "VOC2012", "val")}
-    _require_disjoint(splits)
-    return splits, VOC_CLASSES if years else None
+    return splits, VOC_CLASSES, ()
 
 
-def _single_folder(root: Path) -> dict[str, list[Listed]]:
-    train, test = ("trainval", "test") if _list_file(root, "test").is_file() else ("train", "val")
-    if not _list_file(root, train).is_file():
-        train = "train"
+def _single_folder(root: Path) -> tuple[dict[str, list[Listed]], tuple[str, ...]]:
+    there = {split for split in ("trainval", "train", "val", "test") if _list_file(root, split).is_file()}
+    test = "test" if "test" in there else "val"
+    train = "trainval" if test == "test" and "trainval" in there else "train"
+    remarks = []
     if test == "val":
-        _log.warning("%s: there is no test.txt; %s.txt is trained on and val.txt is measured", root, train)
-    return {"train": _list(root, train), "test": _list(root, test)}
+        remarks.append("there is no test.txt; train.txt is trained on and val.txt is measured")
+    elif train == "train" and "val" in there:
+        remarks.append("val.txt is not used: train.txt is trained on and test.txt is measured")
+    return {"train": _list(root, train), "test": _list(root, test)}, tuple(remarks)
 
 
 def _list_file(folder: Path, split: str) -> Path:
@@ -110,22 +123,7 @@ def _list(folder: Path, split: str) -> list[Listed]:
             where=file,
             next_step="write one name a line, without folder",
         )
-    return [Listed(folder / "Annotations" / f"{name}.xml", _picture(folder, name)) for name in names]
-
-
-def _picture(folder: Path, name: str) -> Path:
-    candidates = [folder / "JPEGImages" / f"{name}{suffix}" for suffix in _SUFFIXES]
-    return next((path for path in candidates if path.is_file()), candidates[0])
-
-
-def _require_disjoint(splits: dict[str, list[Listed]]) -> None:
-    both = {listed.picture for listed in splits["train"]} & {listed.picture for listed in splits["test"]}
-    if both:
-        raise InputError(
-            f"{len(both)} images are listed for training and for testing",
-            where=min(both),
-            next_step="take them out of one of the lists in ImageSets/Main",
-        )
+    return [Listed(folder, name, file) for name in names]
 
 
 def read_voc(root: Path) -> AnnotatedSet:
@@ -133,21 +131,32 @@ def read_voc(root: Path) -> AnnotatedSet:
 
     Raises InputError naming file and object for whatever `data.detection` and this module refuse.
     """
-    listed, classes = list_voc(root)
-    trees = {name: [(each, _parse(each.annotation)) for each in images] for name, images in listed.items()}
+    listed, classes, remarks = list_voc(root)
+    finder = FileFinder()
+    parsed = {split: [_parsed(each, finder) for each in images] for split, images in listed.items()}
     if classes is None:
-        names = (_name(obj, each, i) for each, tree in trees["train"] for i, obj in _objects(tree))
+        names = (_name(obj, each, i) for each in parsed["train"] for i, obj in _objects(each))
         classes = tuple(sorted(set(names)))
         _require_distinct_classes(classes, root)
     repairs = Repairs()
     splits = {
-        name: [_image(each, tree, classes, repairs) for each, tree in images]
-        for name, images in trees.items()
+        split: [_image(each, classes, finder, repairs) for each in images] for split, images in parsed.items()
     }
-    for images in splits.values():
-        check_pictures(images)
-    repairs.summarise(sum(1 for images in trees.values() for _, tree in images for _ in _objects(tree)))
-    return AnnotatedSet(classes, splits)
+    objects = sum(1 for images in parsed.values() for each in images for _ in _objects(each))
+    return annotated_set(root, classes, splits, (*remarks, *finder.remarks(), *repairs.remarks(objects)))
+
+
+def _parsed(listed: Listed, finder: FileFinder) -> _Parsed:
+    file = finder.find(listed.folder / "Annotations", [f"{listed.name}.xml"], listed.file)
+    return _Parsed(listed, file, _parse(file))
+
+
+def _picture(parsed: _Parsed, finder: FileFinder) -> Path:
+    listed = parsed.listed
+    written = (parsed.tree.findtext("filename") or "").strip()
+    others = [written] if name_parts(written) and ".." not in name_parts(written) else []
+    names = [f"{listed.name}{suffix}" for suffix in _SUFFIXES]
+    return finder.find(listed.folder / "JPEGImages", names, parsed.file, others)
 
 
 def _require_distinct_classes(classes: Sequence[str], root: Path) -> None:
@@ -190,36 +199,34 @@ def _parse(file: Path) -> ElementTree.Element:
     return tree
 
 
-def _objects(tree: ElementTree.Element) -> Iterable[tuple[int, ElementTree.Element]]:
-    return enumerate(tree.findall("object"), start=1)
+def _objects(parsed: _Parsed) -> Iterable[tuple[int, ElementTree.Element]]:
+    return enumerate(parsed.tree.findall("object"), start=1)
 
 
-def _where(listed: Listed, index: int, name: str = "") -> str:
-    return f"{listed.annotation}, object {index}{f' ({name})' if name else ''}"
+def _where(parsed: _Parsed, index: int, name: str = "") -> str:
+    return f"{parsed.file}, object {index}{f' ({name})' if name else ''}"
 
 
-def _name(obj: ElementTree.Element, listed: Listed, index: int) -> str:
+def _name(obj: ElementTree.Element, parsed: _Parsed, index: int) -> str:
     name = (obj.findtext("name") or "").strip()
     if not name:
-        raise InputError("an object without name", where=_where(listed, index), next_step="name its class")
+        raise InputError("an object without name", where=_where(parsed, index), next_step="name its class")
     return name
 
 
-def _image(
-    listed: Listed, tree: ElementTree.Element, classes: Sequence[str], repairs: Repairs
-) -> AnnotatedImage:
-    height, width = (_side(tree, side, str(listed.annotation)) for side in ("height", "width"))
+def _image(parsed: _Parsed, classes: Sequence[str], finder: FileFinder, repairs: Repairs) -> AnnotatedImage:
+    height, width = (_side(parsed.tree, side, str(parsed.file)) for side in ("height", "width"))
     objects = []
-    for index, obj in _objects(tree):
-        name = _name(obj, listed, index)
-        where = _where(listed, index, name)
+    for index, obj in _objects(parsed):
+        name = _name(obj, parsed, index)
+        where = _where(parsed, index, name)
         if name not in classes:
             raise unknown_name("class", name, classes, where=where)
         left, top, right, bottom = (_number(obj, f"bndbox/{edge}", where) for edge in _EDGES)
         box = checked_box((left - 1, top - 1, right, bottom), height, width, where, repairs)
         if box is not None:
             objects.append(AnnotatedObject(box, classes.index(name), difficult=_difficult(obj, where)))
-    return AnnotatedImage(listed.picture, height, width, tuple(objects))
+    return AnnotatedImage(_picture(parsed, finder), height, width, tuple(objects))
 
 
 def _difficult(obj: ElementTree.Element, where: str) -> bool:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,11 @@ from torch import Tensor
 
 from twinbench.data.detection import DetectionSplit
 from twinbench.foundation.errors import InputError
+
+_log = logging.getLogger(__name__)
+
+MOST_OF_CLASS = 100
+"""How many detections of a class in a picture COCO's AP counts, the best (the last of COCOeval's maxDets)."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,30 @@ def require_objects(truth: DetectionSplit) -> None:
             "average precision is not defined: the ground truth has no objects that count",
             next_step="check the annotations of the test split",
         )
+
+
+def evaluation_remarks(truth: DetectionSplit, classes: int) -> tuple[str, ...]:
+    """What COCO's limit of 100 detections cuts off where pictures have more objects of a class; a warning as well.
+
+    pycocotools applies the limit to each image and category. Objects that are ignored do not count.
+    """
+    counting = [~truth.ignored(i) for i in range(len(truth))]
+    perfect = [
+        Detections(boxes[mine], torch.ones(len(boxes[mine])), labels[mine])
+        for boxes, labels, mine in zip(truth.boxes, truth.labels, counting, strict=True)
+    ]
+    most = [int(torch.bincount(found.labels, minlength=classes).max()) for found in perfect]
+    pictures = sum(objects > MOST_OF_CLASS for objects in most)
+    if not pictures:
+        return ()
+    reached = average_precision(replace(truth, masks=None), perfect, classes)["box_ap"]
+    remark = (
+        f"COCO's AP counts at most {MOST_OF_CLASS} detections of a class in an image, and {pictures} of {len(truth)} "
+        f"test images have more objects of a class (up to {max(most)}): perfect detections would reach a box AP of "
+        f"{reached:.2f}"
+    )
+    _log.warning("%s", remark)
+    return (remark,)
 
 
 def average_precision(

@@ -15,7 +15,12 @@ from torch import Tensor, nn
 
 from twinbench.data.detection import DetectionSplit
 from twinbench.data.image_sets import ImageSet
-from twinbench.downstream.detection.coco_eval import Detections, average_precision, require_objects
+from twinbench.downstream.detection.coco_eval import (
+    Detections,
+    average_precision,
+    evaluation_remarks,
+    require_objects,
+)
 from twinbench.downstream.detection.schedules import Schedule
 from twinbench.downstream.detection.voc_eval import voc_average_precision
 from twinbench.downstream.protocol import EvaluationContext, Measurement, Protocol
@@ -91,6 +96,7 @@ class FineTuning(Protocol):
         if not masks:
             # They would be decoded, flipped and sent to the device with every picture, for a detector without use.
             train = replace(train, masks=None)
+        context.remarks += evaluation_remarks(test, classes) if self.evaluator == "coco" else ()
         iterations = self.schedule.iterations
         context.details["schedule"] = asdict(self.schedule)
         with seeded(context.seed, context.device):

@@ -25,6 +25,7 @@ from twinbench.data.image_sets import ImageSet
 from twinbench.downstream.detection.coco_eval import (
     Detections,
     average_precision,
+    evaluation_remarks,
     require_objects,
     run_lengths,
 )
@@ -167,6 +168,7 @@ class SmallMaskRcnn(Protocol):
         train, test = image_set.detection("train"), image_set.detection("test")
         train_images, test_images = _pixels_and_masks(train)[0], _pixels_and_masks(test)[0]
         classes = len(image_set.detection_classes)
+        context.remarks += evaluation_remarks(test, classes)
         with seeded(context.seed, context.device) as generator:
             detector = build_detector(encoder, classes, *train_images.shape[-2:]).to(context.device)
             require_encoder_maps(partial(pyramid_maps, detector), encoder, train_images[0])

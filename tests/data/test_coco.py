@@ -1,6 +1,7 @@
 import copy
 import json
 import logging
+import os
 import re
 
 import numpy as np
@@ -119,9 +120,12 @@ def test_boxes_outside_or_without_area_are_repaired_and_named(write, caplog, box
         found = read_coco(write([annotation(1, [0, 0, 5, 5]), annotation(33, box)]))
     boxes = [list(o.box) for o in found.splits["train"][0].objects]
     assert boxes == [[0, 0, 5, 5]] + ([] if repaired is None else [repaired])
-    (record,) = caplog.records
-    assert message in record.getMessage()
-    assert "instances_train2017.json, annotation 33" in record.getMessage()
+    named, counted = (record.getMessage() for record in caplog.records[:2])
+    assert message in named
+    assert "instances_train2017.json, annotation 33" in named
+    remark = next(remark for remark in found.remarks if message in remark)
+    assert remark.endswith("1 of 2 objects (annotations/instances_train2017.json, annotation 33 for one)")
+    assert counted.endswith(remark)
 
 
 def test_compressed_masks_of_any_shape_are_read(write):
@@ -144,6 +148,7 @@ def test_a_polygon_of_two_corners_is_left_out_and_named(write, caplog):
 
 
 BOX = [1, 4, 5, 5]
+SQUARE = [[1, 4, 6, 4, 6, 9, 1, 9]]
 SHIFTED = [[40, 30, 50, 30, 50, 40]]
 
 
@@ -165,7 +170,6 @@ SHIFTED = [[40, 30, 50, 30, 50, 40]]
         (annotation(33, BOX, segmentation=[[1, 2, 3, 4, 5]]), "not a list of points"),
         (annotation(33, BOX, segmentation=[["a", 2, 3, 4, 5, 6]]), "not a list of points"),
         (annotation(33, BOX, segmentation=7), "not a list of points"),
-        (annotation(33, BOX, segmentation=[[1, 2, 3, 4]]), "no polygon of the mask lies inside"),
         (annotation(33, BOX, segmentation=SHIFTED), "no polygon of the mask lies inside"),
         # Beyond 32 bits pycocotools crashes.
         (annotation(33, BOX, segmentation=[[1, 1, 1e9, 1, 1e9, 1e9]]), "more than 30 pixels outside"),
@@ -175,7 +179,6 @@ SHIFTED = [[40, 30, 50, 30, 50, 40]]
         (annotation(33, BOX, segmentation={}), "the mask is of size None"),
         (annotation(33, BOX, segmentation={"size": [20, 30], "counts": [100.5, 499.5]}), "list of integers"),
         (annotation(33, BOX, segmentation={"size": [20, 30], "counts": [-5, 605]}), "a run is negative"),
-        (annotation(33, BOX, segmentation=None), "1 of 4 objects have no mask"),
         (annotation(33, [1, 4, True, 5]), "bbox is not x, y, width, height"),
         (annotation(33, [1, 4, 10**400, 5]), "bbox is not x, y, width, height"),
         (annotation(33, BOX, iscrowd="0"), "iscrowd is '0', not 0 or 1"),
@@ -198,13 +201,14 @@ def test_wrong_annotations_are_refused_by_name(write, wrong, message):
         (lambda d: d["images"][0].update(height="20"), r"not a size(.|\n)*image 7"),
         (lambda d: d.update(images=[], annotations=[]), "lists no image"),
         (lambda d: d.pop("categories"), "no list 'categories'"),
-        (lambda d: d["annotations"][0].pop("segmentation"), "1 of 3 objects have no mask"),
         (lambda d: d["images"][0].update(file_name="gone.png"), r"missing(.|\n)*gone.png"),
         (lambda d: d["images"][0].update(width=WIDTH + 1), "the mask is of size"),
         (lambda d: (d["images"][0].update(width=WIDTH + 1), d["annotations"].clear()), "30x20 pixels, its"),
         (lambda d: d["images"][0].update(file_name="../val2017/8.png"), r"leads out of(.|\n)*image 7"),
         (lambda d: d["images"][0].update(file_name=""), r"not a file name(.|\n)*image 7"),
+        (lambda d: d["images"][0].update(file_name="..\\val2017\\8.png"), r"leads out of(.|\n)*image 7"),
         (lambda d: d["images"][0].update(file_name=None), r"not a file name(.|\n)*image 7"),
+        (lambda d: d["images"][0].update(file_name="/"), r"not a file name(.|\n)*image 7"),
         (lambda d: d["images"].append({**d["images"][0], "id": 9}), r"2 images of(.|\n)*7\.png"),
         (lambda d: d["images"][0].update(id=[7]), r"not an integer: \[7\](.|\n)*images\[0\]"),
         (lambda d: d["annotations"][0].update(id=None), r"not an integer: None(.|\n)*annotations\[0\]"),
@@ -251,9 +255,10 @@ def test_a_mask_without_a_pixel_is_kept_and_named(write, caplog):
     with caplog.at_level(logging.WARNING):
         found = read_coco(folder)
     assert len(found.splits["train"][0].objects) == 2
-    assert [record.getMessage().split(",")[-1] for record in caplog.records] == [
+    assert [record.getMessage().split(",")[-1] for record in caplog.records[:2]] == [
         f" annotation {33 + i}: kept a mask without a pixel" for i in range(2)
     ]
+    assert found.remarks[0].startswith("kept a mask without a pixel: 2 of 2 objects")
 
 
 def test_a_category_that_the_training_file_lacks_may_not_be_used(write):
@@ -278,6 +283,13 @@ def test_missing_and_ambiguous_files_are_refused(write):
         file.unlink()
     with pytest.raises(InputError, match="instances_train"):
         read_coco(folder)
+    write()
+    (folder / "train").mkdir()
+    (folder / "train" / "_annotations.coco.json").write_text("{}")
+    with pytest.raises(
+        InputError, match=r"more than one annotation file for train: annotations/.*, train/_anno"
+    ):
+        read_coco(folder)
 
 
 def test_boxes_written_as_edges_are_refused_when_there_are_many(write, caplog):
@@ -287,5 +299,171 @@ def test_boxes_written_as_edges_are_refused_when_there_are_many(write, caplog):
     assert "left, top, width, height" in str(caught.value.next_step)
     few = [annotation(i, [20, 10, 28, 18] if i < 6 else [2, 3, 4, 5]) for i in range(1, 31)]
     caplog.clear()
-    read_coco(write(few))
-    assert [record.getMessage().count("clipped a box") for record in caplog.records] == [1] * 5
+    found = read_coco(write(few))
+    assert [record.getMessage().count("to the image of 30x20") for record in caplog.records[:6]] == [
+        1
+    ] * 5 + [0]
+    assert found.remarks[0].startswith("clipped a box to the image: 5 of 30 objects")
+
+
+NO_MASKS = [None, [], [[]], [[], []], [[1, 2, 3, 4]]]
+
+
+@pytest.mark.parametrize("segmentation", NO_MASKS)
+def test_an_object_without_a_mask_leaves_boxes_alone_and_is_named(write, segmentation):
+    folder = write([*TRAIN, annotation(33, BOX, segmentation=segmentation)])
+    found = load_image_set(f"coco:{folder}")
+    assert found.detection("train").masks is None
+    assert found.detection("train").boxes[0].tolist()[3] == [1, 4, 6, 9], "the object stays"
+    (remark,) = (remark for remark in found.remarks if remark.startswith("no mask: 1 of 4 objects"))
+    assert "(annotations/instances_train2017.json, annotation 33 for one)" in remark
+    boxes_only = [{**each, "segmentation": []} for each in [*TRAIN, annotation(33, BOX)]]
+    assert load_image_set(f"coco:{write(boxes_only)}").fingerprint == found.fingerprint
+
+
+@pytest.mark.parametrize("segmentation", NO_MASKS)
+def test_a_set_in_which_no_object_has_a_mask_needs_no_remark(write, segmentation):
+    found = load_image_set(f"coco:{write([annotation(33, BOX, segmentation=segmentation)])}")
+    assert found.detection("train").masks is None
+    assert not any("no mask" in remark for remark in found.remarks)
+
+
+def test_masks_that_miss_in_the_other_split_alone_count(write):
+    folder = write()
+    file = folder / "annotations" / "instances_val2017.json"
+    content = json.loads(file.read_text())
+    content["annotations"] = [annotation(1, BOX, image_id=8)]
+    file.write_text(json.dumps(content))
+    found = load_image_set(f"coco:{folder}")
+    assert found.detection("train").masks is None
+    assert any("1 of 4 objects (annotations/instances_val2017.json, annotation 1" in r for r in found.remarks)
+
+
+def test_many_masks_in_another_format_are_refused(write):
+    shares = [annotation(i, BOX, segmentation=[[0.1, 0.1, 0.2, 0.1, 0.2, 0.2]]) for i in range(1, 31)]
+    with pytest.raises(InputError, match="30 of 30 objects have a mask without a pixel") as caught:
+        read_coco(write(shares))
+    assert "in pixels" in str(caught.value.next_step)
+
+
+def with_root(document, root="dataset", **others):
+    document["categories"] = [
+        {"id": 0, "name": root, "supercategory": "none"},
+        *({**category, "supercategory": root} for category in document["categories"]),
+    ]
+
+
+def test_the_root_of_the_categories_is_no_class_unless_it_owns_an_object(write):
+    found = read_coco(write(change=with_root))
+    assert found.classes == ("person", "toothbrush")
+    assert found.splits["train"][0].objects[0].label == 1
+    assert any(remark.endswith("of others: 1 of 3 categories, dataset (0)") for remark in found.remarks)
+    owned = read_coco(write([*TRAIN, annotation(4, BOX, category_id=0, segmentation=SQUARE)], with_root))
+    assert owned.classes == ("dataset", "person", "toothbrush")
+
+
+def test_a_root_may_have_the_name_of_a_class(write):
+    assert read_coco(write(change=lambda d: with_root(d, "person"))).classes == ("person", "toothbrush")
+
+
+def test_a_root_that_owns_objects_in_the_test_file_alone_is_refused_or_a_class(write):
+    folder = write(change=with_root)
+    file = folder / "annotations" / "instances_val2017.json"
+    content = json.loads(file.read_text())
+    with_root(content)
+    content["annotations"] = [annotation(1, BOX, image_id=8, category_id=0, segmentation=SQUARE)]
+    file.write_text(json.dumps(content))
+    assert read_coco(folder).classes == ("dataset", "person", "toothbrush")
+
+
+def test_a_category_without_objects_stays_a_class_and_is_said(write):
+    def its_own_parent(document):
+        document["categories"][0]["supercategory"] = "toothbrush"
+
+    found = read_coco(write([TRAIN[1]], its_own_parent))
+    assert found.classes == ("person", "toothbrush")
+    found = read_coco(write(TRAIN[:1]))
+    assert found.classes == ("person", "toothbrush")
+    assert "1 of 2 classes have no object to train on: person" in found.remarks
+
+
+def test_classes_without_a_test_object_are_said(write):
+    folder = write()
+    file = folder / "annotations" / "instances_val2017.json"
+    content = json.loads(file.read_text())
+    content["annotations"] = [
+        annotation(1, BOX, image_id=8, segmentation=SQUARE),
+        annotation(2, BOX, image_id=8, segmentation=SQUARE, category_id=1, iscrowd=1),
+    ]
+    file.write_text(json.dumps(content))
+    assert [remark.split(":")[1] for remark in read_coco(folder).remarks if "no test object" in remark] == [
+        " person"
+    ]
+
+
+@pytest.fixture
+def roboflow(tmp_path):
+    """Writes a folder in Roboflow's layout with the given splits and returns it."""
+
+    def write(*splits):
+        for identifier, split in enumerate(splits, start=1):
+            folder = tmp_path / split
+            folder.mkdir()
+            Image.new("RGB", (WIDTH, HEIGHT), (identifier, 0, 0)).save(folder / "a.png")
+            content = document(identifier, "a.png", [annotation(1, BOX, image_id=identifier)])
+            with_root(content)
+            (folder / "_annotations.coco.json").write_text(json.dumps(content))
+        return tmp_path
+
+    return write
+
+
+def test_roboflows_layout_is_read_and_its_valid_is_said_to_be_unused(roboflow):
+    found = load_image_set(f"coco:{roboflow('train', 'test', 'valid')}")
+    shades = [found.detection(split).images[0][0].unique().tolist() for split in ("train", "test")]
+    assert shades == [[1], [2]]
+    assert found.detection_classes == ("person", "toothbrush")
+    assert found.remarks[0].startswith("valid/_annotations.coco.json is not used")
+
+
+def test_without_a_test_folder_roboflows_valid_is_measured_and_that_is_said(roboflow):
+    found = load_image_set(f"coco:{roboflow('train', 'valid')}")
+    assert found.detection("test").images[0][0].unique().tolist() == [2]
+    assert "valid/_annotations.coco.json is measured" in found.remarks[0]
+
+
+def test_a_validation_file_beside_a_test_file_is_said_to_be_unused(write):
+    folder = write()
+    annotations = folder / "annotations"
+    (annotations / "instances_test.json").write_text((annotations / "instances_val2017.json").read_text())
+    (folder / "val2017").rename(folder / "test")
+    assert read_coco(folder).remarks[0].startswith("annotations/instances_val2017.json is not used")
+
+
+def test_names_in_another_spelling_are_found_and_counted(write):
+    folder = write(change=lambda d: d["images"][0].update(file_name="part\\7.PNG"))
+    (folder / "train2017" / "part").mkdir()
+    (folder / "train2017" / "7.png").rename(folder / "train2017" / "part" / "7.png")
+    found = read_coco(folder)
+    assert found.splits["train"][0].path == folder / "train2017" / "part" / "7.png"
+    remark = (
+        "files found under another name than the annotations give: 1 (part\\7.PNG is part/7.png, for one)"
+    )
+    assert remark in found.remarks
+
+
+def test_a_remark_can_be_written_whatever_bytes_a_folder_is_called(write):
+    folder = write(change=lambda d: d["images"][0].update(file_name="7.PNG"))
+    odd = folder / "train2017" / os.fsdecode(b"odd\xff")
+    odd.mkdir()
+    (folder / "train2017" / "7.png").rename(odd / "7.png")
+    found = read_coco(folder)
+    assert found.splits["train"][0].path == odd / "7.png"
+    assert any(r"(7.PNG is odd\udcff/7.png" in remark for remark in found.remarks)
+    json.dumps(found.remarks, ensure_ascii=False).encode()
+
+
+def test_two_spellings_of_one_picture_are_one_picture(write):
+    folder = write(change=lambda d: d["images"].append({**d["images"][0], "id": 9, "file_name": "x/7.PNG"}))
+    with pytest.raises(InputError, match=r"2 images of the split train(.|\n)*7\.png"):
+        read_coco(folder)

@@ -112,9 +112,12 @@ def test_boxes_outside_or_without_area_are_repaired_and_named(folder, caplog, bo
         found = read_voc(folder)
     boxes = [list(o.box) for o in found.splits["train"][0].objects]
     assert boxes == [[0, 0, 9, 9]] + ([] if repaired is None else [repaired])
-    (record,) = caplog.records
-    assert message in record.getMessage()
-    assert "one.xml, object 2 (dog)" in record.getMessage()
+    named, counted = (record.getMessage() for record in caplog.records)
+    assert message in named
+    assert "one.xml, object 2 (dog)" in named
+    (remark,) = found.remarks
+    assert remark.endswith("1 of 3 objects (Annotations/one.xml, object 2 (dog) for one)")
+    assert counted == f"{folder}: {remark}"
 
 
 @pytest.mark.parametrize("box", [(20, 5, 10, 10), (5, 20, 10, 10), ("nan", 1, 5, 5), ("x", 1, 5, 5)])
@@ -194,8 +197,11 @@ def test_the_lists_of_classes_do_not_count(folder):
 def test_more_repairs_than_are_named_are_counted(folder, caplog):
     write_image(folder, "one", *[("dog", (-4, 1, 10, 10))] * 33, *[("dog", (4, 1, 10, 10))] * 166)
     with caplog.at_level(logging.WARNING):
-        read_voc(folder)
-    assert caplog.records[-1].getMessage() == "repaired objects: 33 of 200"
+        found = read_voc(folder)
+    assert sum("to the image of" in record.getMessage() for record in caplog.records) == 20
+    assert found.remarks == (
+        "clipped a box to the image: 33 of 200 objects (Annotations/one.xml, object 1 (dog) for one)",
+    )
 
 
 def test_a_picture_that_cannot_be_decoded_is_refused_by_name_when_it_is_met(folder):
@@ -272,3 +278,40 @@ def test_a_folder_without_a_test_list_says_what_it_measures(folder, caplog):
     (folder / "ImageSets" / "Main" / "test.txt").unlink()
     read_voc(folder)
     assert "there is no test.txt; train.txt is trained on and val.txt is measured" in caplog.text
+
+
+def test_pictures_with_extensions_in_capitals_are_found_and_counted(folder):
+    pictures = folder / "JPEGImages"
+    (pictures / "two.jpg").rename(pictures / "two.JPG")
+    (pictures / "three.jpg").rename(pictures / "Three.Jpeg")
+    found = read_voc(folder)
+    assert [found.splits[split][-1].path.name for split in ("train", "test")] == ["two.JPG", "Three.Jpeg"]
+    assert any(remark.endswith(": 2 (two.jpg is two.JPG, for one)") for remark in found.remarks)
+
+
+def test_the_file_name_in_the_annotation_helps_where_the_listed_one_does_not(folder):
+    pictures, annotation = folder / "JPEGImages", folder / "Annotations" / "two.xml"
+    content = annotation.read_text()
+    annotation.write_text(content.replace("<annotation>", "<annotation><filename>one.jpg</filename>"))
+    assert read_voc(folder).splits["train"][1].path == pictures / "two.jpg", "the listed name goes first"
+    (pictures / "two.jpg").rename(pictures / "IMG_2.bmp")
+    annotation.write_text(
+        content.replace("<annotation>", "<annotation><filename>C:\\x\\img_2.bmp</filename>")
+    )
+    found = read_voc(folder)
+    assert found.splits["train"][1].path == pictures / "IMG_2.bmp"
+    assert any("(two.jpg is IMG_2.bmp, for one)" in remark for remark in found.remarks)
+    annotation.write_text(content.replace("<annotation>", "<annotation><filename>one.jpg</filename>"))
+    assert "2 images of the split train" in refused(folder)
+    annotation.write_text(content.replace("<annotation>", "<annotation><filename>../one.jpg</filename>"))
+    assert "an annotated image is missing" in refused(folder)
+
+
+def test_a_list_that_names_one_picture_in_two_spellings_is_refused(folder):
+    write_lists(folder, test=["TWO"])
+    assert "listed for training and for testing" in refused(folder)
+
+
+def test_a_list_of_validation_that_is_not_used_is_said(folder):
+    (folder / "ImageSets" / "Main" / "trainval.txt").unlink()
+    assert "val.txt is not used: train.txt is trained on and test.txt is measured" in read_voc(folder).remarks

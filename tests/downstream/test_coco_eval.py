@@ -1,12 +1,24 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from pycocotools import mask as mask_codec
+from pycocotools.cocoeval import Params
 
 from twinbench.data.image_sets import DetectionSplit
-from twinbench.downstream.detection.coco_eval import Detections, average_precision, run_lengths
+from twinbench.downstream.detection import small_mask_rcnn
+from twinbench.downstream.detection.coco_eval import (
+    MOST_OF_CLASS,
+    Detections,
+    average_precision,
+    evaluation_remarks,
+    run_lengths,
+)
+from twinbench.downstream.detection.schedules import TINY
+from twinbench.downstream.detection.torchvision_rcnn import C4Torchvision
+from twinbench.downstream.protocol import EvaluationContext
 from twinbench.foundation.errors import InputError
 
 SIDE = 40
@@ -115,3 +127,64 @@ def test_ground_truth_without_objects_is_an_error_not_minus_one():
 def test_one_entry_per_image_is_required():
     with pytest.raises(ValueError, match="1 images for 2 images"):
         average_precision(TRUTH, [found([], [])], classes=2)
+
+
+def many(*numbers, ignored=0):
+    """One scene with so many objects of class 0, 1 ..., all apart, of which the first of class 0 are ignored."""
+    labels = torch.arange(len(numbers)).repeat_interleave(torch.tensor(numbers))
+    corners = 2 * torch.stack([torch.arange(len(labels)) % 20, torch.arange(len(labels)) // 20], dim=1)
+    truth = scenes((torch.cat([corners, corners + 1], dim=1).tolist(), labels.tolist()))
+    crowd = torch.arange(len(labels)) < ignored
+    return replace(truth, masks=None, crowd=[crowd])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "ignored", "largest", "reached"),
+    [
+        # Recall ends at 100 of n objects: the points 0, 0.01 ... 1 up to there, of 101, have precision 1.
+        ((250,), 0, 250, 41 / 101),
+        ((160,), 0, 160, 63 / 101),
+        ((200, 10), 0, 200, (51 / 101 + 1) / 2),
+        ((200,), 80, 120, 84 / 101),
+    ],
+)
+def test_images_that_cocos_limit_cuts_are_counted_with_what_perfect_detections_reach(
+    numbers, ignored, largest, reached, caplog
+):
+    (remark,) = evaluation_remarks(many(*numbers, ignored=ignored), len(numbers))
+    assert f"1 of 1 test images have more objects of a class (up to {largest})" in remark
+    assert remark.endswith(f"a box AP of {100 * reached:.2f}")
+    assert caplog.messages == [remark]
+    assert Params("bbox").maxDets[-1] == MOST_OF_CLASS
+
+
+@pytest.mark.parametrize(("numbers", "ignored"), [((100,), 0), ((100, 100, 30), 0), ((120,), 20), ((0,), 0)])
+def test_a_hundred_objects_of_each_class_are_not_cut(numbers, ignored):
+    assert evaluation_remarks(many(*numbers, ignored=ignored), len(numbers)) == ()
+
+
+class BuildingBegins(Exception):
+    """Raised in place of building a detector."""
+
+
+def begins(*args):
+    raise BuildingBegins
+
+
+@pytest.mark.parametrize(
+    ("protocol", "cut"),
+    [
+        (C4Torchvision("detection/coco-v1", TINY), True),
+        (C4Torchvision("detection/voc-v1", TINY, evaluator="voc2007"), False),
+        (small_mask_rcnn.SmallMaskRcnn(), True),
+    ],
+)
+def test_protocols_with_cocos_ap_say_what_it_cuts_before_they_train(protocol, cut, monkeypatch):
+    monkeypatch.setattr(C4Torchvision, "build", begins)
+    monkeypatch.setattr(small_mask_rcnn, "build_detector", begins)
+    dense = replace(many(120), masks=[torch.zeros(120, SIDE, SIDE, dtype=torch.bool)])
+    images = SimpleNamespace(detection=lambda split: dense, detection_classes=("cell",))
+    context = EvaluationContext(images, features=None)
+    with pytest.raises(BuildingBegins):
+        protocol.evaluate(None, context)
+    assert any("COCO's AP counts at most 100" in remark for remark in context.remarks) == cut
