@@ -28,6 +28,7 @@ from torch import Tensor
 
 from twinbench.encoders.encoder import checked_description
 from twinbench.encoders.foreign.array_pickles import load_arrays
+from twinbench.encoders.foreign.kinds import require_checkpoint
 from twinbench.foundation.errors import InputError, RunFailure
 
 DESCRIPTION = "twinbench"  # the key of our own description in what `encoders.foreign.exporter` writes
@@ -89,11 +90,12 @@ class CheckpointFile:
 def read_checkpoint(path: Path) -> CheckpointFile:
     """Read a checkpoint (``torch.save``, safetensors or a pickle of numpy arrays) without running code.
 
-    Raises InputError if there is no such file, where it is damaged, where its pickle wants
+    Raises InputError if there is no such file, where it is damaged or no checkpoint at all, where its pickle wants
     more than tensors and plain containers, where it holds no state dict, where two keys differ by what PyTorch's
     wrappers put in alone, and where our own description in it is nonsense; RunFailure where the file cannot be opened.
     """
     sha256 = _sha256(path)
+    require_checkpoint(path)
     document, note = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     if not isinstance(document, Mapping):
         raise InputError(
