@@ -35,6 +35,7 @@ DESCRIPTION = "twinbench"  # the key of our own description in what `encoders.fo
 _ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began before it wrote zip files
 _WRAPPERS = ("state_dict", "classy_state_dict", "base_model", "model", "model_state_dict", "resnet")
+_DEEPEST = 8  # wrappers around a state dict; VISSL has three
 _SAVE_WEIGHTS = "save the weights alone: torch.save(model.state_dict(), FILE)"
 
 
@@ -242,7 +243,7 @@ def _unwrap(document: Mapping[Any, Any]) -> tuple[dict[str, dict[str, Tensor]], 
             wrapper = networks[0]
         elif networks:
             wrapper = None
-        if wrapper is None:
+        if wrapper is None or len(wrappers) == _DEEPEST:  # a pickle may hold itself
             return {f"{key}.": part for key, part in parts.items()}, tuple(wrappers)
         node = node[wrapper]
         wrappers.append(wrapper)

@@ -260,15 +260,19 @@ def _is_torchvision(c: CheckpointFile) -> bool:
     return _plain(c) and (_classified(c) or bool(c.description)) and not converted
 
 
-def _optimised(c: CheckpointFile) -> set[Any]:
+def _optimised(c: CheckpointFile) -> set[str]:
     """What the parameter groups in the optimizer states of a Lightning checkpoint are called."""
-    states = c.beside.get("optimizer_states")
     groups = [
         group
-        for state in (states if isinstance(states, list) else [])
-        for group in (state.get("param_groups", []) if isinstance(state, Mapping) else [])
+        for state in _listed(c.beside.get("optimizer_states"))
+        for group in _listed(state.get("param_groups"))
     ]
-    return {group.get("name") for group in groups if isinstance(group, Mapping)}
+    return {name for group in groups if isinstance(name := group.get("name"), str)}
+
+
+def _listed(value: object) -> list[Mapping[str, Any]]:
+    """The mappings in a list; none in anything else, for a file may hold what it likes."""
+    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []
 
 
 _SOLO_HEADS = {"projector", "predictor", "prototypes", "head", "decoder", "momentum_classifier"}

@@ -21,7 +21,7 @@ from twinbench.encoders.backbones import ResNet, Stem, backbone_names, build_bac
 from twinbench.encoders.encoder import INFO_FILE, Encoder, EncoderInfo, is_method_name
 from twinbench.encoders.foreign.files import CheckpointFile, read_checkpoint, require_distinct
 from twinbench.encoders.foreign.formats import FORMATS, Format, Layout
-from twinbench.encoders.foreign.networks import Taken, take
+from twinbench.encoders.foreign.networks import Taken, called, take
 from twinbench.foundation.errors import InputError
 
 _SMALL_PIXELS, _IMAGENET_PIXELS = 32, 224
@@ -220,10 +220,9 @@ def account(checkpoint: CheckpointFile, chosen: Format, taken: Taken, caution: s
 
 
 def _reason_to_ignore(key: str, chosen: Format, taken: Taken) -> str | None:
-    known = chosen.reason_to_ignore(key) or taken.reason_to_ignore(key)
-    if known is None and taken.layout.anywhere:
-        return chosen.reason_to_ignore(key.removeprefix(taken.layout.prefix))
-    return known
+    """Why a key is left out; a classifier may stand in the network, below its prefix."""
+    below = key.removeprefix(taken.layout.prefix)
+    return chosen.reason_to_ignore(key) or taken.reason_to_ignore(key) or chosen.reason_to_ignore(below)
 
 
 def _notes(checkpoint: CheckpointFile, found: dict[str, str], networks: str, caution: str) -> tuple[str, ...]:
@@ -400,6 +399,9 @@ def _incomplete(checkpoint: CheckpointFile, accounting: Accounting) -> InputErro
     if nearest:
         next_step = "name the format as you import it"
         return InputError("; ".join(parts), where, nearest, next_step, option="format")
+    if not accounting.matched and (prefixes := FORMATS[accounting.format].networks(list(checkpoint.tensors))):
+        next_step = f"name the network as you import it: {', '.join(map(called, prefixes))}"
+        return InputError("; ".join(parts), where, None, next_step, option="network")
     if accounting.missing:
         return InputError("; ".join(parts), where, None, "give the file as its project publishes it")
     next_step = "give a plain ResNet: Wide-ResNet, ResNeXt, SE and deep-stem networks cannot be imported"

@@ -34,11 +34,15 @@ class Taken:
 
     def reason_to_ignore(self, key: str) -> str | None:
         """Why a key belongs to a network that is left out, None if it does not."""
-        if any(key.startswith(prefix) for prefix in self.copies):
+        if any(self._is_of(prefix, key) for prefix in self.copies):
             return "the same tensors under another name"
-        if any(key.startswith(prefix) for prefix in self.others):
+        if any(self._is_of(prefix, key) for prefix in self.others):
             return "another network"
         return None
+
+    def _is_of(self, prefix: str, key: str) -> bool:
+        """Whether a key is of the network with a prefix; without one, heads beside the backbone are not."""
+        return key.startswith(prefix) if prefix else bool(replace(self.layout, prefix="").backbone([key]))
 
 
 def take(checkpoint: CheckpointFile, chosen: Format, wanted: str | None = None) -> Taken:
@@ -62,15 +66,15 @@ def take(checkpoint: CheckpointFile, chosen: Format, wanted: str | None = None) 
     why = "as asked" if asked else chosen.evaluates or "the one that the format reads"
     caution = ""
     if asked and others:
-        instead = f", not {_called(usual.prefix)}, {chosen.evaluates}" if chosen.evaluates else ""
-        caution = f"the network {_called(layout.prefix)} of this file is taken, as asked{instead}"
+        instead = f", not {called(usual.prefix)}, {chosen.evaluates}" if chosen.evaluates else ""
+        caution = f"the network {called(layout.prefix)} of this file is taken, as asked{instead}"
     return Taken(layout, copies, others, _note(layout, copies, others, why), caution)
 
 
 def _named(checkpoint: CheckpointFile, chosen: Format, wanted: str) -> Layout:
-    found = {_called(prefix): layout for prefix, layout in chosen.networks(list(checkpoint.tensors)).items()}
-    name = wanted.removesuffix(".") or "."
-    begun = [layout for called, layout in found.items() if called.startswith(f"{name}.")]
+    found = {called(prefix): layout for prefix, layout in chosen.networks(list(checkpoint.tensors)).items()}
+    name = called(wanted)
+    begun = [layout for each, layout in found.items() if each.startswith(f"{name}.")]
     fitting = [found[name]] if name in found else begun
     if len(fitting) != 1:
         raise InputError(
@@ -84,7 +88,7 @@ def _named(checkpoint: CheckpointFile, chosen: Format, wanted: str) -> Layout:
 
 
 def _which(checkpoint: CheckpointFile, prefixes: list[str]) -> InputError:
-    names = ", ".join(_called(prefix) for prefix in prefixes)
+    names = ", ".join(called(prefix) for prefix in prefixes)
     return InputError(
         f"{len(prefixes)} networks in this file, and nothing says which one its project evaluates: {names}",
         where=checkpoint.path,
@@ -93,7 +97,7 @@ def _which(checkpoint: CheckpointFile, prefixes: list[str]) -> InputError:
     )
 
 
-def _called(prefix: str) -> str:
+def called(prefix: str) -> str:
     """What a network is called: what stands before its names, a dot where nothing does."""
     return prefix.removesuffix(".") or "."
 
@@ -121,12 +125,12 @@ def _are_equal(one: Tensor, other: Tensor) -> bool:
 def _note(layout: Layout, copies: tuple[str, ...], others: tuple[str, ...], why: str) -> str:
     parts = []
     if others:
-        left = ", ".join(map(_called, others))
+        left = ", ".join(map(called, others))
         parts.append(
-            f"{1 + len(others)} networks in this file: {_called(layout.prefix)} is taken, {why}; left out: {left}"
+            f"{1 + len(others)} networks in this file: {called(layout.prefix)} is taken, {why}; left out: {left}"
         )
     if copies:
         parts.append(
-            f"{', '.join(map(_called, copies))} and {_called(layout.prefix)} are the same tensors, one by one"
+            f"{', '.join(map(called, copies))} and {called(layout.prefix)} are the same tensors, one by one"
         )
     return "; ".join(parts)

@@ -342,6 +342,29 @@ def test_of_networks_that_no_project_speaks_for_one_must_be_named(tmp_path, case
     assert f"{first}, {second}" in (error.value.next_step or "")
 
 
+@pytest.mark.parametrize("states", [3, [3], [{"param_groups": 3}], [{"param_groups": [{"name": [1]}, 3]}]])
+def test_optimizer_states_that_are_no_such_thing_say_nothing(tmp_path, states):
+    file = lightning(solo_keys(torchvision_resnet().state_dict())) | {"optimizer_states": states}
+    assert read_foreign(written(tmp_path, file)).info.source_format == "plain"
+
+
+def test_a_pickle_that_holds_itself_is_no_state_dict(tmp_path):
+    file: dict = {"epoch": 3}
+    file["model"] = file
+    with pytest.raises(InputError, match="no state dict in this file"):
+        read_foreign(written(tmp_path, file))
+
+
+def test_a_head_beside_a_network_without_prefix_belongs_to_nobody(tmp_path):
+    b = torchvision_resnet().state_dict()
+    path = written(
+        tmp_path, {**b, **head("head.weight"), **under("ema.", another(b)), **head("ema.head.weight")}
+    )
+    accounting = read_foreign(path, network="ema").accounting
+    assert accounting.unexpected == ("head.weight", "ema.head.weight")
+    assert set(accounting.ignored["another network"]) == set(b)
+
+
 def test_a_beginning_names_a_network_where_it_fits_one_alone(tmp_path):
     path = written(tmp_path, dino(torchvision_resnet().state_dict()))
     assert "student.backbone of this file" in read_foreign(path, network="student").info.source_note
@@ -357,18 +380,26 @@ def test_a_beginning_names_a_network_where_it_fits_one_alone(tmp_path):
         (simsiam, "moco_v3", "simsiam"),
         (barlow_twins, "swav", "barlow_twins"),
         (backbone_alone, "simsiam", "plain"),
-        (timm, "moco_v2", None),
     ],
 )
 def test_only_a_format_that_would_succeed_is_suggested(tmp_path, write, asked, right):
     path = written(tmp_path, write(torchvision_resnet().state_dict()))
     with pytest.raises(InputError, match="no tensor of a ResNet under the names of") as error:
         read_foreign(path, asked)
-    if right is None:
-        assert error.value.nearest is None
-        return
     assert (error.value.nearest or "").startswith(f"{right} (100 of 100")
     assert read_foreign(path, right).accounting.complete
+
+
+@pytest.mark.parametrize("format_name", ["timm", "torchvision", "plain"])
+def test_timms_two_networks_are_asked_for_in_its_own_format_as_well(tmp_path, format_name):
+    path = written(tmp_path, timm(torchvision_resnet().state_dict()))
+    with pytest.raises(InputError) as error:
+        read_foreign(path, format_name)
+    assert error.value.option == "network"
+    assert "state_dict, state_dict_ema" in f"{error.value.what} {error.value.next_step}"
+    taken = read_foreign(path, format_name, network="state_dict_ema")
+    assert taken.accounting.ignored["classifier"] == ("state_dict_ema.fc.weight", "state_dict_ema.fc.bias")
+    assert taken.info.source_format == format_name
 
 
 @pytest.mark.parametrize("case", LAYOUTS)
