@@ -201,12 +201,19 @@ def import_(
         Literal["small", "stride2"] | None,
         typer.Option(help="Stem of a 3x3 first convolution, where the format leaves it open."),
     ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Which of several networks in the file. [default: the one its project evaluates]",
+        ),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Make an encoder of another project's checkpoint; every key is accounted for, no code of it is run."""
     from twinbench.harness.transfer_commands import import_one
 
-    import_one(file, format_, method, out, stem)
+    import_one(file, format_, method, out, stem, network)
 
 
 ExportFormat = Literal["torchvision", "detectron2", "timm"]

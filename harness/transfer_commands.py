@@ -13,14 +13,19 @@ from twinbench.harness.store import check_writable, encoder_in
 
 
 def import_one(
-    file: Path, format_name: str | None, method: str | None, out: Path, stem: Stem | None = None
+    file: Path,
+    format_name: str | None,
+    method: str | None,
+    out: Path,
+    stem: Stem | None = None,
+    network: str | None = None,
 ) -> None:
     """Make an encoder of another project's checkpoint and print the account of its keys."""
     if out.exists() and not out.is_dir():
         raise InputError(
             "this is a file, not a folder", where=out, next_step="give another folder", option="out"
         )
-    foreign = read_foreign(file, format_name, method, stem)
+    foreign = read_foreign(file, format_name, method, stem, network)
     print(f"format:     {foreign.info.source_format}" + ("" if format_name else ", recognised from the keys"))
     print("\n".join([*foreign.accounting.lines(), *describe(foreign.info)]))
     if foreign.info.source_note and method is None:

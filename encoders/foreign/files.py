@@ -1,9 +1,9 @@
 """Checkpoint files of other projects, read without running any code that they may hold.
 
 A ``.pth`` file is a pickle, and a pickle is a program. PyTorch's weights-only reader runs none of it: it builds tensors
-and plain containers and refuses everything else. Two harmless things that official checkpoints hold are let through:
-numpy's scalars (a loss, an accuracy) and `argparse.Namespace` (the command line). Bare pickles of numpy arrays, as
-Detectron2 has them, are read by `encoders.foreign.array_pickles`.
+and plain containers and refuses everything else. Harmless things that official checkpoints hold are let through:
+numpy's scalars (a loss, an accuracy), `argparse.Namespace` (the command line) and the curves of OpenMMLab's log, which
+are thrown away. Bare pickles of numpy arrays, as Detectron2 has them, are read by `encoders.foreign.array_pickles`.
 """
 
 from __future__ import annotations
@@ -28,19 +28,44 @@ from torch import Tensor
 
 from twinbench.encoders.encoder import checked_description
 from twinbench.encoders.foreign.array_pickles import load_arrays
+from twinbench.encoders.foreign.kinds import require_checkpoint
 from twinbench.foundation.errors import InputError, RunFailure
 
 DESCRIPTION = "twinbench"  # the key of our own description in what `encoders.foreign.exporter` writes
 _ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began before it wrote zip files
 _WRAPPERS = ("state_dict", "classy_state_dict", "base_model", "model", "model_state_dict", "resnet")
+_DEEPEST = 8  # wrappers around a state dict; VISSL has three
 _SAVE_WEIGHTS = "save the weights alone: torch.save(model.state_dict(), FILE)"
+
+
+class _Discarded:
+    """Stands for an object beside the weights that is of no use here: takes whatever it is given and keeps nothing."""
+
+    def __new__(cls, *arguments: object) -> _Discarded:
+        """An instance that ignores its arguments."""
+        return super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
 _HARMLESS: list[Any] = [
     argparse.Namespace,
     np.dtype,
     *(type(np.dtype(code)) for code in ("f2", "f4", "f8", "i4", "i8", "?")),
     (numpy_scalar, "numpy._core.multiarray.scalar"),
     (numpy_scalar, "numpy.core.multiarray.scalar"),  # as numpy 1 called it
+    # mmengine's runner saves `message_hub`, curves of the log as arrays (mmengine/logging/history_buffer.py)
+    *(
+        (_Discarded, name)
+        for name in (
+            "mmengine.logging.history_buffer.HistoryBuffer",
+            "numpy.ndarray",
+            "numpy._core.multiarray._reconstruct",
+            "numpy.core.multiarray._reconstruct",
+        )
+    ),
 ]
 
 
@@ -48,7 +73,8 @@ _HARMLESS: list[Any] = [
 class CheckpointFile:
     """The tensors of a checkpoint by name, in the file's order.
 
-    ``wrappers`` are the keys that lead to them, outermost first; ``beside`` the keys next to the outermost wrapper.
+    ``wrappers`` are the keys that lead to them, outermost first; ``beside`` is what else the file holds at its top.
+    Of several networks under keys of their own (``student``, ``teacher``) all are here, with the key before the name.
     ``stripped`` are the parts of names that DistributedDataParallel and torch.compile put in; the names here lack them.
     ``description`` is what our own exporter wrote beside the weights, empty in any other file.
     """
@@ -57,7 +83,7 @@ class CheckpointFile:
     sha256: str
     tensors: dict[str, Tensor]
     wrappers: tuple[str, ...] = ()
-    beside: tuple[str, ...] = ()
+    beside: Mapping[str, Any] = field(default_factory=dict)
     stripped: tuple[str, ...] = ()
     description: Mapping[str, Any] = field(default_factory=dict)
 
@@ -65,27 +91,32 @@ class CheckpointFile:
 def read_checkpoint(path: Path) -> CheckpointFile:
     """Read a checkpoint (``torch.save``, safetensors or a pickle of numpy arrays) without running code.
 
-    Raises InputError if there is no such file, where it is damaged, where its pickle wants more than tensors and
-    plain containers, where it holds no state dict, where two keys differ by what PyTorch's wrappers put in alone, and
-    where our own description in it is nonsense; RunFailure where the file cannot be opened.
+    Raises InputError if there is no such file, where it is damaged or no checkpoint at all, where its pickle wants
+    more than tensors and plain containers, where it holds no state dict, where two keys differ by what PyTorch's
+    wrappers put in alone, and where our own description in it is nonsense; RunFailure where the file cannot be opened.
     """
     sha256 = _sha256(path)
+    require_checkpoint(path)
     document, note = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     if not isinstance(document, Mapping):
         raise InputError(
             f"holds a {type(document).__name__}, not a state dict", where=path, next_step=_SAVE_WEIGHTS
         )
-    node, wrappers = _unwrap(document)
-    tensors = {str(key): value for key, value in node.items() if isinstance(value, Tensor)}
-    if not tensors:
+    parts, wrappers = _unwrap(document)
+    if not any(parts.values()):
         raise InputError(
             f"no state dict in this file; its keys: {', '.join(map(str, list(document)[:8])) or 'none'}",
             where=path,
             next_step=_SAVE_WEIGHTS,
         )
-    tensors, stripped = _stripped(tensors, path)
-    beside = tuple(str(key) for key in document if key not in wrappers[:1])
-    return CheckpointFile(path, sha256, tensors, wrappers, beside, stripped, _description(note, path))
+    tensors: dict[str, Tensor] = {}
+    stripped: list[str] = []
+    for prefix, part in parts.items():
+        bare, found = _stripped(part, path)
+        tensors |= {f"{prefix}{name}": tensor for name, tensor in bare.items()}
+        stripped += [each for each in found if each not in stripped]
+    beside = {str(key): value for key, value in document.items() if key not in wrappers[:1]}
+    return CheckpointFile(path, sha256, tensors, wrappers, beside, tuple(stripped), _description(note, path))
 
 
 def _sha256(path: Path) -> str:
@@ -196,28 +227,36 @@ def _damaged(path: Path, error: Exception) -> InputError:
     )
 
 
-def _unwrap(document: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
-    """The innermost mapping that holds tensors, and the keys that lead there."""
+def _unwrap(document: Mapping[Any, Any]) -> tuple[dict[str, dict[str, Tensor]], tuple[str, ...]]:
+    """The state dicts of a file by what their names begin with here, and the keys that lead there.
+
+    A state dict that is alone needs no beginning. Where several hold networks (``student`` and ``teacher``,
+    ``state_dict`` and ``state_dict_ema``) none is preferred: each keeps its key.
+    """
     node = document
     wrappers: list[str] = []
-    while not _holds_tensors(node):
-        step = next((key for key in _WRAPPERS if isinstance(node.get(key), Mapping)), None)
-        if step is None:
-            return _joined(node), tuple(wrappers)
-        node = node[step]
-        wrappers.append(step)
-    return node, tuple(wrappers)
+    while not (tensors := _tensors(node)):
+        parts = {str(key): part for key, value in node.items() if (part := _tensors(value))}
+        networks = [key for key, part in parts.items() if _holds_kernels(part)]
+        wrapper = next((key for key in _WRAPPERS if isinstance(node.get(key), Mapping)), None)
+        if len(networks) == 1 and networks[0] in _WRAPPERS:
+            wrapper = networks[0]
+        elif networks:
+            wrapper = None
+        if wrapper is None or len(wrappers) == _DEEPEST:  # a pickle may hold itself
+            return {f"{key}.": part for key, part in parts.items()}, tuple(wrappers)
+        node = node[wrapper]
+        wrappers.append(wrapper)
+    return {"": tensors}, tuple(wrappers)
 
 
-def _holds_tensors(node: Mapping[Any, Any]) -> bool:
-    return any(isinstance(value, Tensor) for value in node.values())
+def _tensors(node: object) -> dict[str, Tensor]:
+    """The tensors directly in a mapping, none of anything else."""
+    if not isinstance(node, Mapping):
+        return {}
+    return {str(key): value for key, value in node.items() if isinstance(value, Tensor)}
 
 
-def _joined(parts: Mapping[Any, Any]) -> dict[str, Any]:
-    """One state dict of several under names, as VISSL's ``trunk`` and ``heads``."""
-    return {
-        f"{name}.{key}": value
-        for name, part in parts.items()
-        if isinstance(part, Mapping) and _holds_tensors(part)
-        for key, value in part.items()
-    }
+def _holds_kernels(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether there are kernels of a convolution, as in a network and not in a head or a loss."""
+    return any(tensor.ndim == 4 for tensor in tensors.values())

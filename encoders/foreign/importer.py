@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from twinbench.encoders.backbones import ResNet, Stem, backbone_names, build_bac
 from twinbench.encoders.encoder import INFO_FILE, Encoder, EncoderInfo, is_method_name
 from twinbench.encoders.foreign.files import CheckpointFile, read_checkpoint, require_distinct
 from twinbench.encoders.foreign.formats import FORMATS, Format, Layout
+from twinbench.encoders.foreign.networks import Taken, called, take
 from twinbench.foundation.errors import InputError
 
 _SMALL_PIXELS, _IMAGENET_PIXELS = 32, 224
@@ -84,31 +86,36 @@ class ForeignEncoder:
 
 
 def read_foreign(
-    path: Path, format_name: str | None = None, method: str | None = None, stem: Stem | None = None
+    path: Path,
+    format_name: str | None = None,
+    method: str | None = None,
+    stem: Stem | None = None,
+    network: str | None = None,
 ) -> ForeignEncoder:
     """Read a checkpoint of another project.
 
-    ``format_name`` is recognised from the keys where it is None. ``method`` is what the encoder is called in tables: by
+    ``format_name`` is recognised from the file where it is None. ``method`` is what the encoder is called in tables: by
     default the format's method, or else the file's name, also where others write the format's names and nobody named
-    it. ``stem`` is needed where the first convolution is 3x3 and the format leaves its stride open. Raises InputError
-    for a file that cannot be read safely, an unknown or ambiguous format, two keys for one tensor, an open or
-    impossible stem, and anything but a complete plain ResNet; RunFailure for a file that the machine does not let us
-    read.
+    it. ``stem`` is needed where the first convolution is 3x3 and the format leaves its stride open. ``network`` is what
+    stands before the names of one, needed where there are several and the format does not say which one its project
+    evaluates. Raises InputError for a file that cannot be read safely, an unknown or ambiguous format, two keys for one
+    tensor, an open or impossible stem or network, and anything but a complete plain ResNet; RunFailure for a file that
+    the machine does not let us read.
     """
     checkpoint = read_checkpoint(path)
     chosen = FORMATS[format_name] if format_name else recognise(checkpoint)
-    keys = list(checkpoint.tensors)
-    layout = chosen.layout(keys)
-    names = layout.backbone(keys)
-    require_distinct({key: name for key, name in layout.names(keys).items() if name in names}, path)
+    taken = take(checkpoint, chosen, network)
+    keys, layout = list(checkpoint.tensors), taken.layout
+    names = _names(checkpoint, layout)
     unsaid = layout.shared and not (format_name or method)
     note = layout.note if (unsaid or not layout.shared) and not checkpoint.description else ""
-    caution = "; ".join(filter(None, (note, _contradiction(checkpoint, chosen))))
-    accounting = account(checkpoint, chosen, caution)
+    caution = "; ".join(filter(None, (note, taken.caution, _contradiction(checkpoint, chosen))))
+    accounting = account(checkpoint, chosen, taken, caution)
     if not accounting.complete:
         raise _incomplete(checkpoint, accounting)
     weights = {name: checkpoint.tensors[key] for name, key in names.items()}
     _check_values(weights, path)
+    _require_strides_of_torchvision(checkpoint)
     stem = _stem(checkpoint, layout, weights["conv1.weight"].shape[-1], stem)
     method = _method(checkpoint, method, None if unsaid else chosen.trained_with(keys))
     info = replace(_describe(checkpoint, chosen, layout, accounting, method, stem), source_note=caution)
@@ -118,9 +125,19 @@ def read_foreign(
     return ForeignEncoder(backbone.eval(), info, accounting)
 
 
+def _names(checkpoint: CheckpointFile, layout: Layout) -> dict[str, str]:
+    """The key of every tensor of the backbone; raises InputError where two keys are one tensor."""
+    keys = list(checkpoint.tensors)
+    names = layout.backbone(keys)
+    require_distinct(
+        {key: name for key, name in layout.names(keys).items() if name in names}, checkpoint.path
+    )
+    return names
+
+
 def recognise(checkpoint: CheckpointFile) -> Format:
-    """The format that the keys speak of; raises InputError if none fits, or several."""
-    fitting = [each for each in FORMATS.entries() if each.recognise(checkpoint)]
+    """The format that the file speaks of; raises InputError if none fits, or several."""
+    fitting = recognised(checkpoint)
     if len(fitting) == 1:
         return fitting[0]
     if not fitting:
@@ -128,31 +145,50 @@ def recognise(checkpoint: CheckpointFile) -> Format:
             f"no known format; its keys: {_some(tuple(checkpoint.tensors))}",
             where=checkpoint.path,
             nearest=_nearest(checkpoint)
-            or "none: no format finds a tensor of a ResNet here, and only ResNets can be read",
+            or "none: no format finds a ResNet here, and only ResNets can be read",
             next_step=f"name its format as you import it: {', '.join(FORMATS.names())}",
             option="format",
         )
+    able = [each for each in fitting if _succeeds(checkpoint, each)]
+    if not able:
+        raise _incomplete(checkpoint, account(checkpoint, fitting[0], take(checkpoint, fitting[0])))
     raise InputError(
         f"the keys fit several formats: {', '.join(each.name for each in fitting)}",
         where=checkpoint.path,
-        nearest=" or ".join(each.name for each in fitting),
-        next_step=f"name its format as you import it: {fitting[0].name}, or another",
+        nearest=" or ".join(each.name for each in able),
+        next_step=f"name its format as you import it: {able[0].name}, or another",
         option="format",
     )
 
 
+def recognised(checkpoint: CheckpointFile) -> list[Format]:
+    """Every format that the file speaks of."""
+    return [each for each in FORMATS.entries() if each.recognise(checkpoint)]
+
+
 def _contradiction(checkpoint: CheckpointFile, chosen: Format) -> str:
-    """What to know where the keys speak of other formats than the one that was asked for."""
-    fitting = [each.name for each in FORMATS.entries() if each.recognise(checkpoint)]
-    if not fitting or chosen.name in fitting:
+    """What to know where the keys speak of other projects than the one whose format was asked for."""
+    fitting = [each.name for each in recognised(checkpoint)]
+    if chosen.name in fitting or fitting in ([], ["plain"]):
         return ""
     return f"the keys are those of {' or '.join(fitting)}, yet it is read and fed as {chosen.name}, as asked"
 
 
-def account(checkpoint: CheckpointFile, chosen: Format, caution: str = "") -> Accounting:
+def _require_strides_of_torchvision(checkpoint: CheckpointFile) -> None:
+    """Raise InputError where OpenMMLab's configuration, kept in the file, has the strides on the 1x1 convolutions."""
+    meta = checkpoint.beside.get("meta")
+    configuration = str(meta.get("cfg", "")) if isinstance(meta, Mapping) else ""
+    if re.search(r"""style['"]?\s*[=:]\s*['"]caffe""", configuration):
+        raise InputError(
+            "the configuration in this file says style='caffe': strides on the 1x1 convolutions",
+            where=checkpoint.path,
+            next_step="give a network of style='pytorch'; no encoder here computes with Caffe's strides",
+        )
+
+
+def account(checkpoint: CheckpointFile, chosen: Format, taken: Taken, caution: str = "") -> Accounting:
     """Compare a file's keys, taken in a format, with the backbone they come nearest to; a caution joins the notes."""
-    keys = list(checkpoint.tensors)
-    layout = chosen.layout(keys)
+    keys, layout = list(checkpoint.tensors), taken.layout
     found = layout.backbone(keys)
     shapes = {name: checkpoint.tensors[key].shape for name, key in found.items()}
     architecture = _architecture(found)
@@ -168,7 +204,7 @@ def account(checkpoint: CheckpointFile, chosen: Format, caution: str = "") -> Ac
     ignored: dict[str, list[str]] = defaultdict(list)
     unexpected = []
     for key in set(keys) - set(found.values()) - set(misfits):
-        reason = chosen.reason_to_ignore(key)
+        reason = _reason_to_ignore(key, chosen, taken)
         ignored[reason].append(key) if reason else unexpected.append(key)
     order = {key: position for position, key in enumerate(keys)}
     return Accounting(
@@ -179,12 +215,18 @@ def account(checkpoint: CheckpointFile, chosen: Format, caution: str = "") -> Ac
         unexpected=tuple(sorted(unexpected, key=order.__getitem__)),
         misfits=tuple(misfits),
         ignored={why: tuple(sorted(some, key=order.__getitem__)) for why, some in sorted(ignored.items())},
-        notes=_notes(checkpoint, found, caution),
+        notes=_notes(checkpoint, found, taken.note, caution),
     )
 
 
-def _notes(checkpoint: CheckpointFile, found: dict[str, str], caution: str) -> tuple[str, ...]:
-    notes = []
+def _reason_to_ignore(key: str, chosen: Format, taken: Taken) -> str | None:
+    """Why a key is left out; a classifier may stand in the network, below its prefix."""
+    below = key.removeprefix(taken.layout.prefix)
+    return chosen.reason_to_ignore(key) or taken.reason_to_ignore(key) or chosen.reason_to_ignore(below)
+
+
+def _notes(checkpoint: CheckpointFile, found: dict[str, str], networks: str, caution: str) -> tuple[str, ...]:
+    notes = [networks] if networks else []
     if checkpoint.stripped:
         notes.append(
             f"names are given without {' and '.join(checkpoint.stripped)}, which PyTorch's wrappers put in"
@@ -203,7 +245,7 @@ def _foreign_layers(layout: Layout, keys: list[str], expected: dict[str, torch.S
     return [
         key
         for key, name in layout.names(keys).items()
-        if re.match(r"(conv1|bn1|layer\d)\.", name) and name.replace(_COUNTER, ".weight") not in expected
+        if re.match(r"(conv\d|bn\d|layer\d)\.", name) and name.replace(_COUNTER, ".weight") not in expected
     ]
 
 
@@ -237,6 +279,10 @@ def _stem(checkpoint: CheckpointFile, layout: Layout, kernel: int, wanted: Stem 
 
     Raises InputError if nothing else says it either, and where ``wanted`` contradicts what is known.
     """
+    # solo-learn's stem alone pads by 2, and a format that nobody recognised or named does not
+    padded = (
+        "; a network of solo-learn pads by 2, name the format solo_learn for it" if layout.anywhere else ""
+    )
     possible: tuple[Stem, ...] = ("imagenet",) if kernel == 7 else ("small", "stride2")
     if kernel == 3 and layout.small_stem:
         possible = ("small",)
@@ -246,9 +292,9 @@ def _stem(checkpoint: CheckpointFile, layout: Layout, kernel: int, wanted: Stem 
         raise InputError(
             "the first convolution is 3x3, and neither the weights nor the format say its stride",
             where=checkpoint.path,
-            nearest="small (stride 1) or stride2 (stride 2); neither has a max-pool",
+            nearest="small (stride 1) or stride2 (stride 2); both pad by 1 and neither has a max-pool",
             next_step="look it up in the code of its network and name the stem as you import it, small or stride2; "
-            "where a max-pool follows it is neither and cannot be imported",
+            f"where a max-pool follows it is neither and cannot be imported{padded}",
             option="stem",
         )
     if said is not None and (said not in possible or said != described):
@@ -302,9 +348,13 @@ def _describe(
 
 
 def _method(checkpoint: CheckpointFile, wanted: str | None, trained_with: str | None) -> str:
-    """What to call the weights: as the user says, or as their export or their keys do, or else as the file."""
-    stem = checkpoint.path.name.partition(".")[0] or checkpoint.path.name
-    name = wanted or checkpoint.description.get("method") or trained_with or stem
+    """What to call the weights: as the user says, or as their export or their keys do, or else as the file.
+
+    The file's whole name is no method's, so nobody takes a file called simclr.pth for SimCLR, and no published number
+    comes to stand beside it.
+    """
+    file = checkpoint.path.name if "." in checkpoint.path.name.strip(".") else f"file {checkpoint.path.name}"
+    name = wanted or checkpoint.description.get("method") or trained_with or file
     if not is_method_name(name):
         raise InputError(
             f"{name!r} cannot be a method's name: it is not one line of text",
@@ -338,29 +388,45 @@ def _check_values(weights: dict[str, Tensor], path: Path) -> None:
 
 
 def _incomplete(checkpoint: CheckpointFile, accounting: Accounting) -> InputError:
-    parts = [f"not a complete backbone in the format {accounting.format}"]
-    if accounting.missing:
+    parts = [f"not a complete {accounting.architecture} in the format {accounting.format}"]
+    if not accounting.matched and not accounting.misfits:
+        parts = [f"no tensor of a ResNet under the names of the format {accounting.format}"]
+    elif accounting.missing:
         parts.append(f"missing {_some(accounting.missing)}")
     if accounting.misfits:
         parts.append(f"not of a plain {accounting.architecture}: {_some(accounting.misfits)}")
     where, nearest = checkpoint.path, _nearest(checkpoint)
-    if accounting.missing:
-        next_step = "give the file as its project publishes it, and its format if the nearest is another"
+    if nearest:
+        next_step = "name the format as you import it"
         return InputError("; ".join(parts), where, nearest, next_step, option="format")
+    if not accounting.matched and (prefixes := FORMATS[accounting.format].networks(list(checkpoint.tensors))):
+        next_step = f"name the network as you import it: {', '.join(map(called, prefixes))}"
+        return InputError("; ".join(parts), where, None, next_step, option="network")
+    if accounting.missing:
+        return InputError("; ".join(parts), where, None, "give the file as its project publishes it")
     next_step = "give a plain ResNet: Wide-ResNet, ResNeXt, SE and deep-stem networks cannot be imported"
-    return InputError("; ".join(parts), where, nearest, next_step)
+    return InputError("; ".join(parts), where, None, next_step)
 
 
 def _nearest(checkpoint: CheckpointFile) -> str | None:
-    """The format of which most is there, in words; one that recognises the file goes before one that does not."""
-    accounts = {each.name: account(checkpoint, each) for each in FORMATS.entries()}
-    best = max(
-        FORMATS.entries(),
-        key=lambda each: (len(accounts[each.name].matched), each.recognise(checkpoint)),
-    )
-    matched, expected = len(accounts[best.name].matched), accounts[best.name].expected
-    words = f"{best.name} ({matched} of {expected} tensors of a {accounts[best.name].architecture})"
-    return words if matched else None
+    """A format in which the file can be imported, in words; one that recognises the file goes first."""
+    able = [each for each in FORMATS.entries() if _succeeds(checkpoint, each)]
+    if not able:
+        return None
+    best = max(able, key=lambda each: each.recognise(checkpoint))
+    accounting = account(checkpoint, best, take(checkpoint, best))
+    return f"{best.name} ({len(accounting.matched)} of {accounting.expected} tensors of a {accounting.architecture})"
+
+
+def _succeeds(checkpoint: CheckpointFile, chosen: Format) -> bool:
+    """Whether the file can be imported in a format; a stem may still have to be named."""
+    try:
+        taken = take(checkpoint, chosen)
+        names = _names(checkpoint, taken.layout)
+        _check_values({name: checkpoint.tensors[key] for name, key in names.items()}, checkpoint.path)
+    except InputError:
+        return False
+    return account(checkpoint, chosen, taken).complete
 
 
 def _some(names: tuple[str, ...], most: int = 3) -> str:

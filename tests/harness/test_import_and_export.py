@@ -106,11 +106,12 @@ def test_an_encoder_goes_into_a_folder_of_its_own(cli, tmp_path, out, code, said
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_names_that_fit_barlow_twins_alone_by_convention_are_imported_with_a_caution(cli, tmp_path):
+def test_names_that_speak_of_no_project_are_imported_with_a_caution(cli, tmp_path):
     torch.save(backbone_state(0), tmp_path / "resnet50.pth")
     outcome = cli("import", "resnet50.pth", "--out", "mine")
     assert outcome.code == 0, outcome.err
-    assert "method:     resnet50" in outcome.out
+    assert "format:     plain" in outcome.out
+    assert "method:     resnet50.pth" in outcome.out
     assert "(another method: --method NAME)" in outcome.out
     said = cli("import", "resnet50.pth", "--out", "said", "--format", "barlow_twins")
     assert "method:     barlow_twins" in said.out
@@ -144,7 +145,8 @@ def test_an_encoder_goes_to_detectron2_and_comes_back(cli, tmp_path):
 
 def test_an_open_stem_is_asked_for_and_taken(cli, tmp_path):
     state = build_backbone("resnet10", 8, "stride2").state_dict()
-    torch.save({"state_dict": {f"module.encoder_q.{k}": t for k, t in state.items()}}, tmp_path / "moco.pth")
+    named = {f"module.encoder_q.{k}": t for k, t in state.items()}
+    torch.save({"state_dict": {**named, "module.queue": torch.zeros(2, 2)}}, tmp_path / "moco.pth")
     asked = cli("import", "moco.pth", "--out", "mine")
     assert asked.code == 2
     assert "the first convolution is 3x3" in asked.err
@@ -158,7 +160,8 @@ def test_an_open_stem_is_asked_for_and_taken(cli, tmp_path):
 
 def test_formats_are_listed(cli):
     projects = (
-        "barlow_twins moco_v2 swav simsiam byol simclr vissl solo_learn lightly torchvision timm detectron2"
+        "barlow_twins vicreg dino moco_v2 moco_v3 swav simsiam byol simclr vissl mmselfsup solo_learn lightly "
+        "torchvision timm detectron2 plain"
     )
     assert set(json.loads(cli("ls", "formats", "--json").out)) == set(projects.split())
 
@@ -207,7 +210,43 @@ def test_the_table_names_every_file_and_what_its_import_noted(cli, study, tmp_pa
         assert f"{file.name} (SHA-256 {hashlib.sha256(file.read_bytes()).hexdigest()}), mean (0.485" in table
     records = pd.read_csv(tmp_path / "results" / "imported" / "records.csv")
     assert set(records.source_name) == {"first.pth.tar", "copy.pth.tar", "plain.pth"}
-    assert "names of the official Barlow Twins file" in table, "the caution stands below the table"
+    assert "speak of no project" in table, "the caution stands below the table"
+
+
+def test_a_published_number_stands_beside_no_method_that_was_guessed_from_a_files_name(cli, study, tmp_path):
+    """A backbone that anybody may have trained is no Barlow Twins for being called so; MoCo's keys speak for MoCo."""
+    quoted = "    quoted: {file: table1_imagenet_linear.csv, columns: {top1: published}}\n"
+    study.write_text(STUDY + quoted)
+    write_moco(tmp_path / "encoders" / "moco.pth.tar")
+    for i, name in enumerate(("barlow_twins.pth", "SimSiam.pth", "supervised.pt")):
+        torch.save(backbone_state(i + 1), tmp_path / "encoders" / name)
+    torch.save(backbone_state(5), tmp_path / "mine.pth")
+    assert cli("import", "mine.pth", "--out", "encoders/said", "--method", "barlow_twins").code == 0
+    outcome = cli("run", study, "--data-root", ".")
+    assert outcome.code == 0, outcome.err
+    table = (tmp_path / "results" / "imported" / "tables" / "main.md").read_text().replace("\\", "")
+    rows = {line.split("|")[1].strip(): line for line in table.splitlines() if line.startswith("|")}
+    assert "71.1" in rows["MoCo v2 (imported)"]
+    assert "73.2" in rows["Barlow Twins (imported)"], "the user said so"
+    for name in ("barlow_twins.pth", "SimSiam.pth", "supervised.pt"):
+        row = rows[f"{name} (imported)"]
+        assert not any(number in row for number in ("73.2", "71.3", "76.5")), row
+
+
+def test_one_of_several_networks_is_asked_for_and_taken(cli, tmp_path):
+    document = {"state_dict": backbone_state(0), "state_dict_ema": backbone_state(1), "epoch": 3}
+    torch.save(document, tmp_path / "last.pth.tar")
+    asked = cli("import", "last.pth.tar", "--out", "mine")
+    assert asked.code == 2
+    assert "state_dict, state_dict_ema" in asked.err
+    assert "(--network NAME)" in asked.err
+    assert not (tmp_path / "mine").exists()
+    taken = cli("import", "last.pth.tar", "--out", "mine", "--network", "state_dict_ema")
+    assert taken.code == 0, taken.err
+    weights = load_file(tmp_path / "mine" / "encoder.safetensors")
+    assert all(torch.equal(weights[name], tensor) for name, tensor in backbone_state(1).items())
+    note = json.loads((tmp_path / "mine" / "encoder.json").read_text())["source_note"]
+    assert "the network state_dict_ema of this file is taken, as asked" in note
 
 
 def test_one_file_imported_in_two_ways_is_two_rows(cli, study, tmp_path):

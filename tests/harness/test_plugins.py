@@ -243,7 +243,7 @@ print(len(format_names()))
         text=True,
     )
     assert "the plugin 'broken' is left out" in outcome.stderr
-    assert outcome.stdout == "12\n"
+    assert outcome.stdout == "17\n"
 
 
 def test_plugins_are_loaded_once(site, caplog):

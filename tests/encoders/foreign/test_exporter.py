@@ -201,7 +201,7 @@ def test_tensors_saved_anew_lose_the_description(tmp_path):
     exported = export_encoder(encoder, "torchvision", tmp_path / "net.pth")
     torch.save(loaded(exported.code).state_dict(), tmp_path / "again.pth")
     assert read_foreign(tmp_path / "net.pth").info.method == "toy"
-    assert read_foreign(tmp_path / "again.pth").info.method == "again"
+    assert read_foreign(tmp_path / "again.pth").info.method == "again.pth"
     assert read_foreign(tmp_path / "again.pth").info.mean == (0.485, 0.456, 0.406)
 
 
