@@ -36,8 +36,8 @@ from pycocotools import mask as run_length
 from torch import Tensor
 
 from twinbench.data.orientation import Header, choose_turned, read_header
-from twinbench.data.pixels import CorruptImage, open_rgb
-from twinbench.data.remarks import Tally
+from twinbench.data.pixels import CorruptImage, Oddity, open_rgb
+from twinbench.data.remarks import Tally, shown
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import InputError
 
@@ -299,16 +299,21 @@ def _oriented(images: Sequence[AnnotatedImage], root: Path) -> tuple[list[Annota
     fitting = [
         header.fitting(image.height, image.width) for header, image in zip(headers, images, strict=True)
     ]
-    turned, remarks = choose_turned(headers, fitting, [_below(root, image.path) for image in images])
+    turned, of_tags = choose_turned(headers, fitting, [shown(image.path, root) for image in images])
     oriented = [
         replace(image, transposition=header.transposition(way))
         for image, header, way in zip(images, headers, turned, strict=True)
     ]
-    return oriented, remarks
+    return oriented, (*of_tags, *_odd_remarks(images, headers, root))
 
 
-def _below(root: Path, path: Path) -> str:
-    return path.relative_to(root).as_posix()
+def _odd_remarks(images: Sequence[AnnotatedImage], headers: Sequence[Header], root: Path) -> Iterator[str]:
+    tallies: dict[Oddity, Tally] = {}
+    for image, header in zip(images, headers, strict=True):
+        for kind in header.odd:
+            tallies.setdefault(kind, Tally()).add(shown(image.path, root))
+    for kind, tally in tallies.items():
+        yield f"{kind.value}: {tally.said('picture')}"
 
 
 def _checked_header(image: AnnotatedImage) -> Header:

@@ -17,7 +17,7 @@ from typing import IO
 
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
-from twinbench.data.pixels import opened
+from twinbench.data.pixels import Oddity, expected_oddities, opened
 from twinbench.data.remarks import Tally
 
 _ORIENTATION = 0x0112
@@ -42,13 +42,15 @@ _WHERE = "in detection (elsewhere files are decoded without regard to the annota
 class Header:
     """The stored size of a picture in pixels and its orientation tag, 1 to 8; 1 where it has none or a damaged one.
 
-    ``decoded_turned`` says that decoding turns the picture, as Pillow does with TIFF and with no other format.
+    ``decoded_turned`` says that decoding turns the picture, as Pillow does with TIFF and with no other format. ``odd``
+    is what `data.pixels` has to say about it.
     """
 
     height: int
     width: int
     tag: int
     decoded_turned: bool
+    odd: tuple[Oddity, ...] = ()
 
     def fitting(self, height: int, width: int) -> tuple[bool, ...]:
         """The ways to read the picture that give this size: as it is stored (False), turned by its tag (True)."""
@@ -74,7 +76,7 @@ def read_header(path: Path) -> Header:
         if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_ORIENTATION) in _EXCHANGING:
             # Pillow gives the size of the turned picture.
             width, height = height, width
-        return Header(height, width, tag, decoded_turned=tiff and tag != _UPRIGHT)
+        return Header(height, width, tag, tiff and tag != _UPRIGHT, expected_oddities(image))
 
 
 def _tag(image: Image.Image) -> int:

@@ -61,6 +61,7 @@ class Oddity(Enum):
         "no value of 16 bits is above 4095, so the picture is nearly black (a camera of 12 bits writes that)"
     )
     TRANSPARENT = "transparent parts are seen on white"
+    WITH_ALPHA = "what is transparent by an alpha channel or a transparent colour is seen on white"
     FRAMES = "of several frames or pages the first is used"
     TURNED = "EXIF's orientation is not followed"
     TIFF_TURNED = "the orientation of TIFF files is followed"
@@ -174,7 +175,7 @@ def _picture(image: ImageFile.ImageFile) -> Picture:
     """Any picture but a common JPEG."""
     _require_known_range(image)
     tiff_turned = image.format == "TIFF" and _has_orientation(image)  # the tag is gone when it is decoded
-    sixteen = ";16" in str([tile[3] for tile in image.tile[:1]]) or _is_deep(image)
+    sixteen = _has_sixteen_bits(image)
     pixels, dark = _eight_of_sixteen(image) if _is_deep(image) else (_with_its_transparency(image), False)
     pixels, transparent = _on_white(pixels)
     noted = {
@@ -186,6 +187,25 @@ def _picture(image: ImageFile.ImageFile) -> Picture:
         Oddity.TIFF_TURNED: tiff_turned,
     }
     return Picture(pixels, tuple(kind for kind, present in noted.items() if present))
+
+
+def expected_oddities(image: ImageFile.ImageFile) -> tuple[Oddity, ...]:
+    """What is odd about a picture by its header, for those that are decoded only when they are asked for.
+
+    In `opened` raises UnknownRange as decoding will.
+    """
+    _require_known_range(image)
+    noted = {
+        Oddity.SIXTEEN_BIT: _has_sixteen_bits(image),
+        Oddity.WITH_ALPHA: image.has_transparency_data,
+        Oddity.FRAMES: _has_more_frames(image),
+    }
+    return tuple(kind for kind, present in noted.items() if present)
+
+
+def _has_sixteen_bits(image: ImageFile.ImageFile) -> bool:
+    """Asked before the picture is decoded, which reduces colours to 8 bits."""
+    return ";16" in str([tile[3] for tile in image.tile[:1]]) or _is_deep(image)
 
 
 def _is_deep(image: Image.Image) -> bool:

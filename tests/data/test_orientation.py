@@ -229,3 +229,28 @@ def test_the_rule_is_the_same_for_pascal_voc(tmp_path):
     for split in map(found.detection, ("train", "test")):
         assert bright_box(split.images[0]) == split.boxes[0][0].tolist()
     assert len(found.remarks) == 2
+
+
+def test_what_is_odd_about_annotated_pictures_is_said_though_they_are_decoded_later(pictures):
+    values = np.asarray(stored_picture().convert("L")).astype(np.uint16) * 257
+    pictures.add("deep.png", None, False)
+    Image.fromarray(values).save(pictures.root / "images" / "deep.png")
+    seen = stored_picture().convert("RGBA")
+    seen.putalpha(0)
+    seen.paste((0, 0, 0, 255), (24, 8, 40, 16))
+    pictures.add("cut_out.png", None, False)  # annotated as the others are
+    seen.save(pictures.root / "images" / "cut_out.png")
+    image_set = pictures.read()
+    said = " ".join(image_set.remarks)
+    assert "of 16 bits a channel the upper 8 are used: 1 picture, images/deep.png" in said
+    assert "is seen on white: 1 picture, images/cut_out.png" in said
+    deep, cut_out = image_set.detection("train").images
+    assert bright_box(deep) == [24, 8, 40, 16]
+    assert bright_box(255 - cut_out.numpy()) == [24, 8, 40, 16]  # a dark block on white
+
+
+def test_an_annotated_picture_of_unknown_range_is_refused_before_any_work(pictures):
+    pictures.add("a.tif", None, False)
+    Image.fromarray(np.zeros((HEIGHT, WIDTH), np.float32)).save(pictures.root / "images" / "a.tif")
+    with pytest.raises(InputError, match=r"floating-point numbers(.|\n)*a\.tif"):
+        pictures.read()
