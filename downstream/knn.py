@@ -16,11 +16,17 @@ from twinbench.downstream.protocol import (
 )
 from twinbench.encoders.encoder import Encoder
 
+_NEIGHBOURS = 200
 _CHUNK = 1024
 
 
 def knn_scores(
-    queries: Tensor, bank: Tensor, bank_labels: Tensor, classes: int, k: int = 200, temperature: float = 0.1
+    queries: Tensor,
+    bank: Tensor,
+    bank_labels: Tensor,
+    classes: int,
+    k: int = _NEIGHBOURS,
+    temperature: float = 0.1,
 ) -> Tensor:
     """Class scores ``[Q, classes]`` of queries ``[Q, D]`` from a bank ``[N, D]`` with labels ``[N]``.
 
@@ -57,6 +63,10 @@ class CosineKnn(Protocol):
         context.progress(0.6)
         queries, labels = context.features.labelled(encoder, context.image_set, "test")
         context.progress(0.9)
+        if len(bank) < _NEIGHBOURS:
+            context.remarks.append(
+                f"the neighbours are all the {len(bank)} labelled training images, not {_NEIGHBOURS}"
+            )
         scores = knn_scores(queries, bank, bank_labels, len(context.image_set.classes))
         context.progress(1.0)
         return accuracies(scores, labels)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
+from twinbench.data.image_sets import Split
 from twinbench.downstream.knn import CosineKnn, knn_scores
 from twinbench.downstream.protocol import accuracies
 
@@ -101,3 +102,11 @@ def test_protocol_measures_the_test_split(encoder, context, margin):
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
     assert CosineKnn().forward_passes(context.image_set) == 390
+
+
+@pytest.mark.parametrize(("images", "said"), [(199, True), (200, False)])
+def test_a_bank_smaller_than_the_neighbours_is_said(encoder, context, images, said):
+    train = context.image_set.split("train")
+    context.image_set.splits["train"] = Split(train.images[:images], train.labels[:images])
+    CosineKnn().evaluate(encoder, context)
+    assert context.remarks == ["the neighbours are all the 199 labelled training images, not 200"] * said
