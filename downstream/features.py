@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -48,12 +49,14 @@ class FeatureStore:
     """Features of evaluation views, extracted once per encoder, image set and split.
 
     With a folder they are kept there as safetensors files and survive the process; with None they are kept in
-    memory. A file that was truncated or altered is noticed by its digest and computed again.
+    memory. A file that was truncated or altered is noticed by its digest and computed again. ``remarks`` are what
+    another process met in the images of those features that were found in the folder.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
         self._memory: dict[str, tuple[Tensor, Tensor]] = {}
+        self.remarks: list[str] = []
 
     def get(self, encoder: Encoder, image_set: ImageSet, split: str) -> tuple[Tensor, Tensor]:
         """Features ``[N, D]`` (float32) and labels ``[N]`` (int64, -1 where unlabelled) of a split.
@@ -68,9 +71,11 @@ class FeatureStore:
         path = self._folder / f"{key}.safetensors"
         cached = _read(path)
         if cached is None:
-            cached = _extract(encoder, image_set, split)
-            _write(path, *cached)
-        return cached
+            features, labels = _extract(encoder, image_set, split)
+            _write(path, _Cached(features, labels, image_set.remarks))
+            return features, labels
+        self.remarks += [remark for remark in cached.remarks if remark not in self.remarks]
+        return cached.features, cached.labels
 
     def labelled(self, encoder: Encoder, image_set: ImageSet, split: str) -> tuple[Tensor, Tensor]:
         """The features and labels of those images of a split that have a label; InputError if none has."""
@@ -113,22 +118,31 @@ def _digest(features: Tensor, labels: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _write(path: Path, features: Tensor, labels: Tensor) -> None:
-    tensors = {"features": features.contiguous(), "labels": labels.contiguous()}
-    write_atomically(path, save(tensors, metadata={"sha256": _digest(features, labels)}))
+class _Cached(NamedTuple):
+    features: Tensor
+    labels: Tensor
+    remarks: tuple[str, ...]
 
 
-def _read(path: Path) -> tuple[Tensor, Tensor] | None:
+def _write(path: Path, cached: _Cached) -> None:
+    tensors = {"features": cached.features.contiguous(), "labels": cached.labels.contiguous()}
+    digest = _digest(cached.features, cached.labels)
+    write_atomically(path, save(tensors, metadata={"sha256": digest, "remarks": json.dumps(cached.remarks)}))
+
+
+def _read(path: Path) -> _Cached | None:
     """The features in a file, or None if there is no file or it is damaged."""
     if not path.is_file():
         return None
     try:
         with safe_open(path, framework="pt") as file:
             features, labels = file.get_tensor("features"), file.get_tensor("labels")
-            intact = file.metadata().get("sha256") == _digest(features, labels)
-    except (SafetensorError, OSError):
+            metadata = file.metadata()
+            remarks = tuple(json.loads(metadata.get("remarks", "[]")))
+            intact = metadata.get("sha256") == _digest(features, labels)
+    except (SafetensorError, OSError, ValueError):
         intact = False
     if not intact:
         _log.warning("the cached features in %s are damaged: computing them again", path)
         return None
-    return features, labels
+    return _Cached(features, labels, remarks)

@@ -194,7 +194,16 @@ def evaluate_encoder(
         "device": device_name(device),
         "environment": environment(),
         "details": context.details,
-        "remarks": list(unique([*image_set.remarks, *_unmeasured(protocol, image_set), *context.remarks])),
+        "remarks": list(
+            unique(
+                [
+                    *image_set.remarks,
+                    *context.features.remarks,
+                    *_unmeasured(protocol, image_set),
+                    *context.remarks,
+                ]
+            )
+        ),
         "measurements": [
             {"metric": m.metric, "value": m.value, "n": m.n, "stderr": m.stderr} for m in measurements
         ],

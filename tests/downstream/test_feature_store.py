@@ -117,3 +117,19 @@ def test_the_substitute_of_a_corrupt_image_is_not_scored(encoder, tmp_path):
     assert len(labels) == len(rows) == 12
     assert (labels == -1).sum() == 1
     assert sum(streamed.skipped.values()) == 1
+
+
+def test_what_was_met_while_extracting_is_known_to_who_finds_the_features(encoder, tmp_path):
+    for index in range(12):
+        folder = tmp_path / "set" / "train" / str(index % 2)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGBA", (16, 16), (20 * index, 0, 0, 255 * (index > 0))).save(folder / f"{index}.png")
+    remarks = []
+    for _ in range(2):
+        streamed = load_image_set(f"folder:{tmp_path}/set", image_size=16, stream=True)
+        store = FeatureStore(tmp_path / "features")
+        for name in ("train", "val"):
+            store.get(encoder, streamed, name)
+        remarks.append((list(streamed.remarks), store.remarks))
+    said = ["transparent parts are seen on white: 1 picture, train/0/0.png"]
+    assert remarks == [(said, []), ([], said)]  # met while decoding, then found with the features
