@@ -1,9 +1,9 @@
 """Image sets by name.
 
-``digit-scenes`` is embedded (`data.digit_scenes`); ``cifar10`` and ``bccd`` (blood cells under a microscope, with
-boxes) are read from a data folder. A name that ends in a colon stands for any folder of a format, whose path follows:
-``folder:PATH`` are images in folders (`data.folders`), which stay on disk if they are large (`data.streaming`);
-``voc:PATH`` and ``coco:PATH`` are pictures with annotated objects (`data.voc`, `data.coco`).
+``digit-scenes`` and ``digit-crowds`` are embedded (`data.digit_scenes`); ``cifar10`` and ``bccd`` (blood cells under a
+microscope, with boxes) are read from a data folder. A name that ends in a colon stands for any folder of a format,
+whose path follows: ``folder:PATH`` are images in folders (`data.folders`), which stay on disk if they are large
+(`data.streaming`); ``voc:PATH`` and ``coco:PATH`` are pictures with annotated objects (`data.voc`, `data.coco`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from twinbench.data.image_sets import (
     IMAGENET_NORMALISATION,
     AnnotatedPictures,
     Cifar10Batches,
+    DigitCrowds,
     DigitScenes,
     FolderImages,
     ImageSet,
@@ -85,6 +86,11 @@ def read_image_set(name: str, data_root: Path | None, reading: Reading) -> Image
 @register_image_set("digit-scenes")
 def _digit_scenes(name: str, data_root: Path | None, reading: Reading) -> ImageSet:
     return DigitScenes(reading)
+
+
+@register_image_set("digit-crowds")
+def _digit_crowds(name: str, data_root: Path | None, reading: Reading) -> ImageSet:
+    return DigitCrowds(reading)
 
 
 @register_image_set("cifar10")

@@ -1,9 +1,10 @@
-"""The embedded image set ``digit-scenes``: handwritten digits in coloured, textured, cluttered scenes.
+"""The embedded image sets ``digit-scenes`` and ``digit-crowds``: handwritten digits in coloured, cluttered scenes.
 
 The 1,797 8x8 digits that come with scikit-learn are drawn with random size, place, rotation, shear, stroke
 thickness, colour and texture over a random texture with clutter. A digit is as often lighter as darker than
 its surroundings and nothing but its shape depends on its class, so that raw pixels, colour and position are
-poor features. Training, validation and test images come from disjoint original digits.
+poor features. Training, validation and test images come from disjoint original digits. The scenes of ``digit-crowds``
+have many small digits (`CROWDS`); everything else about it is that of ``digit-scenes``.
 
 Everything after the originals is integer arithmetic on the raw output of a Philox generator, which NumPy
 keeps stable: a seed gives the same bits on every machine.
@@ -73,6 +74,19 @@ class DigitScenesConfig:
     def fingerprint(self) -> str:
         """SHA-256 of the generator's version and of every field."""
         return hashlib.sha256(repr(("digit-scenes", GENERATOR_VERSION, asdict(self))).encode()).hexdigest()
+
+
+CROWDS = DigitScenesConfig(
+    scene_size=256,
+    scene_train=180,
+    scene_val=60,
+    scene_test=60,
+    scene_digits=(26, 40),
+    scene_digit_size=(6, 9),
+    scene_clutter=(4, 12),
+    scene_clutter_size=(2, 5),
+)
+"""Scenes of about 33 digits, whose boxes have a median side of 14 pixels of 256."""
 
 
 @dataclass(frozen=True)

@@ -179,10 +179,11 @@ class DigitScenes(ImageSet):
     normalisation = DIGIT_SCENES_NORMALISATION
     has_detection = True
     detection_classes = digit_scenes.CLASSES
+    config = digit_scenes.DigitScenesConfig()
+    _has_masks = True
 
     def __init__(self, reading: Reading) -> None:
         super().__init__(reading)
-        self.config = digit_scenes.DigitScenesConfig()
         if reading.image_size is not None:
             self.config = replace(self.config, image_size=reading.image_size)
         self.image_size = self.config.image_size
@@ -216,9 +217,17 @@ class DigitScenes(ImageSet):
                 images=torch.from_numpy(made.images[:n]),
                 boxes=[torch.from_numpy(boxes).float() for boxes in made.boxes[:n]],
                 labels=[torch.from_numpy(labels) for labels in made.labels[:n]],
-                masks=[torch.from_numpy(masks) for masks in made.masks[:n]],
+                masks=[torch.from_numpy(masks) for masks in made.masks[:n]] if self._has_masks else None,
             )
         return self._scenes[name]
+
+
+class DigitCrowds(DigitScenes):
+    """The images of `DigitScenes`, and scenes of many small digits with boxes alone: their masks would take 400 MB."""
+
+    name = "digit-crowds"
+    config = digit_scenes.CROWDS
+    _has_masks = False
 
 
 class _HeldOut(ImageSet):

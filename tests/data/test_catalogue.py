@@ -19,7 +19,15 @@ from twinbench.foundation.errors import InputError
 
 
 def test_names() -> None:
-    assert image_set_names() == ["bccd", "cifar10", "coco:PATH", "digit-scenes", "folder:PATH", "voc:PATH"]
+    assert image_set_names() == [
+        "bccd",
+        "cifar10",
+        "coco:PATH",
+        "digit-crowds",
+        "digit-scenes",
+        "folder:PATH",
+        "voc:PATH",
+    ]
     with pytest.raises(InputError) as caught:
         load_image_set("digitscenes")
     assert caught.value.nearest == "digit-scenes"

@@ -1,4 +1,4 @@
-"""The embedded image set: the same bits everywhere, nothing but the shape tells the class."""
+"""The embedded image sets: the same bits everywhere, nothing but the shape tells the class."""
 
 import hashlib
 import subprocess
@@ -7,12 +7,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from torchvision.ops import box_iou
 
 from twinbench.data.digit_scenes import (
+    CROWDS,
     SPLITS,
     DigitScenesConfig,
+    Scenes,
     _Canvas,
     _Draws,
     classification,
@@ -42,6 +46,44 @@ def test_the_first_images_of_every_split_are_pinned(split: str) -> None:
     assert sha(images[:64], labels[:64]) == PINNED_IMAGES[split]
     made = scenes(split, SMALL)
     assert sha(made.images[:8], *made.boxes[:8], *made.labels[:8], *made.masks[:8]) == PINNED_SCENES[split]
+
+
+FINGERPRINT = "91bd3d1ef6a93ea6229fade0e9f2189d5a71f5fde7903a392f2371713198f71a"
+CROWDS_FINGERPRINT = "69ec4c2dd53a7818232b7d83b9cb6fa10a7be72607bffd1aeb7c7f5ec336323a"
+# of the first two scenes of each split
+PINNED_CROWDS = {"train": "0be7972c3634aac2", "val": "a9e3e3398d0ec225", "test": "c75d3c2999196e1a"}
+
+
+def test_the_fingerprints_are_pinned() -> None:
+    """Records and pretrained encoders of the sets are found by them."""
+    assert DigitScenesConfig().fingerprint() == FINGERPRINT
+    assert CROWDS.fingerprint() == CROWDS_FINGERPRINT
+
+
+@pytest.fixture(params=SPLITS)
+def crowds(request) -> Scenes:
+    return scenes(request.param, replace(CROWDS, **{f"scene_{request.param}": 6}))
+
+
+def test_the_first_crowds_of_every_split_are_pinned(crowds, request) -> None:
+    found = sha(crowds.images[:2], *crowds.boxes[:2], *crowds.labels[:2], *crowds.masks[:2])
+    assert found == PINNED_CROWDS[request.node.callspec.params["crowds"]]
+
+
+def test_crowds_are_many_small_digits_and_all_are_seen(crowds) -> None:
+    counts = np.array([len(boxes) for boxes in crowds.boxes])
+    assert counts.min() >= 26
+    assert counts.max() <= 40
+    assert 29 <= counts.mean() <= 37
+    sides = np.concatenate([boxes[:, 2:] - boxes[:, :2] for boxes in crowds.boxes])
+    assert 13 <= np.median(np.sqrt(sides.prod(1))) <= 16
+    assert sides.min() >= 4
+    assert sides.max() <= 32
+    for boxes, masks in zip(crowds.boxes, crowds.masks, strict=True):
+        assert masks.sum((1, 2)).min() >= 20
+        overlap = torch.from_numpy(boxes).float()
+        overlap = box_iou(overlap, overlap).fill_diagonal_(0)
+        assert overlap.max() < 0.3
 
 
 def test_another_process_makes_the_same_bits() -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from torchvision.datasets import CIFAR10
 
 from twinbench.data.catalogue import load_image_set
 from twinbench.data.detection import AnnotatedImage, AnnotatedSet
-from twinbench.data.image_sets import AnnotatedPictures, Reading, stratified_subset
+from twinbench.data.digit_scenes import CROWDS
+from twinbench.data.image_sets import AnnotatedPictures, DigitCrowds, Reading, stratified_subset
 from twinbench.foundation.errors import InputError
 
 
@@ -50,6 +52,20 @@ def test_digit_scenes() -> None:
     assert load_image_set("digit-scenes").fingerprint == load_image_set("digit-scenes").fingerprint
     mean = (val.images / 255).mean((0, 2, 3))
     assert (mean - torch.tensor(image_set.normalisation.mean)).abs().max() < 0.05
+
+
+def test_digit_crowds_differ_from_digit_scenes_in_their_scenes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DigitCrowds, "config", replace(CROWDS, scene_test=3))
+    crowds, plain = (
+        load_image_set(name, limit={"val": 20, "test": 2}) for name in ("digit-crowds", "digit-scenes")
+    )
+    assert torch.equal(crowds.split("val").images, plain.split("val").images)
+    assert crowds.fingerprint != plain.fingerprint
+    scenes = crowds.detection("test")
+    assert scenes.images.shape == (2, 3, 256, 256)
+    assert all(26 <= len(boxes) <= 40 for boxes in scenes.boxes)
+    assert scenes.masks is None
+    assert plain.detection("test").masks is not None
 
 
 def test_wrong_use() -> None:
