@@ -34,6 +34,10 @@ BOX_AND_MASK_METRICS = (*BOX_METRICS, "mask_ap", "mask_ap50", "mask_ap75")
 STAGES = ("res2", "res3", "res4", "res5")
 STEM_STRIDES: Mapping[Stem, int] = {"imagenet": 4, "small": 1, "stride2": 2}
 """Pixels per position of the map that enters res2; each later stage halves the map."""
+POSITIVE_SHARE = 0.25
+"""The largest share of an image's regions that train the box head as objects, in both libraries."""
+DETECTIONS = 100
+"""The most detections of an image that a detector returns, in both libraries."""
 _TOLERANCE = 1e-4
 _CHECKED_PIXELS = 128
 # Region heads and backbone together, in forward passes of the backbone at the size of the schedule (measured for the
@@ -99,6 +103,7 @@ class FineTuning(Protocol):
         context.remarks += evaluation_remarks(test, classes) if self.evaluator == "coco" else ()
         iterations = self.schedule.iterations
         context.details["schedule"] = asdict(self.schedule)
+        context.remarks += crowding(train, test, ObjectLimits.of(self.schedule))
         with seeded(context.seed, context.device):
             detector = self.build(encoder, classes, masks, context.device)
             require_encoder_maps(detector.feature_maps, encoder, train.images[0])
@@ -121,6 +126,64 @@ class FineTuning(Protocol):
         trained = self.schedule.iterations * self.schedule.images_per_batch
         statistics = self.schedule.precise_bn * self.schedule.images_per_batch
         return _HEAD_COST * area * (3 * trained + statistics + len(image_set.detection("test")))
+
+
+@dataclass(frozen=True)
+class ObjectLimits:
+    """How many of an image's regions a detector trains on and examines, and how many detections it returns.
+
+    ``proposals`` are handed on in training, ``regions`` of them train the box head; ``examined`` are handed on in
+    testing.
+    """
+
+    proposals: int
+    regions: int
+    examined: int
+    detections: int = DETECTIONS
+
+    @classmethod
+    def of(cls, schedule: Schedule) -> ObjectLimits:
+        """Those of a schedule."""
+        return cls(schedule.train_proposals, schedule.regions, schedule.test_proposals)
+
+    @property
+    def positives(self) -> int:
+        """The most regions of an image that train the box head as objects, in one iteration."""
+        return int(POSITIVE_SHARE * self.regions)
+
+
+def crowding(train: DetectionSplit, test: DetectionSplit, limits: ObjectLimits) -> list[str]:
+    """Sentences on images with more objects than a detector trains on at a time, or can find; crowds do not count.
+
+    Such an image lowers the AP of every encoder, and makes it depend on the library more than on the encoder.
+    """
+    crowds = train.crowd or [torch.zeros_like(labels, dtype=torch.bool) for labels in train.labels]
+    trained = [int((~crowd).sum()) for crowd in crowds]
+    tested = [int((~test.ignored(i)).sum()) for i in range(len(test))]
+    said = [
+        _more_than(
+            limits.positives,
+            trained,
+            "training",
+            f"of the {limits.regions} regions of an image that train the box head no more are objects",
+        ),
+        _more_than(limits.proposals, trained, "training", "no more regions of an image are proposed"),
+    ]
+    if limits.examined <= limits.detections:
+        why = "no more regions of an image are examined, so the rest is missed"
+        said.append(_more_than(limits.examined, tested, "test", why))
+    else:
+        why = "no more detections of an image are returned, so the rest is missed"
+        said.append(_more_than(limits.detections, tested, "test", why))
+    return [sentence for sentence in said if sentence is not None]
+
+
+def _more_than(limit: int, counts: list[int], split: str, why: str) -> str | None:
+    more = [count for count in counts if count > limit]
+    if not more:
+        return None
+    have = "has" if len(more) == 1 else "have"
+    return f"{len(more)} of {len(counts)} {split} images {have} more than {limit} objects (up to {max(more)}): {why}"
 
 
 @torch.no_grad()

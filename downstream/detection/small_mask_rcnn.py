@@ -32,6 +32,8 @@ from twinbench.downstream.detection.coco_eval import (
 from twinbench.downstream.detection.fine_tuning import (
     BOX_AND_MASK_METRICS,
     STAGES,
+    ObjectLimits,
+    crowding,
     require_encoder_maps,
     unit_floats,
 )
@@ -51,6 +53,7 @@ _FPN_CHANNELS = 32
 _BOX_WIDTH = 128
 _MASK_CHANNELS = 32
 _ANCHOR_SHARES = (1 / 8, 1 / 5, 1 / 3, 1 / 2)
+_LIMITS = ObjectLimits(proposals=100, regions=32, examined=50, detections=20)
 _EVAL_BATCH = 32
 # Backbone, pyramid and heads together, in forward passes of the backbone (measured, ResNet-18 of width 16).
 _HEAD_COST = 7.0
@@ -93,13 +96,13 @@ def build_detector(encoder: Encoder, classes: int, height: int, width: int) -> M
         rpn_anchor_generator=AnchorGenerator(anchors, ((0.5, 1.0, 2.0),) * len(anchors)),
         rpn_pre_nms_top_n_train=200,
         rpn_pre_nms_top_n_test=200,
-        rpn_post_nms_top_n_train=100,
-        rpn_post_nms_top_n_test=50,
+        rpn_post_nms_top_n_train=_LIMITS.proposals,
+        rpn_post_nms_top_n_test=_LIMITS.examined,
         box_roi_pool=MultiScaleRoIAlign(list(STAGES), 7, 2, **levels),
         box_head=TwoMLPHead(_FPN_CHANNELS * 49, _BOX_WIDTH),
         box_predictor=FastRCNNPredictor(_BOX_WIDTH, classes + 1),
-        box_batch_size_per_image=32,
-        box_detections_per_img=20,
+        box_batch_size_per_image=_LIMITS.regions,
+        box_detections_per_img=_LIMITS.detections,
         mask_roi_pool=MultiScaleRoIAlign(list(STAGES), 14, 2, **levels),
         mask_head=MaskRCNNHeads(_FPN_CHANNELS, (_MASK_CHANNELS, _MASK_CHANNELS), 1),
         mask_predictor=MaskRCNNPredictor(_MASK_CHANNELS, _MASK_CHANNELS, classes + 1),
@@ -168,7 +171,7 @@ class SmallMaskRcnn(Protocol):
         train, test = image_set.detection("train"), image_set.detection("test")
         train_images, test_images = _pixels_and_masks(train)[0], _pixels_and_masks(test)[0]
         classes = len(image_set.detection_classes)
-        context.remarks += evaluation_remarks(test, classes)
+        context.remarks += [*crowding(train, test, _LIMITS), *evaluation_remarks(test, classes)]
         with seeded(context.seed, context.device) as generator:
             detector = build_detector(encoder, classes, *train_images.shape[-2:]).to(context.device)
             require_encoder_maps(partial(pyramid_maps, detector), encoder, train_images[0])

@@ -12,7 +12,7 @@ from PIL import Image
 
 from twinbench.data.detection import DetectionSplit
 from twinbench.downstream.detection.coco_eval import average_precision
-from twinbench.downstream.detection.fine_tuning import require_encoder_maps
+from twinbench.downstream.detection.fine_tuning import DETECTIONS, POSITIVE_SHARE, require_encoder_maps
 from twinbench.downstream.detection.schedules import COCO_1X, TINY, VOC_24K, VOC_24K_BT
 from twinbench.downstream.features import FeatureStore
 from twinbench.downstream.protocol import EvaluationContext, protocol
@@ -132,6 +132,12 @@ def test_the_detector_starts_from_the_encoder_at_every_depth(shape):
     state = encoder.backbone.state_dict()
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)
+
+
+def test_the_limits_that_are_told_are_detectron2s():
+    cfg = detectron2_config(make("resnet10", 8, "stride2"), TINY, 3, False, CPU)
+    assert cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION == POSITIVE_SHARE
+    assert cfg.TEST.DETECTIONS_PER_IMAGE == DETECTIONS
 
 
 @pytest.mark.parametrize("change", ["order", "mean", "res5"])
