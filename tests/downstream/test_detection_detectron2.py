@@ -1,5 +1,6 @@
 """Our use of Detectron2 against Detectron2 itself."""
 
+import warnings
 from dataclasses import replace
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -24,11 +25,14 @@ from twinbench.encoders.foreign.detectron2_names import from_detectron2, to_dete
 from twinbench.foundation.errors import RunFailure
 
 detectron2 = pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+# The marks below hold for tests, not for the imports of this file.
+warnings.filterwarnings("ignore", "`torch.jit.script`", FutureWarning)
 pytestmark = [
     pytest.mark.detectron2,
     # Of Detectron2 itself, with the torch of today.
     pytest.mark.filterwarnings("ignore:`torch.jit.script`:FutureWarning"),
     pytest.mark.filterwarnings("ignore:torch.meshgrid"),
+    pytest.mark.filterwarnings("ignore:The given NumPy array is not writable:UserWarning"),
 ]
 
 from detectron2.config import get_cfg  # noqa: E402
