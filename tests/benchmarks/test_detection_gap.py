@@ -1,0 +1,167 @@
+"""Each switch of the comparison of detectors does what it says, and nothing else does."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import roi_align
+
+from twinbench.data.detection import DetectionSplit
+from twinbench.downstream.detection.schedules import TINY
+from twinbench.downstream.features import FeatureStore
+from twinbench.downstream.protocol import EvaluationContext, protocol
+from twinbench.downstream.randomness import seeded
+from twinbench.encoders.backbones import build_backbone
+from twinbench.encoders.encoder import Encoder, EncoderInfo
+from twinbench.foundation.errors import InputError
+
+CPU = torch.device("cpu")
+SHORT = replace(
+    TINY,
+    images_per_batch=2,
+    iterations=2,
+    steps=(1,),
+    warmup_iterations=1,
+    train_sizes=(64,),
+    test_size=64,
+    precise_bn=2,
+)
+GREY = (0.5, 0.5, 0.5)
+
+
+@pytest.fixture
+def gap(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    import detection_gap
+
+    monkeypatch.setattr(detection_gap, "TINY", SHORT)
+    return detection_gap
+
+
+@pytest.fixture
+def encoder():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        backbone = build_backbone("resnet10", width=8, stem="stride2")
+    info = EncoderInfo("resnet10", 8, "stride2", backbone.feature_dim, 32, GREY, GREY, "random", "none")
+    return Encoder(backbone, info, checksum="none")
+
+
+class Squares:
+    """Four pictures of one bright square each."""
+
+    name = "squares"
+    detection_classes = ("square",)
+
+    def detection(self, name):
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 60, (4, 3, 96, 96), generator=generator).to(torch.uint8)
+        images[:, :, 20:44, 30:54] = 230
+        return DetectionSplit(images, 4 * [torch.tensor([[30.0, 20, 54, 44]])], 4 * [torch.tensor([0])])
+
+
+def made(gap, row, encoder):
+    with seeded(0, CPU):
+        return gap.detector_of(row, encoder, 3)
+
+
+def test_a_row_without_switches_is_the_protocol(gap, encoder):
+    chosen = replace(protocol("detection/c4-torchvision-v1"), schedule=SHORT)
+    expected = chosen.evaluate(encoder, EvaluationContext(Squares(), FeatureStore(None), seed=3))
+    found = gap.average_precision_of("torchvision", encoder, Squares(), 3)
+    assert found == {measurement.metric: measurement.value for measurement in expected}
+
+
+def test_every_switch_trains(gap, encoder):
+    assert 0 <= gap.average_precision_of("torchvision+all", encoder, Squares(), 0)["box_ap"] <= 100
+
+
+def test_an_unknown_switch_is_refused(gap, encoder):
+    for row in ("torchvison", "torchvision+predictor"):
+        with pytest.raises(InputError, match="unknown"):
+            made(gap, row, encoder)
+
+
+def test_predictors_begin_small(gap, encoder):
+    predictor = made(gap, "torchvision+predictors", encoder).model.roi_heads.box_predictor
+    assert predictor.cls_score.weight.std().item() == pytest.approx(0.01, rel=0.2)
+    assert predictor.bbox_pred.weight.std().item() == pytest.approx(0.001, rel=0.2)
+    assert not predictor.cls_score.bias.any()
+
+
+def test_anchors_have_the_area_of_their_size(gap, encoder):
+    generator = made(gap, "torchvision+anchors", encoder).model.rpn.anchor_generator
+    maps = torch.zeros(1, 4, 8, 8)
+    (anchors,) = generator(ImageList(torch.zeros(1, 3, 64, 64), [(64, 64)]), [maps])
+    sides = anchors[:, 2:] - anchors[:, :2]
+    areas = sides.prod(1).reshape(-1, 15).mean(0)
+    torch.testing.assert_close(areas, torch.tensor(3 * [side**2 for side in SHORT.anchor_sizes]))
+
+
+def test_regions_are_cut_half_a_place_further_up_and_left(gap, encoder):
+    pool = made(gap, "torchvision+alignment", encoder).model.roi_heads.box_roi_pool
+    maps = torch.rand(1, 2, 12, 12)
+    box = torch.tensor([[16.0, 24, 56, 64]])
+    expected = roi_align(maps, [box - 4], 14, 1 / 8, 0, aligned=False)
+    torch.testing.assert_close(pool({"res4": maps}, [box], [(96, 96)]), expected)
+
+
+@pytest.mark.parametrize(("switch", "loss"), [("rpn-loss", "loss_rpn_box_reg"), ("box-loss", "loss_box_reg")])
+def test_a_loss_becomes_absolute_and_no_other(switch, loss, gap, encoder):
+    images, targets = (
+        [torch.rand(3, 64, 64)],
+        [{"boxes": torch.tensor([[9.0, 9, 30, 30]]), "labels": torch.tensor([1])}],
+    )
+    losses = []
+    for row in ("torchvision", f"torchvision+{switch}"):
+        model = made(gap, row, encoder).model
+        with seeded(1, CPU):
+            losses.append(model(images, targets))
+    plain, absolute = losses
+    assert {name for name in plain if plain[name] != absolute[name]} == {loss}
+    # |d| exceeds its smooth version by at most half of 1/9 for each of four coordinates of a positive.
+    assert 0 < absolute[loss] - plain[loss] < 4 / 18
+
+
+def test_pictures_are_resized_as_pillow_does(gap, encoder):
+    model = made(gap, "torchvision+resizing", encoder).model
+    picture = torch.randint(0, 256, (3, 100, 131), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    target = {"boxes": torch.tensor([[0.0, 0, 131, 100]])}
+    prepared, (resized,) = model.eval().transform([picture / 255], [target])
+    ((height, width),) = prepared.image_sizes
+    assert (height, width) == (64, round(131 * 0.64))
+    expected = Image.fromarray(picture.permute(1, 2, 0).numpy()).resize(
+        (width, height), Image.Resampling.BILINEAR
+    )
+    found = (prepared.tensors[0, :, :height, :width] * 0.5 + 0.5) * 255
+    assert np.array_equal(found.round().permute(1, 2, 0).numpy(), np.array(expected))
+    torch.testing.assert_close(resized["boxes"], torch.tensor([[0.0, 0, width, height]]))
+
+
+def test_statistics_are_those_of_all_batches_together(gap, encoder):
+    detector = made(gap, "torchvision+statistics", encoder)
+    batches = list(detector._batches(Squares().detection("train"), seed=0))[:2]
+    maps = []
+    norm = detector.model.backbone.stem[1]
+    hook = norm.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0].transpose(0, 1).flatten(1)))
+    with seeded(0, CPU):
+        detector._estimate_statistics(iter(batches))
+    hook.remove()
+    everything = torch.cat(maps, dim=1)
+    torch.testing.assert_close(norm.running_mean, everything.mean(1))
+    torch.testing.assert_close(norm.running_var, everything.var(1, unbiased=False))
+
+
+def test_the_table_has_mean_deviation_and_number_of_seeds(gap):
+    measured = [
+        {"row": "torchvision", "encoder": "supervised", "seed": 0, "box_ap": 10.0},
+        {"row": "torchvision", "encoder": "supervised", "seed": 1, "box_ap": 12.0},
+        {"row": "detectron2", "encoder": "random_init", "seed": 0, "box_ap": 3.0},
+    ]
+    lines = gap.table(measured).splitlines()
+    assert [cell.strip() for cell in lines[2].split("|")] == ["", "torchvision", "11.0 ± 1.4 (2)", "-", ""]
+    assert [cell.strip() for cell in lines[3].split("|")] == ["", "detectron2", "-", "3.0 (1)", ""]
