@@ -1,15 +1,17 @@
 """Why the C4 detectors of Detectron2 and torchvision differ on pictures of many small objects.
 
-Trains the detectors of ``detection/c4-detectron2`` and ``detection/c4-torchvision`` on ``digit-crowds`` with what the
-libraries do differently switched over, one thing at a time or several. A row is a library and its switches: with
+Trains the detectors of ``detection/c4-detectron2`` and ``detection/c4-torchvision`` with what the libraries do
+differently switched over, one thing at a time or several. A row is a library and its switches: with
 ``torchvision+predictors`` the predictors begin as Detectron2's do, with ``detectron2+predictors`` as torchvision's do;
-``torchvision+all`` has every switch.
+``torchvision+all`` has every switch. The images are those of ``digit-crowds``, digits apart from each other, or
+``spots``: dim spots in clumps on black, some pictures bright, as cells look under a microscope (see `spots`).
 
     twinbench pretrain supervised --image-set digit-scenes        # encoders to start from, and random_init
-    python benchmarks/detection_gap.py RUN/encoder ... --rows torchvision torchvision+predictors --seeds 3 \
+    python benchmarks/detection_gap.py RUN/encoder ... --rows torchvision torchvision+predictors --seeds 0 1 2 \
         --out detection_gap.jsonl --markdown benchmarks/detection_gap.md
 
-Every finished training is a line of ``--out``, and is not done again. Rows that begin with detectron2 need Detectron2.
+``--share 0.5`` trains for half of the schedule. Every finished training is a line of ``--out``, and is not done again.
+Rows that begin with detectron2 need Detectron2.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,24 +30,107 @@ from unittest import mock
 import measure
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import roi_align
 
 from twinbench.data.catalogue import load_image_set
-from twinbench.data.image_sets import ImageSet
+from twinbench.data.detection import DetectionSplit
 from twinbench.downstream.detection.coco_eval import average_precision
 from twinbench.downstream.detection.fine_tuning import Detector
-from twinbench.downstream.detection.schedules import TINY
+from twinbench.downstream.detection.schedules import TINY, Schedule
 from twinbench.downstream.detection.torchvision_rcnn import TorchvisionDetector, c4_detector
 from twinbench.downstream.randomness import seeded
 from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.errors import unknown_name
 
-IMAGE_SET = "digit-crowds"
 CPU = torch.device("cpu")
+SIDE = 256
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """What a detector trains on and is measured with."""
+
+    train: DetectionSplit
+    test: DetectionSplit
+    classes: int
+
+
+def digit_crowds() -> Scenes:
+    """The embedded set, 180 scenes for training and 60 for testing."""
+    image_set = load_image_set("digit-crowds")
+    train, test = image_set.detection("train"), image_set.detection("test")
+    return Scenes(train, test, len(image_set.detection_classes))
+
+
+def spots() -> Scenes:
+    """Pictures of about 31 spots of one class (4 to 120, median side 14 pixels of 256), which touch in clumps.
+
+    180 for training and 30 for testing. Spots are a little brighter than a nearly black ground; of six pictures about
+    one is bright, with dark spots.
+    """
+    return Scenes(_spot_pictures(180, seed=0), _spot_pictures(30, seed=1), 1)
+
+
+def _spot_pictures(n: int, seed: int) -> DetectionSplit:
+    generator = np.random.default_rng(seed)
+    pictures, boxes = zip(*(_spot_picture(generator) for _ in range(n)), strict=True)
+    labels = [torch.zeros(len(each), dtype=torch.int64) for each in boxes]
+    return DetectionSplit(torch.stack(pictures), list(boxes), labels)
+
+
+def _spot_picture(generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+    count = int(np.clip(generator.lognormal(np.log(27), 0.6), 4, 120))
+    grey = np.full((SIDE, SIDE), generator.uniform(3, 12))
+    boxes: list[list[int]] = []
+    scale = generator.uniform(0.75, 1.4)
+    clumps = generator.uniform(30, SIDE - 30, (max(2, count // 7), 2))
+    taken = np.zeros((SIDE, SIDE), bool)
+    for _ in range(12 * count):
+        if len(boxes) == count:
+            break
+        centre = clumps[generator.integers(len(clumps))] + generator.normal(0, 28, 2)
+        distance = _distance(centre, generator.uniform(4.5, 9.5, 2) * scale, generator.uniform(0, np.pi))
+        inside = distance < 1
+        if not (10 < centre[0] < SIDE - 10 and 10 < centre[1] < SIDE - 10) or taken[inside].mean() > 0.08:
+            continue
+        inside &= ~taken
+        taken |= inside
+        grey[inside] += generator.uniform(12, 60) * (1.1 - 0.5 * distance[inside])
+        rows, columns = np.nonzero(inside)
+        boxes.append([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+    grey += generator.normal(0, 1.5, grey.shape)
+    bright = generator.random() < 0.18
+    colours = [215 - 1.3 * grey, 180 - 1.6 * grey, 210 - 0.9 * grey] if bright else [grey] * 3
+    pixels = np.stack(colours, axis=2).clip(0, 255).astype(np.uint8)
+    blurred = np.array(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(0.8)))
+    return torch.from_numpy(blurred).permute(2, 0, 1), torch.tensor(boxes, dtype=torch.float32)
+
+
+def _distance(centre: np.ndarray, axes: np.ndarray, turn: float) -> np.ndarray:
+    """Squared distances ``[SIDE, SIDE]`` from the centre of a turned ellipse, 1 on its edge."""
+    y, x = np.mgrid[:SIDE, :SIDE]
+    across, down = x - centre[0], y - centre[1]
+    u = (across * np.cos(turn) + down * np.sin(turn)) / axes[0]
+    v = (down * np.cos(turn) - across * np.sin(turn)) / axes[1]
+    return np.asarray(u * u + v * v)
+
+
+IMAGES: dict[str, Callable[[], Scenes]] = {"digit-crowds": cache(digit_crowds), "spots": cache(spots)}
+
+
+def shortened(schedule: Schedule, share: float) -> Schedule:
+    """A share of a schedule: fewer iterations and batches for batch norm's statistics, at the same rates."""
+    return replace(
+        schedule,
+        iterations=round(share * schedule.iterations),
+        steps=tuple(round(share * step) for step in schedule.steps),
+        warmup_iterations=round(share * schedule.warmup_iterations),
+        precise_bn=round(share * schedule.precise_bn),
+    )
 
 
 # What makes torchvision's detector do as Detectron2's does.
@@ -209,18 +295,18 @@ SWITCHES: dict[str, dict[str, Callable[[Any], None]]] = {
 }
 
 
-def detector_of(row: str, encoder: Encoder, classes: int) -> Detector:
+def detector_of(row: str, encoder: Encoder, classes: int, schedule: Schedule) -> Detector:
     """The detector of a row, untrained; raises InputError for an unknown library or switch."""
     library, *switches = row.split("+")
     if library not in SWITCHES:
         raise unknown_name("library", library, SWITCHES)
     detector: Any
     if library == "torchvision":
-        detector = TorchvisionDetector(c4_detector(encoder, classes, TINY), TINY, CPU)
+        detector = TorchvisionDetector(c4_detector(encoder, classes, schedule), schedule, CPU)
     else:
         from twinbench.downstream.detection.d2.detector import Detectron2Detector
 
-        detector = Detectron2Detector(encoder, TINY, classes, False, CPU)
+        detector = Detectron2Detector(encoder, schedule, classes, False, CPU)
     for switch in SWITCHES[library] if switches == ["all"] else switches:
         if switch not in SWITCHES[library]:
             raise unknown_name("switch", switch, SWITCHES[library], where=library)
@@ -228,27 +314,36 @@ def detector_of(row: str, encoder: Encoder, classes: int) -> Detector:
     return detector
 
 
-def average_precision_of(row: str, encoder: Encoder, image_set: ImageSet, seed: int) -> dict[str, float]:
+def average_precision_of(
+    row: str, encoder: Encoder, scenes: Scenes, seed: int, schedule: Schedule
+) -> dict[str, float]:
     """Box AP of a row's detector after its training, as the protocols measure it."""
-    train, test = image_set.detection("train"), image_set.detection("test")
     with seeded(seed, CPU):
-        detector = detector_of(row, encoder, len(image_set.detection_classes))
-        for _ in detector.train(train, seed):
+        detector = detector_of(row, encoder, scenes.classes, schedule)
+        for _ in detector.train(scenes.train, seed):
             pass
-        detections = [detector.detect(image) for image in test.images]
-    return average_precision(test, detections, len(image_set.detection_classes))
+        detections = [detector.detect(image) for image in scenes.test.images]
+    return average_precision(scenes.test, detections, scenes.classes)
 
 
-def table(measured: list[dict[str, Any]]) -> str:
-    """Markdown: for each row the mean box AP over seeds from each encoder, its deviation, and the number of seeds."""
+def tables(measured: list[dict[str, Any]]) -> str:
+    """Markdown: for each kind of images and share of the schedule a table of the mean box AP over seeds."""
+    settings = dict.fromkeys((each["images"], each["share"]) for each in measured)
+    parts = []
+    for images, share in settings:
+        mine = [each for each in measured if (each["images"], each["share"]) == (images, share)]
+        length = "the whole schedule" if share == 1 else f"{share:g} of the schedule"
+        parts.append(f"{images}, {length}:\n\n{_table(mine)}")
+    return "\n\n".join(parts)
+
+
+def _table(measured: list[dict[str, Any]]) -> str:
     methods = list(dict.fromkeys(each["encoder"] for each in measured))
     rows = []
     for row in dict.fromkeys(each["row"] for each in measured):
-        cells = [row]
-        for method in methods:
-            values = [each["box_ap"] for each in measured if (each["row"], each["encoder"]) == (row, method)]
-            cells.append(_cell(values))
-        rows.append(cells)
+        mine = [each for each in measured if each["row"] == row]
+        cells = [_cell([each["box_ap"] for each in mine if each["encoder"] == method]) for method in methods]
+        rows.append([row, *cells])
     return measure.markdown_table(["detector", *methods], rows)
 
 
@@ -260,15 +355,15 @@ def _cell(values: list[float]) -> str:
 
 
 def page(measured: list[dict[str, Any]]) -> str:
-    """The table with what it is, and where it was measured."""
+    """The tables with what they are, and where they were measured."""
     known = measure.facts()
     return f"""# The gap between two C4 detectors
 
-Generated by `python benchmarks/detection_gap.py`, whose head explains rows and switches. Box AP on the 60 test scenes
-of `{IMAGE_SET}` after the schedule for CPUs on its 180 training scenes, from one encoder each: the mean over seeds of
-the detector's training, the standard deviation over them, and their number. A row of one seed is a first look.
+Generated by `python benchmarks/detection_gap.py`, whose head explains images, rows and switches. Box AP on the test
+images after the schedule for CPUs or a share of it, from one encoder each: the mean over seeds of the detector's
+training, the standard deviation over them, and their number. A row of one seed is a first look.
 
-{table(measured)}
+{tables(measured)}
 
 {measure.device_description()}; {known["machine"]}; Python {known["python"]}, torch {known["torch"]}, torchvision
 {known["torchvision"]}.
@@ -276,15 +371,19 @@ the detector's training, the standard deviation over them, and their number. A r
 
 
 def main() -> None:
-    """Do the trainings that are not done, and print the table."""
+    """Do the trainings that are not done, and print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("encoders", type=Path, nargs="+", help="folders of encoders")
+    parser.add_argument(
+        "encoders", type=Path, nargs="*", help="folders of encoders; none: only print the tables"
+    )
+    parser.add_argument("--images", choices=list(IMAGES), default="digit-crowds")
     parser.add_argument(
         "--rows", nargs="*", default=["detectron2", "torchvision"], help="libraries with switches"
     )
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--share", type=float, default=1.0, help="of the schedule")
     parser.add_argument("--out", type=Path, required=True, help="one line of JSON for each training; grows")
     parser.add_argument("--markdown", type=Path, help="write the page here")
     arguments = parser.parse_args()
@@ -293,21 +392,40 @@ def main() -> None:
         if arguments.out.exists()
         else []
     )
-    image_set = load_image_set(IMAGE_SET)
-    for seed in arguments.seeds:
-        for row in arguments.rows:
-            for encoder in map(Encoder.load, arguments.encoders):
-                job = {"row": row, "encoder": encoder.info.method, "seed": seed}
-                if any(job.items() <= each.items() for each in measured):
-                    continue
-                started = time.monotonic()
-                measured.append({**job, **average_precision_of(row, encoder, image_set, seed)})
-                with arguments.out.open("a") as out:
-                    out.write(json.dumps(measured[-1]) + "\n")
-                print(measured[-1], f"{time.monotonic() - started:.0f} s", flush=True)
-    print(table(measured))
+    for job, encoder in _jobs(arguments, measured):
+        started = time.monotonic()
+        schedule = shortened(TINY, arguments.share)
+        found = average_precision_of(job["row"], encoder, IMAGES[arguments.images](), job["seed"], schedule)
+        measured.append({**job, **found})
+        with arguments.out.open("a") as out:
+            out.write(json.dumps(measured[-1]) + "\n")
+        print(measured[-1], f"{time.monotonic() - started:.0f} s", flush=True)
+    print(tables(measured))
     if arguments.markdown:
         arguments.markdown.write_text(page(measured))
+
+
+def _jobs(
+    arguments: argparse.Namespace, measured: list[dict[str, Any]]
+) -> list[tuple[dict[str, Any], Encoder]]:
+    """The trainings that are asked for and not done, each with its encoder."""
+    encoders = [Encoder.load(folder) for folder in arguments.encoders]
+    jobs = [
+        (
+            {
+                "images": arguments.images,
+                "share": arguments.share,
+                "row": row,
+                "encoder": e.info.method,
+                "seed": seed,
+            },
+            e,
+        )
+        for seed in arguments.seeds
+        for row in arguments.rows
+        for e in encoders
+    ]
+    return [(job, e) for job, e in jobs if not any(job.items() <= each.items() for each in measured)]
 
 
 if __name__ == "__main__":

@@ -38,7 +38,6 @@ def gap(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     import detection_gap
 
-    monkeypatch.setattr(detection_gap, "TINY", SHORT)
     return detection_gap
 
 
@@ -51,33 +50,38 @@ def encoder():
     return Encoder(backbone, info, checksum="none")
 
 
-class Squares:
+def squares():
     """Four pictures of one bright square each."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 60, (4, 3, 96, 96), generator=generator).to(torch.uint8)
+    images[:, :, 20:44, 30:54] = 230
+    return DetectionSplit(images, 4 * [torch.tensor([[30.0, 20, 54, 44]])], 4 * [torch.tensor([0])])
 
-    name = "squares"
+
+class Squares:
+    """An image set of them."""
+
     detection_classes = ("square",)
 
     def detection(self, name):
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randint(0, 60, (4, 3, 96, 96), generator=generator).to(torch.uint8)
-        images[:, :, 20:44, 30:54] = 230
-        return DetectionSplit(images, 4 * [torch.tensor([[30.0, 20, 54, 44]])], 4 * [torch.tensor([0])])
+        return squares()
 
 
 def made(gap, row, encoder):
     with seeded(0, CPU):
-        return gap.detector_of(row, encoder, 3)
+        return gap.detector_of(row, encoder, 3, SHORT)
 
 
 def test_a_row_without_switches_is_the_protocol(gap, encoder):
     chosen = replace(protocol("detection/c4-torchvision-v1"), schedule=SHORT)
     expected = chosen.evaluate(encoder, EvaluationContext(Squares(), FeatureStore(None), seed=3))
-    found = gap.average_precision_of("torchvision", encoder, Squares(), 3)
+    found = gap.average_precision_of("torchvision", encoder, gap.Scenes(squares(), squares(), 1), 3, SHORT)
     assert found == {measurement.metric: measurement.value for measurement in expected}
 
 
 def test_every_switch_trains(gap, encoder):
-    assert 0 <= gap.average_precision_of("torchvision+all", encoder, Squares(), 0)["box_ap"] <= 100
+    scenes = gap.Scenes(squares(), squares(), 1)
+    assert 0 <= gap.average_precision_of("torchvision+all", encoder, scenes, 0, SHORT)["box_ap"] <= 100
 
 
 def test_an_unknown_switch_is_refused(gap, encoder):
@@ -144,7 +148,7 @@ def test_pictures_are_resized_as_pillow_does(gap, encoder):
 
 def test_statistics_are_those_of_all_batches_together(gap, encoder):
     detector = made(gap, "torchvision+statistics", encoder)
-    batches = list(detector._batches(Squares().detection("train"), seed=0))[:2]
+    batches = list(detector._batches(squares(), seed=0))[:2]
     maps = []
     norm = detector.model.backbone.stem[1]
     hook = norm.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0].transpose(0, 1).flatten(1)))
@@ -156,12 +160,60 @@ def test_statistics_are_those_of_all_batches_together(gap, encoder):
     torch.testing.assert_close(norm.running_var, everything.var(1, unbiased=False))
 
 
-def test_the_table_has_mean_deviation_and_number_of_seeds(gap):
+def test_spots_are_many_small_and_seen(gap):
+    split = gap._spot_pictures(12, seed=0)
+    again = gap._spot_pictures(12, seed=0)
+    assert torch.equal(split.images, again.images)
+    assert split.images.shape == (12, 3, 256, 256)
+    sides = torch.cat(split.boxes)[:, 2:] - torch.cat(split.boxes)[:, :2]
+    assert 12 <= sides.prod(1).sqrt().median() <= 17
+    assert sides.min() >= 4
+    assert len({len(boxes) for boxes in split.boxes}) > 6
+
+
+def test_a_share_of_the_schedule_has_its_steps_in_proportion(gap):
+    half = gap.shortened(TINY, 0.5)
+    assert (half.iterations, half.steps, half.warmup_iterations, half.precise_bn) == (150, (105, 135), 15, 10)
+    assert gap.shortened(TINY, 1) == TINY
+
+
+def test_the_tables_have_mean_deviation_and_number_of_seeds(gap):
     measured = [
-        {"row": "torchvision", "encoder": "supervised", "seed": 0, "box_ap": 10.0},
-        {"row": "torchvision", "encoder": "supervised", "seed": 1, "box_ap": 12.0},
-        {"row": "detectron2", "encoder": "random_init", "seed": 0, "box_ap": 3.0},
+        {
+            "images": "spots",
+            "share": 0.5,
+            "row": "torchvision",
+            "encoder": "supervised",
+            "seed": 0,
+            "box_ap": 10.0,
+        },
+        {
+            "images": "spots",
+            "share": 0.5,
+            "row": "torchvision",
+            "encoder": "supervised",
+            "seed": 1,
+            "box_ap": 12.0,
+        },
+        {
+            "images": "spots",
+            "share": 0.5,
+            "row": "detectron2",
+            "encoder": "random_init",
+            "seed": 0,
+            "box_ap": 3.0,
+        },
+        {
+            "images": "spots",
+            "share": 1,
+            "row": "detectron2",
+            "encoder": "random_init",
+            "seed": 0,
+            "box_ap": 5.0,
+        },
     ]
-    lines = gap.table(measured).splitlines()
-    assert [cell.strip() for cell in lines[2].split("|")] == ["", "torchvision", "11.0 ± 1.4 (2)", "-", ""]
-    assert [cell.strip() for cell in lines[3].split("|")] == ["", "detectron2", "-", "3.0 (1)", ""]
+    lines = gap.tables(measured).splitlines()
+    assert lines[0] == "spots, 0.5 of the schedule:"
+    assert [cell.strip() for cell in lines[4].split("|")] == ["", "torchvision", "11.0 ± 1.4 (2)", "-", ""]
+    assert [cell.strip() for cell in lines[5].split("|")] == ["", "detectron2", "-", "3.0 (1)", ""]
+    assert lines[7] == "spots, the whole schedule:"
