@@ -12,11 +12,13 @@ from torchvision.ops import roi_align
 
 from twinbench.data.detection import DetectionSplit
 from twinbench.downstream.detection.schedules import TINY
+from twinbench.downstream.detection.torchvision_rcnn import C4Body
 from twinbench.downstream.features import FeatureStore
 from twinbench.downstream.protocol import EvaluationContext, protocol
 from twinbench.downstream.randomness import seeded
 from twinbench.encoders.backbones import build_backbone
 from twinbench.encoders.encoder import Encoder, EncoderInfo
+from twinbench.encoders.foreign.detectron2_names import from_detectron2
 from twinbench.foundation.errors import InputError
 
 CPU = torch.device("cpu")
@@ -158,6 +160,69 @@ def test_statistics_are_those_of_all_batches_together(gap, encoder):
     everything = torch.cat(maps, dim=1)
     torch.testing.assert_close(norm.running_mean, everything.mean(1))
     torch.testing.assert_close(norm.running_var, everything.var(1, unbiased=False))
+
+
+def give_weights(detectron2, torchvision, encoder, classes):
+    """Copy every weight of Detectron2's detector into torchvision's, whose order of anchors and classes is another."""
+    theirs, own = detectron2.model, torchvision.model
+    backbone = encoder.fresh_backbone()
+    backbone.load_state_dict(from_detectron2(theirs.state_dict()))
+    own.backbone.load_state_dict(C4Body(backbone).state_dict())
+    own.roi_heads.box_head.res5.load_state_dict(backbone.layer4.state_dict())
+    own.roi_heads.box_head.norm.load_state_dict(theirs.roi_heads.res5.norm.state_dict())
+    head, own_head = theirs.proposal_generator.rpn_head, own.rpn.head
+    own_head.conv[0][0].load_state_dict(head.conv.state_dict())
+    anchors = torch.tensor([3 * size + ratio for ratio in range(3) for size in range(5)])
+    names = [torch.tensor([classes, *range(classes)]), anchors]
+    layers = [theirs.roi_heads.box_predictor.cls_score, head.objectness_logits]
+    for order, layer, own_layer in zip(
+        names, layers, [own.roi_heads.box_predictor.cls_score, own_head.cls_logits], strict=True
+    ):
+        own_layer.load_state_dict({name: tensor[order] for name, tensor in layer.state_dict().items()})
+    corners = (4 * anchors[:, None] + torch.arange(4)).flatten()
+    own_head.bbox_pred.load_state_dict({n: t[corners] for n, t in head.anchor_deltas.state_dict().items()})
+    boxes = theirs.roi_heads.box_predictor.bbox_pred.state_dict()
+    none = {name: torch.zeros(4, *tensor.shape[1:]) for name, tensor in boxes.items()}
+    own.roi_heads.box_predictor.bbox_pred.load_state_dict({n: torch.cat([none[n], boxes[n]]) for n in boxes})
+
+
+@pytest.mark.detectron2
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:FutureWarning", "ignore:torch.meshgrid")
+def test_with_every_switch_torchvisions_detector_computes_what_detectron2s_does(gap, encoder):
+    """So there is no difference between the libraries that the switches leave out."""
+    pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+    from detectron2.utils.events import EventStorage
+
+    # All the regions train, so their losses are no draw; anchors are drawn.
+    schedule = replace(TINY, regions=4000)
+    split = gap._spot_pictures(4, seed=0)
+    with seeded(0, CPU), EventStorage():
+        theirs, own = (
+            gap.detector_of(row, encoder, 2, schedule) for row in ("detectron2", "torchvision+all")
+        )
+        for layer in (
+            theirs.model.roi_heads.box_predictor.cls_score,
+            theirs.model.roi_heads.box_predictor.bbox_pred,
+        ):
+            torch.nn.init.normal_(layer.weight, std=0.1)
+        give_weights(theirs, own, encoder, 2)
+        expected, found = theirs.detect(split.images[0]), own.detect(split.images[0])
+        assert len(found.boxes) > 10
+        for name in ("boxes", "scores", "labels"):
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-3, atol=1e-3)
+        theirs.model.train()
+        own.model.train()
+        expected, found = (
+            theirs.model(next(theirs.batches(split, 0))),
+            own.model(*next(own._batches(split, 0))),
+        )
+    for name, own_name, tolerance in (
+        ("loss_cls", "loss_classifier", 1e-3),
+        ("loss_box_reg", "loss_box_reg", 1e-3),
+        ("loss_rpn_loc", "loss_rpn_box_reg", 1e-2),
+        ("loss_rpn_cls", "loss_objectness", 1e-2),
+    ):
+        assert found[own_name].item() == pytest.approx(expected[name].item(), rel=tolerance), name
 
 
 def test_spots_are_many_small_and_seen(gap):
