@@ -1,7 +1,20 @@
 """Detection with torchvision's detectors, for machines without Detectron2: C4 and FPN.
 
-The same data, schedules and evaluators as with Detectron2; yet the libraries differ in the alignment and sampling of
-regions, in resizing and in the losses' normalisation, so the protocols have names of their own.
+The same data, schedules and evaluators as with Detectron2, and the same sampling of anchors and regions, counts before
+and after suppression, box weights and thresholds. The libraries differ in what follows, so the protocols have names of
+their own; `benchmarks/detection_gap.py` switches each of these over:
+
+- Predictors begin as a Linear does, not with deviations 0.01 (classes) and 0.001 (boxes) and no bias.
+- Boxes are learned by their squared error below 1/9 (smooth L1), not by the absolute one.
+- Regions are cut with pixels' centres at whole numbers (``aligned=False``), not at halves.
+- Corners of anchors are rounded to whole pixels.
+- Pictures are interpolated as floats without a filter, their sides rounded down and padded to multiples of 32; not by
+  Pillow as uint8.
+- Proposals thinner than a thousandth of a pixel are left out.
+
+These are the libraries' choices. One is ours: batch norm's final variance is the mean of the batches' variances
+(`TorchvisionDetector._estimate_statistics`), where Detectron2's trainer, with fvcore, takes that of all batches
+together, which is larger by what the batches' means differ.
 """
 
 from __future__ import annotations
