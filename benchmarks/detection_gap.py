@@ -3,8 +3,9 @@
 Trains the detectors of ``detection/c4-detectron2`` and ``detection/c4-torchvision`` with what the libraries do
 differently switched over, one thing at a time or several. A row is a library and its switches: with
 ``torchvision+predictors`` the predictors begin as Detectron2's do, with ``detectron2+predictors`` as torchvision's do;
-``torchvision+all`` has every switch. The images are those of ``digit-crowds``, digits apart from each other, or
-``spots``: dim spots in clumps on black, some pictures bright, as cells look under a microscope (see `spots`).
+``torchvision+all`` has every switch, and from the same weights the same detections and losses as Detectron2's. The
+images are those of ``digit-crowds``, digits apart from each other, or ``spots``: dim spots in clumps on black, some
+pictures bright, as cells look under a microscope (see `spots`).
 
     twinbench pretrain supervised --image-set digit-scenes        # encoders to start from, and random_init
     python benchmarks/detection_gap.py RUN/encoder ... --rows torchvision torchvision+predictors --seeds 0 1 2 \

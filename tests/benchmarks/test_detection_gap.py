@@ -189,7 +189,7 @@ def give_weights(detectron2, torchvision, encoder, classes):
 @pytest.mark.detectron2
 @pytest.mark.filterwarnings("ignore:`torch.jit.script`:FutureWarning", "ignore:torch.meshgrid")
 def test_with_every_switch_torchvisions_detector_computes_what_detectron2s_does(gap, encoder):
-    """So there is no difference between the libraries that the switches leave out."""
+    """From the same weights, whose copying is part of the test: the same detections and losses."""
     pytest.importorskip("detectron2", reason="Detectron2 is not installed")
     from detectron2.utils.events import EventStorage
 
