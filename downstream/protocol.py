@@ -118,6 +118,7 @@ _NAME = re.compile(r"(?P<family>[a-z0-9-]+)/(?P<variant>[a-z0-9-]+)-v(?P<version
 _SUCCESSORS = {"detection/torchvision-fpn-v1": "detection/small-mask-rcnn-torchvision-v1"}
 """Names that protocols had before, and what the same ones, with the same numbers, are called now."""
 _TEST_CROP = "its test crop is torchvision's to the pixel"
+_STATISTICS = "batch norm's final variance is that of all batches together"
 _REPLACED = {
     f"{name}-v1": (f"{name}-v2", _TEST_CROP)
     for name in (
@@ -128,6 +129,9 @@ _REPLACED = {
         "semi-10pct/paper",
         "svm/voc07",
     )
+} | {
+    f"detection/{name}-torchvision-v1": (f"detection/{name}-torchvision-v2", _STATISTICS)
+    for name in ("c4", "voc-c4", "fpn")
 }
 """Versions that nothing measures any more: what took their place, and how it differs. Their records keep the name."""
 P = TypeVar("P", bound="Protocol | type[Protocol]")

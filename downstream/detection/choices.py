@@ -9,7 +9,7 @@ from twinbench.downstream.protocol import register_choice
 
 
 def _with_installed_library(name: str) -> str:
-    return f"{name}-{'detectron2' if detectron2_found() else 'torchvision'}-v1"
+    return f"{name}-{'detectron2-v1' if detectron2_found() else 'torchvision-v2'}"
 
 
 for _name in ("detection/c4", "detection/voc-c4"):

@@ -45,7 +45,7 @@ def require_detectron2(protocol_name: str) -> None:
     if problem is not None:
         raise InputError(
             f"{protocol_name} needs Detectron2, which {problem}",
-            nearest="detection/c4-torchvision-v1",
+            nearest="detection/c4-torchvision-v2",
             next_step=f"build it against the installed torch ({INSTALLATION_GUIDE}), or use the nearest protocol",
         )
 

@@ -230,7 +230,7 @@ def _pixels_and_masks(scenes: DetectionSplit) -> tuple[Tensor, Sequence[Tensor]]
     if isinstance(scenes.images, PictureFiles) or scenes.masks is None:
         raise InputError(
             f"{SmallMaskRcnn.name} is for scenes of one size with masks",
-            nearest="detection/fpn-torchvision-v1",
+            nearest="detection/fpn-torchvision-v2",
             next_step="use the nearest protocol",
         )
     return scenes.images, scenes.masks

@@ -98,4 +98,4 @@ def test_the_learning_rate_is_detectron2s(schedule):
 
 def test_a_pyramid_has_the_usual_rate_for_an_image():
     assert TINY_PYRAMID.base_lr / TINY_PYRAMID.images_per_batch == pytest.approx(0.02 / 16)
-    assert protocol("detection/fpn-torchvision-v1").schedule == TINY_PYRAMID
+    assert protocol("detection/fpn-torchvision-v2").schedule == TINY_PYRAMID

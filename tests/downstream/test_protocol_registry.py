@@ -131,11 +131,11 @@ def test_a_name_without_version_is_refused(name):
         register_protocol(toy(name))
 
 
-@pytest.mark.parametrize(("found", "library"), [(True, "detectron2"), (False, "torchvision")])
+@pytest.mark.parametrize(("found", "library"), [(True, "detectron2-v1"), (False, "torchvision-v2")])
 @pytest.mark.parametrize("name", ["detection/c4", "detection/voc-c4"])
 def test_a_choice_stands_for_the_protocol_of_the_installed_library(monkeypatch, name, found, library):
     monkeypatch.setattr(choices, "detectron2_found", lambda: found)
-    assert protocol(name).name == f"{name}-{library}-v1"
+    assert protocol(name).name == f"{name}-{library}"
     assert name not in protocol_names()
 
 

@@ -74,7 +74,7 @@ def test_with_a_detectron2_that_does_not_load(tmp_path, monkeypatch):
     assert not detectron2_found()
     with pytest.raises(InputError, match="built against another torch") as error:
         require_detectron2("detection/c4-detectron2-v1")
-    assert error.value.nearest == "detection/c4-torchvision-v1"
+    assert error.value.nearest == "detection/c4-torchvision-v2"
 
 
 @pytest.mark.detectron2

@@ -90,7 +90,7 @@ def test_a_dry_run_says_both_sets(cli, tmp_path, photos):
 
 def test_a_set_without_what_the_protocol_needs_is_refused_before_any_work(cli, tmp_path, photos):
     study = write_study(tmp_path / "there.yaml", f"folder:{photos}")
-    text = study.read_text().replace("knn/cosine-v1", "detection/c4-torchvision-v1")
+    text = study.read_text().replace("knn/cosine-v1", "detection/c4-torchvision-v2")
     study.write_text(text.replace("metric: top1", "metric: box_ap"))
     outcome = cli("run", study)
     assert outcome.code == 2
