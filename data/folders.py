@@ -169,8 +169,7 @@ class _Found:
 
 
 def _found(listing: Listing, folder: Path) -> _Found:
-    if folder.is_symlink():
-        listing.follow(folder)
+    listing.follow(folder)
     loose, inner = listing.here(folder)
     if loose and inner:
         raise InputError(

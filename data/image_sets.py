@@ -287,7 +287,7 @@ class FolderImages(_HeldOut):
         self.name, self.classes, self.normalisation = name, files.classes, normalisation
         self.image_size = reading.image_size or folders.natural_size(files, reading.corrupt)
         self._files, self._corrupt = files, reading.corrupt
-        self._oddities = Oddities(files.root)
+        self._oddities = {split: Oddities(files.root, split) for split in SPLITS}
         nearest = nearest_name("test", files.unread) or next(iter(files.unread), None)
         self._instead_of_test = None if nearest is None else str(files.root / nearest)
         self._skipped: dict[str, folders.SkippedFiles] = {}
@@ -313,7 +313,8 @@ class FolderImages(_HeldOut):
     @property
     def remarks(self) -> tuple[str, ...]:
         """What listing the files left out, followed or assumed, and what was odd about those decoded so far."""
-        return self._files.remarks + self._oddities.remarks()
+        met = (remark for oddities in self._oddities.values() for remark in oddities.remarks())
+        return (*self._files.remarks, *met)
 
     def split(self, name: str) -> Split:
         """The images and labels of a split; raises InputError for a test split without labels in a set with classes."""
@@ -349,19 +350,20 @@ class FolderImages(_HeldOut):
         return [listed[i] for i in place[index]]
 
     def _images(self, name: str, index: np.ndarray) -> np.ndarray:
-        return folders.decode(self._paths(name, index), self.image_size, self._oddities)
+        return folders.decode(self._paths(name, index), self.image_size, self._oddities[name])
 
     def _load(self, name: str, index: np.ndarray, labels: np.ndarray) -> Split:
+        oddities = self._oddities[name]
         if self.streamed:
             paths = self._paths(name, index)
-            images = StreamedImages(paths, labels, self.image_size, self._corrupt, oddities=self._oddities)
+            images = StreamedImages(paths, labels, self.image_size, self._corrupt, oddities=oddities)
             self._skipped[name] = images.skipped
             return Split(images, torch.from_numpy(labels))
         if self._corrupt == "refuse":
             return super()._load(name, index, labels)
         self._skipped[name] = folders.SkippedFiles()
         paths = self._paths(name, index)
-        pixels, kept = folders.decode_readable(paths, self.image_size, self._skipped[name], self._oddities)
+        pixels, kept = folders.decode_readable(paths, self.image_size, self._skipped[name], oddities)
         if name in self.skipped:
             _log.warning("skipped %d of %d images of %s", self.skipped[name], len(paths), name)
         return Split(torch.from_numpy(pixels), torch.from_numpy(labels[kept]))

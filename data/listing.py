@@ -64,13 +64,16 @@ class Listing:
                     self._count(self._hidden, inner)
             elif kind == "file" and self._is_listed(path, hidden):
                 pictures.append(path)
-            if entry.is_symlink() and not hidden:
-                self._count(self._links if kind else self._broken, path)
+                if entry.is_symlink():
+                    self._count(self._links, path)
+            elif kind is None and entry.is_symlink() and not hidden:
+                self._count(self._broken, path)
         return pictures, folders
 
     def below(self, folder: Path) -> Iterator[Path]:
         """The pictures at any depth below a folder, sorted by the parts of their paths."""
-        above = {identity(parent) for parent in (self.root, folder.parent) if parent != folder}
+        parents = (self.root, folder.parent, *folder.resolve().parents)
+        above = {identity(parent) for parent in parents if parent != folder}
         return self._walk(folder, above)
 
     def _walk(self, folder: Path, listed: set[Identity]) -> Iterator[Path]:
@@ -79,6 +82,7 @@ class Listing:
             self._count(self._again, folder)
             return
         listed.add(me)
+        self.follow(folder)
         pictures, folders = self.here(folder)
         if not folders:
             yield from pictures
@@ -113,9 +117,10 @@ class Listing:
     def _count(self, tally: Tally, path: Path) -> None:
         tally.add(tally.first or shown(path, self.root))
 
-    def follow(self, link: Path) -> None:
-        """Count a link that is followed."""
-        self._count(self._links, link)
+    def follow(self, folder: Path) -> None:
+        """Count a folder whose pictures are listed, if a link leads to it."""
+        if folder.is_symlink():
+            self._count(self._links, folder)
 
     @property
     def followed_links(self) -> bool:

@@ -96,15 +96,18 @@ class Picture(NamedTuple):
 
 
 class Oddities:
-    """What was odd about the pictures below ``root`` that were decoded so far; each counts once for a kind."""
+    """What was odd about the pictures below ``root`` that were decoded so far; each counts once for a kind.
 
-    def __init__(self, root: Path = Path()) -> None:
-        self._root = root
+    Those of a ``split`` have its name in their remarks, which so are the same whatever else a process decoded.
+    """
+
+    def __init__(self, root: Path = Path(), split: str = "") -> None:
+        self._root, self._split = root, split
         self._paths: dict[Oddity, set[Path]] = {}
 
-    def __reduce__(self) -> tuple[type[Oddities], tuple[Path]]:
+    def __reduce__(self) -> tuple[type[Oddities], tuple[Path, str]]:
         """Begin anew in a worker process, which has no use for what others met."""
-        return Oddities, (self._root,)
+        return Oddities, (self._root, self._split)
 
     def add(self, path: Path, kinds: Iterable[Oddity]) -> None:
         """Note a picture; the first of a kind that is used all the same is named in a warning."""
@@ -123,8 +126,9 @@ class Oddities:
     def remarks(self) -> tuple[str, ...]:
         """One sentence for each kind."""
         met = ((kind, self._paths[kind]) for kind in Oddity if kind in self._paths)
+        picture = f"{self._split} picture".lstrip()
         return tuple(
-            f"{kind.value}: {Tally(len(paths), shown(min(paths), self._root)).said('picture')}"
+            f"{kind.value}: {Tally(len(paths), shown(min(paths), self._root)).said(picture)}"
             for kind, paths in met
         )
 

@@ -54,7 +54,7 @@ class StreamedImages:
     ``[N]``) only guide the choice of substitutes. A file that cannot be decoded raises InputError when it is met, or
     with ``skip`` is added to ``skipped`` and the next image of the same label that can be decoded takes its place (of
     any label where there is none): a function of the files alone. What is odd about the pictures met so far is added to
-    ``oddities``, which several splits may share.
+    ``oddities``.
     """
 
     def __init__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -14,8 +15,8 @@ from sklearn.utils.parallel import Parallel, delayed
 from torch import Tensor
 
 from twinbench.data.detection import RESTORE, DetectionSplit, PictureFiles
-from twinbench.data.folders import CorruptImage
 from twinbench.data.image_sets import ImageSet
+from twinbench.data.pixels import CorruptImage
 from twinbench.data.streaming import Images, StreamedImages
 from twinbench.downstream.features import frozen_copy, pooled, require_finite
 from twinbench.downstream.protocol import EvaluationContext, Measurement, Protocol, register_protocol
@@ -177,8 +178,8 @@ def _rows_of_2007(split: DetectionSplit) -> Tensor:
     everything = torch.arange(len(split))
     if not isinstance(split.images, PictureFiles):
         return everything
-    # <year>/JPEGImages/<picture>; a folder of 2012 alone has nothing else to offer
-    of_2007 = torch.tensor([path.parent.parent.name == "VOC2007" for path in split.images.paths])
+    # A picture may be found in any folder below <year>/JPEGImages. A folder of 2012 alone has nothing else to offer.
+    of_2007 = torch.tensor([("VOC2007", "JPEGImages") in pairwise(path.parts) for path in split.images.paths])
     return everything[of_2007] if of_2007.any() else everything
 
 

@@ -86,7 +86,7 @@ class EvaluateRequest:
 
 
 def evaluate_one(request: EvaluateRequest) -> None:
-    """Evaluate one encoder, print the measurements; keep the record in its run and where ``out`` says.
+    """Evaluate one encoder, print measurements and remarks; keep the record in its run and where ``out`` says.
 
     A record made with a label list, or with another seed than the run's, is kept only where ``out`` says: it is not
     what a study would make.
@@ -116,6 +116,8 @@ def evaluate_one(request: EvaluateRequest) -> None:
     for measured in record["measurements"]:
         error = "" if measured["stderr"] is None else f" ± {measured['stderr']:.2f}"
         print(f"  {measured['metric']:<12} {measured['value']:.2f}{error}  (n = {measured['n']})")
+    for remark in record["remarks"]:
+        print(f"  remark: {remark}")
 
 
 def _label_list(chosen: Protocol, path: Path | None, own: bool) -> LabelList | None:

@@ -133,7 +133,9 @@ def _measured(nothing: Record, document: dict[str, Any]) -> list[Record]:
         protocol=document["protocol"],
         status=document["status"],
         reason=document["reason"],
-        remarks=REMARKS_BETWEEN.join(unique([*nothing.all_remarks, *document.get("remarks", ())])),
+        remarks=REMARKS_BETWEEN.join(
+            unique([*_of_training(nothing, document["image_set"]), *document.get("remarks", ())])
+        ),
         encoder_checksum=document["encoder_checksum"],
         peak_memory_mb=finite(document["peak_memory_mb"]),
         seconds=finite(document["seconds"]),
@@ -144,6 +146,14 @@ def _measured(nothing: Record, document: dict[str, Any]) -> list[Record]:
         replace(evaluated, metric=m["metric"], value=finite(m["value"]), stderr=finite(m["stderr"]), n=m["n"])
         for m in document["measurements"]
     ]
+
+
+def _of_training(nothing: Record, measured_on: str) -> tuple[str, ...]:
+    """The remarks of the training, which say whose images they are about where others were measured."""
+    trained_on = nothing.pretrained_on
+    if trained_on == measured_on:
+        return nothing.all_remarks
+    return tuple(f"pretraining on {trained_on}: {remark}" for remark in nothing.all_remarks if trained_on)
 
 
 def _lost(nothing: Record, run: Run, file: Path | None) -> Record:

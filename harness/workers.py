@@ -8,6 +8,7 @@ same bits.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import queue
 import signal
@@ -154,7 +155,9 @@ def _become_worker(source: ImageSource, threads: int, messages: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     end_with_parent()  # for otherwise the next command would find its run locked
     load_plugins(warn=False)
+    logging.disable(logging.WARNING)  # the parent has said what is odd about the list of images
     _Worker.images = source.load()
+    logging.disable(logging.NOTSET)
     _Worker.messages = messages
 
 

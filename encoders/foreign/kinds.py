@@ -42,7 +42,8 @@ def require_checkpoint(path: Path) -> None:
             where=path,
             next_step="fetch the file: git lfs pull",
         )
-    if text := _kind(head.lstrip().lower(), _TEXTS):
+    # A safetensors file begins with a length, whose bytes may be a blank and a brace, and with zeros after them.
+    if b"\0" not in head and (text := _kind(head.lstrip().lower(), _TEXTS)):
         raise InputError(f"this is {text}, not a checkpoint", where=path, next_step=_AGAIN)
     if archive := _archive(path, head):
         raise InputError(f"this is {archive}", where=path, next_step=_UNPACK)
@@ -71,9 +72,12 @@ def _archive(path: Path, head: bytes) -> str | None:
 
 
 def _require_torchs_zip(path: Path) -> None:
-    """Raise InputError unless a zip file is one that torch.save writes: a folder with data.pkl in it."""
-    with zipfile.ZipFile(path) as archive:
-        names = [name for name in archive.namelist() if not name.endswith("/")]
+    """Raise InputError for a whole zip file unless torch.save writes such: a folder with data.pkl in it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if not name.endswith("/")]
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+        return  # to whom reads checkpoints it is a damaged one
     if any(name.endswith("/constants.pkl") for name in names):
         raise InputError(
             "this is a TorchScript program, and no program is run here",

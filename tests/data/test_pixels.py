@@ -368,14 +368,14 @@ def test_a_file_that_is_cut_anywhere_is_corrupt_or_whole(tmp_path: Path, name: s
 
 
 def test_oddities_are_counted_once_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    met = Oddities(tmp_path)
+    met = Oddities(tmp_path, "test")
     for name in ("b.png", "a.png", "b.png"):
         met.add(tmp_path / "x" / name, (Oddity.SIXTEEN_BIT, Oddity.TRANSPARENT))
     met.add(tmp_path / "c.png", (Oddity.TOO_LARGE,))
     assert met.remarks() == (
-        "of 16 bits a channel the upper 8 are used: 2 pictures, x/a.png for one",
-        "transparent parts are seen on white: 2 pictures, x/a.png for one",
-        "left out as too large: 1 picture, c.png",
+        "of 16 bits a channel the upper 8 are used: 2 test pictures, x/a.png for one",
+        "transparent parts are seen on white: 2 test pictures, x/a.png for one",
+        "left out as too large: 1 test picture, c.png",
     )
     assert len(caplog.messages) == 2, "the first of each kind; what is left out is named elsewhere"
     assert pickle.loads(pickle.dumps(met)).remarks() == (), "a worker process begins anew"

@@ -310,10 +310,10 @@ def test_what_is_skipped_or_odd_is_counted_by_kind(
             list(stream(images, workers=1))  # counted once, wherever it is met
     assert sum(image_set.skipped.values()) == 5
     assert image_set.remarks == (
-        "of 16 bits a channel the upper 8 are used: 2 pictures, test/ant/deep.png for one",
-        "left out as too large: 2 pictures, train/ant/slide.png for one",
-        "left out since the range of their values is not known: 2 pictures, test/ant/float.tif for one",
-        "left out since they cannot be decoded: 1 picture, test/ant/003.jpg",
+        "left out as too large: 2 train pictures, train/ant/slide.png for one",
+        "of 16 bits a channel the upper 8 are used: 2 test pictures, test/ant/deep.png for one",
+        "left out since the range of their values is not known: 2 test pictures, test/ant/float.tif for one",
+        "left out since they cannot be decoded: 1 test picture, test/ant/003.jpg",
     )
     with pytest.raises(InputError, match="too large: 24000 pixels, the limit is 20000"):
         load(tree, **options).split("train").images[:]

@@ -271,8 +271,9 @@ def test_a_devkit_with_both_years_is_trained_on_2007_alone(evaluate, image_set, 
     train, fitted = image_set.scenes["train"], []
     paths = []
     for i, image in enumerate(train.images):
-        # Only the folder of the year counts, not one further up.
-        path = tmp_path / "VOC2012" / f"VOC{years[i % 5 == 0]}" / "JPEGImages" / f"{i}.png"
+        # Only the folder of the year counts, not one further up, wherever below it the picture was found.
+        folder = tmp_path / "VOC2012" / f"VOC{years[i % 5 == 0]}" / "JPEGImages"
+        path = folder / ("part" if i % 3 else "") / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
         paths.append(path)

@@ -44,6 +44,18 @@ def test_records_and_table_name_the_set_that_was_measured(cli, tmp_path, photos,
     assert f"on folder:{photos}" in table.replace("\\", "")
 
 
+def test_remarks_on_other_training_images_say_whose_they_are(cli, tmp_path, photos):
+    (photos / "train" / "dark" / ".hidden.png").write_text("left out")
+    study = write_study(tmp_path / "elsewhere.yaml", "digit-scenes")
+    study.write_text(study.read_text().replace("image_set: digit-scenes", f"image_set: folder:{photos}", 1))
+    study.write_text(study.read_text().replace("batch_size: 64", "batch_size: 16"))
+    outcome = cli("run", study)
+    assert outcome.code == 0, outcome.err
+    records = pd.read_csv(tmp_path / "results/elsewhere/records.csv", keep_default_na=False)
+    remarks = dict(zip(records.method, records.remarks, strict=True))
+    assert f"pretraining on folder:{photos}: left out as hidden" in remarks["barlow_twins"]
+
+
 def test_the_two_studies_share_trainings_and_keep_both_records(cli, tmp_path, photos, monkeypatch):
     here = write_study(tmp_path / "here.yaml", '""')
     there = write_study(tmp_path / "there.yaml", f"folder:{photos}")

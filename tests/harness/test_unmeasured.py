@@ -70,6 +70,7 @@ def test_a_training_with_few_held_out_images_says_that_collapse_is_not_judged(cl
         "evaluate", status.parent / "encoder", "--protocol", "knn", "--image-set", f"folder:{photos}"
     )
     assert outcome.code == 0, outcome.err
+    assert "remark: the neighbours are all the 43 labelled training images" in outcome.out
     outcome = cli("report", "runs", "--out", "results")
     assert outcome.code == 0, outcome.err
     assert (

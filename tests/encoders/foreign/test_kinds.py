@@ -2,11 +2,13 @@
 
 import gzip
 import io
+import struct
 import tarfile
 import zipfile
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import nn
 
 from tests.encoders.foreign.project_files import moco_v2, torchvision_resnet, written
@@ -89,3 +91,25 @@ def test_a_checkpoint_that_torch_wrote_under_the_name_of_an_archive_is_read(tmp_
     torch.save(document, path, _use_new_zipfile_serialization=zipped)
     assert read_foreign(path).info.source_format == "moco_v2"
     assert read_foreign(written(tmp_path, document, "net.zip")).info.source_format == "moco_v2"
+
+
+def test_a_safetensors_file_that_begins_like_json_is_read(tmp_path):
+    whole = save(torchvision_resnet().state_dict())
+    (length,) = struct.unpack("<Q", whole[:8])
+    begins_like_json = int.from_bytes(b" {", "little")
+    header = whole[8 : 8 + length].ljust(begins_like_json)
+    path = tmp_path / "net.safetensors"
+    path.write_bytes(struct.pack("<Q", begins_like_json) + header + whole[8 + length :])
+    assert path.read_bytes().startswith(b" {")
+    assert read_foreign(path).accounting.complete
+
+
+def test_a_zip_file_with_a_damaged_directory_is_a_damaged_checkpoint(tmp_path):
+    path = tmp_path / "net.pth"
+    torch.save(torchvision_resnet().state_dict(), path)
+    content = bytearray(path.read_bytes())
+    content[content.rfind(b"PK\x01\x02")] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="not a complete checkpoint") as error:
+        read_foreign(path)
+    assert error.value.where == path
