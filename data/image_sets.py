@@ -387,6 +387,7 @@ class AnnotatedPictures(FolderImages):
         super().__init__(name, files, IMAGENET_NORMALISATION, reading)
         self.detection_classes = annotations.classes
         self._annotations = annotations
+        self._whole: dict[str, DetectionSplit] = {}
 
     @property
     def content(self) -> str:
@@ -402,8 +403,10 @@ class AnnotatedPictures(FolderImages):
         """The annotated pictures of ``train`` or ``test``; a limit on the split takes the first."""
         if name not in self._annotations.splits:
             raise unknown_name("split", name, self._annotations.splits, where=self.name)
-        images = self._annotations.splits[name]
-        return detection_split(images[: self._limit.get(name, len(images))])
+        if name not in self._whole:
+            images = self._annotations.splits[name]
+            self._whole[name] = detection_split(images[: self._limit.get(name, len(images))])
+        return self._whole[name]
 
 
 class Cifar10Batches(_HeldOut):

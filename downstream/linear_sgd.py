@@ -34,6 +34,9 @@ from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.errors import InputError, RunFailure
 from twinbench.foundation.lars import LARS
 
+# Below this share of the batch size, steps are no longer those of the protocol, which a remark says.
+_NEARLY = 0.9
+
 
 def linear_head(feature_dim: int, classes: int) -> nn.Linear:
     """A linear classifier that starts at N(0, 0.01) and bias 0, as in the code of all these evaluations."""
@@ -141,10 +144,11 @@ class LinearEvaluation(Protocol):
     ) -> None:
         order = EpochOrder(torch.nonzero(train.labels >= 0).flatten(), context.seed, self.batch)
         steps = self.epochs * order.steps_per_epoch
-        if len(order.rows) < self.batch:
+        images = math.ceil(len(order.rows) / order.steps_per_epoch)
+        if images < _NEARLY * self.batch:
             context.remarks.append(
-                f"{self.name} has steps of {self.batch} images, these had all the {len(order.rows)} with a label; its "
-                "learning rate stayed as it is"
+                f"{self.name} has steps of {self.batch} images, these had {images} of the {len(order.rows)} with a "
+                "label; its learning rate stayed as it is"
             )
         optimizer = self._optimizer(head)
         head.train()

@@ -7,6 +7,7 @@ of the entropy of the normalised singular values (Roy and Vetterli 2007; RankMe,
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -33,6 +34,8 @@ class Probe(NamedTuple):
 
     def collapse(self, samples: int) -> str | None:
         """Why embeddings of so many samples count as collapsed, or None; `unjudged` says what so many cannot tell."""
+        if not math.isfinite(self.spread):
+            return "the embeddings are not finite"
         if samples >= FEWEST_FOR_SPREAD and not self.spread >= MIN_SPREAD:
             return (
                 f"embedding std {self.feature_std:.2e} is {self.spread:.3f} of 1/sqrt(d), below {MIN_SPREAD}"

@@ -87,10 +87,11 @@ def pretrain(
         :_DIAGNOSED_IMAGES
     ]  # now: a bad image must not end a finished training
     started = time.monotonic()
-    rate, skipped = 0.0, 0
+    rate, skipped, first_step = 0.0, 0, 0
     if method.trains and recipe.epochs > 0:
         session = start_session(recipe, method, image_set, engine)
-        rate = _optimise(session, held_out, folder, report, say, tensorboard, checkpoint_seconds)
+        first_step = _resume(folder, session)
+        rate = _optimise(session, first_step, held_out, folder, report, say, tensorboard, checkpoint_seconds)
         check_parameters(method)
         skipped = session.batches.skipped_images()
     policies = view_policies(recipe, image_set.image_size)
@@ -103,6 +104,7 @@ def pretrain(
     doubt = unjudged(diagnostics.samples) if method.trains else None
     if doubt and engine.is_main:
         say(f"{_called(recipe)}: {doubt}")
+    partial = _partial_count(image_set, first_step, engine.hardware.ranks)
     return TrainingSummary(
         status="collapsed" if reason else "done",
         reason=reason or "",
@@ -112,7 +114,7 @@ def pretrain(
         parameters=sum(p.numel() for p in method.parameters()),
         device=device_name(engine.device, engine.hardware.ranks),
         skipped_images=skipped,
-        remarks=(*image_set.remarks, *([doubt] if doubt else [])),
+        remarks=(*image_set.remarks, *[remark for remark in (partial, doubt) if remark]),
     )
 
 
@@ -181,6 +183,7 @@ def start_session(recipe: Recipe, method: Method, image_set: ImageSet, engine: E
 
 def _optimise(
     session: Session,
+    first_step: int,
     held_out: Tensor,
     folder: Path,
     report: ReportProgress,
@@ -188,9 +191,9 @@ def _optimise(
     tensorboard: bool,
     checkpoint_seconds: float | None,
 ) -> float:
-    """Take every step that is still to do; returns images per second."""
+    """Take every step from the first that is still to do; returns images per second."""
     recipe, batches, optimizer = session.recipe, session.batches, session.optimizer
-    first_step, total_steps = _resume(folder, session), batches.total_steps
+    total_steps = batches.total_steps
     say(_launch_line(session, first_step))
     keeper = _Keeper(session, held_out, folder, first_step, say, tensorboard, checkpoint_seconds)
     started = speed = 0.0
@@ -292,6 +295,15 @@ class _Keeper:
             self._say(f"{_called(session.recipe)}: COLLAPSING at step {progress.step}: {reason}")
         self._warned = self._warned or reason is not None
         return measured._asdict()
+
+
+def _partial_count(image_set: ImageSet, first_step: int, ranks: int) -> str | None:
+    """What the counts of odd pictures leave out, where a set is decoded as it is trained on; or None."""
+    parts = [f"from step {first_step} on"] if first_step else []
+    parts += [f"by one of {ranks} processes"] if ranks > 1 else []
+    if not image_set.streamed or not parts:
+        return None
+    return f"pictures that are odd or were left out are counted here as they were met {' and '.join(parts)}"
 
 
 def _called(recipe: Recipe) -> str:

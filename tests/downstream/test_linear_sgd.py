@@ -248,12 +248,17 @@ def test_corrupt_pictures_of_the_test_split_do_not_count(encoder, tmp_path):
         assert context.details["skipped_images"] == {"train": 1, "test": 2}
 
 
-def test_steps_that_are_smaller_than_the_protocols_are_remarked_on(encoder, context):
+def test_steps_that_are_smaller_than_the_protocols_are_remarked_on(encoder, context, image_set):
+    labels = image_set.splits["train"].labels
+    labels[: 360 - 256] = -1
     SHORT.evaluate(encoder, context)
-    assert context.remarks == []
+    assert context.remarks == []  # one full step
+    labels[0] = 0
+    SHORT.evaluate(encoder, context)
     replace(SHORT_SIMSIAM, epochs=1).evaluate(encoder, context)
-    (remark,) = context.remarks
-    assert "has steps of 4096 images, these had all the 360 with a label" in remark
+    halves, all_at_once = context.remarks
+    assert "has steps of 256 images, these had 129 of the 257 with a label" in halves
+    assert "has steps of 4096 images, these had 257 of the 257 with a label" in all_at_once
 
 
 def test_estimate_counts_every_epoch(image_set):

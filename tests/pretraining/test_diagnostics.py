@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from twinbench.pretraining.diagnostics import diagnose, effective_rank, singular_values, spread, unjudged
+from twinbench.pretraining.diagnostics import (
+    Probe,
+    diagnose,
+    effective_rank,
+    singular_values,
+    spread,
+    unjudged,
+)
 
 
 def gaussian(n, d, seed=0):
@@ -32,6 +39,12 @@ def test_a_collapse_is_not_judged_on_a_handful_of_images(n):
     z = torch.ones(n, 32)
     assert diagnose(z, z).collapse() is None
     assert unjudged(n) == f"collapse is not judged on {n} held-out images: it takes 8"
+
+
+@pytest.mark.parametrize("n", [2, 64])
+def test_embeddings_that_are_not_finite_are_a_collapse_however_few(n):
+    spread_of_nan = Probe(float("nan"), float("nan"), float("nan"))
+    assert spread_of_nan.collapse(n) == "the embeddings are not finite"
 
 
 def test_a_few_images_show_constant_embeddings_and_no_rank():
