@@ -101,6 +101,13 @@ def evaluate_one(request: EvaluateRequest) -> None:
     kept = None if labelled else record_place(folder.parent, chosen.name, image_set, request.seed)
     files = [file for file in (request.out, kept) if file is not None]
     for file in files:
+        if file.is_dir():
+            raise InputError(
+                "this is a folder, and the record is a file",
+                where=file,
+                next_step=f"give a file, {file / 'record.json'} for example",
+                option="out",
+            )
         check_writable(file.parent)
     chosen.check(image_set)
     load_splits(image_set, (chosen,))

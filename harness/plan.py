@@ -174,6 +174,12 @@ def load_splits(image_set: ImageSet, protocols: tuple[Protocol, ...]) -> None:
 
 
 def _require_labels(image_set: ImageSet) -> None:
+    if len(image_set.classes) == 1:
+        raise InputError(
+            f"there is one class only, {image_set.classes[0]!r}: every accuracy would be 100 whatever the features are",
+            where=image_set.name,
+            next_step="sort the images into the folders of two classes or more",
+        )
     for name in ("train", "test"):
         if not bool((image_set.split(name).labels >= 0).any()):
             raise InputError(

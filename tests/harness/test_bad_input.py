@@ -342,3 +342,14 @@ def test_an_altered_encoder_is_not_trusted(cli, tiny_study, tmp_path):
     outcome = cli("evaluate", weights.parent, "--protocol", "knn", "--image-set", "digit-scenes")
     assert outcome.code == 2
     assert "do not match their checksum" in outcome.err
+
+
+def test_a_record_that_would_take_a_folders_place_is_refused_before_any_work(cli, tiny_study, tmp_path):
+    assert (
+        cli("pretrain", "random_init", "--image-set", "digit-scenes", "--set", "backbone.width=8").code == 0
+    )
+    (encoder,) = (tmp_path / "runs").glob("*/encoder")
+    outcome = cli("evaluate", encoder, "--protocol", "knn", "--image-set", "digit-scenes", "--out", tmp_path)
+    assert outcome.code == 2
+    assert "this is a folder" in outcome.err
+    assert not list((tmp_path / "runs").glob("*/records/*"))

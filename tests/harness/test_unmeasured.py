@@ -55,6 +55,17 @@ def test_a_study_of_accuracies_on_images_without_labels_ends_before_any_work(
     assert not (tmp_path / "runs").exists()
 
 
+def test_accuracies_of_a_single_class_are_refused(cli, on_photos, photos, tmp_path):
+    for split in ("train", "test"):
+        for picture in (photos / split / "light").iterdir():
+            picture.unlink()
+        (photos / split / "light").rmdir()
+    outcome = cli("run", on_photos)
+    assert outcome.code == 2
+    assert "one class only, 'dark'" in outcome.err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_training_with_few_held_out_images_says_that_collapse_is_not_judged(cli, photos, tmp_path):
     small = ["backbone.width=8", "backbone.stem=small", "epochs=1", "batch_size=16", "precision=fp32"]
     changes = [word for change in small for word in ("--set", change)]

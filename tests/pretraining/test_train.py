@@ -329,7 +329,7 @@ def test_streamed_images_train_resume_and_count_what_is_corrupt(photos, tmp_path
     assert whole.checksum == cut.checksum
     assert summary.skipped_images == 0
     (partial,) = (remark for remark in summary.remarks if "counted here" in remark)
-    assert partial.endswith("as they were met from step 4 on")
+    assert partial.endswith("as they were met from step 3 on")
 
     broken = sorted((photos / "train" / "2").iterdir())[-1]
     content = broken.read_bytes()
