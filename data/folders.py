@@ -5,10 +5,11 @@ The layout is ``train/<class>/*`` with ``test/<class>/*`` or ``val/<class>/*`` o
 beside these are not read. Without class folders, directly below a split or the folder itself, the images are
 unlabelled: fit for pretraining.
 
-The classes are the folders of ``train``, each with images. Another split may lack some of them (its accuracy is over
-the images that it has), but has no others. Which files are images says `data.listing`, what their pixels are
-`data.pixels`: a picture's shorter side is resized (bilinear, antialiased) to the image size and the centre is cut out.
-What listing leaves out, follows or assumes is in `ImageFiles.remarks`.
+The classes are the folders of ``train``, each with images, perhaps in folders of their own. Where these seem to be the
+classes, and the folders of ``train`` a level above, the set is refused. Another split may lack some of the classes (its
+accuracy is over the images that it has), but has no others. Which files are images says `data.listing`, what their
+pixels are `data.pixels`: a picture's shorter side is resized (bilinear, antialiased) to the image size and the centre
+is cut out. What listing leaves out, follows or assumes is in `ImageFiles.remarks`.
 
 A file that cannot be decoded is refused by name, or, where the caller chose ``skip``, left out and counted.
 """
@@ -120,8 +121,8 @@ class SkippedFiles:
 def list_images(root: Path) -> ImageFiles:
     """Find the images below ``root``, sorted by name; which files those are says `data.listing`.
 
-    Raises InputError for a missing folder, no images at all, a class without training images and images beside class
-    folders.
+    Raises InputError for a missing folder, no images at all, a class without training images, images beside class
+    folders and classes that lie a level too low.
     """
     existing_folder(root, "train/<class>/*.jpg or images")
     listing = Listing(root)
@@ -137,6 +138,7 @@ def list_images(root: Path) -> ImageFiles:
     for name, paths in train.classes.items():
         if not paths:
             raise _empty_class(root, folder / name)
+    _require_no_level_above(train)
     remarks: list[str] = []
     splits = {"train": train.files(tuple(train.classes))}
     unread: tuple[str, ...] = ()
@@ -187,6 +189,43 @@ def _found(listing: Listing, folder: Path) -> _Found:
             next_step=f"put images there ({', '.join(sorted(EXTENSIONS))}), in one folder per class",
         )
     return found
+
+
+def _require_no_level_above(train: _Found) -> None:
+    """Raise InputError if the folders of ``train`` seem to hold the classes: one alone, or all the same folders."""
+    names = list(train.classes)
+    inner = [_inner_folders(train.folder / name, paths) for name, paths in train.classes.items()]
+    if not inner or not all(inner) or any(folders != inner[0] for folders in inner):
+        return
+    below = first_names(sorted(inner[0]))
+    if len(names) == 1:
+        what = (
+            f"the only class is {names[0]!r}, which holds no picture itself but folders of pictures: {below}"
+        )
+    elif len(inner[0]) > 1:
+        what = (
+            f"the {len(names)} class folders ({first_names(names)}) hold no picture themselves but all the same "
+            f"{len(inner[0])} folders of pictures: {below}"
+        )
+    else:
+        return
+    raise InputError(
+        what,
+        where=train.folder / names[0],
+        next_step=f"move the folders of the classes directly below {train.folder.name}/, or, if the classes are "
+        f"{first_names(names)}, move the pictures directly into these folders",
+    )
+
+
+def _inner_folders(folder: Path, paths: Sequence[Path]) -> frozenset[str]:
+    """The folders directly in the folder of a class in which its pictures lie; none if one lies outside them."""
+    depth = len(folder.parts)
+    inner = set()
+    for path in paths:
+        if len(path.parts) == depth + 1:
+            return frozenset()
+        inner.add(path.parts[depth])
+    return frozenset(inner)
 
 
 def _empty_class(root: Path, folder: Path) -> InputError:

@@ -3,7 +3,8 @@
 Listed is every file whose name ends like a picture's (`EXTENSIONS`). Left out are hidden files and folders (a leading
 dot) and files of other kinds; of those the usual companions of pictures (`_COMPANIONS`) are not worth a word. Links to
 files and folders are followed, but not to a folder that the same class has already or lies in, so that a circle ends.
-Links that lead nowhere are left out.
+Links that lead nowhere are left out. Pictures in folders below that of a class are pictures of the class, and counted,
+for such a folder may hold masks or thumbnails.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Listing:
         self.root = root
         self._hidden, self._links, self._broken, self._again = Tally(), Tally(), Tally(), Tally()
         self._others, self._other_kinds = Tally(), Counter[str]()
+        self._nested, self._nested_folders = Tally(), 0
 
     def here(self, folder: Path) -> tuple[list[Path], list[Path]]:
         """The pictures directly in a folder and its visible subfolders, each sorted by name."""
@@ -71,12 +73,12 @@ class Listing:
         return pictures, folders
 
     def below(self, folder: Path) -> Iterator[Path]:
-        """The pictures at any depth below a folder, sorted by the parts of their paths."""
+        """The pictures at any depth below the folder of a class, sorted by the parts of their paths."""
         parents = (self.root, folder.parent, *folder.resolve().parents)
         above = {identity(parent) for parent in parents if parent != folder}
-        return self._walk(folder, above)
+        return self._walk(folder, above, nested=False)
 
-    def _walk(self, folder: Path, listed: set[Identity]) -> Iterator[Path]:
+    def _walk(self, folder: Path, listed: set[Identity], nested: bool = True) -> Iterator[Path]:
         me = identity(folder)
         if me in listed:
             self._count(self._again, folder)
@@ -84,12 +86,20 @@ class Listing:
         listed.add(me)
         self.follow(folder)
         pictures, folders = self.here(folder)
+        if nested:
+            self._count_nested(pictures)
         if not folders:
             yield from pictures
             return
         inside = set(folders)
         for path in sorted(pictures + folders, key=lambda path: path.name):
             yield from self._walk(path, listed) if path in inside else [path]
+
+    def _count_nested(self, pictures: list[Path]) -> None:
+        """Count the pictures of a folder that is not itself the folder of their class."""
+        self._nested_folders += bool(pictures)
+        for path in pictures:
+            self._count(self._nested, path)
 
     def _is_listed(self, path: Path, hidden: bool) -> bool:
         if is_picture(path.name):
@@ -105,7 +115,9 @@ class Listing:
     def remarks(self) -> tuple[str, ...]:
         """One sentence for each kind of thing that was left out or followed."""
         kinds = first_names([f"{ending} {count}" for ending, count in self._other_kinds.most_common()])
+        inside = f"{self._nested_folders} folder{'' if self._nested_folders == 1 else 's'}"
         said = (
+            (self._nested, f"in {inside} below class folders and counted for those classes", "picture"),
             (self._hidden, "left out as hidden, or in a hidden folder", "picture"),
             (self._others, f"left out as no kind of picture that is read ({kinds})", "file"),
             (self._broken, "left out since they lead nowhere", "link"),

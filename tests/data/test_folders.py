@@ -174,6 +174,49 @@ def test_pictures_are_sorted_by_the_parts_of_their_paths(tree: Path) -> None:
     assert paths == sorted(tree.glob("train/**/*.png"))
 
 
+def test_pictures_below_class_folders_count_for_the_class_and_are_named(tree: Path) -> None:
+    write_images(tree / "train" / "rose" / "masks", 3)
+    write_images(tree / "train" / "rose" / "thumbs" / "small", 2)
+    write_images(tree / "test" / "daisy" / "masks", 1)
+    files = list_images(tree)
+    assert files.splits["train"].labels.tolist() == [0] * 10 + [1] * 15 + [2] * 10
+    assert files.remarks == (
+        "in 3 folders below class folders and counted for those classes: 6 pictures, train/rose/masks/0.png for one",
+    )
+
+
+@pytest.mark.parametrize("above", [["images"], ["data/all"], ["photo", "sketch"], ["photo/a", "sketch/b/c"]])
+def test_folders_above_those_of_the_classes_are_refused(tmp_path: Path, above: list[str]) -> None:
+    for folder in above:
+        for name in ("cat", "dog"):
+            write_images(tmp_path / "train" / folder.split("/")[0] / name / folder, 2)
+    error = error_of(tmp_path)
+    assert "cat, dog" in error.what
+    assert error.where == tmp_path / "train" / above[0].split("/")[0]
+    assert "directly below train/" in str(error.next_step)
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ["animal/cat", "animal/dog", "vehicle/car", "vehicle/bus"],
+        ["cat/monday", "cat/friday", "dog/monday"],
+        ["n01/images", "n02/images"],
+        ["cat/monday", "cat/friday", "dog/monday", "dog/friday", "dog"],
+        ["cat", "cat/masks"],
+    ],
+)
+def test_folders_that_may_be_parts_of_a_class_are_said(tmp_path: Path, folders: list[str]) -> None:
+    for folder in folders:
+        write_images(tmp_path / "train" / folder, 2)
+    files = list_images(tmp_path)
+    assert set(files.classes) == {folder.split("/")[0] for folder in folders}
+    nested = [folder for folder in folders if "/" in folder]
+    (remark,) = files.remarks
+    assert f"in {len(nested)} folder" in remark
+    assert f": {2 * len(nested)} pictures, train/" in remark
+
+
 def test_links_are_followed_at_every_depth(tmp_path: Path) -> None:
     store = tmp_path / "store"
     for name in ("files", "inner", "class", "split/a"):
@@ -188,8 +231,8 @@ def test_links_are_followed_at_every_depth(tmp_path: Path) -> None:
     files = list_images(root)
     assert files.splits["train"].labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
     assert len(files.splits["test"].paths) == 3
-    assert files.remarks[0] == "followed: 4 links, train/a/x.png for one"
-    assert "1 of the 2 classes: b" in files.remarks[1]
+    assert files.remarks[1] == "followed: 4 links, train/a/x.png for one"
+    assert "1 of the 2 classes: b" in files.remarks[2]
     copied = tmp_path / "copied"
     shutil.copytree(root, copied)  # the files instead of the links
     assert list_images(copied).fingerprint() == files.fingerprint()
@@ -203,7 +246,8 @@ def test_links_in_a_circle_end(tree: Path, target: str) -> None:
     (deep / "circle").symlink_to(deep if target == "deep" else target, target_is_directory=True)
     files = list_images(tree)
     assert len(files.splits["train"].paths) == 32
-    (remark,) = files.remarks
+    nested, remark = files.remarks
+    assert nested.endswith(": 2 pictures, train/rose/deep/0.png for one")
     assert remark.endswith("is listed already or holds them: 1 link, train/rose/deep/circle")
 
 
