@@ -30,7 +30,7 @@ import numpy as np
 from PIL import Image
 
 from twinbench.data import contents
-from twinbench.data.listing import EXTENSIONS, Listing, holds_pictures, repeated
+from twinbench.data.listing import EXTENSIONS, Listing, holds_pictures, is_hidden, repeated
 from twinbench.data.pixels import (
     CorruptImage,
     Oddities,
@@ -308,7 +308,7 @@ def _not_read(root: Path, remarks: list[str]) -> tuple[str, ...]:
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
 
 
 def existing_folder(path: Path, holds: str, option: str | None = None) -> None:

@@ -1,10 +1,10 @@
 """Which files below a folder are pictures: one rule at every depth, and a count of what it leaves out.
 
 Listed is every file whose name ends like a picture's (`EXTENSIONS`). Left out are hidden files and folders (a leading
-dot) and files of other kinds; of those the usual companions of pictures (`_COMPANIONS`) are not worth a word. Links to
-files and folders are followed, but not to a folder that the same class has already or lies in, so that a circle ends.
-Links that lead nowhere are left out. Pictures in folders below that of a class are pictures of the class, and counted,
-for such a folder may hold masks or thumbnails.
+dot, or one of those that systems add for thumbnails and attributes) and files of other kinds; of those the usual
+companions of pictures (`_COMPANIONS`) are not worth a word. Links to files and folders are followed, but not to a
+folder that the same class has already or lies in, so that a circle ends. Links that lead nowhere are left out. Pictures
+in folders below that of a class are pictures of the class, and counted, for such a folder may hold masks or thumbnails.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ _COMPANIONS = frozenset(
         ".yml",
     }
 )
+_SYSTEM_FOLDERS = frozenset({"@eaDir", "__MACOSX"})
 _SEARCHED_FILES = 10_000
 
 Identity = tuple[int, int]
@@ -58,7 +59,7 @@ class Listing:
         pictures: list[Path] = []
         folders: list[Path] = []
         for entry in _entries(folder):
-            path, kind, hidden = Path(entry.path), _kind(entry), entry.name.startswith(".")
+            path, kind, hidden = Path(entry.path), _kind(entry), is_hidden(entry.name)
             if kind == "folder" and not hidden:
                 folders.append(path)
             elif kind == "folder":
@@ -170,6 +171,11 @@ def repeated(splits: Iterable[tuple[str, Iterable[Path]]], root: Path) -> list[s
 def holds_pictures(folder: Path) -> bool:
     """Whether a picture, hidden or not, is among the first ten thousand files below a folder."""
     return any(is_picture(path.name) for path in islice(_files(folder), _SEARCHED_FILES))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is left out, whatever it holds."""
+    return name.startswith(".") or name in _SYSTEM_FOLDERS
 
 
 def is_picture(name: str) -> bool:

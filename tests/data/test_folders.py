@@ -148,11 +148,17 @@ def test_hidden_pictures_are_left_out_and_counted_at_every_depth(tree: Path, dep
     assert "5 pictures, train/rose/" in remark
 
 
-def test_a_hidden_folder_is_no_class(tree: Path) -> None:
-    write_images(tree / "train" / ".ipynb_checkpoints", 2)
+@pytest.mark.parametrize("name", [".ipynb_checkpoints", "@eaDir", "__MACOSX"])
+def test_a_hidden_folder_is_no_class_and_no_part_of_one(tree: Path, name: str) -> None:
+    write_images(tree / "train" / name, 2)
+    write_images(tree / "test" / "rose" / name / "0.png", 3)
+    write_images(tree / name, 1)
     files = list_images(tree)
     assert files.classes == ("daisy", "rose", "tulip")
-    assert "2 pictures, train/.ipynb_checkpoints/0.png for one" in files.remarks[0]
+    assert [len(files.splits[split].paths) for split in ("train", "test")] == [30, 12]
+    (remark,) = files.remarks
+    assert "hidden" in remark
+    assert f"5 pictures, train/{name}/0.png for one" in remark
 
 
 def test_files_that_may_be_meant_as_pictures_are_counted_by_kind(
