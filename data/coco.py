@@ -39,6 +39,7 @@ from twinbench.data.detection import (
     Repairs,
     annotated_set,
     checked_box,
+    require_pixels,
 )
 from twinbench.data.folders import existing_folder
 from twinbench.data.picture_names import FileFinder, name_parts
@@ -116,6 +117,7 @@ def read_coco(root: Path) -> AnnotatedSet:
         _require_same_names(names["train"], names[split], file)
         labels = {identifier: order.index(identifier) for identifier in names[split] if identifier in order}
         splits[split] = _images(documents[split], file, _picture_folder(root, file), labels, notes)
+        _require_pixels(documents[split]["annotations"], splits[split], file)
     splits, of_masks = _masks_of_all(splits, notes.unmasked)
     objects = sum(len(document["annotations"]) for document in documents.values())
     remarks += (
@@ -265,6 +267,14 @@ def _images(
         )
         for identifier, image in images.items()
     ]
+
+
+def _require_pixels(annotations: list[dict[str, Any]], images: list[AnnotatedImage], file: Path) -> None:
+    """Raise InputError if the checked boxes, or the polygons, of a file are in shares of the image."""
+    require_pixels((number for each in annotations for number in each["bbox"]), "box", images, file)
+    masks = (each.get("segmentation") for each in annotations)
+    polygons = (polygon for mask in masks if isinstance(mask, list) for polygon in mask)
+    require_pixels((number for polygon in polygons for number in polygon), "mask", images, file)
 
 
 def _picture(folder: Path, name: Any, where: str, finder: FileFinder) -> Path:

@@ -5,8 +5,8 @@ rules below, the same for all formats.
 
 Refused (InputError naming the file and the object): a missing image, one that is listed twice or for training and for
 testing, a picture whose size is not the annotated one, a box that is not finite or whose right edge is left of its left
-edge (bottom above top), an unknown class, a mask of another size than the image or wholly outside it, a picture that
-cannot be decoded (when it is met).
+edge (bottom above top), boxes or masks of a split that are all in shares of the image (`require_pixels`), an unknown
+class, a mask of another size than the image or wholly outside it, a picture that cannot be decoded (when it is met).
 
 Repaired, counted and named in a warning, or refused where they are more than 20 and a quarter of all objects: a box
 partly outside the image is clipped to it; a box without area, before or after clipping, is left out with its object. A
@@ -23,7 +23,7 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,6 +46,7 @@ _log = logging.getLogger(__name__)
 _NAMED_REPAIRS = 20
 _MOST_REPAIRED = 0.25
 _NAMED_CLASSES = 5
+_FEW_PIXELS = 4
 RESTORE = "restore the file, or take it out of the list of its split"
 Part = Literal["box", "mask"]
 _TOO_MANY: Mapping[Part, tuple[str, str]] = {
@@ -249,6 +250,29 @@ def checked_box(
     if clipped != tuple(box):
         repairs.add("box", "clipped a box to the image", where, details)
     return clipped
+
+
+def require_pixels(
+    numbers: Iterable[float], kind: str, images: Sequence[AnnotatedImage], where: Path
+) -> None:
+    """Raise InputError if the numbers of the boxes or masks of a split are shares of an image's sides, from 0 to 1.
+
+    Single boxes may well be so small; a split in which no number is larger than 1 has none in pixels, unless its images
+    have but a few.
+    """
+    if max(max(image.height, image.width) for image in images) <= _FEW_PIXELS:
+        return
+    largest = 0.0
+    for number in numbers:
+        largest = max(largest, number)
+        if largest > 1:
+            return
+    if largest > 0:
+        raise InputError(
+            f"no number of any {kind} is larger than 1: they are in shares of the image's width and height, not pixels",
+            where=where,
+            next_step="multiply x by the width of the image and y by its height",
+        )
 
 
 def annotated_set(

@@ -29,6 +29,7 @@ from twinbench.data.detection import (
     Repairs,
     annotated_set,
     checked_box,
+    require_pixels,
 )
 from twinbench.data.folders import existing_folder, nearest_entry
 from twinbench.data.picture_names import FileFinder, name_parts
@@ -142,6 +143,11 @@ def read_voc(root: Path) -> AnnotatedSet:
     splits = {
         split: [_image(each, classes, finder, repairs) for each in images] for split, images in parsed.items()
     }
+    for split, images in parsed.items():
+        edges = (
+            edge for each in images for i, obj in _objects(each) for edge in _edges(obj, _where(each, i))
+        )
+        require_pixels(edges, "box", splits[split], images[0].file.parent)
     objects = sum(1 for images in parsed.values() for each in images for _ in _objects(each))
     return annotated_set(root, classes, splits, (*remarks, *finder.remarks(), *repairs.remarks(objects)))
 
@@ -222,11 +228,16 @@ def _image(parsed: _Parsed, classes: Sequence[str], finder: FileFinder, repairs:
         where = _where(parsed, index, name)
         if name not in classes:
             raise unknown_name("class", name, classes, where=where)
-        left, top, right, bottom = (_number(obj, f"bndbox/{edge}", where) for edge in _EDGES)
+        left, top, right, bottom = _edges(obj, where)
         box = checked_box((left - 1, top - 1, right, bottom), height, width, where, repairs)
         if box is not None:
             objects.append(AnnotatedObject(box, classes.index(name), difficult=_difficult(obj, where)))
     return AnnotatedImage(_picture(parsed, finder), height, width, tuple(objects))
+
+
+def _edges(obj: ElementTree.Element, where: str) -> list[float]:
+    """Left, top, right and bottom as the file has them."""
+    return [_number(obj, f"bndbox/{edge}", where) for edge in _EDGES]
 
 
 def _difficult(obj: ElementTree.Element, where: str) -> bool:

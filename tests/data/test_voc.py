@@ -134,6 +134,16 @@ def refused(folder):
     return str(error.value)
 
 
+@pytest.mark.parametrize("n", [1, 30])
+def test_shares_of_the_image_are_not_taken_for_pixels(folder, n):
+    write_image(folder, "two", ("dog", (0.1, 0.2, 0.5, 1.0)))
+    assert "1 of 3 objects" in read_voc(folder).remarks[0], "the boxes of another picture are in pixels"
+    write_image(folder, "one", *[("dog", (0, 0, 1, 1))] * n)
+    with pytest.raises(InputError, match="shares of the image's width and height, not pixels") as caught:
+        read_voc(folder)
+    assert caught.value.where == folder / "Annotations"
+
+
 def test_malformed_xml_is_refused_by_name(folder):
     (folder / "Annotations" / "two.xml").write_text("<annotation><size>")
     assert "malformed XML" in refused(folder)
