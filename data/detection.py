@@ -36,7 +36,7 @@ from pycocotools import mask as run_length
 from torch import Tensor
 
 from twinbench.data.orientation import Header, choose_turned, read_header
-from twinbench.data.pixels import CorruptImage, Oddity, open_rgb
+from twinbench.data.pixels import CorruptImage, Oddity, TooLargeImage, UnknownRange, open_rgb
 from twinbench.data.remarks import Tally, shown
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import InputError
@@ -48,6 +48,8 @@ _MOST_REPAIRED = 0.25
 _NAMED_CLASSES = 5
 _FEW_PIXELS = 4
 RESTORE = "restore the file, or take it out of the list of its split"
+_SAVE_AGAIN = "save it with 8 or 16 unsigned bits a channel, or take it out of the list of its split"
+_TAKE_OUT = "take it out of the list of its split, or cut it and its annotation into smaller ones"
 Part = Literal["box", "mask"]
 _TOO_MANY: Mapping[Part, tuple[str, str]] = {
     "box": (
@@ -59,6 +61,12 @@ _TOO_MANY: Mapping[Part, tuple[str, str]] = {
         "look at the format of the masks: corners are x, y, x, y ... in pixels",
     ),
 }
+
+
+def unusable(error: CorruptImage) -> InputError:
+    """The error for an annotated picture: nothing may stand in for it, so the advice to skip it would be wrong."""
+    next_steps: dict[type[CorruptImage], str] = {UnknownRange: _SAVE_AGAIN, TooLargeImage: _TAKE_OUT}
+    return InputError(error.what, where=error.where, next_step=next_steps.get(type(error), RESTORE))
 
 
 class PictureFiles(Sequence[Tensor]):
@@ -86,8 +94,7 @@ class PictureFiles(Sequence[Tensor]):
         try:
             picture = open_rgb(self.paths[index])
         except CorruptImage as error:
-            # Nothing may stand in for an annotated picture, so the advice to skip it would be wrong.
-            raise InputError(error.what, where=error.where, next_step=RESTORE) from error
+            raise unusable(error) from error
         transposition = self._transpositions[index]
         if transposition is not None:
             picture = picture.transpose(transposition)
@@ -350,7 +357,7 @@ def _checked_header(image: AnnotatedImage) -> Header:
     try:
         header = read_header(image.path)
     except CorruptImage as error:
-        raise InputError(error.what, where=error.where, next_step=RESTORE) from error
+        raise unusable(error) from error
     if not header.fitting(image.height, image.width):
         raise InputError(
             f"the picture has {header.width}x{header.height} pixels, its annotation says {image.width}x{image.height}",

@@ -128,6 +128,7 @@ def list_images(root: Path) -> ImageFiles:
     listing = Listing(root)
     folder = root / "train" if (root / "train").is_dir() else root
     if folder == root and _subfolders(root):
+        _require_no_detection_set(root)
         raise InputError(
             "there is no folder train here",
             where=root,
@@ -183,10 +184,9 @@ def _found(listing: Listing, folder: Path) -> _Found:
     if not loose and not any(found.classes.values()):
         if inner:
             raise _empty_class(listing.root, inner[0])
-        raise InputError(
-            f"no images here{_left_out(listing.root, folder)}",
-            where=folder,
-            next_step=f"put images there ({', '.join(sorted(EXTENSIONS))}), in one folder per class",
+        kinds = ", ".join(sorted(EXTENSIONS))
+        raise _no_images(
+            "no images here", listing.root, folder, f"put images there ({kinds}), in one folder per class"
         )
     return found
 
@@ -229,18 +229,31 @@ def _inner_folders(folder: Path, paths: Sequence[Path]) -> frozenset[str]:
 
 
 def _empty_class(root: Path, folder: Path) -> InputError:
-    return InputError(
-        f"class {folder.name!r} has no images{_left_out(root, folder)}",
-        where=folder,
-        next_step="put images there or remove the folder",
+    _require_no_detection_set(folder.parent)
+    return _no_images(
+        f"class {folder.name!r} has no images", root, folder, "put images there or remove the folder"
     )
 
 
-def _left_out(root: Path, folder: Path) -> str:
-    """In brackets, why a folder in which something lies holds no images."""
+def _no_images(what: str, root: Path, folder: Path, next_step: str) -> InputError:
+    """Says in brackets why a folder in which something lies holds no images."""
     listing = Listing(root)
     list(listing.below(folder))
-    return f" ({'; '.join(listing.remarks())})" if listing.remarks() else ""
+    if listing.other_kinds:
+        next_step = f"convert the files to a kind of picture that is read: {', '.join(sorted(EXTENSIONS))}"
+    left_out = f" ({'; '.join(listing.remarks())})" if listing.remarks() else ""
+    return InputError(f"{what}{left_out}", where=folder, next_step=next_step)
+
+
+def _require_no_detection_set(folder: Path) -> None:
+    """Raise InputError for a folder in which ``labels`` with text files lies beside ``images``."""
+    if (folder / "images").is_dir() and any((folder / "labels").rglob("*.txt")):
+        raise InputError(
+            "this is a detection set in YOLO's layout: images/ beside labels/, which holds .txt files",
+            where=folder,
+            next_step="convert it to Pascal VOC or COCO (detection sets are read as voc:PATH or coco:PATH), "
+            "or give a folder of the images alone to pretrain on",
+        )
 
 
 def _other_splits(listing: Listing, train: _Found, remarks: list[str]) -> dict[str, FileList]:

@@ -136,6 +136,11 @@ class Listing:
             self._count(self._links, folder)
 
     @property
+    def other_kinds(self) -> bool:
+        """Whether files that may be meant as pictures were left out for their kind."""
+        return self._others.count > 0
+
+    @property
     def followed_links(self) -> bool:
         """Whether one file may be listed under two paths."""
         return self._links.count > 0

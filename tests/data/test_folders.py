@@ -439,8 +439,27 @@ def test_empty_class_folder(tree: Path) -> None:
     error = error_of(tree)
     assert "'violet' has no images" in error.what
     assert error.where == tree / "train" / "violet"
-    (tree / "train" / "violet" / "0.heic").write_text("x")
-    assert ".heic" in error_of(tree).what
+    assert "put images there" in str(error.next_step)
+    for name in ("0.heic", "1.heic", "2.jfif"):
+        (tree / "train" / "violet" / name).write_text("x")
+    error = error_of(tree)
+    assert "(.heic 2, .jfif 1): 3 files, train/violet/0.heic for one" in error.what
+    assert "convert the files to a kind of picture that is read: .bmp" in str(error.next_step)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "where"),
+    [("train/images", "train/labels", "train"), ("images/train", "labels/train", ".")],
+)
+def test_a_detection_set_is_called_so(tmp_path: Path, images: str, labels: str, where: str) -> None:
+    write_images(tmp_path / images, 2)
+    (tmp_path / labels).mkdir(parents=True)
+    assert "detection" not in error_of(tmp_path).what, "labels/ is empty"
+    (tmp_path / labels / "0.txt").write_text("0 .5 .5 .1 .1")
+    error = error_of(tmp_path)
+    assert "YOLO" in error.what
+    assert error.where == tmp_path / where
+    assert "coco:PATH" in str(error.next_step)
 
 
 def test_no_images_at_all(tmp_path: Path) -> None:
@@ -451,7 +470,9 @@ def test_no_images_at_all(tmp_path: Path) -> None:
     (tmp_path / "empty" / "train").rmdir()
     assert error_of(tmp_path / "empty").what == "no images here"
     (tmp_path / "empty" / "a.jp2").touch()
-    assert "(.jp2 1): 1 file, a.jp2" in error_of(tmp_path / "empty").what
+    error = error_of(tmp_path / "empty")
+    assert "(.jp2 1): 1 file, a.jp2" in error.what
+    assert "convert the files" in str(error.next_step)
 
 
 def test_names_of_any_bytes_can_be_written(tree: Path) -> None:

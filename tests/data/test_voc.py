@@ -227,6 +227,20 @@ def test_a_picture_that_cannot_be_decoded_is_refused_by_name_when_it_is_met(fold
     assert "two.jpg" in refused(folder)
 
 
+def test_a_picture_without_a_known_range_is_to_be_saved_otherwise(folder):
+    Image.fromarray(np.zeros((HEIGHT, WIDTH), np.int32)).save(folder / "JPEGImages" / "two.jpg", "TIFF")
+    with pytest.raises(InputError, match="cannot tell black from white") as caught:
+        read_voc(folder)
+    assert str(caught.value.next_step).startswith("save it with 8 or 16 unsigned bits")
+
+
+def test_a_picture_that_is_too_large_is_not_to_be_restored(folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(InputError, match="too large") as caught:
+        read_voc(folder)
+    assert "restore" not in str(caught.value.next_step)
+
+
 def test_missing_parts_are_refused_by_name(folder):
     annotation = folder / "Annotations" / "two.xml"
     annotation.write_text(annotation.read_text().replace("<name>dog</name>", ""))
