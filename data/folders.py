@@ -19,9 +19,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Literal
@@ -136,6 +137,7 @@ def list_images(root: Path) -> ImageFiles:
             next_step="arrange the images as train/<class>/*.jpg and test/<class>/*.jpg",
         )
     train = _found(listing, folder)
+    _require_distinct_names(train)
     for name, paths in train.classes.items():
         if not paths:
             raise _empty_class(root, folder / name)
@@ -228,6 +230,41 @@ def _inner_folders(folder: Path, paths: Sequence[Path]) -> frozenset[str]:
     return frozenset(inner)
 
 
+def _composed(name: str) -> str:
+    """A name with accents as one character; macOS and some archives store them as two."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _require_distinct_names(train: _Found) -> None:
+    composed: dict[str, str] = {}
+    for name in train.classes:
+        other = composed.setdefault(_composed(name), name)
+        if other != name:
+            raise InputError(
+                f"two class folders are called {_composed(name)}, once with accents as one character, once as two",
+                where=train.folder / name,
+                next_step="move the pictures of one of them into the other",
+            )
+
+
+def _spelled_as(train: _Found, found: _Found, remarks: list[str]) -> _Found:
+    """The folder of a split with the classes called as in training where only the accents are stored otherwise."""
+    known = {_composed(name): name for name in train.classes}
+    classes: dict[str, list[Path]] = {}
+    respelled = Tally()
+    for name, paths in found.classes.items():
+        if name not in train.classes and _composed(name) in known:
+            respelled.add(f"{found.folder.name}/{_composed(name)}")
+            name = known[_composed(name)]
+        classes.setdefault(name, []).extend(paths)
+    if respelled.count:
+        train_name = train.folder.name
+        remarks.append(
+            f"taken for classes of {train_name}/ whose accents are stored otherwise: {respelled.said('folder')}"
+        )
+    return replace(found, classes=classes)
+
+
 def _empty_class(root: Path, folder: Path) -> InputError:
     _require_no_detection_set(folder.parent)
     return _no_images(
@@ -261,7 +298,7 @@ def _other_splits(listing: Listing, train: _Found, remarks: list[str]) -> dict[s
     root = listing.root
     folders = {"val": _validation_folder(root), "test": root / "test"}
     splits = {
-        name: _matched(_found(listing, folder), train, remarks)
+        name: _matched(_spelled_as(train, _found(listing, folder), remarks), train, remarks)
         for name, folder in folders.items()
         if folder.is_dir()
     }
@@ -289,7 +326,7 @@ def _matched(found: _Found, train: _Found, remarks: list[str]) -> FileList:
     if extra:
         raise InputError(
             f"the classes of {there} and {here} differ: "
-            f"only in {there}: {first_names(missing) or 'none'}; only in {here}: {first_names(extra)}",
+            f"only in {there}: {_quoted(missing) or 'none'}; only in {here}: {_quoted(extra)}",
             where=found.folder / extra[0],
             nearest=nearest_name(extra[0], classes),
             next_step=f"give {here} no class folders but those of {there}",
@@ -302,6 +339,11 @@ def _matched(found: _Found, train: _Found, remarks: list[str]) -> FileList:
     if empty:
         remarks.append(f"left out empty folders of {here}/ that {there}/ does not have: {first_names(empty)}")
     return found.files(classes)
+
+
+def _quoted(names: Sequence[str]) -> str:
+    """The first names with their blanks and unprintable characters in sight."""
+    return first_names([repr(name) for name in names])
 
 
 def _not_read(root: Path, remarks: list[str]) -> tuple[str, ...]:

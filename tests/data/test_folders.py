@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -506,9 +507,33 @@ def test_not_an_image(tree: Path, content: bytes) -> None:
 def test_classes_differ_between_train_and_test(tree: Path) -> None:
     (tree / "test" / "rose").rename(tree / "test" / "roses")
     error = error_of(tree)
-    assert "only in train: rose" in error.what
-    assert "only in test: roses" in error.what
+    assert "only in train: 'rose'" in error.what
+    assert "only in test: 'roses'" in error.what
     assert error.nearest == "rose"
+
+
+def test_a_blank_at_the_end_of_a_name_is_seen(tree: Path) -> None:
+    (tree / "test" / "rose").rename(tree / "test" / "rose ")
+    error = error_of(tree)
+    assert "only in train: 'rose'; only in test: 'rose '" in error.what
+    assert error.nearest == "rose"
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_class_whose_accents_are_stored_otherwise_is_the_same(tree: Path, forms: tuple[str, str]) -> None:
+    train, test = (unicodedata.normalize(form, "rosé") for form in forms)
+    (tree / "train" / "rose").rename(tree / "train" / train)
+    (tree / "test" / "rose").rename(tree / "test" / test)
+    files = list_images(tree)
+    assert files.classes == ("daisy", train, "tulip")
+    assert files.splits["test"].labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert files.remarks == (
+        "taken for classes of train/ whose accents are stored otherwise: 1 folder, test/rosé",
+    )
+    write_images(tree / "test" / train, 3)
+    assert np.bincount(list_images(tree).splits["test"].labels).tolist() == [4, 7, 4]
+    write_images(tree / "train" / test, 3)
+    assert "two class folders are called rosé" in error_of(tree).what
 
 
 def test_images_beside_class_folders(tree: Path) -> None:
