@@ -12,9 +12,10 @@ as annotation services write it, and is left out; any other category is a class,
 A box is x, y, width, height; the rules about boxes and pictures are those of `data.detection`. A mask is a list of
 polygons (x, y, x, y ...), compressed or uncompressed run lengths, which must have the size of the image and decode to
 it, whether its object is a crowd or not. A polygon of fewer than three corners is left out, which counts as a repair
-unless it is empty; an object that has no polygon then has no mask. A mask without a polygon that reaches into the image
-is refused, and so is a corner that lies farther outside than the image is large. If some objects of a set have a mask
-and others none, the masks are left out: mask AP is not defined for such a set, and box AP is.
+unless it is empty; an object that has no polygon then, or an empty list of run lengths, has no mask. A mask without a
+polygon that reaches into the image is refused, and so is a corner that lies farther outside than the image is large. If
+some objects of a set have a mask and others none, the masks are left out: mask AP is not defined for such a set, and
+box AP is.
 
 Malformed JSON, missing keys, identifiers that are no integers, occur twice or refer to nothing, and a category's name
 that occurs twice are refused.
@@ -316,7 +317,7 @@ def _is_coordinate(side: Any) -> bool:
 
 def _mask(segmentation: Any, height: int, width: int, where: str, repairs: Repairs) -> dict[str, Any] | None:
     """A mask's compressed run lengths, None where there is no mask."""
-    if segmentation is None:
+    if segmentation is None or (isinstance(segmentation, dict) and segmentation.get("counts") == []):
         return None
     if isinstance(segmentation, dict):
         return _run_lengths(segmentation, height, width, where)

@@ -328,7 +328,7 @@ def test_shares_of_the_image_are_not_taken_for_pixels(write, n, share):
     assert len(read_coco(write([*shares[:1], pixels])).splits["train"][0].objects) == 2
 
 
-NO_MASKS = [None, [], [[]], [[], []], [[1, 2, 3, 4]]]
+NO_MASKS = [None, [], [[]], [[], []], [[1, 2, 3, 4]], {"counts": [], "size": [HEIGHT, WIDTH]}]
 
 
 @pytest.mark.parametrize("segmentation", NO_MASKS)
