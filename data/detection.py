@@ -54,7 +54,7 @@ Part = Literal["box", "mask"]
 _TOO_MANY: Mapping[Part, tuple[str, str]] = {
     "box": (
         "are outside their image or without area",
-        "look at the format of the boxes: COCO's are left, top, width, height; VOC's are edges",
+        "look at the format of the boxes: COCO's are left, top, width, height; VOC's are edges, from 1",
     ),
     "mask": (
         "have a mask without a pixel or with a polygon of fewer than three corners",

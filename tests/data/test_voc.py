@@ -274,6 +274,21 @@ def test_an_image_in_both_splits_is_refused(folder):
     assert "listed for training and for testing" in refused(folder)
 
 
+def test_without_any_test_list_that_is_what_is_missing(folder):
+    for name in ("test", "val"):
+        (folder / "ImageSets" / "Main" / f"{name}.txt").unlink()
+    assert "neither test.txt nor val.txt" in refused(folder)
+
+
+def test_coordinates_from_zero_are_said(folder):
+    write_image(folder, "two", ("dog", (0, 3, 9, 9)), ("dog", (2, 0, 9, 9)), ("dog", (1, 1, 9, 9)))
+    found = read_voc(folder)
+    assert found.remarks[0].startswith("left or top is 0, which looks like coordinates from 0")
+    assert ": 2 of 5 objects (Annotations/two.xml, object 1 for one); if so" in found.remarks[0]
+    write_image(folder, "two", ("dog", (-1, 3, 9, 9)))
+    assert not any("from 0" in remark for remark in read_voc(folder).remarks), "outside, not from 0"
+
+
 def test_missing_and_empty_lists_are_refused(folder):
     write_lists(folder, test=[])
     assert "test.txt" in refused(folder)
