@@ -486,6 +486,15 @@ def test_names_of_any_bytes_can_be_written(tree: Path) -> None:
     assert len(files.remarks) == 2
 
 
+def test_a_remark_keeps_to_one_line_whatever_names_it_has(tree: Path) -> None:
+    write_images(tree / "train" / "a\nb" / "c\td", 1)
+    remarks = list_images(tree).remarks
+    assert len(remarks) == 2
+    for remark in remarks:
+        assert "a\\nb" in remark
+        assert remark.isprintable()
+
+
 def test_truncated_image(tree: Path) -> None:
     path = tree / "train" / "rose" / "big.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
