@@ -46,7 +46,7 @@ DECODING_ERRORS = (
     Image.DecompressionBombError,
 )
 _SIXTEEN_BIT_FORMATS = {"PNG", "PPM", "TIFF", "JPEG2000"}
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES_PER_PIXEL, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 262, 277, 338, 339
 _WHITE_IS_ZERO, _UNSIGNED, _UNDEFINED = 0, 1, 4
 _QUARTER, _QUARTER_OF_EIGHT_BITS = 2**14, 2**6
 _ORIENTATIONS = range(2, 9)  # 1 is upright
@@ -60,6 +60,8 @@ class Oddity(Enum):
     DARK = "of 16 bits no value is above a quarter of the range, so it is dark (cameras of 10 to 14 bits write that)"
     TRANSPARENT = "transparent parts are seen on white"
     WITH_ALPHA = "what is transparent by an alpha channel or a transparent colour is seen on white"
+    CHANNELS = "channels after the colours and alpha are not read"
+    ASSUMED_ALPHA = "a fourth channel of unstated meaning is taken for transparency"
     FRAMES = "of several frames or pages the first is used"
     TURNED = "EXIF's orientation is not followed"
     TIFF_TURNED = "the orientation of TIFF files is followed"
@@ -178,6 +180,7 @@ def _picture(image: ImageFile.ImageFile) -> Picture:
     _require_known_range(image)
     tiff_turned = image.format == "TIFF" and _has_orientation(image)  # the tag is gone when it is decoded
     sixteen = _has_sixteen_bits(image)
+    channels = _of_channels(image)
     if _is_deep(image):
         pixels, dark = _eight_of_sixteen(image)
     else:
@@ -192,7 +195,7 @@ def _picture(image: ImageFile.ImageFile) -> Picture:
         Oddity.TURNED: image.format != "TIFF" and _has_orientation(image),
         Oddity.TIFF_TURNED: tiff_turned,
     }
-    return Picture(pixels, tuple(kind for kind, present in noted.items() if present))
+    return Picture(pixels, (*channels, *(kind for kind, present in noted.items() if present)))
 
 
 def expected_oddities(image: ImageFile.ImageFile) -> tuple[Oddity, ...]:
@@ -206,7 +209,16 @@ def expected_oddities(image: ImageFile.ImageFile) -> tuple[Oddity, ...]:
         Oddity.WITH_ALPHA: image.has_transparency_data,
         Oddity.FRAMES: _has_more_frames(image),
     }
-    return tuple(kind for kind, present in noted.items() if present)
+    return (*_of_channels(image), *(kind for kind, present in noted.items() if present))
+
+
+def _of_channels(image: Image.Image) -> tuple[Oddity, ...]:
+    """What is odd about the number of channels of a TIFF file, in which any may follow the colours."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return ()
+    if image.tag_v2.get(_SAMPLES_PER_PIXEL, 1) > len(image.getbands()):
+        return (Oddity.CHANNELS,)
+    return (Oddity.ASSUMED_ALPHA,) if image.mode == "RGBA" and _EXTRA_SAMPLES not in image.tag_v2 else ()
 
 
 def _has_sixteen_bits(image: ImageFile.ImageFile) -> bool:

@@ -237,7 +237,7 @@ def test_colours_at_many_values(tmp_path: Path, mode: str, name: str, tolerance:
     image.convert(mode).save(tmp_path / name, **options)
     off = pixels_of(tmp_path / name).astype(int) - np.asarray(image)
     assert np.abs(off).max() <= tolerance
-    assert read_picture(tmp_path / name).odd == ()
+    assert read_picture(tmp_path / name).odd == ((Oddity.CHANNELS,) if mode == "RGBX" else ())
 
 
 @pytest.mark.parametrize("alpha", [False, True])
@@ -302,6 +302,16 @@ def test_grey_with_alpha(tmp_path: Path, extra: int) -> None:
     )
     assert np.abs(pixels_of(path)[..., 0] - seen).max() <= (0.5 if extra == 2 else 1.5)
     assert read_picture(path).odd == (Oddity.TRANSPARENT,)
+
+
+def test_a_fourth_channel_without_a_meaning_is_said(tmp_path: Path) -> None:
+    Image.fromarray(np.dstack([COLOURS, GREYS.T])).save(tmp_path / "a.tif")
+    assert read_picture(tmp_path / "a.tif").odd == (Oddity.TRANSPARENT,)
+    named, unknown = (struct.pack("<HHI", tag, 3, 1) for tag in (338, 65000))
+    content = (tmp_path / "a.tif").read_bytes()
+    assert named in content
+    (tmp_path / "a.tif").write_bytes(content.replace(named, unknown))
+    assert read_picture(tmp_path / "a.tif").odd == (Oddity.ASSUMED_ALPHA, Oddity.TRANSPARENT)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
