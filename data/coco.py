@@ -12,9 +12,10 @@ as annotation services write it, and is left out; any other category is a class,
 A box is x, y, width, height; the rules about boxes and pictures are those of `data.detection`. A mask is a list of
 polygons (x, y, x, y ...), compressed or uncompressed run lengths, which must have the size of the image and decode to
 it, whether its object is a crowd or not. A polygon of fewer than three corners is left out, which counts as a repair
-unless it is empty; an object that has no polygon then has no mask. A mask without a polygon that reaches into the image
-is refused, and so is a corner that lies farther outside than the image is large. If some objects of a set have a mask
-and others none, the masks are left out: mask AP is not defined for such a set, and box AP is.
+unless it is empty; an object that has no polygon then, or an empty list of run lengths, has no mask. A mask without a
+polygon that reaches into the image is refused, and so is a corner that lies farther outside than the image is large. If
+some objects of a set have a mask and others none, the masks are left out: mask AP is not defined for such a set, and
+box AP is.
 
 Malformed JSON, missing keys, identifiers that are no integers, occur twice or refer to nothing, and a category's name
 that occurs twice are refused.
@@ -39,6 +40,7 @@ from twinbench.data.detection import (
     Repairs,
     annotated_set,
     checked_box,
+    require_pixels,
 )
 from twinbench.data.folders import existing_folder
 from twinbench.data.picture_names import FileFinder, name_parts
@@ -116,6 +118,7 @@ def read_coco(root: Path) -> AnnotatedSet:
         _require_same_names(names["train"], names[split], file)
         labels = {identifier: order.index(identifier) for identifier in names[split] if identifier in order}
         splits[split] = _images(documents[split], file, _picture_folder(root, file), labels, notes)
+        _require_pixels(documents[split]["annotations"], splits[split], file)
     splits, of_masks = _masks_of_all(splits, notes.unmasked)
     objects = sum(len(document["annotations"]) for document in documents.values())
     remarks += (
@@ -267,6 +270,14 @@ def _images(
     ]
 
 
+def _require_pixels(annotations: list[dict[str, Any]], images: list[AnnotatedImage], file: Path) -> None:
+    """Raise InputError if the checked boxes, or the polygons, of a file are in shares of the image."""
+    require_pixels((number for each in annotations for number in each["bbox"]), "box", images, file)
+    masks = (each.get("segmentation") for each in annotations)
+    polygons = (polygon for mask in masks if isinstance(mask, list) for polygon in mask)
+    require_pixels((number for polygon in polygons for number in polygon), "mask", images, file)
+
+
 def _picture(folder: Path, name: Any, where: str, finder: FileFinder) -> Path:
     if not isinstance(name, str) or not name.isprintable() or not name_parts(name):
         raise InputError(f"not a file name: {name!r}", where=where, next_step=_CORRECT)
@@ -306,7 +317,7 @@ def _is_coordinate(side: Any) -> bool:
 
 def _mask(segmentation: Any, height: int, width: int, where: str, repairs: Repairs) -> dict[str, Any] | None:
     """A mask's compressed run lengths, None where there is no mask."""
-    if segmentation is None:
+    if segmentation is None or (isinstance(segmentation, dict) and segmentation.get("counts") == []):
         return None
     if isinstance(segmentation, dict):
         return _run_lengths(segmentation, height, width, where)

@@ -5,8 +5,8 @@ rules below, the same for all formats.
 
 Refused (InputError naming the file and the object): a missing image, one that is listed twice or for training and for
 testing, a picture whose size is not the annotated one, a box that is not finite or whose right edge is left of its left
-edge (bottom above top), an unknown class, a mask of another size than the image or wholly outside it, a picture that
-cannot be decoded (when it is met).
+edge (bottom above top), boxes or masks of a split that are all in shares of the image (`require_pixels`), an unknown
+class, a mask of another size than the image or wholly outside it, a picture that cannot be decoded (when it is met).
 
 Repaired, counted and named in a warning, or refused where they are more than 20 and a quarter of all objects: a box
 partly outside the image is clipped to it; a box without area, before or after clipping, is left out with its object. A
@@ -23,7 +23,7 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +36,7 @@ from pycocotools import mask as run_length
 from torch import Tensor
 
 from twinbench.data.orientation import Header, choose_turned, read_header
-from twinbench.data.pixels import CorruptImage, Oddity, open_rgb
+from twinbench.data.pixels import CorruptImage, Oddity, TooLargeImage, UnknownRange, open_rgb
 from twinbench.data.remarks import Tally, shown
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import InputError
@@ -46,18 +46,27 @@ _log = logging.getLogger(__name__)
 _NAMED_REPAIRS = 20
 _MOST_REPAIRED = 0.25
 _NAMED_CLASSES = 5
+_FEW_PIXELS = 4
 RESTORE = "restore the file, or take it out of the list of its split"
+_SAVE_AGAIN = "save it with 8 or 16 unsigned bits a channel, or take it out of the list of its split"
+_TAKE_OUT = "take it out of the list of its split, or cut it and its annotation into smaller ones"
 Part = Literal["box", "mask"]
 _TOO_MANY: Mapping[Part, tuple[str, str]] = {
     "box": (
         "are outside their image or without area",
-        "look at the format of the boxes: COCO's are left, top, width, height; VOC's are edges",
+        "look at the format of the boxes: COCO's are left, top, width, height; VOC's are edges, from 1",
     ),
     "mask": (
         "have a mask without a pixel or with a polygon of fewer than three corners",
         "look at the format of the masks: corners are x, y, x, y ... in pixels",
     ),
 }
+
+
+def unusable(error: CorruptImage) -> InputError:
+    """The error for an annotated picture: nothing may stand in for it, so the advice to skip it would be wrong."""
+    next_steps: dict[type[CorruptImage], str] = {UnknownRange: _SAVE_AGAIN, TooLargeImage: _TAKE_OUT}
+    return InputError(error.what, where=error.where, next_step=next_steps.get(type(error), RESTORE))
 
 
 class PictureFiles(Sequence[Tensor]):
@@ -85,8 +94,7 @@ class PictureFiles(Sequence[Tensor]):
         try:
             picture = open_rgb(self.paths[index])
         except CorruptImage as error:
-            # Nothing may stand in for an annotated picture, so the advice to skip it would be wrong.
-            raise InputError(error.what, where=error.where, next_step=RESTORE) from error
+            raise unusable(error) from error
         transposition = self._transpositions[index]
         if transposition is not None:
             picture = picture.transpose(transposition)
@@ -251,6 +259,29 @@ def checked_box(
     return clipped
 
 
+def require_pixels(
+    numbers: Iterable[float], kind: str, images: Sequence[AnnotatedImage], where: Path
+) -> None:
+    """Raise InputError if the numbers of the boxes or masks of a split are shares of an image's sides, from 0 to 1.
+
+    Single boxes may well be so small; a split in which no number is larger than 1 has none in pixels, unless its images
+    have but a few.
+    """
+    if max(max(image.height, image.width) for image in images) <= _FEW_PIXELS:
+        return
+    largest = 0.0
+    for number in numbers:
+        largest = max(largest, number)
+        if largest > 1:
+            return
+    if largest > 0:
+        raise InputError(
+            f"no number of any {kind} is larger than 1: they are in shares of the image's width and height, not pixels",
+            where=where,
+            next_step="multiply x by the width of the image and y by its height",
+        )
+
+
 def annotated_set(
     root: Path, classes: tuple[str, ...], splits: dict[str, list[AnnotatedImage]], remarks: Sequence[str]
 ) -> AnnotatedSet:
@@ -326,7 +357,7 @@ def _checked_header(image: AnnotatedImage) -> Header:
     try:
         header = read_header(image.path)
     except CorruptImage as error:
-        raise InputError(error.what, where=error.where, next_step=RESTORE) from error
+        raise unusable(error) from error
     if not header.fitting(image.height, image.width):
         raise InputError(
             f"the picture has {header.width}x{header.height} pixels, its annotation says {image.width}x{image.height}",

@@ -5,10 +5,11 @@ The layout is ``train/<class>/*`` with ``test/<class>/*`` or ``val/<class>/*`` o
 beside these are not read. Without class folders, directly below a split or the folder itself, the images are
 unlabelled: fit for pretraining.
 
-The classes are the folders of ``train``, each with images. Another split may lack some of them (its accuracy is over
-the images that it has), but has no others. Which files are images says `data.listing`, what their pixels are
-`data.pixels`: a picture's shorter side is resized (bilinear, antialiased) to the image size and the centre is cut out.
-What listing leaves out, follows or assumes is in `ImageFiles.remarks`.
+The classes are the folders of ``train``, each with images, perhaps in folders of their own. Where these seem to be the
+classes, and the folders of ``train`` a level above, the set is refused. Another split may lack some of the classes (its
+accuracy is over the images that it has), but has no others. Which files are images says `data.listing`, what their
+pixels are `data.pixels`: a picture's shorter side is resized (bilinear, antialiased) to the image size and the centre
+is cut out. What listing leaves out, follows or assumes is in `ImageFiles.remarks`.
 
 A file that cannot be decoded is refused by name, or, where the caller chose ``skip``, left out and counted.
 """
@@ -18,9 +19,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Literal
@@ -29,7 +31,7 @@ import numpy as np
 from PIL import Image
 
 from twinbench.data import contents
-from twinbench.data.listing import EXTENSIONS, Listing, holds_pictures, repeated
+from twinbench.data.listing import EXTENSIONS, Listing, holds_pictures, is_hidden, repeated
 from twinbench.data.pixels import (
     CorruptImage,
     Oddities,
@@ -120,13 +122,14 @@ class SkippedFiles:
 def list_images(root: Path) -> ImageFiles:
     """Find the images below ``root``, sorted by name; which files those are says `data.listing`.
 
-    Raises InputError for a missing folder, no images at all, a class without training images and images beside class
-    folders.
+    Raises InputError for a missing folder, no images at all, a class without training images, images beside class
+    folders and classes that lie a level too low.
     """
     existing_folder(root, "train/<class>/*.jpg or images")
     listing = Listing(root)
     folder = root / "train" if (root / "train").is_dir() else root
     if folder == root and _subfolders(root):
+        _require_no_detection_set(root)
         raise InputError(
             "there is no folder train here",
             where=root,
@@ -134,9 +137,11 @@ def list_images(root: Path) -> ImageFiles:
             next_step="arrange the images as train/<class>/*.jpg and test/<class>/*.jpg",
         )
     train = _found(listing, folder)
+    _require_distinct_names(train)
     for name, paths in train.classes.items():
         if not paths:
             raise _empty_class(root, folder / name)
+    _require_no_level_above(train)
     remarks: list[str] = []
     splits = {"train": train.files(tuple(train.classes))}
     unread: tuple[str, ...] = ()
@@ -181,27 +186,111 @@ def _found(listing: Listing, folder: Path) -> _Found:
     if not loose and not any(found.classes.values()):
         if inner:
             raise _empty_class(listing.root, inner[0])
-        raise InputError(
-            f"no images here{_left_out(listing.root, folder)}",
-            where=folder,
-            next_step=f"put images there ({', '.join(sorted(EXTENSIONS))}), in one folder per class",
+        kinds = ", ".join(sorted(EXTENSIONS))
+        raise _no_images(
+            "no images here", listing.root, folder, f"put images there ({kinds}), in one folder per class"
         )
     return found
 
 
-def _empty_class(root: Path, folder: Path) -> InputError:
-    return InputError(
-        f"class {folder.name!r} has no images{_left_out(root, folder)}",
-        where=folder,
-        next_step="put images there or remove the folder",
+def _require_no_level_above(train: _Found) -> None:
+    """Raise InputError if the folders of ``train`` seem to hold the classes: one alone, or all the same folders."""
+    names = list(train.classes)
+    inner = [_inner_folders(train.folder / name, paths) for name, paths in train.classes.items()]
+    if not inner or not all(inner) or any(folders != inner[0] for folders in inner):
+        return
+    below = first_names(sorted(inner[0]))
+    if len(names) == 1:
+        what = (
+            f"the only class is {names[0]!r}, which holds no picture itself but folders of pictures: {below}"
+        )
+    elif len(inner[0]) > 1:
+        what = (
+            f"the {len(names)} class folders ({first_names(names)}) hold no picture themselves but all the same "
+            f"{len(inner[0])} folders of pictures: {below}"
+        )
+    else:
+        return
+    raise InputError(
+        what,
+        where=train.folder / names[0],
+        next_step=f"move the folders of the classes directly below {train.folder.name}/, or, if the classes are "
+        f"{first_names(names)}, move the pictures directly into these folders",
     )
 
 
-def _left_out(root: Path, folder: Path) -> str:
-    """In brackets, why a folder in which something lies holds no images."""
+def _inner_folders(folder: Path, paths: Sequence[Path]) -> frozenset[str]:
+    """The folders directly in the folder of a class in which its pictures lie; none if one lies outside them."""
+    depth = len(folder.parts)
+    inner = set()
+    for path in paths:
+        if len(path.parts) == depth + 1:
+            return frozenset()
+        inner.add(path.parts[depth])
+    return frozenset(inner)
+
+
+def _composed(name: str) -> str:
+    """A name with accents as one character; macOS and some archives store them as two."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _require_distinct_names(train: _Found) -> None:
+    composed: dict[str, str] = {}
+    for name in train.classes:
+        other = composed.setdefault(_composed(name), name)
+        if other != name:
+            raise InputError(
+                f"two class folders are called {_composed(name)}, once with accents as one character, once as two",
+                where=train.folder / name,
+                next_step="move the pictures of one of them into the other",
+            )
+
+
+def _spelled_as(train: _Found, found: _Found, remarks: list[str]) -> _Found:
+    """The folder of a split with the classes called as in training where only the accents are stored otherwise."""
+    known = {_composed(name): name for name in train.classes}
+    classes: dict[str, list[Path]] = {}
+    respelled = Tally()
+    for name, paths in found.classes.items():
+        if name not in train.classes and _composed(name) in known:
+            respelled.add(f"{found.folder.name}/{_composed(name)}")
+            name = known[_composed(name)]
+        classes.setdefault(name, []).extend(paths)
+    if respelled.count:
+        train_name = train.folder.name
+        remarks.append(
+            f"taken for classes of {train_name}/ whose accents are stored otherwise: {respelled.said('folder')}"
+        )
+    return replace(found, classes=classes)
+
+
+def _empty_class(root: Path, folder: Path) -> InputError:
+    _require_no_detection_set(folder.parent)
+    return _no_images(
+        f"class {folder.name!r} has no images", root, folder, "put images there or remove the folder"
+    )
+
+
+def _no_images(what: str, root: Path, folder: Path, next_step: str) -> InputError:
+    """Says in brackets why a folder in which something lies holds no images."""
     listing = Listing(root)
     list(listing.below(folder))
-    return f" ({'; '.join(listing.remarks())})" if listing.remarks() else ""
+    if listing.other_kinds:
+        next_step = f"convert the files to a kind of picture that is read: {', '.join(sorted(EXTENSIONS))}"
+    left_out = f" ({'; '.join(listing.remarks())})" if listing.remarks() else ""
+    return InputError(f"{what}{left_out}", where=folder, next_step=next_step)
+
+
+def _require_no_detection_set(folder: Path) -> None:
+    """Raise InputError for a folder in which ``labels`` with text files lies beside ``images``."""
+    if (folder / "images").is_dir() and any((folder / "labels").rglob("*.txt")):
+        raise InputError(
+            "this is a detection set in YOLO's layout: images/ beside labels/, which holds .txt files",
+            where=folder,
+            next_step="convert it to Pascal VOC or COCO (detection sets are read as voc:PATH or coco:PATH), "
+            "or give a folder of the images alone to pretrain on",
+        )
 
 
 def _other_splits(listing: Listing, train: _Found, remarks: list[str]) -> dict[str, FileList]:
@@ -209,7 +298,7 @@ def _other_splits(listing: Listing, train: _Found, remarks: list[str]) -> dict[s
     root = listing.root
     folders = {"val": _validation_folder(root), "test": root / "test"}
     splits = {
-        name: _matched(_found(listing, folder), train, remarks)
+        name: _matched(_spelled_as(train, _found(listing, folder), remarks), train, remarks)
         for name, folder in folders.items()
         if folder.is_dir()
     }
@@ -237,7 +326,7 @@ def _matched(found: _Found, train: _Found, remarks: list[str]) -> FileList:
     if extra:
         raise InputError(
             f"the classes of {there} and {here} differ: "
-            f"only in {there}: {first_names(missing) or 'none'}; only in {here}: {first_names(extra)}",
+            f"only in {there}: {_quoted(missing) or 'none'}; only in {here}: {_quoted(extra)}",
             where=found.folder / extra[0],
             nearest=nearest_name(extra[0], classes),
             next_step=f"give {here} no class folders but those of {there}",
@@ -250,6 +339,11 @@ def _matched(found: _Found, train: _Found, remarks: list[str]) -> FileList:
     if empty:
         remarks.append(f"left out empty folders of {here}/ that {there}/ does not have: {first_names(empty)}")
     return found.files(classes)
+
+
+def _quoted(names: Sequence[str]) -> str:
+    """The first names with their blanks and unprintable characters in sight."""
+    return first_names([repr(name) for name in names])
 
 
 def _not_read(root: Path, remarks: list[str]) -> tuple[str, ...]:
@@ -269,7 +363,7 @@ def _not_read(root: Path, remarks: list[str]) -> tuple[str, ...]:
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
 
 
 def existing_folder(path: Path, holds: str, option: str | None = None) -> None:

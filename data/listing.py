@@ -1,9 +1,10 @@
 """Which files below a folder are pictures: one rule at every depth, and a count of what it leaves out.
 
 Listed is every file whose name ends like a picture's (`EXTENSIONS`). Left out are hidden files and folders (a leading
-dot) and files of other kinds; of those the usual companions of pictures (`_COMPANIONS`) are not worth a word. Links to
-files and folders are followed, but not to a folder that the same class has already or lies in, so that a circle ends.
-Links that lead nowhere are left out.
+dot, or one of those that systems add for thumbnails and attributes) and files of other kinds; of those the usual
+companions of pictures (`_COMPANIONS`) are not worth a word. Links to files and folders are followed, but not to a
+folder that the same class has already or lies in, so that a circle ends. Links that lead nowhere are left out. Pictures
+in folders below that of a class are pictures of the class, and counted, for such a folder may hold masks or thumbnails.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ _COMPANIONS = frozenset(
         ".yml",
     }
 )
+_SYSTEM_FOLDERS = frozenset({"@eaDir", "__MACOSX"})
 _SEARCHED_FILES = 10_000
 
 Identity = tuple[int, int]
@@ -50,13 +52,14 @@ class Listing:
         self.root = root
         self._hidden, self._links, self._broken, self._again = Tally(), Tally(), Tally(), Tally()
         self._others, self._other_kinds = Tally(), Counter[str]()
+        self._nested, self._nested_folders = Tally(), 0
 
     def here(self, folder: Path) -> tuple[list[Path], list[Path]]:
         """The pictures directly in a folder and its visible subfolders, each sorted by name."""
         pictures: list[Path] = []
         folders: list[Path] = []
         for entry in _entries(folder):
-            path, kind, hidden = Path(entry.path), _kind(entry), entry.name.startswith(".")
+            path, kind, hidden = Path(entry.path), _kind(entry), is_hidden(entry.name)
             if kind == "folder" and not hidden:
                 folders.append(path)
             elif kind == "folder":
@@ -71,12 +74,12 @@ class Listing:
         return pictures, folders
 
     def below(self, folder: Path) -> Iterator[Path]:
-        """The pictures at any depth below a folder, sorted by the parts of their paths."""
+        """The pictures at any depth below the folder of a class, sorted by the parts of their paths."""
         parents = (self.root, folder.parent, *folder.resolve().parents)
         above = {identity(parent) for parent in parents if parent != folder}
-        return self._walk(folder, above)
+        return self._walk(folder, above, nested=False)
 
-    def _walk(self, folder: Path, listed: set[Identity]) -> Iterator[Path]:
+    def _walk(self, folder: Path, listed: set[Identity], nested: bool = True) -> Iterator[Path]:
         me = identity(folder)
         if me in listed:
             self._count(self._again, folder)
@@ -84,12 +87,20 @@ class Listing:
         listed.add(me)
         self.follow(folder)
         pictures, folders = self.here(folder)
+        if nested:
+            self._count_nested(pictures)
         if not folders:
             yield from pictures
             return
         inside = set(folders)
         for path in sorted(pictures + folders, key=lambda path: path.name):
             yield from self._walk(path, listed) if path in inside else [path]
+
+    def _count_nested(self, pictures: list[Path]) -> None:
+        """Count the pictures of a folder that is not itself the folder of their class."""
+        self._nested_folders += bool(pictures)
+        for path in pictures:
+            self._count(self._nested, path)
 
     def _is_listed(self, path: Path, hidden: bool) -> bool:
         if is_picture(path.name):
@@ -105,7 +116,9 @@ class Listing:
     def remarks(self) -> tuple[str, ...]:
         """One sentence for each kind of thing that was left out or followed."""
         kinds = first_names([f"{ending} {count}" for ending, count in self._other_kinds.most_common()])
+        inside = f"{self._nested_folders} folder{'' if self._nested_folders == 1 else 's'}"
         said = (
+            (self._nested, f"in {inside} below class folders and counted for those classes", "picture"),
             (self._hidden, "left out as hidden, or in a hidden folder", "picture"),
             (self._others, f"left out as no kind of picture that is read ({kinds})", "file"),
             (self._broken, "left out since they lead nowhere", "link"),
@@ -121,6 +134,11 @@ class Listing:
         """Count a folder whose pictures are listed, if a link leads to it."""
         if folder.is_symlink():
             self._count(self._links, folder)
+
+    @property
+    def other_kinds(self) -> bool:
+        """Whether files that may be meant as pictures were left out for their kind."""
+        return self._others.count > 0
 
     @property
     def followed_links(self) -> bool:
@@ -158,6 +176,11 @@ def repeated(splits: Iterable[tuple[str, Iterable[Path]]], root: Path) -> list[s
 def holds_pictures(folder: Path) -> bool:
     """Whether a picture, hidden or not, is among the first ten thousand files below a folder."""
     return any(is_picture(path.name) for path in islice(_files(folder), _SEARCHED_FILES))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is left out, whatever it holds."""
+    return name.startswith(".") or name in _SYSTEM_FOLDERS
 
 
 def is_picture(name: str) -> bool:

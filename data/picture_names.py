@@ -14,6 +14,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
+from twinbench.data.listing import is_hidden
 from twinbench.data.remarks import Tally
 from twinbench.foundation.errors import InputError
 
@@ -83,10 +84,10 @@ def _by_name(folder: Path) -> dict[str, list[str]]:
     """The files below a folder, as paths from there, by their folded names."""
     by_name: dict[str, list[str]] = {}
     for parent, subfolders, names in os.walk(folder):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
         inside = Path(parent).relative_to(folder)
         for name in sorted(names):
-            if not name.startswith("."):
+            if not is_hidden(name):
                 by_name.setdefault(_folded(name), []).append((inside / name).as_posix())
     return by_name
 

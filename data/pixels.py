@@ -46,22 +46,22 @@ DECODING_ERRORS = (
     Image.DecompressionBombError,
 )
 _SIXTEEN_BIT_FORMATS = {"PNG", "PPM", "TIFF", "JPEG2000"}
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES_PER_PIXEL, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 262, 277, 338, 339
 _WHITE_IS_ZERO, _UNSIGNED, _UNDEFINED = 0, 1, 4
-_TWELVE_BITS = 4095
+_QUARTER, _QUARTER_OF_EIGHT_BITS = 2**14, 2**6
 _ORIENTATIONS = range(2, 9)  # 1 is upright
-_OPAQUE = 255
+_OPAQUE = _EIGHT_BITS = 255
 
 
 class Oddity(Enum):
     """What a remark says about a kind of pictures."""
 
     SIXTEEN_BIT = "of 16 bits a channel the upper 8 are used"
-    DARK = (
-        "no value of 16 bits is above 4095, so the picture is nearly black (a camera of 12 bits writes that)"
-    )
+    DARK = "of 16 bits no value is above a quarter of the range, so it is dark (cameras of 10 to 14 bits write that)"
     TRANSPARENT = "transparent parts are seen on white"
     WITH_ALPHA = "what is transparent by an alpha channel or a transparent colour is seen on white"
+    CHANNELS = "channels after the colours and alpha are not read"
+    ASSUMED_ALPHA = "a fourth channel of unstated meaning is taken for transparency"
     FRAMES = "of several frames or pages the first is used"
     TURNED = "EXIF's orientation is not followed"
     TIFF_TURNED = "the orientation of TIFF files is followed"
@@ -180,7 +180,12 @@ def _picture(image: ImageFile.ImageFile) -> Picture:
     _require_known_range(image)
     tiff_turned = image.format == "TIFF" and _has_orientation(image)  # the tag is gone when it is decoded
     sixteen = _has_sixteen_bits(image)
-    pixels, dark = _eight_of_sixteen(image) if _is_deep(image) else (_with_its_transparency(image), False)
+    channels = _of_channels(image)
+    if _is_deep(image):
+        pixels, dark = _eight_of_sixteen(image)
+    else:
+        pixels = _with_its_transparency(image)
+        dark = sixteen and _is_dark(pixels)
     pixels, transparent = _on_white(pixels)
     noted = {
         Oddity.SIXTEEN_BIT: sixteen,
@@ -190,7 +195,7 @@ def _picture(image: ImageFile.ImageFile) -> Picture:
         Oddity.TURNED: image.format != "TIFF" and _has_orientation(image),
         Oddity.TIFF_TURNED: tiff_turned,
     }
-    return Picture(pixels, tuple(kind for kind, present in noted.items() if present))
+    return Picture(pixels, (*channels, *(kind for kind, present in noted.items() if present)))
 
 
 def expected_oddities(image: ImageFile.ImageFile) -> tuple[Oddity, ...]:
@@ -204,12 +209,24 @@ def expected_oddities(image: ImageFile.ImageFile) -> tuple[Oddity, ...]:
         Oddity.WITH_ALPHA: image.has_transparency_data,
         Oddity.FRAMES: _has_more_frames(image),
     }
-    return tuple(kind for kind, present in noted.items() if present)
+    return (*_of_channels(image), *(kind for kind, present in noted.items() if present))
+
+
+def _of_channels(image: Image.Image) -> tuple[Oddity, ...]:
+    """What is odd about the number of channels of a TIFF file, in which any may follow the colours."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return ()
+    if image.tag_v2.get(_SAMPLES_PER_PIXEL, 1) > len(image.getbands()):
+        return (Oddity.CHANNELS,)
+    return (Oddity.ASSUMED_ALPHA,) if image.mode == "RGBA" and _EXTRA_SAMPLES not in image.tag_v2 else ()
 
 
 def _has_sixteen_bits(image: ImageFile.ImageFile) -> bool:
     """Asked before the picture is decoded, which reduces colours to 8 bits."""
-    return ";16" in str([tile[3] for tile in image.tile[:1]]) or _is_deep(image)
+    stored = image.tile[0][3] if image.tile else ""
+    if image.format == "PPM" and isinstance(stored, tuple) and isinstance(stored[-1], int):
+        return stored[-1] > _EIGHT_BITS
+    return ";16" in str(stored) or _is_deep(image)
 
 
 def _is_deep(image: Image.Image) -> bool:
@@ -244,7 +261,16 @@ def _eight_of_sixteen(image: Image.Image) -> tuple[Image.Image, bool]:
         pixels.putalpha(
             Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8))
         )
-    return pixels, bits == 16 and 0 < int(values.max()) <= _TWELVE_BITS
+    return pixels, bits == 16 and 0 < int(values.max()) <= _QUARTER
+
+
+def _is_dark(image: Image.Image) -> bool:
+    """Whether no colour of a picture of 16 bits is above a quarter; of values below 256 Pillow leaves nothing but 0."""
+    if image.mode not in ("RGB", "RGBA", "RGBX", "LA"):
+        return False
+    image.load()
+    highest = zip(image.getbands(), np.reshape(image.getextrema(), (-1, 2))[:, 1], strict=True)
+    return all(value <= _QUARTER_OF_EIGHT_BITS for band, value in highest if band in "RGBL")
 
 
 def _with_its_transparency(image: ImageFile.ImageFile) -> Image.Image:

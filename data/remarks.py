@@ -45,5 +45,6 @@ def first_names(names: Sequence[str]) -> str:
 
 
 def _printable(name: str) -> str:
-    """A file's name, which may be any bytes, in characters that can be written to a file."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """A file's name, which may be any bytes, in characters that can be written to a file and keep to one line."""
+    written = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in written)

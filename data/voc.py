@@ -29,9 +29,11 @@ from twinbench.data.detection import (
     Repairs,
     annotated_set,
     checked_box,
+    require_pixels,
 )
 from twinbench.data.folders import existing_folder, nearest_entry
 from twinbench.data.picture_names import FileFinder, name_parts
+from twinbench.data.remarks import Tally
 from twinbench.foundation.errors import InputError, unknown_name
 
 VOC_CLASSES = (
@@ -92,6 +94,12 @@ def list_voc(root: Path) -> tuple[dict[str, list[Listed]], tuple[str, ...] | Non
 def _single_folder(root: Path) -> tuple[dict[str, list[Listed]], tuple[str, ...]]:
     there = {split for split in ("trainval", "train", "val", "test") if _list_file(root, split).is_file()}
     test = "test" if "test" in there else "val"
+    if test not in there:
+        raise InputError(
+            "there is no list of test images: neither test.txt nor val.txt",
+            where=root / "ImageSets" / "Main",
+            next_step="write the names of the images to test on to test.txt, one a line",
+        )
     train = "trainval" if test == "test" and "trainval" in there else "train"
     remarks = []
     if test == "val":
@@ -142,8 +150,14 @@ def read_voc(root: Path) -> AnnotatedSet:
     splits = {
         split: [_image(each, classes, finder, repairs) for each in images] for split, images in parsed.items()
     }
-    objects = sum(1 for images in parsed.values() for each in images for _ in _objects(each))
-    return annotated_set(root, classes, splits, (*remarks, *finder.remarks(), *repairs.remarks(objects)))
+    for split, images in parsed.items():
+        edges = (
+            edge for each in images for i, obj in _objects(each) for edge in _edges(obj, _where(each, i))
+        )
+        require_pixels(edges, "box", splits[split], images[0].file.parent)
+    objects = [(each, i, obj) for images in parsed.values() for each in images for i, obj in _objects(each)]
+    remarks += (*_zero_remarks(objects), *finder.remarks(), *repairs.remarks(len(objects)))
+    return annotated_set(root, classes, splits, remarks)
 
 
 def _parsed(listed: Listed, finder: FileFinder) -> _Parsed:
@@ -222,11 +236,32 @@ def _image(parsed: _Parsed, classes: Sequence[str], finder: FileFinder, repairs:
         where = _where(parsed, index, name)
         if name not in classes:
             raise unknown_name("class", name, classes, where=where)
-        left, top, right, bottom = (_number(obj, f"bndbox/{edge}", where) for edge in _EDGES)
+        left, top, right, bottom = _edges(obj, where)
         box = checked_box((left - 1, top - 1, right, bottom), height, width, where, repairs)
         if box is not None:
             objects.append(AnnotatedObject(box, classes.index(name), difficult=_difficult(obj, where)))
     return AnnotatedImage(_picture(parsed, finder), height, width, tuple(objects))
+
+
+def _edges(obj: ElementTree.Element, where: str) -> list[float]:
+    """Left, top, right and bottom as the file has them."""
+    return [_number(obj, f"bndbox/{edge}", where) for edge in _EDGES]
+
+
+def _zero_remarks(objects: Sequence[tuple[_Parsed, int, ElementTree.Element]]) -> tuple[str, ...]:
+    """A remark on objects with an edge that coordinates from 1 do not have."""
+    zero = Tally()
+    for parsed, index, obj in objects:
+        where = _where(parsed, index)
+        if 0 in _edges(obj, where)[:2]:
+            zero.add(where)
+    if not zero.count:
+        return ()
+    count = zero.of(len(objects), "objects")
+    return (
+        f"left or top is 0, which looks like coordinates from 0, and VOC's are from 1: {count}; "
+        "if so, every box is read one pixel too far to the left and to the top (add 1 to all coordinates)",
+    )
 
 
 def _difficult(obj: ElementTree.Element, where: str) -> bool:

@@ -14,7 +14,7 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.parallel import Parallel, delayed
 from torch import Tensor
 
-from twinbench.data.detection import RESTORE, DetectionSplit, PictureFiles
+from twinbench.data.detection import DetectionSplit, PictureFiles, unusable
 from twinbench.data.image_sets import ImageSet
 from twinbench.data.pixels import CorruptImage
 from twinbench.data.streaming import Images, StreamedImages
@@ -197,8 +197,7 @@ def _features(
     try:
         features = torch.cat([pooled(backbone, chunk).cpu() for chunk in views])
     except CorruptImage as error:
-        # Nothing may stand in for an annotated picture, so the advice to skip it would be wrong.
-        raise InputError(error.what, where=error.where, next_step=RESTORE) from error
+        raise unusable(error) from error
     require_finite(features, encoder, f"images of {context.image_set.name}")
     return unit_rows(features)
 

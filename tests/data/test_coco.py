@@ -306,7 +306,29 @@ def test_boxes_written_as_edges_are_refused_when_there_are_many(write, caplog):
     assert found.remarks[0].startswith("clipped a box to the image: 5 of 30 objects")
 
 
-NO_MASKS = [None, [], [[]], [[], []], [[1, 2, 3, 4]]]
+@pytest.mark.parametrize("n", [1, 40])
+@pytest.mark.parametrize(
+    "share",
+    [
+        {"bbox": [0.1, 0.2, 0.5, 0.8]},
+        {"bbox": [0.9, 0.9, 0.2, 0.2]},  # of the centre, as YOLO writes them: x + width is more than 1
+        {"bbox": [0, 0, 1, 1]},
+        {"segmentation": [[0.1, 0.1, 0.9, 0.1, 0.9, 0.8]]},
+    ],
+)
+def test_shares_of_the_image_are_not_taken_for_pixels(write, n, share):
+    shares = [annotation(i, **{"box": BOX, **({} if "bbox" in share else share)}) for i in range(n)]
+    for each in shares:
+        each.update(share)
+    with pytest.raises(InputError, match="shares of the image's width and height, not pixels") as caught:
+        read_coco(write(shares))
+    assert str(caught.value.where).endswith("instances_train2017.json")
+    assert ("mask" if "segmentation" in share else "box") in caught.value.what
+    pixels = annotation(n, BOX, segmentation=[[2, 3, 12, 3, 12, 8, 2, 8]])
+    assert len(read_coco(write([*shares[:1], pixels])).splits["train"][0].objects) == 2
+
+
+NO_MASKS = [None, [], [[]], [[], []], [[1, 2, 3, 4]], {"counts": [], "size": [HEIGHT, WIDTH]}]
 
 
 @pytest.mark.parametrize("segmentation", NO_MASKS)
@@ -340,9 +362,9 @@ def test_masks_that_miss_in_the_other_split_alone_count(write):
 
 
 def test_many_masks_in_another_format_are_refused(write):
-    shares = [annotation(i, BOX, segmentation=[[0.1, 0.1, 0.2, 0.1, 0.2, 0.2]]) for i in range(1, 31)]
+    dots = [annotation(i, BOX, segmentation=[[7.1, 7.1, 7.2, 7.1, 7.2, 7.2]]) for i in range(1, 31)]
     with pytest.raises(InputError, match="30 of 30 objects have a mask without a pixel") as caught:
-        read_coco(write(shares))
+        read_coco(write(dots))
     assert "in pixels" in str(caught.value.next_step)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -148,11 +149,17 @@ def test_hidden_pictures_are_left_out_and_counted_at_every_depth(tree: Path, dep
     assert "5 pictures, train/rose/" in remark
 
 
-def test_a_hidden_folder_is_no_class(tree: Path) -> None:
-    write_images(tree / "train" / ".ipynb_checkpoints", 2)
+@pytest.mark.parametrize("name", [".ipynb_checkpoints", "@eaDir", "__MACOSX"])
+def test_a_hidden_folder_is_no_class_and_no_part_of_one(tree: Path, name: str) -> None:
+    write_images(tree / "train" / name, 2)
+    write_images(tree / "test" / "rose" / name / "0.png", 3)
+    write_images(tree / name, 1)
     files = list_images(tree)
     assert files.classes == ("daisy", "rose", "tulip")
-    assert "2 pictures, train/.ipynb_checkpoints/0.png for one" in files.remarks[0]
+    assert [len(files.splits[split].paths) for split in ("train", "test")] == [30, 12]
+    (remark,) = files.remarks
+    assert "hidden" in remark
+    assert f"5 pictures, train/{name}/0.png for one" in remark
 
 
 def test_files_that_may_be_meant_as_pictures_are_counted_by_kind(
@@ -174,6 +181,49 @@ def test_pictures_are_sorted_by_the_parts_of_their_paths(tree: Path) -> None:
     assert paths == sorted(tree.glob("train/**/*.png"))
 
 
+def test_pictures_below_class_folders_count_for_the_class_and_are_named(tree: Path) -> None:
+    write_images(tree / "train" / "rose" / "masks", 3)
+    write_images(tree / "train" / "rose" / "thumbs" / "small", 2)
+    write_images(tree / "test" / "daisy" / "masks", 1)
+    files = list_images(tree)
+    assert files.splits["train"].labels.tolist() == [0] * 10 + [1] * 15 + [2] * 10
+    assert files.remarks == (
+        "in 3 folders below class folders and counted for those classes: 6 pictures, train/rose/masks/0.png for one",
+    )
+
+
+@pytest.mark.parametrize("above", [["images"], ["data/all"], ["photo", "sketch"], ["photo/a", "sketch/b/c"]])
+def test_folders_above_those_of_the_classes_are_refused(tmp_path: Path, above: list[str]) -> None:
+    for folder in above:
+        for name in ("cat", "dog"):
+            write_images(tmp_path / "train" / folder.split("/")[0] / name / folder, 2)
+    error = error_of(tmp_path)
+    assert "cat, dog" in error.what
+    assert error.where == tmp_path / "train" / above[0].split("/")[0]
+    assert "directly below train/" in str(error.next_step)
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ["animal/cat", "animal/dog", "vehicle/car", "vehicle/bus"],
+        ["cat/monday", "cat/friday", "dog/monday"],
+        ["n01/images", "n02/images"],
+        ["cat/monday", "cat/friday", "dog/monday", "dog/friday", "dog"],
+        ["cat", "cat/masks"],
+    ],
+)
+def test_folders_that_may_be_parts_of_a_class_are_said(tmp_path: Path, folders: list[str]) -> None:
+    for folder in folders:
+        write_images(tmp_path / "train" / folder, 2)
+    files = list_images(tmp_path)
+    assert set(files.classes) == {folder.split("/")[0] for folder in folders}
+    nested = [folder for folder in folders if "/" in folder]
+    (remark,) = files.remarks
+    assert f"in {len(nested)} folder" in remark
+    assert f": {2 * len(nested)} pictures, train/" in remark
+
+
 def test_links_are_followed_at_every_depth(tmp_path: Path) -> None:
     store = tmp_path / "store"
     for name in ("files", "inner", "class", "split/a"):
@@ -188,8 +238,8 @@ def test_links_are_followed_at_every_depth(tmp_path: Path) -> None:
     files = list_images(root)
     assert files.splits["train"].labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
     assert len(files.splits["test"].paths) == 3
-    assert files.remarks[0] == "followed: 4 links, train/a/x.png for one"
-    assert "1 of the 2 classes: b" in files.remarks[1]
+    assert files.remarks[1] == "followed: 4 links, train/a/x.png for one"
+    assert "1 of the 2 classes: b" in files.remarks[2]
     copied = tmp_path / "copied"
     shutil.copytree(root, copied)  # the files instead of the links
     assert list_images(copied).fingerprint() == files.fingerprint()
@@ -203,7 +253,8 @@ def test_links_in_a_circle_end(tree: Path, target: str) -> None:
     (deep / "circle").symlink_to(deep if target == "deep" else target, target_is_directory=True)
     files = list_images(tree)
     assert len(files.splits["train"].paths) == 32
-    (remark,) = files.remarks
+    nested, remark = files.remarks
+    assert nested.endswith(": 2 pictures, train/rose/deep/0.png for one")
     assert remark.endswith("is listed already or holds them: 1 link, train/rose/deep/circle")
 
 
@@ -389,8 +440,27 @@ def test_empty_class_folder(tree: Path) -> None:
     error = error_of(tree)
     assert "'violet' has no images" in error.what
     assert error.where == tree / "train" / "violet"
-    (tree / "train" / "violet" / "0.heic").write_text("x")
-    assert ".heic" in error_of(tree).what
+    assert "put images there" in str(error.next_step)
+    for name in ("0.heic", "1.heic", "2.jfif"):
+        (tree / "train" / "violet" / name).write_text("x")
+    error = error_of(tree)
+    assert "(.heic 2, .jfif 1): 3 files, train/violet/0.heic for one" in error.what
+    assert "convert the files to a kind of picture that is read: .bmp" in str(error.next_step)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "where"),
+    [("train/images", "train/labels", "train"), ("images/train", "labels/train", ".")],
+)
+def test_a_detection_set_is_called_so(tmp_path: Path, images: str, labels: str, where: str) -> None:
+    write_images(tmp_path / images, 2)
+    (tmp_path / labels).mkdir(parents=True)
+    assert "detection" not in error_of(tmp_path).what, "labels/ is empty"
+    (tmp_path / labels / "0.txt").write_text("0 .5 .5 .1 .1")
+    error = error_of(tmp_path)
+    assert "YOLO" in error.what
+    assert error.where == tmp_path / where
+    assert "coco:PATH" in str(error.next_step)
 
 
 def test_no_images_at_all(tmp_path: Path) -> None:
@@ -401,7 +471,9 @@ def test_no_images_at_all(tmp_path: Path) -> None:
     (tmp_path / "empty" / "train").rmdir()
     assert error_of(tmp_path / "empty").what == "no images here"
     (tmp_path / "empty" / "a.jp2").touch()
-    assert "(.jp2 1): 1 file, a.jp2" in error_of(tmp_path / "empty").what
+    error = error_of(tmp_path / "empty")
+    assert "(.jp2 1): 1 file, a.jp2" in error.what
+    assert "convert the files" in str(error.next_step)
 
 
 def test_names_of_any_bytes_can_be_written(tree: Path) -> None:
@@ -412,6 +484,15 @@ def test_names_of_any_bytes_can_be_written(tree: Path) -> None:
     assert files.fingerprint()
     assert [remark.encode() for remark in files.remarks if "caf\\xe9" in remark]
     assert len(files.remarks) == 2
+
+
+def test_a_remark_keeps_to_one_line_whatever_names_it_has(tree: Path) -> None:
+    write_images(tree / "train" / "a\nb" / "c\td", 1)
+    remarks = list_images(tree).remarks
+    assert len(remarks) == 2
+    for remark in remarks:
+        assert "a\\nb" in remark
+        assert remark.isprintable()
 
 
 def test_truncated_image(tree: Path) -> None:
@@ -435,9 +516,33 @@ def test_not_an_image(tree: Path, content: bytes) -> None:
 def test_classes_differ_between_train_and_test(tree: Path) -> None:
     (tree / "test" / "rose").rename(tree / "test" / "roses")
     error = error_of(tree)
-    assert "only in train: rose" in error.what
-    assert "only in test: roses" in error.what
+    assert "only in train: 'rose'" in error.what
+    assert "only in test: 'roses'" in error.what
     assert error.nearest == "rose"
+
+
+def test_a_blank_at_the_end_of_a_name_is_seen(tree: Path) -> None:
+    (tree / "test" / "rose").rename(tree / "test" / "rose ")
+    error = error_of(tree)
+    assert "only in train: 'rose'; only in test: 'rose '" in error.what
+    assert error.nearest == "rose"
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_class_whose_accents_are_stored_otherwise_is_the_same(tree: Path, forms: tuple[str, str]) -> None:
+    train, test = (unicodedata.normalize(form, "rosé") for form in forms)
+    (tree / "train" / "rose").rename(tree / "train" / train)
+    (tree / "test" / "rose").rename(tree / "test" / test)
+    files = list_images(tree)
+    assert files.classes == ("daisy", train, "tulip")
+    assert files.splits["test"].labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert files.remarks == (
+        "taken for classes of train/ whose accents are stored otherwise: 1 folder, test/rosé",
+    )
+    write_images(tree / "test" / train, 3)
+    assert np.bincount(list_images(tree).splits["test"].labels).tolist() == [4, 7, 4]
+    write_images(tree / "train" / test, 3)
+    assert "two class folders are called rosé" in error_of(tree).what
 
 
 def test_images_beside_class_folders(tree: Path) -> None:

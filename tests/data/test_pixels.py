@@ -140,11 +140,39 @@ def test_grey_and_colour_of_sixteen_bits_are_reduced_alike(tmp_path: Path) -> No
     assert np.abs(one[..., 0] - values / 257).max() < 1
 
 
-def test_deep_pictures_that_are_all_but_black_are_said(tmp_path: Path) -> None:
-    """A camera of twelve bits in a file of sixteen: its range is nowhere in the file."""
-    assert Oddity.DARK in read_picture(write_png(tmp_path / "a.png", DEEP >> 4, 16, 0)).odd
-    assert Oddity.DARK not in read_picture(write_png(tmp_path / "b.png", DEEP, 16, 0)).odd
+def write_deep(path: Path, kind: str, values: np.ndarray) -> Path:
+    """Greys of 16 bits as grey, as colour or with an opaque alpha channel."""
+    opaque = np.full((*values.shape, 1), 65535, np.uint16)
+    if kind == "ppm":
+        path.write_bytes(b"P6 16 16 65535\n" + grey(values).astype(">u2").tobytes())
+    else:
+        colour, samples = {
+            "grey": (0, values),
+            "colour": (2, grey(values)),
+            "la": (4, np.dstack([values, opaque])),
+            "rgba": (6, np.dstack([grey(values), opaque])),
+        }[kind]
+        write_png(path, samples, 16, colour)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["grey", "colour", "rgba", "la", "ppm"])
+def test_deep_pictures_that_are_dark_are_said(tmp_path: Path, kind: str) -> None:
+    """A camera of ten to fourteen bits in a file of sixteen: its range is nowhere in the file."""
+    for bits in (8, 10, 12, 14):
+        odd = read_picture(write_deep(tmp_path / "a", kind, DEEP >> (16 - bits))).odd
+        assert odd == (Oddity.SIXTEEN_BIT, Oddity.DARK), bits
+    assert read_picture(write_deep(tmp_path / "a", kind, DEEP)).odd == (Oddity.SIXTEEN_BIT,)
+    assert read_picture(write_deep(tmp_path / "a", kind, DEEP >> 1)).odd == (Oddity.SIXTEEN_BIT,)
+
+
+def test_grey_that_is_wholly_black_is_not_called_dark(tmp_path: Path) -> None:
     assert Oddity.DARK not in read_picture(write_png(tmp_path / "c.png", 0 * DEEP, 16, 0)).odd
+
+
+def test_dark_pictures_of_eight_bits_are_just_dark(tmp_path: Path) -> None:
+    Image.fromarray(COLOURS // 8).save(tmp_path / "a.png")
+    assert read_picture(tmp_path / "a.png").odd == ()
 
 
 @pytest.mark.parametrize(
@@ -209,7 +237,7 @@ def test_colours_at_many_values(tmp_path: Path, mode: str, name: str, tolerance:
     image.convert(mode).save(tmp_path / name, **options)
     off = pixels_of(tmp_path / name).astype(int) - np.asarray(image)
     assert np.abs(off).max() <= tolerance
-    assert read_picture(tmp_path / name).odd == ()
+    assert read_picture(tmp_path / name).odd == ((Oddity.CHANNELS,) if mode == "RGBX" else ())
 
 
 @pytest.mark.parametrize("alpha", [False, True])
@@ -274,6 +302,16 @@ def test_grey_with_alpha(tmp_path: Path, extra: int) -> None:
     )
     assert np.abs(pixels_of(path)[..., 0] - seen).max() <= (0.5 if extra == 2 else 1.5)
     assert read_picture(path).odd == (Oddity.TRANSPARENT,)
+
+
+def test_a_fourth_channel_without_a_meaning_is_said(tmp_path: Path) -> None:
+    Image.fromarray(np.dstack([COLOURS, GREYS.T])).save(tmp_path / "a.tif")
+    assert read_picture(tmp_path / "a.tif").odd == (Oddity.TRANSPARENT,)
+    named, unknown = (struct.pack("<HHI", tag, 3, 1) for tag in (338, 65000))
+    content = (tmp_path / "a.tif").read_bytes()
+    assert named in content
+    (tmp_path / "a.tif").write_bytes(content.replace(named, unknown))
+    assert read_picture(tmp_path / "a.tif").odd == (Oddity.ASSUMED_ALPHA, Oddity.TRANSPARENT)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])

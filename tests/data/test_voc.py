@@ -134,6 +134,16 @@ def refused(folder):
     return str(error.value)
 
 
+@pytest.mark.parametrize("n", [1, 30])
+def test_shares_of_the_image_are_not_taken_for_pixels(folder, n):
+    write_image(folder, "two", ("dog", (0.1, 0.2, 0.5, 1.0)))
+    assert "1 of 3 objects" in read_voc(folder).remarks[0], "the boxes of another picture are in pixels"
+    write_image(folder, "one", *[("dog", (0, 0, 1, 1))] * n)
+    with pytest.raises(InputError, match="shares of the image's width and height, not pixels") as caught:
+        read_voc(folder)
+    assert caught.value.where == folder / "Annotations"
+
+
 def test_malformed_xml_is_refused_by_name(folder):
     (folder / "Annotations" / "two.xml").write_text("<annotation><size>")
     assert "malformed XML" in refused(folder)
@@ -217,6 +227,20 @@ def test_a_picture_that_cannot_be_decoded_is_refused_by_name_when_it_is_met(fold
     assert "two.jpg" in refused(folder)
 
 
+def test_a_picture_without_a_known_range_is_to_be_saved_otherwise(folder):
+    Image.fromarray(np.zeros((HEIGHT, WIDTH), np.int32)).save(folder / "JPEGImages" / "two.jpg", "TIFF")
+    with pytest.raises(InputError, match="cannot tell black from white") as caught:
+        read_voc(folder)
+    assert str(caught.value.next_step).startswith("save it with 8 or 16 unsigned bits")
+
+
+def test_a_picture_that_is_too_large_is_not_to_be_restored(folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(InputError, match="too large") as caught:
+        read_voc(folder)
+    assert "restore" not in str(caught.value.next_step)
+
+
 def test_missing_parts_are_refused_by_name(folder):
     annotation = folder / "Annotations" / "two.xml"
     annotation.write_text(annotation.read_text().replace("<name>dog</name>", ""))
@@ -248,6 +272,21 @@ def test_a_class_that_occurs_in_the_test_alone_is_refused(folder):
 def test_an_image_in_both_splits_is_refused(folder):
     write_lists(folder, test=["three", "one"])
     assert "listed for training and for testing" in refused(folder)
+
+
+def test_without_any_test_list_that_is_what_is_missing(folder):
+    for name in ("test", "val"):
+        (folder / "ImageSets" / "Main" / f"{name}.txt").unlink()
+    assert "neither test.txt nor val.txt" in refused(folder)
+
+
+def test_coordinates_from_zero_are_said(folder):
+    write_image(folder, "two", ("dog", (0, 3, 9, 9)), ("dog", (2, 0, 9, 9)), ("dog", (1, 1, 9, 9)))
+    found = read_voc(folder)
+    assert found.remarks[0].startswith("left or top is 0, which looks like coordinates from 0")
+    assert ": 2 of 5 objects (Annotations/two.xml, object 1 for one); if so" in found.remarks[0]
+    write_image(folder, "two", ("dog", (-1, 3, 9, 9)))
+    assert not any("from 0" in remark for remark in read_voc(folder).remarks), "outside, not from 0"
 
 
 def test_missing_and_empty_lists_are_refused(folder):
