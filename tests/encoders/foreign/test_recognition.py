@@ -279,7 +279,7 @@ def test_of_several_networks_the_one_that_its_project_evaluates_is_taken_and_the
     write, name, left_out, same, custom = SEVERAL[case]
     model = torchvision_resnet()
     path = written(tmp_path, write(model.state_dict()))
-    foreign = read_foreign(path)
+    foreign = read_foreign(path, method="mine")
     assert_same_features(foreign, model)
     (note,) = [note for note in foreign.accounting.notes if "networks in this file" in note]
     assert note.startswith(f"2 networks in this file: {name} is taken, which {custom}")
@@ -287,13 +287,13 @@ def test_of_several_networks_the_one_that_its_project_evaluates_is_taken_and_the
     assert (f"{same} and {name} are the same tensors" in note) == bool(same)
     assert foreign.accounting.unexpected == ()
     assert foreign.info.source_note == ""
-    asked = read_foreign(path, network=left_out)
+    asked = read_foreign(path, method="mine", network=left_out)
     moved = torchvision_resnet()
     moved.load_state_dict(another(model.state_dict()))
     assert_same_features(asked, moved)
     assert f"the network {left_out} of this file is taken, as asked, not {name}" in asked.info.source_note
     assert asked.info.source_format == foreign.info.source_format
-    assert read_foreign(path, network=name).info == foreign.info
+    assert read_foreign(path, method="mine", network=name).info == foreign.info
 
 
 @pytest.mark.parametrize("write", [mm_barlow, mm_extracted])
