@@ -327,8 +327,9 @@ def _of_sequence(positions: Mapping[str, str]) -> Callable[[str], str]:
 
     def rename(name: str) -> str:
         position, _, rest = name.partition(".")
-        # an unknown position keeps its number and so is no part of a backbone
-        return f"{positions.get(position, position)}.{rest}".replace(".shortcut.", ".downsample.")
+        if position not in positions:  # no part of a backbone, even if it is called layer2
+            return f"other.{name}"
+        return f"{positions[position]}.{rest}".replace(".shortcut.", ".downsample.")
 
     return rename
 

@@ -154,14 +154,7 @@ def recognise(checkpoint: CheckpointFile) -> Format:
     if len(fitting) == 1:
         return fitting[0]
     if not fitting:
-        raise InputError(
-            f"no known format; its keys: {_some(tuple(checkpoint.tensors))}",
-            where=checkpoint.path,
-            nearest=_nearest(checkpoint)
-            or "none: no format finds a ResNet here, and only ResNets can be read",
-            next_step=f"name its format as you import it: {', '.join(FORMATS.names())}",
-            option="format",
-        )
+        raise _unknown(checkpoint)
     able = [each for each in fitting if _succeeds(checkpoint, each)]
     if not able:
         raise _incomplete(checkpoint, account(checkpoint, fitting[0], take(checkpoint, fitting[0])))
@@ -172,6 +165,15 @@ def recognise(checkpoint: CheckpointFile) -> Format:
         next_step=f"name its format as you import it: {able[0].name}, or another",
         option="format",
     )
+
+
+def _unknown(checkpoint: CheckpointFile) -> InputError:
+    """For a file that speaks of no format: a format is suggested only if it reads the file."""
+    what, where = f"no known format; its keys: {_some(tuple(checkpoint.tensors))}", checkpoint.path
+    if nearest := _nearest(checkpoint):
+        return InputError(what, where, nearest, "name the format as you import it", option="format")
+    what += "; no format finds a ResNet here"
+    return InputError(what, where, None, "give one of torchvision's ResNets; no other network can be read")
 
 
 def recognised(checkpoint: CheckpointFile) -> list[Format]:
@@ -415,10 +417,20 @@ def _incomplete(checkpoint: CheckpointFile, accounting: Accounting) -> InputErro
     if not accounting.matched and (prefixes := FORMATS[accounting.format].networks(list(checkpoint.tensors))):
         next_step = f"name the network as you import it: {', '.join(map(called, prefixes))}"
         return InputError("; ".join(parts), where, None, next_step, option="network")
-    if accounting.missing:
-        return InputError("; ".join(parts), where, None, "give the file as its project publishes it")
-    next_step = "give a plain ResNet: Wide-ResNet, ResNeXt, SE and deep-stem networks cannot be imported"
-    return InputError("; ".join(parts), where, None, next_step)
+    return InputError("; ".join(parts), where, None, _what_to_give(accounting))
+
+
+def _what_to_give(accounting: Accounting) -> str:
+    """The next step for a file that no format reads: what differs from a plain ResNet, if anything does."""
+    statistics = [name for name in _expected(accounting.architecture, 64, "imagenet") if "running_" in name]
+    if accounting.misfits:
+        return (
+            "give a ResNet with torchvision's own layers and names, without what is named here: Wide-ResNet, ResNeXt, "
+            "SE, deep-stem, grey-image and pruned networks cannot be imported, nor other names within a block"
+        )
+    if accounting.matched and set(statistics) <= set(accounting.missing):
+        return "give a ResNet with batch norms: another norm, which has no running statistics, cannot be imported"
+    return "give the whole file, with every tensor of its network"
 
 
 def _nearest(checkpoint: CheckpointFile) -> str | None:

@@ -133,6 +133,57 @@ def test_wider_relatives_of_a_resnet_50_are_refused_in_words(tmp_path, make):
     assert "Wide-ResNet, ResNeXt" in (error.value.next_step or "")
 
 
+def as_shortcuts(b: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The names of kuangliu's pytorch-cifar, and of SupContrast after it."""
+    return {name.replace("downsample", "shortcut"): tensor for name, tensor in b.items()}
+
+
+def pruned(b: dict[str, Tensor]) -> dict[str, Tensor]:
+    """torch.nn.utils.prune keeps a weight as what it was and a mask."""
+    kernel = b["layer1.0.conv1.weight"]
+    masked = {"layer1.0.conv1.weight_orig": kernel, "layer1.0.conv1.weight_mask": torch.ones_like(kernel)}
+    return {name: tensor for name, tensor in b.items() if name != "layer1.0.conv1.weight"} | masked
+
+
+def checkpointed(b: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What PyTorch's activation checkpointing puts before the names of a block."""
+    return {n.replace("layer1.0.", "layer1.0._checkpoint_wrapped_module."): t for n, t in b.items()}
+
+
+def deep_stem(b: dict[str, Tensor]) -> dict[str, Tensor]:
+    without = {name: tensor for name, tensor in b.items() if name != "conv1.weight"}
+    return {**without, "conv1.0.weight": torch.zeros(4, 3, 3, 3), "conv1.3.weight": torch.zeros(8, 4, 3, 3)}
+
+
+def grey(b: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {**b, "conv1.weight": b["conv1.weight"][:, :1]}
+
+
+@pytest.mark.parametrize(
+    ("write", "foreign"),
+    [
+        (as_shortcuts, "layer2.0.shortcut.0.weight"),
+        (pruned, "layer1.0.conv1.weight_orig"),
+        (checkpointed, "layer1.0._checkpoint_wrapped_module.conv1.weight"),
+        (deep_stem, "conv1.0.weight"),
+        (grey, "conv1.weight (8, 1, 7, 7) instead of (8, 3, 7, 7)"),
+    ],
+)
+def test_a_whole_file_with_other_layers_is_not_called_incomplete_by_its_publisher(tmp_path, write, foreign):
+    with pytest.raises(InputError, match="not of a plain resnet18") as error:
+        read_foreign(written(tmp_path, write(torchvision_resnet().state_dict())))
+    assert foreign in error.value.what
+    assert "torchvision's own layers and names" in (error.value.next_step or "")
+
+
+def test_another_norm_than_batch_norm_is_named_as_the_reason(tmp_path):
+    b = torchvision_resnet().state_dict()
+    group_norms = {name: t for name, t in b.items() if "running" not in name and "num_batches" not in name}
+    with pytest.raises(InputError, match="missing 40") as error:
+        read_foreign(written(tmp_path, group_norms))
+    assert "a ResNet with batch norms" in (error.value.next_step or "")
+
+
 def test_half_a_file_is_called_a_network_with_half_of_it_missing(tmp_path):
     state = torchvision_resnet().state_dict()
     half = {name: state[name] for name in list(state)[: len(state) // 2]}
@@ -663,9 +714,11 @@ def test_a_missing_file_and_a_file_without_weights_are_named(tmp_path):
         read_foreign(tmp_path / "nothing.pth")
     with pytest.raises(InputError, match="no state dict in this file; its keys: args, epoch"):
         read_foreign(written(tmp_path, {"args": {"lr": 1.0}, "epoch": 3}))
-    with pytest.raises(InputError, match="no known format") as error:
+    with pytest.raises(InputError, match=r"no known format; its keys: 1 \(blocks\.0\.attn") as error:
         read_foreign(written(tmp_path, {"blocks.0.attn.qkv.weight": torch.zeros(3)}))
-    assert "only ResNets" in (error.value.nearest or "")
+    assert "no format finds a ResNet here" in error.value.what
+    assert "torchvision's ResNets" in (error.value.next_step or "")
+    assert (error.value.nearest, error.value.option) == (None, None), "no format would read it"
     with pytest.raises(InputError, match="this is a folder"):
         read_foreign(tmp_path)
 

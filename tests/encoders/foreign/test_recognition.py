@@ -258,7 +258,8 @@ def test_a_vision_transformer_of_the_same_project_is_no_resnet(tmp_path, write):
         file["state_dict"] = {**under("module.base_encoder.", vit), **under("module.momentum_encoder.", vit)}
     with pytest.raises(InputError, match="no known format") as error:
         read_foreign(written(tmp_path, file))
-    assert "only ResNets" in (error.value.nearest or "")
+    assert "no format finds a ResNet here" in error.value.what
+    assert "torchvision's ResNets" in (error.value.next_step or "")
 
 
 # which of several networks is taken, the ones left out, those that are the same tensors, and whose custom that is
