@@ -28,7 +28,7 @@ def import_one(
     foreign = read_foreign(file, format_name, method, stem, network)
     print(f"format:     {foreign.info.source_format}" + ("" if format_name else ", recognised from the keys"))
     print("\n".join([*foreign.accounting.lines(), *describe(foreign.info)]))
-    if foreign.info.source_note and method is None:
+    if foreign.info.method.endswith(file.name) and method is None:
         print("            (another method: --method NAME)")
     check_writable(out)
     encoder = foreign.save(out)

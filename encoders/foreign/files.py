@@ -231,13 +231,16 @@ def _unwrap(document: Mapping[Any, Any]) -> tuple[dict[str, dict[str, Tensor]], 
     """The state dicts of a file by what their names begin with here, and the keys that lead there.
 
     A state dict that is alone needs no beginning. Where several hold networks (``student`` and ``teacher``,
-    ``state_dict`` and ``state_dict_ema``) none is preferred: each keeps its key.
+    ``state_dict`` and ``state_dict_ema``) none is preferred: each keeps its key. Lone tensors beside a state dict (the
+    best accuracy, a loss) are none.
     """
     node = document
     wrappers: list[str] = []
-    while not (tensors := _tensors(node)):
+    while True:
         parts = {str(key): part for key, value in node.items() if (part := _tensors(value))}
         networks = [key for key, part in parts.items() if _holds_kernels(part)]
+        if tensors := _state_dict(node):
+            return {"": tensors, **{f"{key}.": parts[key] for key in networks}}, tuple(wrappers)
         wrapper = next((key for key in _WRAPPERS if isinstance(node.get(key), Mapping)), None)
         if len(networks) == 1 and networks[0] in _WRAPPERS:
             wrapper = networks[0]
@@ -247,7 +250,6 @@ def _unwrap(document: Mapping[Any, Any]) -> tuple[dict[str, dict[str, Tensor]], 
             return {f"{key}.": part for key, part in parts.items()}, tuple(wrappers)
         node = node[wrapper]
         wrappers.append(wrapper)
-    return {"": tensors}, tuple(wrappers)
 
 
 def _tensors(node: object) -> dict[str, Tensor]:
@@ -257,6 +259,26 @@ def _tensors(node: object) -> dict[str, Tensor]:
     return {str(key): value for key, value in node.items() if isinstance(value, Tensor)}
 
 
+def _state_dict(node: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The tensors directly in a mapping if they are named as in a module and no mapping below holds more; else none."""
+    tensors = _tensors(node)
+    named = any("." in name for name in tensors)
+    return tensors if named and (_holds_kernels(tensors) or len(tensors) >= _most_tensors(node)) else {}
+
+
+def _most_tensors(node: Mapping[Any, Any]) -> int:
+    """How many tensors the fullest mapping in a mapping holds, itself included."""
+    seen: set[int] = set()
+    most, waiting = 0, [node]
+    while waiting:
+        each = waiting.pop()
+        if id(each) not in seen:  # a pickle may hold itself
+            seen.add(id(each))
+            most = max(most, len(_tensors(each)))
+            waiting += [value for value in each.values() if isinstance(value, Mapping)]
+    return most
+
+
 def _holds_kernels(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether there are kernels of a convolution, as in a network and not in a head or a loss."""
-    return any(tensor.ndim == 4 for tensor in tensors.values())
+    """Whether there are kernels of a convolution in a module, as in a network and not in a head, a loss or pictures."""
+    return any(tensor.ndim == 4 and "." in name for name, tensor in tensors.items())

@@ -1,9 +1,11 @@
 """How other projects name the weights of a ResNet, and what their networks expect of an image.
 
-Each `Format` is read off its project's own code, and recognised by what that project alone writes: the names and shapes
+Each `Format` is read off its project's own code, and recognised by what that code alone writes: the names and shapes
 of its heads, its queue, its name in the file, never by a wrapper such as ``model`` or ``state_dict``, which everybody
-uses. What speaks of no project is read as ``plain``, and what may be one of two is asked for. A backbone's names become
-torchvision's; what belongs to heads, momentum encoders and queues is left out on purpose, each with its reason.
+uses. What speaks of no project is read as ``plain``, and what may be one of two is asked for. Names tell whose code
+wrote a file and how its network computes, not what it was trained with, for others train other methods with the same
+code: the method is for the user to say. A backbone's names become torchvision's; what belongs to heads, momentum
+encoders and queues is left out on purpose, each with its reason.
 """
 
 from __future__ import annotations
@@ -83,9 +85,10 @@ class Format:
 
     ``recognise`` decides from what is in the file. ``ignored`` maps a reason to the keys that are left out for it.
     ``evaluates`` says, after the name of the network that is read, that it is the one which the project evaluates.
-    ``method`` is what the weights were trained with, None where the project trains many; ``siblings`` maps keys that
-    only the network of another of its methods has to that method. Images with the small stem are normalised with
-    ``small_normalisation``.
+    ``method`` is what the project trains, as the weights are called where the user names the format, None where it
+    trains many; ``siblings`` maps keys that only the network of another of its methods has to that method. ``code`` is
+    whose names these are, in words, and ``used_for`` what else is known to be trained with it. Images with the small
+    stem are normalised with ``small_normalisation``.
     """
 
     name: str
@@ -94,6 +97,8 @@ class Format:
     ignored: Mapping[str, str] = field(default_factory=dict)
     method: str | None = None
     siblings: Mapping[str, str] = field(default_factory=dict)
+    code: str = ""
+    used_for: str = ""
     normalisation: Normalisation = IMAGENET_NORMALISATION
     small_normalisation: Normalisation = IMAGENET_NORMALISATION
     evaluates: str = ""
@@ -119,11 +124,22 @@ class Format:
         return found
 
     def trained_with(self, keys: list[str]) -> str | None:
-        """The method that the keys speak of, None where the project trains many."""
+        """The method that the project trains such networks with, None where it trains many."""
         others = (
             sibling for pattern, sibling in self.siblings.items() if any(re.match(pattern, k) for k in keys)
         )
         return next(others, self.method)
+
+    def caution(self, keys: list[str]) -> str:
+        """What to know of a file whose method nobody named; empty where the project trains many."""
+        method = self.trained_with(keys)
+        if method is None:
+            return ""
+        others = f" ({self.used_for})" if self.used_for else ""
+        return (
+            f"these are the names of {self.code}, which others use as well{others}, so the method is called as the "
+            f"file is; if it is {method}, name it as you import it"
+        )
 
     def reason_to_ignore(self, key: str) -> str | None:
         """Why a key is left out, or None if that is not known."""
@@ -311,8 +327,9 @@ def _of_sequence(positions: Mapping[str, str]) -> Callable[[str], str]:
 
     def rename(name: str) -> str:
         position, _, rest = name.partition(".")
-        # an unknown position keeps its number and so is no part of a backbone
-        return f"{positions.get(position, position)}.{rest}".replace(".shortcut.", ".downsample.")
+        if position not in positions:  # no part of a backbone, even if it is called layer2
+            return f"other.{name}"
+        return f"{positions[position]}.{rest}".replace(".shortcut.", ".downsample.")
 
     return rename
 
@@ -368,6 +385,7 @@ _PROJECTS = (
         recognise=_is_barlow_twins,
         ignored={"projector": r"projector\.", "batch norm of the loss": r"bn\."},
         method="barlow_twins",
+        code="Barlow Twins' code",
     ),
     Format(
         name="vicreg",
@@ -375,6 +393,7 @@ _PROJECTS = (
         recognise=_is_vicreg,
         ignored={"projector": r"projector\."},
         method="vicreg",
+        code="VICReg's code",
     ),
     Format(
         name="dino",
@@ -386,6 +405,8 @@ _PROJECTS = (
             "centre of the loss": r"dino_loss\.",
         },
         method="dino",
+        code="DINO's code",
+        used_for="EsViT",
         evaluates="which eval_linear.py of DINO evaluates",
     ),
     Format(
@@ -398,6 +419,7 @@ _PROJECTS = (
             "predictor": r"predictor\.",
         },
         method="moco_v3",
+        code="MoCo v3's code",
         evaluates="which main_lincls.py of MoCo v3 evaluates",
     ),
     Format(
@@ -411,6 +433,8 @@ _PROJECTS = (
             "queue": r"queue",
         },
         method="moco_v2",
+        code="MoCo's code",
+        used_for="PCL",
         siblings={r"encoder_q\.fc\.weight": "moco_v1"},  # its projector is one layer
     ),
     Format(
@@ -419,6 +443,8 @@ _PROJECTS = (
         recognise=_is_swav,
         ignored={"projector": r"projection_head\.", "prototypes": r"prototypes\."},
         method="swav",
+        code="SwAV's code",
+        used_for="DeepCluster-v2, SeLa-v2",
         siblings={r"prototypes\.prototypes\d": "deepcluster_v2"},  # several sets of them
         normalisation=_SWAV,
     ),
@@ -428,6 +454,7 @@ _PROJECTS = (
         recognise=_is_simsiam,
         ignored={"projector": r"encoder\.fc\.", "predictor": r"predictor\."},
         method="simsiam",
+        code="SimSiam's code",
     ),
     Format(
         name="byol",
@@ -435,6 +462,7 @@ _PROJECTS = (
         recognise=_is_byol,
         ignored=_CLASSIFIER,
         method="byol",
+        code="byol-convert",
     ),
     Format(
         name="simclr",
@@ -445,6 +473,8 @@ _PROJECTS = (
         recognise=_is_simclr,
         ignored=_CLASSIFIER,
         method="simclr",
+        code="SimCLR's converters",
+        used_for="for supervised networks",
         normalisation=_UNIT_RANGE,
         small_normalisation=_UNIT_RANGE,
     ),

@@ -95,21 +95,24 @@ def read_foreign(
     """Read a checkpoint of another project.
 
     ``format_name`` is recognised from the file where it is None. ``method`` is what the encoder is called in tables: by
-    default the format's method, or else the file's name, also where others write the format's names and nobody named
-    it. ``stem`` is needed where the first convolution is 3x3 and the format leaves its stride open. ``network`` is what
-    stands before the names of one, needed where there are several and the format does not say which one its project
-    evaluates. Raises InputError for a file that cannot be read safely, an unknown or ambiguous format, two keys for one
-    tensor, an open or impossible stem or network, and anything but a complete plain ResNet; RunFailure for a file that
-    the machine does not let us read.
+    default the method of the format that was named, or else the file's name. ``stem`` is needed where the first
+    convolution is 3x3 and the format leaves its stride open. ``network`` is what stands before the names of one, needed
+    where there are several and the format does not say which one its project evaluates. Raises InputError for a file
+    that cannot be read safely, an unknown or ambiguous format, two keys for one tensor, an open or impossible stem or
+    network, and anything but a complete plain ResNet; RunFailure for a file that the machine does not let us read.
     """
     checkpoint = read_checkpoint(path)
     chosen = FORMATS[format_name] if format_name else recognise(checkpoint)
     taken = take(checkpoint, chosen, network)
     keys, layout = list(checkpoint.tensors), taken.layout
     names = _names(checkpoint, layout)
-    unsaid = layout.shared and not (format_name or method)
-    note = layout.note if (unsaid or not layout.shared) and not checkpoint.description else ""
-    caution = "; ".join(filter(None, (note, taken.caution, _contradiction(checkpoint, chosen))))
+    unsaid = not (format_name or method)
+    cautions = (
+        *_cautions(checkpoint, chosen, layout, unsaid),
+        taken.caution,
+        _contradiction(checkpoint, chosen),
+    )
+    caution = "; ".join(filter(None, cautions))
     accounting = account(checkpoint, chosen, taken, caution)
     if not accounting.complete:
         raise _incomplete(checkpoint, accounting)
@@ -123,6 +126,16 @@ def read_foreign(
     counters = {k: torch.zeros_like(v) for k, v in backbone.state_dict().items() if k.endswith(_COUNTER)}
     backbone.load_state_dict({**counters, **weights})
     return ForeignEncoder(backbone.eval(), info, accounting)
+
+
+def _cautions(checkpoint: CheckpointFile, chosen: Format, layout: Layout, unsaid: bool) -> list[str]:
+    """What the names leave open; ``unsaid`` is whether the user said neither the format nor the method."""
+    if checkpoint.description:
+        return []
+    return [
+        layout.note if unsaid or not layout.shared else "",
+        chosen.caution(list(checkpoint.tensors)) if unsaid else "",
+    ]
 
 
 def _names(checkpoint: CheckpointFile, layout: Layout) -> dict[str, str]:
@@ -141,14 +154,7 @@ def recognise(checkpoint: CheckpointFile) -> Format:
     if len(fitting) == 1:
         return fitting[0]
     if not fitting:
-        raise InputError(
-            f"no known format; its keys: {_some(tuple(checkpoint.tensors))}",
-            where=checkpoint.path,
-            nearest=_nearest(checkpoint)
-            or "none: no format finds a ResNet here, and only ResNets can be read",
-            next_step=f"name its format as you import it: {', '.join(FORMATS.names())}",
-            option="format",
-        )
+        raise _unknown(checkpoint)
     able = [each for each in fitting if _succeeds(checkpoint, each)]
     if not able:
         raise _incomplete(checkpoint, account(checkpoint, fitting[0], take(checkpoint, fitting[0])))
@@ -159,6 +165,15 @@ def recognise(checkpoint: CheckpointFile) -> Format:
         next_step=f"name its format as you import it: {able[0].name}, or another",
         option="format",
     )
+
+
+def _unknown(checkpoint: CheckpointFile) -> InputError:
+    """For a file that speaks of no format: a format is suggested only if it reads the file."""
+    what, where = f"no known format; its keys: {_some(tuple(checkpoint.tensors))}", checkpoint.path
+    if nearest := _nearest(checkpoint):
+        return InputError(what, where, nearest, "name the format as you import it", option="format")
+    what += "; no format finds a ResNet here"
+    return InputError(what, where, None, "give one of torchvision's ResNets; no other network can be read")
 
 
 def recognised(checkpoint: CheckpointFile) -> list[Format]:
@@ -348,7 +363,7 @@ def _describe(
 
 
 def _method(checkpoint: CheckpointFile, wanted: str | None, trained_with: str | None) -> str:
-    """What to call the weights: as the user says, or as their export or their keys do, or else as the file.
+    """What to call the weights: as the user says, or as their export does or the format that was named, or as the file.
 
     The file's whole name is no method's, so nobody takes a file called simclr.pth for SimCLR, and no published number
     comes to stand beside it.
@@ -402,10 +417,20 @@ def _incomplete(checkpoint: CheckpointFile, accounting: Accounting) -> InputErro
     if not accounting.matched and (prefixes := FORMATS[accounting.format].networks(list(checkpoint.tensors))):
         next_step = f"name the network as you import it: {', '.join(map(called, prefixes))}"
         return InputError("; ".join(parts), where, None, next_step, option="network")
-    if accounting.missing:
-        return InputError("; ".join(parts), where, None, "give the file as its project publishes it")
-    next_step = "give a plain ResNet: Wide-ResNet, ResNeXt, SE and deep-stem networks cannot be imported"
-    return InputError("; ".join(parts), where, None, next_step)
+    return InputError("; ".join(parts), where, None, _what_to_give(accounting))
+
+
+def _what_to_give(accounting: Accounting) -> str:
+    """The next step for a file that no format reads: what differs from a plain ResNet, if anything does."""
+    statistics = [name for name in _expected(accounting.architecture, 64, "imagenet") if "running_" in name]
+    if accounting.misfits:
+        return (
+            "give a ResNet with torchvision's own layers and names, without what is named here: Wide-ResNet, ResNeXt, "
+            "SE, deep-stem, grey-image and pruned networks cannot be imported, nor other names within a block"
+        )
+    if accounting.matched and set(statistics) <= set(accounting.missing):
+        return "give a ResNet with batch norms: another norm, which has no running statistics, cannot be imported"
+    return "give the whole file, with every tensor of its network"
 
 
 def _nearest(checkpoint: CheckpointFile) -> str | None:

@@ -113,6 +113,8 @@ def test_names_that_speak_of_no_project_are_imported_with_a_caution(cli, tmp_pat
     assert "format:     plain" in outcome.out
     assert "method:     resnet50.pth" in outcome.out
     assert "(another method: --method NAME)" in outcome.out
+    write_moco(tmp_path / "moco.pth")
+    assert "(another method: --method NAME)" in cli("import", "moco.pth", "--out", "moco").out
     said = cli("import", "resnet50.pth", "--out", "said", "--format", "barlow_twins")
     assert "method:     barlow_twins" in said.out
     assert "--method" not in said.out
@@ -133,7 +135,7 @@ def test_a_format_against_the_keys_is_taken_with_a_caution(cli, tmp_path):
 
 def test_an_encoder_goes_to_detectron2_and_comes_back(cli, tmp_path):
     write_moco(tmp_path / "moco.pth")
-    assert cli("import", "moco.pth", "--out", "first").code == 0
+    assert cli("import", "moco.pth", "--out", "first", "--format", "moco_v2").code == 0
     assert cli("export", "first", "--format", "detectron2", "--out", "net.pkl").code == 0
     outcome = cli("import", "net.pkl", "--out", "second")
     assert outcome.code == 0, outcome.err
@@ -177,13 +179,13 @@ def test_a_study_of_checkpoints_measures_each_once_and_calls_them_imported(cli, 
     records = pd.read_csv(tmp_path / "results" / "imported" / "records.csv", keep_default_na=False)
     assert set(records.origin) == {"imported"}
     assert set(records.status) == {"done"}
-    assert set(records.method) == {"moco_v2", "barlow_twins"}
+    assert set(records.method) == {"first.pth.tar", "second.pth.tar", "barlow_twins"}
     assert records.encoder_checksum.nunique() == 3
     assert set(records.epochs) == {""}
     table = (tmp_path / "results" / "imported" / "tables" / "main.md").read_text()
     assert "Barlow Twins (imported)" in table
     assert "Network (apart from random init): resnet10" in table
-    assert table.count("| MoCo v2 (imported, ") == 2
+    assert table.count("pth.tar (imported) |") == 2
     assert len(list((tmp_path / "runs").glob("imported-*"))) == 3
 
     def refuse(*args, **kwargs):
@@ -205,19 +207,22 @@ def test_the_table_names_every_file_and_what_its_import_noted(cli, study, tmp_pa
     assert "plain.pth: " in outcome.err + outcome.out
     assert "name it as you import it" in outcome.err + outcome.out
     table = (tmp_path / "results" / "imported" / "tables" / "main.md").read_text().replace("\\", "")
-    assert table.count("| MoCo v2 (imported, ") == 2, "equal weights in two files are two rows"
+    assert table.count("pth.tar (imported) |") == 2, "equal weights in two files are two rows"
     for file in (first, second, tmp_path / "encoders" / "plain.pth"):
         assert f"{file.name} (SHA-256 {hashlib.sha256(file.read_bytes()).hexdigest()}), mean (0.485" in table
     records = pd.read_csv(tmp_path / "results" / "imported" / "records.csv")
     assert set(records.source_name) == {"first.pth.tar", "copy.pth.tar", "plain.pth"}
     assert "speak of no project" in table, "the caution stands below the table"
+    assert "the names of MoCo's code, which others use as well (PCL)" in table
 
 
 def test_a_published_number_stands_beside_no_method_that_was_guessed_from_a_files_name(cli, study, tmp_path):
-    """A backbone that anybody may have trained is no Barlow Twins for being called so; MoCo's keys speak for MoCo."""
+    """A backbone that anybody may have trained is no Barlow Twins for being called so, nor for MoCo's keys a MoCo."""
     quoted = "    quoted: {file: table1_imagenet_linear.csv, columns: {top1: published}}\n"
     study.write_text(STUDY + quoted)
-    write_moco(tmp_path / "encoders" / "moco.pth.tar")
+    write_moco(tmp_path / "encoders" / "moco_v2.pth.tar")
+    write_moco(tmp_path / "said.pth.tar", seed=7)
+    assert cli("import", "said.pth.tar", "--out", "encoders/moco", "--format", "moco_v2").code == 0
     for i, name in enumerate(("barlow_twins.pth", "SimSiam.pth", "supervised.pt")):
         torch.save(backbone_state(i + 1), tmp_path / "encoders" / name)
     torch.save(backbone_state(5), tmp_path / "mine.pth")
@@ -228,9 +233,9 @@ def test_a_published_number_stands_beside_no_method_that_was_guessed_from_a_file
     rows = {line.split("|")[1].strip(): line for line in table.splitlines() if line.startswith("|")}
     assert "71.1" in rows["MoCo v2 (imported)"]
     assert "73.2" in rows["Barlow Twins (imported)"], "the user said so"
-    for name in ("barlow_twins.pth", "SimSiam.pth", "supervised.pt"):
+    for name in ("barlow_twins.pth", "SimSiam.pth", "supervised.pt", "moco_v2.pth.tar"):
         row = rows[f"{name} (imported)"]
-        assert not any(number in row for number in ("73.2", "71.3", "76.5")), row
+        assert not any(number in row for number in ("73.2", "71.3", "76.5", "71.1")), row
 
 
 def test_one_of_several_networks_is_asked_for_and_taken(cli, tmp_path):
@@ -251,8 +256,8 @@ def test_one_of_several_networks_is_asked_for_and_taken(cli, tmp_path):
 
 def test_one_file_imported_in_two_ways_is_two_rows(cli, study, tmp_path):
     write_moco(tmp_path / "moco.pth")
-    assert cli("import", "moco.pth", "--out", "encoders/a").code == 0
-    assert cli("import", "moco.pth", "--out", "encoders/b").code == 0
+    for name in ("encoders/a", "encoders/b"):
+        assert cli("import", "moco.pth", "--out", name, "--method", "moco_v2").code == 0
     file = tmp_path / "encoders" / "b" / "encoder.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "mean": [0.5, 0.5, 0.5]}))
     outcome = cli("run", study, "--data-root", ".")
@@ -322,7 +327,7 @@ def test_imported_and_trained_rows_stand_in_one_table(cli, study, tmp_path):
     assert outcome.code == 0, outcome.err
     table = (tmp_path / "results" / "imported" / "tables" / "main.md").read_text()
     assert "Random init" in table
-    assert "MoCo v2 (imported)" in table
+    assert "moco.pth (imported)" in table
 
 
 def test_one_incomplete_checkpoint_ends_the_study_before_any_work(cli, study, tmp_path):
@@ -350,8 +355,8 @@ def test_a_dry_run_names_the_files(cli, study, tmp_path):
     write_moco(tmp_path / "encoders" / "moco.pth")
     outcome = cli("run", study, "--data-root", ".", "--dry-run")
     assert outcome.code == 0, outcome.err
-    assert "import moco_v2 (seed 0) from moco.pth" in outcome.out
-    assert "knn/cosine-v1 moco_v2 (seed 0) from moco.pth" in outcome.out
+    assert "import moco.pth (seed 0) from moco.pth" in outcome.out
+    assert "knn/cosine-v1 moco.pth (seed 0) from moco.pth" in outcome.out
 
 
 def test_a_study_needs_methods_or_encoders(cli, study):

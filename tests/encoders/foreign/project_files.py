@@ -336,7 +336,7 @@ def torchvision_training(b: dict[str, Tensor]) -> dict:
     return {"epoch": 90, "arch": "resnet18", "state_dict": under("module.", torchvision(b))}
 
 
-# name of the test case: (how it is written, the format it is, the method it is called by itself)
+# name of the test case: (how it is written, the format it is, the method it is called where the user names the format)
 LAYOUTS: dict[str, tuple[Callable[[dict[str, Tensor]], dict], str, str | None]] = {
     "barlow_twins": (barlow_twins, "barlow_twins", "barlow_twins"),
     "vicreg": (vicreg, "vicreg", "vicreg"),

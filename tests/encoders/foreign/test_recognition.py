@@ -151,6 +151,52 @@ def test_what_speaks_of_no_project_is_plain_and_computes_as_torchvision_does(tmp
     assert_same_features(foreign, model)
 
 
+# tensors beside a state dict that are no network: (how they are written, the format that the file still is)
+LONE: dict[str, tuple[Written, str]] = {
+    "accuracy_of_pytorchs_examples": (
+        lambda b: {
+            "epoch": 1,
+            "arch": "resnet18",
+            "state_dict": under("module.", torchvision(b)),
+            "best_acc1": torch.tensor([60.0]),
+            "optimizer": {"state": {0: {"momentum_buffer": torch.zeros(8, 3, 7, 7)}}},
+        },
+        "torchvision",
+    ),
+    "loss": (lambda b: {"model_state_dict": b, "loss": torch.tensor(0.3), "epoch": 4}, "plain"),
+    "epoch": (lambda b: {"epoch": torch.tensor(3), "state_dict": torchvision(b)}, "torchvision"),
+    "names_with_dots": (
+        lambda b: {"val.loss": torch.tensor(3.0), "state_dict": torchvision(b)},
+        "torchvision",
+    ),
+    "pictures": (lambda b: {"pictures": torch.zeros(2, 3, 8, 8), "net": b}, "plain"),
+    "pictures_in_a_mapping": (
+        lambda b: {"state_dict": torchvision(b), "seen": {"val": torch.zeros(2, 3, 8, 8)}},
+        "torchvision",
+    ),
+    "between_the_wrappers": (
+        lambda b: {"a.b": torch.zeros(2), "state_dict": {"step": torch.tensor(3), "model": torchvision(b)}},
+        "torchvision",
+    ),
+    "training_checkpoint": (lambda b: moco_v2(b) | {"best_acc1": torch.tensor(60.0)}, "moco_v2"),
+}
+
+
+@pytest.mark.parametrize("case", LONE)
+def test_a_lone_tensor_beside_a_state_dict_is_no_network(tmp_path, case):
+    write, format_name = LONE[case]
+    model = torchvision_resnet()
+    foreign = read_foreign(written(tmp_path, write(model.state_dict())))
+    assert foreign.info.source_format == format_name
+    assert foreign.accounting.unexpected == ()
+    assert_same_features(foreign, model)
+
+
+def test_tensors_alone_are_no_state_dict(tmp_path):
+    with pytest.raises(InputError, match="no state dict in this file; its keys: loss, best"):
+        read_foreign(written(tmp_path, {"loss": torch.tensor(1.0), "best": torch.tensor(2.0)}))
+
+
 def simsiam_with_queue(b: dict[str, Tensor]) -> dict:
     file = simsiam(b)
     file["state_dict"]["module.queue"] = torch.zeros(4, 4)
@@ -212,7 +258,8 @@ def test_a_vision_transformer_of_the_same_project_is_no_resnet(tmp_path, write):
         file["state_dict"] = {**under("module.base_encoder.", vit), **under("module.momentum_encoder.", vit)}
     with pytest.raises(InputError, match="no known format") as error:
         read_foreign(written(tmp_path, file))
-    assert "only ResNets" in (error.value.nearest or "")
+    assert "no format finds a ResNet here" in error.value.what
+    assert "torchvision's ResNets" in (error.value.next_step or "")
 
 
 # which of several networks is taken, the ones left out, those that are the same tensors, and whose custom that is
@@ -233,7 +280,7 @@ def test_of_several_networks_the_one_that_its_project_evaluates_is_taken_and_the
     write, name, left_out, same, custom = SEVERAL[case]
     model = torchvision_resnet()
     path = written(tmp_path, write(model.state_dict()))
-    foreign = read_foreign(path)
+    foreign = read_foreign(path, method="mine")
     assert_same_features(foreign, model)
     (note,) = [note for note in foreign.accounting.notes if "networks in this file" in note]
     assert note.startswith(f"2 networks in this file: {name} is taken, which {custom}")
@@ -241,13 +288,13 @@ def test_of_several_networks_the_one_that_its_project_evaluates_is_taken_and_the
     assert (f"{same} and {name} are the same tensors" in note) == bool(same)
     assert foreign.accounting.unexpected == ()
     assert foreign.info.source_note == ""
-    asked = read_foreign(path, network=left_out)
+    asked = read_foreign(path, method="mine", network=left_out)
     moved = torchvision_resnet()
     moved.load_state_dict(another(model.state_dict()))
     assert_same_features(asked, moved)
     assert f"the network {left_out} of this file is taken, as asked, not {name}" in asked.info.source_note
     assert asked.info.source_format == foreign.info.source_format
-    assert read_foreign(path, network=name).info == foreign.info
+    assert read_foreign(path, method="mine", network=name).info == foreign.info
 
 
 @pytest.mark.parametrize("write", [mm_barlow, mm_extracted])
@@ -311,6 +358,7 @@ ASKED: dict[str, tuple[Written, str, str]] = {
         "momentum_backbone",
     ),
     "average_beside_bare_names": (lambda b: {**b, **under("ema.", another(b))}, ".", "ema"),
+    "average_in_a_mapping_beside_bare_names": (lambda b: {**b, "ema": another(b)}, ".", "ema"),
     "sequences": (
         lambda b: {**under("q.", sequence(b)), **under("k.", sequence(another(b)))},
         "q",
