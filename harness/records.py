@@ -110,18 +110,19 @@ def _nothing_measured(run: Run, study: str, variant: str) -> Record:
         epochs=recipe.epochs if recipe else None,
         batch_size=recipe.batch_size if recipe else None,
         images_per_second=finite(status.get("images_per_second")),
-        remarks=REMARKS_BETWEEN.join(status.get("remarks", ())),
+        remarks=REMARKS_BETWEEN.join(
+            [*([imported.note] if imported and imported.note else []), *status.get("remarks", ())]
+        ),
     )
 
 
 def _source(imported: ImportedSource) -> str:
-    """Where an imported encoder is from, how it is fed, and what its import noted."""
+    """Where an imported encoder is from, and how it is fed."""
     deviation = imported.deviation
     parts = [
         f"{imported.file} (SHA-256 {imported.sha256})",
         f"mean {imported.mean}, std {imported.std}",
         *([f"computing with {deviation}"] if deviation != "none" else []),
-        *([imported.note] if imported.note else []),
     ]
     return ", ".join(parts)
 
@@ -149,9 +150,9 @@ def _measured(nothing: Record, document: dict[str, Any]) -> list[Record]:
 
 
 def _of_training(nothing: Record, measured_on: str) -> tuple[str, ...]:
-    """The remarks of the training, which say whose images they are about where others were measured."""
+    """The remarks of the training or the import; those of a training on other images say so."""
     trained_on = nothing.pretrained_on
-    if trained_on == measured_on:
+    if trained_on == measured_on or nothing.origin == "imported":
         return nothing.all_remarks
     return tuple(f"pretraining on {trained_on}: {remark}" for remark in nothing.all_remarks if trained_on)
 

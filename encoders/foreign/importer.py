@@ -109,6 +109,7 @@ def read_foreign(
     unsaid = not (format_name or method)
     cautions = (
         *_cautions(checkpoint, chosen, layout, unsaid),
+        taken.note,
         taken.caution,
         _contradiction(checkpoint, chosen),
     )
@@ -230,7 +231,7 @@ def account(checkpoint: CheckpointFile, chosen: Format, taken: Taken, caution: s
         unexpected=tuple(sorted(unexpected, key=order.__getitem__)),
         misfits=tuple(misfits),
         ignored={why: tuple(sorted(some, key=order.__getitem__)) for why, some in sorted(ignored.items())},
-        notes=_notes(checkpoint, found, taken.note, caution),
+        notes=_notes(checkpoint, found, caution),
     )
 
 
@@ -240,8 +241,8 @@ def _reason_to_ignore(key: str, chosen: Format, taken: Taken) -> str | None:
     return chosen.reason_to_ignore(key) or taken.reason_to_ignore(key) or chosen.reason_to_ignore(below)
 
 
-def _notes(checkpoint: CheckpointFile, found: dict[str, str], networks: str, caution: str) -> tuple[str, ...]:
-    notes = [networks] if networks else []
+def _notes(checkpoint: CheckpointFile, found: dict[str, str], caution: str) -> tuple[str, ...]:
+    notes = []
     if checkpoint.stripped:
         notes.append(
             f"names are given without {' and '.join(checkpoint.stripped)}, which PyTorch's wrappers put in"

@@ -287,7 +287,7 @@ def test_of_several_networks_the_one_that_its_project_evaluates_is_taken_and_the
     assert f"left out: {left_out}" in note
     assert (f"{same} and {name} are the same tensors" in note) == bool(same)
     assert foreign.accounting.unexpected == ()
-    assert foreign.info.source_note == ""
+    assert foreign.info.source_note.startswith(note)
     asked = read_foreign(path, method="mine", network=left_out)
     moved = torchvision_resnet()
     moved.load_state_dict(another(model.state_dict()))
