@@ -28,10 +28,10 @@ from twinbench.pretraining.view_policies import asymmetric_views
 images = load_image_set("folder:" + sys.argv[1], stream=True).split("train").images
 generator = partial(seeded_generator, 0, "views")
 crops = iter(CropStream(images, asymmetric_views(16, 'pillow'), lambda step: torch.arange(4), generator, 0, 20, 2))
-next(crops)
+next(crops), next(crops)  # one of each worker, so that both are ready
 print("workers", *[worker.pid for worker in active_children()], flush=True)
 """
-REST = "print('steps', 1 + sum(1 for _ in crops))"
+REST = "print('steps', 2 + sum(1 for _ in crops))"
 ERROR = "raise ValueError('in the middle')"
 WAITING = "sys.stdin.read()"
 

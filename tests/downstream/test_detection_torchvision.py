@@ -350,13 +350,14 @@ def test_masks_that_a_detector_does_not_use_are_not_decoded(encoder, image_set, 
 
 
 @pytest.mark.parametrize(
-    "name", ["c4-torchvision", "voc-c4-torchvision", "fpn-torchvision", "small-mask-rcnn-torchvision"]
+    "name",
+    ["c4-torchvision-v2", "voc-c4-torchvision-v2", "fpn-torchvision-v2", "small-mask-rcnn-torchvision-v1"],
 )
 @pytest.mark.parametrize("flag", ["crowd", "difficult"])
 def test_a_test_split_without_an_object_that_counts_is_refused_before_any_work(
     name, flag, encoder, image_set, monkeypatch
 ):
-    chosen = protocol(f"detection/{name}-v1")
+    chosen = protocol(f"detection/{name}")
     chosen.check(image_set)
     test = image_set.detection("test")
     nothing = replace(test, **{flag: [torch.ones_like(each, dtype=torch.bool) for each in test.labels]})
