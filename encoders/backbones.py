@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
+from twinbench.encoders.small_maps import use_small_map_convolutions
 from twinbench.foundation.errors import unknown_name
 
 Stem = Literal["imagenet", "small", "stride2"]
@@ -57,6 +57,7 @@ class ResNet(nn.Module):
         self.layer4 = self._stage(block, width * 8, depths[3], stride=2)
         self.feature_dim = width * 8 * block.expansion
         self._initialise(zero_init)
+        use_small_map_convolutions(self)
 
     def _stage(
         self, block: type[BasicBlock] | type[Bottleneck], planes: int, depth: int, stride: int
@@ -97,7 +98,8 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Global-average-pooled features ``[N, feature_dim]`` of normalised images ``[N, 3, H, W]``."""
-        return torch.flatten(nn.functional.adaptive_avg_pool2d(self.feature_maps(x)["res5"], 1), 1)
+        # with the channels last its gradient is laid out as the maps are, or the ReLU before it takes ten times as long
+        return self.feature_maps(x)["res5"].permute(0, 2, 3, 1).mean(dim=(1, 2))
 
 
 def build_backbone(name: str, width: int = 64, stem: Stem = "imagenet", zero_init: bool = False) -> ResNet:
