@@ -38,9 +38,9 @@ def build_optimizer(spec: OptimizerSpec, groups: list[dict[str, Any]], batch_siz
         case "lars" | "lars_simclr" | "larc":
             return LARS(used, lr, spec.momentum, spec.weight_decay, spec.trust_coefficient, spec.name)
         case "sgd":
-            return SGD(used, lr, momentum=spec.momentum, weight_decay=spec.weight_decay)
+            return SGD(used, lr, momentum=spec.momentum, weight_decay=spec.weight_decay, fused=True)
         case "adamw":
-            return AdamW(used, lr, betas=(spec.momentum, 0.999), weight_decay=spec.weight_decay)
+            return AdamW(used, lr, betas=(spec.momentum, 0.999), weight_decay=spec.weight_decay, fused=True)
 
 
 def set_learning_rates(optimizer: Optimizer, factor: float) -> None:
