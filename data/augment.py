@@ -37,7 +37,7 @@ _CROP_TRIES = 10
 # torchvision's luma weights, which are also those of the BYOL and SimCLR code
 _LUMA = (0.2989, 0.587, 0.114)
 # on the CPU the batch is worked on in parts whose temporaries stay in the cache
-_CACHE_FLOATS = 2**18
+_CACHE_FLOATS = 2**19
 # above this many pixels a side the CPU does not resize and blur by dense matrices, whose cost grows with its cube
 _LARGEST_DENSE_SIDE = 128
 
@@ -214,7 +214,7 @@ def _views(
 
 def _photometric(x: Tensor, parameters: ViewParameters, policy: ViewPolicy) -> Tensor:
     """Jitter, grayscale, blur and solarisation of crops in [0, 1], float32 ``[N, 3, size, size]``, in place."""
-    x = _edit(x, parameters.jitter, lambda part, chosen: _jitter(part, chosen, policy), parameters)
+    x = _jitter(x, parameters, policy)
     x = _edit(x, parameters.grayscale, lambda part, _: _luma(part).expand_as(part), parameters)
     x = _edit(
         x, parameters.blur, lambda part, chosen: _blur(part, chosen.sigma, policy.blur_kernel), parameters
@@ -264,9 +264,15 @@ def _edit(
 ) -> Tensor:
     """Apply ``operation`` to the images whose coin says yes, in place; the others cost nothing."""
     index = coins.nonzero().squeeze(1)
+    return _edit_images(x, index, lambda part: operation(part, parameters[index]))
+
+
+def _edit_images(x: Tensor, index: Tensor, operation: Callable[..., Tensor], *values: Tensor) -> Tensor:
+    """Apply ``operation`` to the images ``index`` of x, in place, with one value an image as ``[n, 1, 1, 1]``."""
     if len(index):
         on_device = index.to(x.device, non_blocking=True)
-        x.index_copy_(0, on_device, operation(x.index_select(0, on_device), parameters[index]))
+        given = [value.view(-1, 1, 1, 1).to(x.device, non_blocking=True) for value in values]
+        x.index_copy_(0, on_device, operation(x.index_select(0, on_device), *given))
     return x
 
 
@@ -426,47 +432,39 @@ def _box_kernels(sigma: Tensor) -> Tensor:
 # Photometric operations.
 
 
-def _jitter(x: Tensor, parameters: ViewParameters, policy: ViewPolicy) -> Tensor:
-    """torchvision's ColorJitter with an order of its own for each image.
+_CONTRAST, _SATURATION, _HUE = 1, 2, 3
 
-    Images are grouped by the operation that is theirs at each of the four positions. An operation of strength
-    zero is left out.
+
+def _jitter(x: Tensor, parameters: ViewParameters, policy: ViewPolicy) -> Tensor:
+    """torchvision's ColorJitter with an order of its own for each image, in place.
+
+    At each of the four positions the images whose turn it is to have their hue shifted are one group and the others,
+    which are blended with a grey image each, another.
     """
-    operations = (
-        (policy.brightness, _adjust_brightness, parameters.brightness),
-        (policy.contrast, _adjust_contrast, parameters.contrast),
-        (policy.saturation, _adjust_saturation, parameters.saturation),
-        (policy.hue, _shift_hue, parameters.hue),
-    )
-    for position in range(len(operations)):
-        for which, (strength, operation, values) in enumerate(operations):
-            index = (parameters.order[:, position] == which).nonzero().squeeze(1)
-            if strength == 0 or len(index) == 0:
-                continue
-            amount = values[index].float().view(-1, 1, 1, 1).to(x.device, non_blocking=True)
-            index = index.to(x.device, non_blocking=True)
-            x.index_copy_(0, index, operation(x.index_select(0, index), amount))
+    factors = torch.stack([parameters.brightness, parameters.contrast, parameters.saturation]).float()
+    blends = max(policy.brightness, policy.contrast, policy.saturation) > 0
+    for which in parameters.order.T:
+        if blends:
+            index = (parameters.jitter & (which != _HUE)).nonzero().squeeze(1)
+            _edit_images(x, index, _blend, factors[which[index], index], which[index])
+        if policy.hue > 0:
+            index = (parameters.jitter & (which == _HUE)).nonzero().squeeze(1)
+            _edit_images(x, index, _shift_hue, parameters.hue[index].float())
     return x
+
+
+def _blend(x: Tensor, factor: Tensor, which: Tensor) -> Tensor:
+    """``factor`` times each image, and the rest of black (brightness), mean luma (contrast) or luma (saturation)."""
+    luma, rest = _luma(x), 1 - factor
+    of_mean, of_luma = rest * (which == _CONTRAST).view_as(rest), rest * (which == _SATURATION).view_as(rest)
+    grey = of_mean * luma.mean(dim=(1, 2, 3), keepdim=True) + of_luma * luma
+    return x.mul_(factor).add_(grey).clamp_(0, 1)
 
 
 def _luma(x: Tensor) -> Tensor:
     """Grayscale ``[N, 1, H, W]`` of ``[N, 3, H, W]``."""
     red, green, blue = x.split(1, dim=1)
     return (_LUMA[0] * red).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
-
-
-def _adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
-    return x.mul_(factor).clamp_(0, 1)
-
-
-def _adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
-    average = _luma(x).mean(dim=(1, 2, 3), keepdim=True)
-    return x.mul_(factor).add_((1 - factor) * average).clamp_(0, 1)
-
-
-def _adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
-    gray = _luma(x).mul_(1 - factor)
-    return x.mul_(factor).add_(gray).clamp_(0, 1)
 
 
 def _shift_hue(x: Tensor, turns: Tensor) -> Tensor:
