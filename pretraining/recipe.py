@@ -1,7 +1,7 @@
 """A recipe: every hyperparameter of one pretraining run, checked strictly.
 
-The YAML files in ``recipes/`` hold these fields. Unknown keys are errors. Everything here changes the numbers
-and therefore enters the recipe hash.
+The YAML files in ``recipes/`` hold these fields. Unknown keys are errors. Everything here but ``tuning_trials``
+changes the numbers and therefore enters the recipe hash.
 """
 
 from __future__ import annotations
@@ -64,5 +64,7 @@ class Recipe(Strict):
     corrupt_images: Literal["refuse", "skip"] = "refuse"
     """What to do with training images that cannot be decoded: end with their name, or leave them out."""
     seed: int = Field(0, ge=0, lt=2**24)
+    tuning_trials: int = Field(0, ge=0)
+    """How many trials on val chose these values (`twinbench tune` writes it): the one key that changes no number."""
     options: dict[str, Any] = Field(default_factory=dict)
     views: dict[str, Any] | list[dict[str, Any]] | None = None
