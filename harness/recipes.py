@@ -34,7 +34,7 @@ CHOSEN_ELSEWHERE = {
     "image_set_fingerprint": "it is computed from the images",
     "image_size": "views.size sets the size of the views; the images keep theirs",
     "seed": "use --seed, or --seeds in a study",
-    "tuning_trials": "it is written by twinbench tune",
+    "tuning": "it is written by twinbench tune",
 }
 """Keys of a recipe that neither --set nor a search changes, each with what to do instead."""
 
@@ -78,7 +78,7 @@ def load_recipe(folder: str, method: str, image_set: str, overrides: dict[str, A
     ``folder`` is one of ``recipes/`` or the path of a folder of your own; empty, it is the image set's own.
 
     Raises InputError for an unknown folder, method or key, with the nearest valid one, and for a file that holds the
-    recipe of another method.
+    recipe of another method. A recipe in which a key that was tuned is overridden counts as not tuned.
     """
     place = recipe_folder(folder or own_recipes(image_set))
     source = place / f"{method}.yaml"
@@ -101,11 +101,15 @@ def load_recipe(folder: str, method: str, image_set: str, overrides: dict[str, A
             )
         set_dotted(document, key, value)
     try:
-        return Recipe(**document)
+        recipe = Recipe(**document)
     except ValidationError as error:
         raise explain_validation(
             error, Recipe, f"{source.name} in recipes/{folder}, with --set applied"
         ) from error
+    tuned = recipe.tuning.keys if recipe.tuning else ()
+    if any(overlap(key, other) for key in overrides for other in tuned):
+        return recipe.model_copy(update={"tuning": None})  # these values are not those that trials chose
+    return recipe
 
 
 def own_recipes(image_set_name: str) -> str:
@@ -139,6 +143,11 @@ def set_dotted(document: dict[str, Any], dotted: str, value: Any) -> None:
         document[part] = dict(inner or {})
         document = document[part]
     document[last] = value
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether setting one dotted key changes the other's value."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
@@ -177,7 +186,7 @@ def identity(source: Source) -> dict[str, Any]:
 
     A key that came later is left out where its value changes nothing, so that numbers from before keep their hash.
     """
-    document: dict[str, Any] = source.model_dump(mode="json", exclude={"tuning_trials"})
+    document: dict[str, Any] = source.model_dump(mode="json", exclude={"tuning"})
     views = document.get("views")
     for view in views if isinstance(views, list) else ():
         # Until there was a second kernel, every blur had this one; without a blur there is none.

@@ -205,14 +205,15 @@ def _csv(rows: list[dict[str, str]]) -> str:
 def recipe_text(
     shipped: Path | Traversable, space: Space, outcomes: Sequence[Outcome], budget: Budget
 ) -> str:
-    """The shipped recipe with the best trial's values, a header that says how they were found, and the trials' number.
+    """The shipped recipe with the best trial's values, a header that says how they were found, and what was tuned.
 
     What shortened the budget of the trials stays out of it.
     """
     document = read_yaml(shipped)
-    for key, value in settings(space, outcomes[0].trial.values).items():
+    chosen = settings(space, outcomes[0].trial.values)
+    for key, value in chosen.items():
         set_dotted(document, key, value)
-    document["tuning_trials"] = len(outcomes)
+    document["tuning"] = {"trials": len(outcomes), "keys": list(chosen)}
     body = "".join(f"{key}: {_on_one_line(value)}\n" for key, value in document.items())
     return f"{_header(shipped.read_text(encoding='utf-8'), space, outcomes, budget)}\n\n{body}"
 

@@ -32,7 +32,7 @@ from twinbench.harness.plan import (
     plan_run,
 )
 from twinbench.harness.plugins import load_plugins
-from twinbench.harness.recipes import load_recipe, own_recipes, parse_overrides
+from twinbench.harness.recipes import load_recipe, overlap, own_recipes, parse_overrides
 from twinbench.harness.search import Space, load_search, points, settings
 from twinbench.harness.store import check_writable
 from twinbench.harness.trials import (
@@ -152,21 +152,21 @@ def _spaces(request: TuneRequest) -> dict[str, Space]:
         if method not in declared:
             raise unknown_name("method", method, declared, where=f"the search space of {request.folder}")
     spaces = {method: declared[method] for method in request.methods}
+    searched = [
+        (key, f"{name}, a dimension of {method} in {request.folder}")
+        for method, space in spaces.items()
+        for name, dimension in space.items()
+        for key in dimension.templates
+    ]
     for key in parse_overrides(request.assignments):
-        for method, space in spaces.items():
-            for name, dimension in space.items():
-                if any(_overlap(key, searched) for searched in dimension.templates):
-                    raise InputError(
-                        f"--set {key} would fix a key that is searched",
-                        where=f"{name}, a dimension of {method} in {request.folder}",
-                        next_step="leave it out, or copy the recipe folder and take the dimension out of search.yaml",
-                    )
+        for other, where in searched:
+            if overlap(key, other):
+                raise InputError(
+                    f"--set {key} would fix a key that is searched",
+                    where=where,
+                    next_step="leave it out, or copy the recipe folder and take the dimension out of search.yaml",
+                )
     return spaces
-
-
-def _overlap(one: str, other: str) -> bool:
-    """Whether setting one dotted key changes the other's value."""
-    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def _images(request: TuneRequest, overrides: dict[str, Any]) -> ImageSource:
