@@ -4,6 +4,7 @@
 microscope, with boxes) are read from a data folder. A name that ends in a colon stands for any folder of a format,
 whose path follows: ``folder:PATH`` are images in folders (`data.folders`), which stay on disk if they are large
 (`data.streaming`); ``voc:PATH`` and ``coco:PATH`` are pictures with annotated objects (`data.voc`, `data.coco`).
+``val-of:NAME`` is another set without its test images, measured on its validation images (`data.validation`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from twinbench.data.image_sets import (
     ImageSet,
     Reading,
 )
+from twinbench.data.validation import VAL_OF, ValidationAsTest
 from twinbench.data.voc import read_voc
 from twinbench.foundation.errors import InputError, unknown_name
 from twinbench.foundation.registry import Registry
@@ -54,7 +56,11 @@ def register_image_set(name: str) -> Callable[[Loader], Loader]:
 
 def image_set_names() -> list[str]:
     """The names `load_image_set` knows; with ``PATH`` they stand for any folder of that format."""
-    return [f"{name}PATH" if name.endswith(":") else name for name in IMAGE_SETS.names()]
+    return [f"{name}{_what_follows(name)}" for name in IMAGE_SETS.names()]
+
+
+def _what_follows(name: str) -> str:
+    return "" if not name.endswith(":") else "NAME" if name == VAL_OF else "PATH"
 
 
 def load_image_set(
@@ -79,7 +85,9 @@ def read_image_set(name: str, data_root: Path | None, reading: Reading) -> Image
     if prefix + colon not in IMAGE_SETS:
         raise unknown_name("image set", prefix + colon, image_set_names())
     if colon and not path:
-        raise InputError(f"no path after {name!r}", next_step=f"write {name}PATH, or {name}. for this folder")
+        follows = _what_follows(name)
+        also = f", or {name}. for this folder" if follows == "PATH" else ""
+        raise InputError(f"no {follows.lower()} after {name!r}", next_step=f"write {name}{follows}{also}")
     return IMAGE_SETS[prefix + colon](name, data_root, reading)
 
 
@@ -121,6 +129,12 @@ def _voc(name: str, data_root: Path | None, reading: Reading) -> ImageSet:
 @register_image_set("coco:")
 def _coco(name: str, data_root: Path | None, reading: Reading) -> ImageSet:
     return _annotated(name, read_coco, reading)
+
+
+@register_image_set(VAL_OF)
+def _val_of(name: str, data_root: Path | None, reading: Reading) -> ImageSet:
+    whole = replace(reading, limit={})
+    return ValidationAsTest(read_image_set(name.removeprefix(VAL_OF), data_root, whole), reading)
 
 
 def _annotated(name: str, read: Callable[[Path], AnnotatedSet], reading: Reading) -> ImageSet:

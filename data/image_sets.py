@@ -244,9 +244,7 @@ class _HeldOut(ImageSet):
         """Which of the stored training images are held out, in ascending order."""
         labels = self._stored_labels("train")
         assert labels is not None
-        return stratified_subset(
-            labels, max(1, min(_MOST_HELD_OUT, round(_HELD_OUT * len(labels)))), _SUBSET_SEED
-        )
+        return held_out(labels)
 
     def _stored(self, name: str) -> tuple[str, np.ndarray]:
         """Where the images of a split are stored: the name there and the indices."""
@@ -447,6 +445,13 @@ def _read_cifar10(root: Path, train: bool) -> tuple[np.ndarray, np.ndarray, tupl
             next_step=f"unpack {CIFAR10.url} there again",
         ) from error
     return dataset.data, np.array(dataset.targets, np.int64), tuple(dataset.classes)
+
+
+def held_out(labels: np.ndarray) -> np.ndarray:
+    """Which of the training images with these labels become ``val``, ascending: stratified, always the same."""
+    return stratified_subset(
+        labels, max(1, min(_MOST_HELD_OUT, round(_HELD_OUT * len(labels)))), _SUBSET_SEED
+    )
 
 
 def stratified_subset(labels: np.ndarray, n: int, seed: int) -> np.ndarray:

@@ -138,6 +138,67 @@ def pretrain(
 
 
 @app.command(
+    epilog="Examples: twinbench tune simclr byol --image-set digit-scenes --trials 12\n\n"
+    "twinbench tune supervised --image-set cifar10 --recipe cifar10-cpu --limit train=20000 --trials 8 --data-root DIR"
+)
+def tune(
+    methods: Annotated[
+        list[str], typer.Argument(metavar="METHOD...", help="Methods that the search space has a part for.")
+    ],
+    image_set: Annotated[str, typer.Option(metavar="NAME", help="An image set's name, or folder:PATH.")],
+    trials: Annotated[int, typer.Option(min=1, metavar="N", help="How many trials each method gets.")],
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Recipe folder with a search.yaml. [default: the image set's own]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the points and the trainings.")] = 0,
+    set_: Overrides = [],  # noqa: B006
+    limit: Annotated[
+        list[str],
+        typer.Option(metavar="SPLIT=N", help="Cut a split to so many images, e.g. train=2000 (repeatable)."),
+    ] = [],  # noqa: B006
+    write: Annotated[
+        bool,
+        typer.Option("--write", help="Put what won and its log into the recipe folder, over what is there."),
+    ] = False,
+    data_root: DataRoot = None,
+    runs: RunsRoot = _RUNS,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="For logs and recipes. [default: results/tune-RECIPE]")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Runs at a time. [default: one a core; 1 with a GPU]"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the trials and stop.")] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", help="One job at a time; stop at the first failure and show its traceback."),
+    ] = False,
+) -> None:
+    """Search good values for some methods, each in the same number of trials, on validation images alone."""
+    from twinbench.harness.tuning import TuneRequest, tune
+
+    request = TuneRequest(
+        methods=tuple(methods),
+        image_set=image_set,
+        trials=trials,
+        recipe=recipe,
+        seed=seed,
+        assignments=tuple(set_),
+        limits=tuple(limit),
+        data_root=data_root,
+        runs=runs,
+        out=out,
+        workers=workers,
+        write=write,
+        dry_run=dry_run,
+        debug=debug,
+    )
+    tune(request)
+
+
+@app.command(
     epilog="Example: twinbench evaluate runs/RUN/encoder --protocol linear/cached-v1 --image-set digit-scenes"
 )
 def evaluate(

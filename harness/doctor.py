@@ -25,6 +25,7 @@ _ANY_FOLDER = {
     "folder:PATH": "any image folder with train/<class>/* and test/<class>/*",
     "voc:PATH": "any Pascal VOC folder with Annotations, ImageSets and JPEGImages, or a VOCdevkit",
     "coco:PATH": "any folder with annotations/instances_*.json and pictures, as COCO unpacks",
+    "val-of:NAME": "any of these sets, measured on its validation images",
 }
 
 
@@ -71,7 +72,7 @@ def _bf16() -> str:
 
 
 def _image_set(name: str, data_root: Path | None) -> str:
-    if name.endswith(":PATH"):
+    if name.endswith((":PATH", ":NAME")):
         return _ANY_FOLDER.get(name, "any folder of this format")
     try:
         found = load_image_set(name, data_root)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,11 +126,16 @@ def _recipes(study: Study, overrides: dict[str, Any]) -> Iterator[tuple[str, Rec
 
 def corrupt_images(study: Study, overrides: dict[str, Any]) -> Corrupt:
     """What the study's recipes say about corrupt images; raises InputError unless they agree."""
-    modes = {recipe.corrupt_images for _, recipe in _recipes(study, overrides)}
+    return agreed_on_corrupt_images([recipe for _, recipe in _recipes(study, overrides)], study.recipes)
+
+
+def agreed_on_corrupt_images(recipes: Iterable[Recipe], folder: str) -> Corrupt:
+    """What recipes for the same images say about corrupt ones; raises InputError unless they agree."""
+    modes = {recipe.corrupt_images for recipe in recipes}
     if len(modes) > 1:
         raise InputError(
-            "the recipes differ in corrupt_images, but the methods of a study see the same images",
-            where=f"recipes/{study.recipes}",
+            "the recipes differ in corrupt_images, but the methods see the same images",
+            where=f"recipes/{folder}",
             next_step="set it for all of them",
             option="corrupt_images=skip",
         )

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from twinbench.data.validation import VAL_OF
 from twinbench.foundation.errors import InputError, unknown_name
 from twinbench.foundation.models import explain_validation
 from twinbench.harness.source import Source
@@ -24,19 +25,26 @@ NUMERICS_VERSION = 2
 _ADDED_OPTIONS: dict[str, dict[str, Any]] = {"simclr": {"loss_scale": 1.0}}
 """Options that methods got after recipes had been hashed, with the values that reproduce the numbers from before."""
 
-_CHOSEN_ELSEWHERE = {
+SEARCH_FILE = "search.yaml"
+"""Beside the recipes of a folder: what `twinbench tune` searches (`harness.search`)."""
+
+CHOSEN_ELSEWHERE = {
     "method": "name the method on the command line, or with --methods",
     "image_set": "choose the image set with --image-set, or in the study",
     "image_set_fingerprint": "it is computed from the images",
     "image_size": "views.size sets the size of the views; the images keep theirs",
     "seed": "use --seed, or --seeds in a study",
+    "tuning": "it is written by twinbench tune",
 }
+"""Keys of a recipe that neither --set nor a search changes, each with what to do instead."""
 
 
 def recipe_folder_names() -> list[str]:
     """The folders of ``recipes/``: an image set's name, or a variant of it such as ``cifar10-cpu``."""
     return sorted(
-        entry.name for entry in files("twinbench.recipes").iterdir() if entry.is_dir() and _yaml_files(entry)
+        entry.name
+        for entry in files("twinbench.recipes").iterdir()
+        if entry.is_dir() and _recipe_files(entry)
     )
 
 
@@ -45,12 +53,12 @@ def recipe_names() -> list[str]:
     return sorted(
         f"{folder}/{entry.name.removesuffix('.yaml')}"
         for folder in recipe_folder_names()
-        for entry in _yaml_files(files("twinbench.recipes") / folder)
+        for entry in _recipe_files(files("twinbench.recipes") / folder)
     )
 
 
-def _yaml_files(folder: Path | Traversable) -> list[Path | Traversable]:
-    return [entry for entry in folder.iterdir() if entry.name.endswith(".yaml")]
+def _recipe_files(folder: Path | Traversable) -> list[Path | Traversable]:
+    return [e for e in folder.iterdir() if e.name.endswith(".yaml") and e.name != SEARCH_FILE]
 
 
 def read_yaml(path: Path | Traversable) -> dict[str, Any]:
@@ -70,12 +78,12 @@ def load_recipe(folder: str, method: str, image_set: str, overrides: dict[str, A
     ``folder`` is one of ``recipes/`` or the path of a folder of your own; empty, it is the image set's own.
 
     Raises InputError for an unknown folder, method or key, with the nearest valid one, and for a file that holds the
-    recipe of another method.
+    recipe of another method. A recipe in which a key that was tuned is overridden counts as not tuned.
     """
-    place = _recipe_folder(folder or own_recipes(image_set))
+    place = recipe_folder(folder or own_recipes(image_set))
     source = place / f"{method}.yaml"
     if not source.is_file():
-        valid = [entry.name.removesuffix(".yaml") for entry in _yaml_files(place)]
+        valid = [entry.name.removesuffix(".yaml") for entry in _recipe_files(place)]
         raise unknown_name("recipe", method, valid, where=place)
     document = {**read_yaml(source), "image_set": image_set, "seed": seed}
     if document.get("method", method) != method:
@@ -85,28 +93,33 @@ def load_recipe(folder: str, method: str, image_set: str, overrides: dict[str, A
             next_step="correct its key 'method', or name the file after its method",
         )
     for key, value in overrides.items():
-        if key.partition(".")[0] in _CHOSEN_ELSEWHERE:
+        if key.partition(".")[0] in CHOSEN_ELSEWHERE:
             raise InputError(
                 f"{key!r} is not a recipe key to change",
                 where="--set, or overrides in a study",
-                next_step=_CHOSEN_ELSEWHERE[key.partition(".")[0]],
+                next_step=CHOSEN_ELSEWHERE[key.partition(".")[0]],
             )
         set_dotted(document, key, value)
     try:
-        return Recipe(**document)
+        recipe = Recipe(**document)
     except ValidationError as error:
         raise explain_validation(
             error, Recipe, f"{source.name} in recipes/{folder}, with --set applied"
         ) from error
+    tuned = recipe.tuning.keys if recipe.tuning else ()
+    if any(overlap(key, other) for key in overrides for other in tuned):
+        return recipe.model_copy(update={"tuning": None})  # these values are not those that trials chose
+    return recipe
 
 
 def own_recipes(image_set_name: str) -> str:
     """The recipe folder of an image set; a set without one of its own uses that of any folder of images."""
-    name = image_set_name.partition(":")[0]
+    name = image_set_name.removeprefix(VAL_OF).partition(":")[0]
     return name if name in recipe_folder_names() else "folder"
 
 
-def _recipe_folder(folder: str) -> Path | Traversable:
+def recipe_folder(folder: str) -> Path | Traversable:
+    """A folder of ``recipes/`` by name, or one of your own by its path; raises InputError if it is neither."""
     if folder in recipe_folder_names():
         return files("twinbench.recipes") / folder
     if Path(folder).is_dir():
@@ -130,6 +143,11 @@ def set_dotted(document: dict[str, Any], dotted: str, value: Any) -> None:
         document[part] = dict(inner or {})
         document = document[part]
     document[last] = value
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether setting one dotted key changes the other's value."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
@@ -168,7 +186,7 @@ def identity(source: Source) -> dict[str, Any]:
 
     A key that came later is left out where its value changes nothing, so that numbers from before keep their hash.
     """
-    document: dict[str, Any] = source.model_dump(mode="json")
+    document: dict[str, Any] = source.model_dump(mode="json", exclude={"tuning"})
     views = document.get("views")
     for view in views if isinstance(views, list) else ():
         # Until there was a second kernel, every blur had this one; without a blur there is none.

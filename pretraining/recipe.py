@@ -1,7 +1,7 @@
 """A recipe: every hyperparameter of one pretraining run, checked strictly.
 
-The YAML files in ``recipes/`` hold these fields. Unknown keys are errors. Everything here changes the numbers
-and therefore enters the recipe hash.
+The YAML files in ``recipes/`` hold these fields. Unknown keys are errors. Everything here but ``tuning``
+changes the numbers and therefore enters the recipe hash.
 """
 
 from __future__ import annotations
@@ -46,6 +46,13 @@ class ScheduleSpec(Strict):
     per: Literal["step", "epoch"] = "step"
 
 
+class TuningSpec(Strict):
+    """How the values of some keys were chosen: by so many ``trials``, measured on val (`twinbench tune` writes it)."""
+
+    trials: int = Field(ge=1)
+    keys: tuple[str, ...]
+
+
 class Recipe(Strict):
     """One pretraining run, fully resolved."""
 
@@ -64,5 +71,7 @@ class Recipe(Strict):
     corrupt_images: Literal["refuse", "skip"] = "refuse"
     """What to do with training images that cannot be decoded: end with their name, or leave them out."""
     seed: int = Field(0, ge=0, lt=2**24)
+    tuning: TuningSpec | None = None
+    """The one key that changes no number, and is therefore not in the hash."""
     options: dict[str, Any] = Field(default_factory=dict)
     views: dict[str, Any] | list[dict[str, Any]] | None = None

@@ -26,6 +26,7 @@ def test_names() -> None:
         "digit-crowds",
         "digit-scenes",
         "folder:PATH",
+        "val-of:NAME",
         "voc:PATH",
     ]
     with pytest.raises(InputError) as caught:

@@ -1,0 +1,235 @@
+"""What `twinbench tune` does: every method gets the same number of trials, measured on validation images.
+
+A trial is a run like any other, in the usual run store: the recipe of its method with the values of one point of the
+search space (`harness.search`), trained and measured on ``val-of:NAME`` (`data.validation`), whose test split is the
+val of the real image set. Its score is the mean of two accuracies. `harness.trials` ranks the trials and writes
+what came out.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from twinbench.data.image_sets import Reading
+from twinbench.data.validation import VAL_OF
+from twinbench.downstream.protocol import protocol
+from twinbench.foundation.errors import InputError, RunFailure, unknown_name
+from twinbench.harness.console import job_progress, say
+from twinbench.harness.estimate import estimate_seconds
+from twinbench.harness.execute import execute
+from twinbench.harness.plan import (
+    PlannedRun,
+    StudyImages,
+    agreed_on_corrupt_images,
+    jobs,
+    load_splits,
+    load_training,
+    plan_run,
+)
+from twinbench.harness.plugins import load_plugins
+from twinbench.harness.recipes import load_recipe, overlap, own_recipes, parse_overrides
+from twinbench.harness.search import Space, load_search, points, settings
+from twinbench.harness.store import check_writable
+from twinbench.harness.trials import (
+    Budget,
+    Trial,
+    check_installable,
+    install,
+    ranked,
+    table_lines,
+    write_outcome,
+)
+from twinbench.harness.workers import ImageSource, default_workers, execute_in_parallel
+
+PROTOCOLS = ("knn/cosine-v1", "linear/cached-v1")
+"""What a trial is measured by; its score is the mean of their top-1."""
+
+
+@dataclass(frozen=True)
+class TuneRequest:
+    """What `twinbench tune` is asked for.
+
+    ``assignments`` (``key=value``) change all recipes and ``limits`` (``split=number``) cut splits of the image set
+    that trials are measured on, for a smaller budget. ``recipe`` is a recipe folder, the image set's own unless
+    given. ``write`` installs each winner with its log into that folder.
+    """
+
+    methods: tuple[str, ...]
+    image_set: str
+    trials: int
+    recipe: str | None = None
+    seed: int = 0
+    assignments: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
+    data_root: Path | None = None
+    runs: Path = Path("runs")
+    out: Path | None = None
+    workers: int | None = None
+    write: bool = False
+    dry_run: bool = False
+    debug: bool = False
+
+    @property
+    def folder(self) -> str:
+        """The recipe folder."""
+        return self.recipe or own_recipes(self.image_set)
+
+    def command(self, method: str) -> str:
+        """The command line that tunes one of the methods again; the data folder is the reader's own."""
+        words = ["twinbench", "tune", method, "--image-set", self.image_set, "--trials", str(self.trials)]
+        words += ["--recipe", self.recipe] if self.recipe else []
+        words += ["--seed", str(self.seed)] if self.seed else []
+        words += [word for limit in self.limits for word in ("--limit", limit)]
+        words += [word for assignment in self.assignments for word in ("--set", assignment)]
+        return shlex.join(words) + (" --data-root DIR" if self.data_root else "")
+
+
+def tune(request: TuneRequest) -> None:
+    """Plan the trials, do what is missing, rank them, write the logs and the recipes that won."""
+    started = time.monotonic()
+    load_plugins()
+    spaces, overrides = _spaces(request), parse_overrides(request.assignments)
+    source = _images(request, overrides)
+    images = source.load()
+    trials = plan_trials(request, spaces, images, overrides)
+    plan = list(jobs([trial.planned for trial in trials]))
+    workers = 1 if request.debug else request.workers or default_workers()
+    if request.dry_run:
+        _print_plan(trials, images, workers)
+        return
+    out = request.out or Path("results") / f"tune-{Path(request.folder).name}"
+    for folder in (request.runs, out):
+        check_writable(folder)
+    if request.write:
+        check_installable(request.folder)
+    missing = sum(not job.is_finished() for job in plan)
+    say(
+        f"{request.trials} trials of {', '.join(request.methods)} on {images.train.name}: {len(plan)} jobs, "
+        f"{len(plan) - missing} already finished, {workers} at a time"
+    )
+    with job_progress(missing) as start_job:
+        if workers > 1 and missing:
+            execute_in_parallel(plan, source, workers, start_job, say)
+        else:
+            execute(plan, images, start_job, say, request.debug)
+    say(f"done in {time.monotonic() - started:.0f} s")
+    _conclude(request, spaces, trials, images, out)
+
+
+def plan_trials(
+    request: TuneRequest, spaces: dict[str, Space], images: StudyImages, overrides: dict[str, Any]
+) -> list[Trial]:
+    """The trials, each checked before any work: the first of every method, then the second of every method.
+
+    So the methods have had the same chance whenever the work is cut short.
+    """
+    protocols = tuple(protocol(name) for name in PROTOCOLS)
+    for chosen in protocols:
+        chosen.check(images.measure)
+    load_training(images.train)
+    load_splits(images.measure, protocols)
+    values = {m: points(space, m, request.seed, request.trials) for m, space in spaces.items()}
+    trials = []
+    for index in range(request.trials):
+        for method, space in spaces.items():
+            changes = {**overrides, **settings(space, values[method][index])}
+            recipe = load_recipe(request.folder, method, images.train.name, changes, request.seed)
+            run = plan_run(recipe, images.train, request.runs)
+            planned = PlannedRun(run, f"trial {index}", protocols, images.measure)
+            trials.append(Trial(method, index, values[method][index], planned))
+    return trials
+
+
+def _spaces(request: TuneRequest) -> dict[str, Space]:
+    """The search space of each method; raises InputError for one that has none, and for ``--set`` of a searched key."""
+    declared = load_search(request.folder)
+    for method in request.methods:
+        if method not in declared:
+            raise unknown_name("method", method, declared, where=f"the search space of {request.folder}")
+    spaces = {method: declared[method] for method in request.methods}
+    searched = [
+        (key, f"{name}, a dimension of {method} in {request.folder}")
+        for method, space in spaces.items()
+        for name, dimension in space.items()
+        for key in dimension.templates
+    ]
+    for key in parse_overrides(request.assignments):
+        for other, where in searched:
+            if overlap(key, other):
+                raise InputError(
+                    f"--set {key} would fix a key that is searched",
+                    where=where,
+                    next_step="leave it out, or copy the recipe folder and take the dimension out of search.yaml",
+                )
+    return spaces
+
+
+def _images(request: TuneRequest, overrides: dict[str, Any]) -> ImageSource:
+    """The images of the trials: those of the set without its test split."""
+    name = f"{VAL_OF}{request.image_set}"
+    recipes = [load_recipe(request.folder, method, name, overrides) for method in request.methods]
+    corrupt = agreed_on_corrupt_images(recipes, request.folder)
+    return ImageSource(name, "", request.data_root, Reading(limit=_limits(request.limits), corrupt=corrupt))
+
+
+def _limits(limits: Sequence[str]) -> dict[str, int]:
+    """``["train=2000"]`` as a mapping."""
+    parsed = {}
+    for text in limits:
+        split, _, number = text.partition("=")
+        if not number.isdecimal():
+            raise InputError(
+                f"cannot read --limit {text!r}", next_step="write it as split=number, e.g. --limit train=2000"
+            )
+        parsed[split] = int(number)
+    return parsed
+
+
+def _print_plan(trials: list[Trial], images: StudyImages, workers: int) -> None:
+    """The trials with their values, and the time they take if each takes as long as its method's first that is left."""
+    cost: dict[str, float] = {}
+    cache: dict[str, float] = {}
+    total = 0.0
+    for trial in trials:
+        name = f"  {trial.method} trial {trial.index}"
+        values = ", ".join(f"{dimension} {value}" for dimension, value in trial.values.items())
+        own = list(jobs([trial.planned]))
+        if all(job.is_finished() for job in own):
+            print(f"{name}: finished ({values})")
+            continue
+        if trial.method not in cost:
+            cost[trial.method] = sum(estimate_seconds(job, images, cache) for job in own)
+        total += cost[trial.method]
+        print(f"{name}: about {cost[trial.method]:.0f} s ({values})")
+    print(
+        f"estimated time: {total / workers / 60:.1f} min with {workers} at a time "
+        "(timed on a few real steps of one trial a method; nothing was written)"
+    )
+
+
+def _conclude(
+    request: TuneRequest, spaces: dict[str, Space], trials: list[Trial], images: StudyImages, out: Path
+) -> None:
+    """Print and write what came out for each method; raises RunFailure for methods of which no trial has a score."""
+    without = []
+    for method, space in spaces.items():
+        outcomes = ranked([t for t in trials if t.method == method])
+        print("\n".join([f"{method} on {images.train.name}", *table_lines(outcomes)]))
+        budget = Budget(request.command(method), request.seed, len(images.train.split("train")))
+        files = write_outcome(out, request.folder, space, outcomes, budget)
+        if outcomes[0].score is None:
+            without.append(method)
+        elif request.write:
+            files = install(request.folder, files)
+        print(f"{files}\n")
+    if without:
+        raise RunFailure(
+            f"no trial of {', '.join(without)} has a score",
+            where=out,
+            next_step="read the reasons in its log, then change the space in search.yaml or correct the cause",
+        )
