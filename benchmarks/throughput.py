@@ -503,7 +503,7 @@ def _operations(rows: Sequence[Document], name: str) -> list[str]:
             f"- {roof['method']} in {roof['precision']}: {roof['parameters']:,} parameters on every side, "
             f"{flops / 1e9:.2f} GFLOP a pair. A step takes {1000 * batch / rate:.1f} ms ({rate * flops / 1e12:.3f} "
             f"TFLOP/s{share}); its products alone at {Spread.of(roof['product_rate']).median / 1e12:.3f} TFLOP/s, as "
-            f"large ones reach here, {1000 * batch / roof_rate:.1f} ms; the step takes {roof_rate / rate:.1f} times that."
+            f"large ones have, {1000 * batch / roof_rate:.1f} ms; the step takes {roof_rate / rate:.1f} times that."
         )
     return ["\n".join(lines)]
 

@@ -166,7 +166,7 @@ def test_the_table_says_how_many_times_the_roof_a_step_takes(throughput):
     (text,) = throughput._operations(rows, "a CPU")
     assert text == (
         "- simclr in bf16: 1,234 parameters on every side, 5.00 GFLOP a pair. A step takes 2560.0 ms (0.500 TFLOP/s); "
-        "its products alone at 2.000 TFLOP/s, as large ones reach here, 640.0 ms; the step takes 4.0 times that."
+        "its products alone at 2.000 TFLOP/s, as large ones have, 640.0 ms; the step takes 4.0 times that."
     )
 
 
