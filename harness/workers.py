@@ -83,7 +83,7 @@ def estimated_seconds(
         known = _former_seconds(_store(plan))
         return estimate(plan, images, known, lambda units: [unit.seconds(images) for unit in units])
     with _started(source, workers) as (pool, _):
-        known = pool.submit(_former_seconds, _store(plan)).result()
+        known = _meeting(pool, plan, workers)[0].result()
         return estimate(plan, images, known, lambda units: list(pool.map(_time, units)))
 
 
@@ -105,7 +105,7 @@ def execute_in_parallel(
     with StopRequest() as stop, _started(source, workers) as (pool, messages):
         seconds: dict[str, float] = {}
         if longest_first_on is not None and len(unfinished_runs(plan, {})) > workers:
-            known = _unless_stopped([pool.submit(_former_seconds, _store(plan))], stop)[0].result()
+            known = _unless_stopped(_meeting(pool, plan, workers), stop)[0].result()
             seconds = estimate(plan, longest_first_on, known, lambda units: _times(pool, units, stop))
         runs = unfinished_runs(plan, seconds)
         waiting = Waiting([[seconds.get(job.label, 0.0) for job in jobs] for jobs in runs])
@@ -131,7 +131,7 @@ def _started(source: ImageSource, workers: int) -> Iterator[tuple[ProcessPoolExe
     # not the context of loaders: these have threads of their own, and signals that make them save
     context = multiprocessing.get_context("spawn")
     messages: Any = context.Queue()
-    arguments = (source, threads_each(workers), messages)
+    arguments = (source, threads_each(workers), messages, context.Barrier(workers))
     with ProcessPoolExecutor(workers, context, _become_worker, arguments) as pool:
         try:
             yield pool, messages
@@ -151,6 +151,10 @@ def _started(source: ImageSource, workers: int) -> Iterator[tuple[ProcessPoolExe
 
 def _store(plan: Sequence[Job]) -> Path:
     return plan[0].run.folder.parent
+
+
+def _meeting(pool: ProcessPoolExecutor, plan: Sequence[Job], workers: int) -> list[Future[dict[str, float]]]:
+    return [pool.submit(_meet, _store(plan)) for _ in range(workers)]
 
 
 def _check(stop: StopRequest) -> None:
@@ -201,10 +205,11 @@ class _Worker:
 
     images: StudyImages
     messages: Any
+    all_here: Any
     stopped: Interrupted | None = None
 
 
-def _become_worker(source: ImageSource, threads: int, messages: Any) -> None:
+def _become_worker(source: ImageSource, threads: int, messages: Any, all_here: Any) -> None:
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     end_with_parent()  # for otherwise the next command would find its run locked
@@ -212,12 +217,18 @@ def _become_worker(source: ImageSource, threads: int, messages: Any) -> None:
     logging.disable(logging.WARNING)  # the parent has said what is odd about the list of images
     _Worker.images = source.load()
     logging.disable(logging.NOTSET)
-    _Worker.messages = messages
+    _Worker.messages, _Worker.all_here = messages, all_here
 
 
 def _former_seconds(store: Path) -> dict[str, float]:
     """What earlier runs with the threads of this process took."""
     return former_seconds(store, device_name(evaluation_device()))
+
+
+def _meet(store: Path) -> dict[str, float]:
+    """Wait until every worker is there, so that none times a step alone; returns what earlier runs took."""
+    _Worker.all_here.wait()
+    return _former_seconds(store)
 
 
 def _time(unit: Unit) -> float:

@@ -73,7 +73,7 @@ def test_several_at_a_time_the_longest_run_starts_first_and_its_longest_evaluati
 
 
 class _InThisProcess:
-    """Stands for the worker processes."""
+    """Stands for the worker processes, which know of no earlier runs."""
 
     def __enter__(self):
         return self, None
@@ -82,7 +82,7 @@ class _InThisProcess:
         return None
 
     def submit(self, function, *arguments):
-        self.result = lambda: function(*arguments)
+        self.result = dict
         return self
 
     def map(self, function, units):
