@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from twinbench.foundation.errors import InputError, RunFailure
 from twinbench.foundation.files import write_atomically
@@ -136,6 +137,40 @@ def synchronise() -> None:
     """Wait until the device has done what it was given, so that a clock read now is true."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def flops_of(step: Callable[[], object]) -> int:
+    """Floating-point operations (a multiply-add is two) of the products and convolutions in a call of ``step``.
+
+    Counted by torch as the operations happen, so give it a whole training step, forward and backward, as it computes
+    without `torch.compile`: a layer that does more products than its formula needs counts with all of them.
+    """
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def matmul_rate(
+    where: torch.device, precision: torch.dtype, size: int | None = None, rounds: int = 10
+) -> float:
+    """FLOP/s of the product of two square matrices on a device: the fastest of ``rounds``.
+
+    ``size`` is a matrix's side, by default 2048 on a CPU and 8192 on a GPU, whose rate smaller ones do not reach. With
+    torch's threads and settings of now, so that it is what a step in this process could reach if it were all products.
+    """
+    gpu = where.type == "cuda"
+    size, calls = size or (8192 if gpu else 2048), 20 if gpu else 1
+    a, b = (torch.randn(size, size, device=where).to(precision) for _ in range(2))
+    product = torch.empty_like(a)
+    times = []
+    for _ in range(rounds + 1):
+        synchronise()
+        started = time.perf_counter()
+        for _ in range(calls):
+            torch.mm(a, b, out=product)
+        synchronise()
+        times.append(time.perf_counter() - started)
+    return calls * 2 * size**3 / min(times[1:])
 
 
 def device() -> torch.device:

@@ -1,4 +1,4 @@
-"""Pretraining throughput: twinbench and lightly side by side, and the floor under both.
+"""Pretraining throughput: twinbench and lightly side by side, and the roof over both.
 
 The same work on every side: two views of CIFAR-10 images, ResNet-18 with the small stem, the same head, batch
 256, plain SGD. README.md in this folder says what each row is. Every measurement is a fresh process; the clock
@@ -29,8 +29,10 @@ from measure import (
     device,
     device_description,
     facts,
+    flops_of,
     footnote,
     markdown_table,
+    matmul_rate,
     peak_memory_mb,
     publish,
     require_lightly,
@@ -41,7 +43,6 @@ from measure import (
 )
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.flop_counter import FlopCounterMode
 
 # These two register the methods; all that the harness loads besides would count as their memory.
 import twinbench.baselines.simclr
@@ -51,11 +52,11 @@ from twinbench.data.image_sets import ImageSet
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import InputError
 from twinbench.harness.recipes import recipe_hash
+from twinbench.pretraining.batches import MicroBatch
 from twinbench.pretraining.build import build_method, resolve
-from twinbench.pretraining.method import Method, Progress
-from twinbench.pretraining.optim import build_optimizer
+from twinbench.pretraining.engine import Hardware, launch
 from twinbench.pretraining.recipe import BackboneSpec, OptimizerSpec, Recipe
-from twinbench.pretraining.train import pretrain
+from twinbench.pretraining.train import Session, pretrain, start_session
 
 METHODS = ("barlow_twins", "simclr")
 DOCUMENTED_WORKERS = 8  # num_workers in all of lightly's examples
@@ -66,7 +67,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }
 # Small enough for any of the losses from random weights; its value changes no cost.
 _LEARNING_RATE = 1e-3
-_COUNTED_BATCH = 8
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 # Dense bf16 peak in FLOP/s by the name CUDA gives, from the makers' data sheets.
 _PEAK_BF16 = {
@@ -199,55 +200,58 @@ def measure_lightly(job: Job) -> Document:
     return {"parameters": parameters, "images": images.name, **_answer(watch)}
 
 
-def measure_floor(job: Job) -> Document:
-    """twinbench's model and optimizer on two random views that never change: no data work at all."""
+def measure_without_data(job: Job) -> Document:
+    """twinbench's steps on two random views that never change: no data work, no log, no checks."""
+    session = start(job)
+    watch = Stopwatch(job)
+    batch = [random_batch(job, session.image_set.image_size)]
+    for step in range(job.last_step):
+        session.gradients(batch, session.progress(step))
+        session.update(session.progress(step))
+        watch.step_done(step + 1)
+    return {"parameters": _parameters(session), "images": "random", **_answer(watch)}
+
+
+def measure_roof(job: Job) -> Document:
+    """What a step would take if it were nothing but its products and convolutions, at the rate of large products.
+
+    ``flops_per_pair`` are counted in one training step; ``product_rate`` is in FLOP/s, in the job's precision.
+    """
+    session = start(job)
+    batch = [random_batch(job, session.image_set.image_size)]
+    flops = flops_of(lambda: session.gradients(batch, session.progress(0))) / job.batch_size
+    rate = matmul_rate(device(), _DTYPES[job.precision])
+    return {
+        "parameters": _parameters(session),
+        "images": "none",
+        "pairs_per_second": rate / flops,
+        "peak_memory_mb": None,
+        "device": device_description(),
+        "flops_per_pair": flops,
+        "product_rate": rate,
+    }
+
+
+def start(job: Job) -> Session:
+    """A training of the job's recipe before its first step."""
     images = image_set(job)
     work = recipe(job, images)
-    method = build_method(work).to(device()).to(memory_format=torch.channels_last)
-    method.train()
-    assert work.optimizer is not None
-    optimizer = build_optimizer(
-        work.optimizer, method.parameter_groups(work.optimizer.weight_decay), job.batch_size
-    )
-    views = random_views(job.batch_size, images.image_size)
-    watch = Stopwatch(job)
-    for step in range(job.last_step):
-        progress = Progress(step, job.last_step, job.last_step)
-        method.before_step(progress)
-        optimizer.zero_grad(set_to_none=True)
-        floor_loss(method, views, progress, job.precision).backward()
-        method.before_optimizer(progress)
-        optimizer.step()
-        method.after_step(progress)
-        watch.step_done(step + 1)
-    parameters = sum(p.numel() for p in method.parameters())
-    answer = {"parameters": parameters, "images": "random", **_answer(watch)}
-    few = [view[:_COUNTED_BATCH] for view in views]
-    return {**answer, "flops_per_pair": flops_per_pair(method, few, Progress(0, 1, 1))}
+    return start_session(work, build_method(work), images, launch(Hardware(), work.precision))
 
 
-def random_views(batch_size: int, size: int) -> list[Tensor]:
-    """Two float32 views ``[N, 3, size, size]`` in the layout that convolutions prefer."""
-    return [
-        torch.randn(batch_size, 3, size, size, device=device()).contiguous(memory_format=torch.channels_last)
+def random_batch(job: Job, size: int) -> MicroBatch:
+    """Two float32 views ``[N, 3, size, size]`` in the layout that convolutions prefer, and no labels."""
+    views = [
+        torch.randn(job.batch_size, 3, size, size, device=device()).contiguous(
+            memory_format=torch.channels_last
+        )
         for _ in range(2)
     ]
+    return MicroBatch(views, torch.full((job.batch_size,), -1, device=device()))
 
 
-def floor_loss(method: Method, views: list[Tensor], progress: Progress, precision: str) -> Tensor:
-    """The method's loss, under autocast for bf16."""
-    with torch.autocast(device().type, torch.bfloat16, enabled=precision == "bf16"):
-        return method(views, None, progress).total
-
-
-def flops_per_pair(method: Method, views: list[Tensor], progress: Progress) -> float:
-    """Floating-point operations (a multiply-add is two) of the network's forward and backward pass, one pair.
-
-    Counted by torch on a few images; the loss's own products are part of it and count for little.
-    """
-    with FlopCounterMode(display=False) as counter:
-        floor_loss(method, views, progress, "fp32").backward()
-    return counter.get_total_flops() / len(views[0])
+def _parameters(session: Session) -> int:
+    return sum(p.numel() for p in session.method.parameters())
 
 
 def _answer(watch: Stopwatch) -> Document:
@@ -324,7 +328,12 @@ def lightly_loss(method: str) -> nn.Module:
     return loss
 
 
-_SIDES = {"twinbench": measure_twinbench, "lightly": measure_lightly, "floor": measure_floor}
+_SIDES = {
+    "twinbench": measure_twinbench,
+    "lightly": measure_lightly,
+    "without data": measure_without_data,
+    "roof": measure_roof,
+}
 
 
 # The whole run
@@ -349,7 +358,7 @@ def rows_of(job: Job, workers: int) -> list[Row]:
     ours = replace(job, side="twinbench")
     documented = replace(job, side="lightly", channels_last=False, workers=DOCUMENTED_WORKERS)
     tuned = replace(job, side="lightly", workers=workers)
-    floor = replace(job, side="floor")
+    without_data, roof = replace(job, side="without data"), replace(job, side="roof")
     return [
         Row("twinbench", replace(ours, precision="fp32")),
         Row("twinbench", replace(ours, precision="bf16")),
@@ -357,8 +366,10 @@ def rows_of(job: Job, workers: int) -> list[Row]:
         Row("lightly tuned", replace(tuned, precision="fp32")),
         Row("lightly tuned", replace(tuned, precision="bf16")),
         Row("lightly tuned + allocator", replace(tuned, precision="bf16"), keeps_freed_memory=True),
-        Row("floor", replace(floor, precision="fp32"), keeps_freed_memory=True),
-        Row("floor", replace(floor, precision="bf16"), keeps_freed_memory=True),
+        Row("twinbench without data", replace(without_data, precision="fp32")),
+        Row("twinbench without data", replace(without_data, precision="bf16")),
+        Row("roof: products alone", replace(roof, precision="fp32")),
+        Row("roof: products alone", replace(roof, precision="bf16")),
     ]
 
 
@@ -394,8 +405,11 @@ def measure_all(job: Job, methods: Sequence[str], repetitions: int) -> Document:
 
 def _merged(repeated: Sequence[Document]) -> Document:
     """Repeated answers as one: lists of what varies, the first of what does not."""
-    varying = ("pairs_per_second", "peak_memory_mb")
-    return {**repeated[0], **{key: [answer[key] for answer in repeated] for key in varying}}
+    varying = ("pairs_per_second", "peak_memory_mb", "product_rate")
+    return {
+        **repeated[0],
+        **{key: [answer[key] for answer in repeated] for key in varying if key in repeated[0]},
+    }
 
 
 def _check_same_network(results: Sequence[Document]) -> None:
@@ -424,8 +438,11 @@ def ratios(rows: Sequence[Document]) -> dict[str, float]:
         "bf16: twinbench / lightly tuned": rate("twinbench", "bf16") / rate("lightly tuned", "bf16"),
         "each at its best, allocator included": rate("twinbench")
         / max(rate("lightly tuned"), rate("lightly tuned + allocator")),
-        "fp32: twinbench / floor": rate("twinbench", "fp32") / rate("floor", "fp32"),
-        "bf16: twinbench / floor": rate("twinbench", "bf16") / rate("floor", "bf16"),
+        **{
+            f"{precision}: twinbench / {name}": rate("twinbench", precision) / rate(name, precision)
+            for name in ("twinbench without data", "roof: products alone")
+            for precision in ("fp32", "bf16")
+        },
     }
 
 
@@ -463,22 +480,30 @@ def _line(row: Document) -> list[str]:
         "channels last" if row["channels_last"] else "channels first",
         str(row["workers"]) if lightly else "none",
         Spread.of(row["pairs_per_second"]).text(1),
-        Spread.of(row["peak_memory_mb"]).text(0),
+        "" if None in row["peak_memory_mb"] else Spread.of(row["peak_memory_mb"]).text(0),
     ]
 
 
 def _operations(rows: Sequence[Document], name: str) -> list[str]:
-    """Parameters, operations a pair, operations a second and, on a known GPU, the share of its bf16 peak."""
+    """For each method and precision what a step does, and how long it takes beside its products alone."""
     peak = next((peak for known, peak in _PEAK_BF16.items() if known in name), None)
     lines = []
-    for floor in (row for row in rows if row["name"] == "floor" and row["precision"] == "bf16"):
-        same = [row for row in rows if row["method"] == floor["method"]]
-        rate = _rate([row for row in same if row["name"] == "twinbench"]).median
-        done = rate * floor["flops_per_pair"]
-        share = f", {done / peak:.0%} of the card's dense bf16 peak" if peak else ""
+    for roof in (row for row in rows if row["side"] == "roof"):
+        same = [
+            row for row in rows if (row["method"], row["precision"]) == (roof["method"], roof["precision"])
+        ]
+        rate = _rate([row for row in same if row["side"] == "twinbench"]).median
+        flops, batch, roof_rate = roof["flops_per_pair"], roof["batch_size"], _rate([roof]).median
+        share = (
+            f", {rate * flops / peak:.0%} of the card's dense peak"
+            if peak and roof["precision"] == "bf16"
+            else ""
+        )
         lines.append(
-            f"- {floor['method']}: {floor['parameters']:,} parameters on every side; "
-            f"{floor['flops_per_pair'] / 1e9:.2f} GFLOP a pair, twinbench does {done / 1e12:.2f} TFLOP/s{share}."
+            f"- {roof['method']} in {roof['precision']}: {roof['parameters']:,} parameters on every side, "
+            f"{flops / 1e9:.2f} GFLOP a pair. A step takes {1000 * batch / rate:.1f} ms ({rate * flops / 1e12:.3f} "
+            f"TFLOP/s{share}); its products alone at {Spread.of(roof['product_rate']).median / 1e12:.3f} TFLOP/s, as "
+            f"large ones have, {1000 * batch / roof_rate:.1f} ms; the step takes {roof_rate / rate:.1f} times that."
         )
     return ["\n".join(lines)]
 

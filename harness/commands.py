@@ -8,24 +8,22 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from twinbench.data.catalogue import image_set_names
 from twinbench.data.image_sets import Reading
 from twinbench.downstream.protocol import protocol_names
 from twinbench.encoders.foreign.formats import format_names
 from twinbench.foundation.errors import InputError, RunFailure, unknown_name
 from twinbench.harness.console import job_progress, say
-from twinbench.harness.estimate import estimate_seconds
 from twinbench.harness.execute import execute
 from twinbench.harness.plan import Job, StudyImages, corrupt_images, jobs, plan_study
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.published import encoder_folder
 from twinbench.harness.recipes import parse_overrides, recipe_names
 from twinbench.harness.records import collect, collect_stored
+from twinbench.harness.schedule import timetable, unfinished_runs
 from twinbench.harness.store import check_writable, stored_runs
 from twinbench.harness.studies import Study, load_study, study_names
-from twinbench.harness.workers import ImageSource, default_workers, execute_in_parallel, threads_each
+from twinbench.harness.workers import ImageSource, default_workers, estimated_seconds, execute_in_parallel
 from twinbench.pretraining.method import method_names
 from twinbench.reports.build import build_report, check_out
 from twinbench.reports.console import render_study
@@ -89,7 +87,7 @@ def run_study(request: StudyRequest) -> None:
     plan = list(jobs(planned))
     workers = 1 if request.debug else request.workers or default_workers()
     if request.dry_run:
-        _print_plan(study, plan, images, workers)
+        _print_plan(study, plan, images, estimated_seconds(plan, images, source, workers), workers)
         return
     out = request.out or Path("results") / study.name
     check_out(out)
@@ -99,7 +97,7 @@ def run_study(request: StudyRequest) -> None:
     say(f"{study.name}: {len(plan)} jobs, {len(plan) - missing} already finished, {workers} at a time")
     with job_progress(missing) as start_job:
         if workers > 1 and missing:
-            failures = execute_in_parallel(plan, source, workers, start_job, say)
+            failures = execute_in_parallel(plan, source, workers, start_job, say, images)
         else:
             failures = execute(plan, images, start_job, say, request.debug)
     page = _write_report(study, request.command(), *collect(study, planned), out)
@@ -113,23 +111,26 @@ def run_study(request: StudyRequest) -> None:
         )
 
 
-def _print_plan(study: Study, plan: list[Job], images: StudyImages, workers: int) -> None:
+def _print_plan(
+    study: Study, plan: list[Job], images: StudyImages, seconds: dict[str, float], workers: int
+) -> None:
+    """The finished jobs, then the others in the order in which they would start, each with its estimate."""
     measured = "" if images.measure is images.train else f", measured on {images.measure.name}"
     print(f"{study.title}: {len(plan)} jobs on {images.train.name}{measured}")
-    cache: dict[str, float] = {}
-    total, threads = 0.0, torch.get_num_threads()
-    torch.set_num_threads(threads_each(workers))
-    try:
-        for job in plan:
-            seconds = estimate_seconds(job, images, cache)
-            total += seconds
-            when = "finished" if job.is_finished() else f"about {seconds:.0f} s"
-            print(f"  {job.label:<60} {when}")
-    finally:
-        torch.set_num_threads(threads)
+    for job in plan:
+        if job.is_finished():
+            print(f"  {job.label:<70} finished")
+    # one at a time they go in the order of the plan, as a single run would
+    runs = unfinished_runs(plan, seconds) if workers > 1 else [[job for job in plan if not job.is_finished()]]
+    starts, end = timetable([[seconds[job.label] for job in jobs] for jobs in runs], workers)
+    for start in starts:
+        job = runs[start.run][start.place]
+        print(
+            f"  {job.label:<70} about {seconds[job.label]:.0f} s, {start.seconds / 60:.1f} min after the start"
+        )
     print(
-        f"estimated time: {total / workers / 60:.1f} min with {workers} at a time "
-        "(timed on a few real steps, one at a time; nothing was written)"
+        f"estimated time: {end / 60:.1f} min with {workers} at a time (from what earlier runs took, else a few real "
+        f"steps timed {workers} at a time; nothing was written)"
     )
 
 

@@ -1,16 +1,27 @@
-"""How long will the jobs take? A few real steps are timed; finished jobs take no time."""
+"""How long will the jobs take? As long as in earlier runs here, or as a few real steps say that are timed now.
+
+Whoever times them lets as many processes compute at once as there will be workers: they share caches and the memory's
+bandwidth, so each is slower than one alone.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
 
 import torch
 
 from twinbench.data.image_sets import ImageSet
 from twinbench.downstream.protocol import Protocol
 from twinbench.encoders.backbones import build_backbone
+from twinbench.harness.environment import environment
 from twinbench.harness.plan import Job, StudyImages
-from twinbench.harness.source import ImportedSource
+from twinbench.harness.source import ImportedSource, Source
+from twinbench.harness.store import Run, read_json, stored_runs
 from twinbench.pretraining.batches import steps_in_epoch
 from twinbench.pretraining.recipe import BackboneSpec, Recipe
 from twinbench.pretraining.train import pretrain_step_seconds
@@ -19,23 +30,101 @@ from twinbench.pretraining.train import pretrain_step_seconds
 _BATCH = 256
 
 
-def estimate_seconds(job: Job, images: StudyImages, cache: dict[str, float]) -> float:
-    """Seconds this machine will need for a job; ``cache`` keeps what was timed before."""
+@dataclass(frozen=True)
+class Step:
+    """A training step by a recipe."""
+
+    recipe: Recipe
+
+    @property
+    def key(self) -> str:
+        """What its time depends on: neither the seed nor the number of epochs."""
+        return f"step {self.recipe.model_copy(update={'seed': 0, 'epochs': 0}).model_dump_json()}"
+
+    def seconds(self, images: StudyImages) -> float:
+        """Its time in this process."""
+        return pretrain_step_seconds(self.recipe, images.train)
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """An image of ``size`` pixels through a backbone, forward only."""
+
+    backbone: BackboneSpec
+    size: int
+
+    @property
+    def key(self) -> str:
+        """What its time depends on."""
+        return f"forward {self.backbone} {self.size}"
+
+    def seconds(self, images: StudyImages) -> float:
+        """Its time in this process, of random pixels."""
+        spec = self.backbone
+        backbone = build_backbone(spec.name, spec.width, spec.stem).eval()
+        batch = torch.rand(max(4, _BATCH * 32**2 // self.size**2), 3, self.size, self.size)
+        with torch.inference_mode():
+            backbone(batch)
+            started = time.perf_counter()
+            backbone(batch)
+        return (time.perf_counter() - started) / len(batch)
+
+
+Unit = Step | ForwardPass
+"""What is timed once for many jobs."""
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """A job is ``amount`` units; ``key`` names what it took as a whole in earlier runs, if that is kept."""
+
+    unit: Unit
+    amount: float
+    key: str = ""
+
+    def seconds(self, known: dict[str, float]) -> float | None:
+        if self.key in known:
+            return known[self.key]
+        return known[self.unit.key] * self.amount if self.unit.key in known else None
+
+
+def estimate(
+    plan: Sequence[Job],
+    images: StudyImages,
+    known: dict[str, float],
+    time_units: Callable[[list[Unit]], list[float]],
+) -> dict[str, float]:
+    """The seconds of each unfinished job by its label.
+
+    ``known`` is what `former_seconds` found; ``time_units`` times what it does not say.
+    """
+    left = [job for job in plan if not job.is_finished()]
+    costs = {job.label: cost for job in left if (cost := _cost(job, images)) is not None}
+    unknown = {cost.unit.key: cost.unit for cost in costs.values() if cost.seconds(known) is None}
+    # the many steps of one method keep other processes busy while they time theirs; the short passes come last
+    units = sorted(unknown.values(), key=lambda unit: isinstance(unit, ForwardPass))
+    timed = dict(zip([unit.key for unit in units], time_units(units) if units else [], strict=True))
+    known = known | timed
+    return {
+        job.label: (costs[job.label].seconds(known) or 0.0) if job.label in costs else 0.0 for job in left
+    }
+
+
+def _cost(job: Job, images: StudyImages) -> _Cost | None:
+    """What a job consists of; None if it takes next to no time, as an import does."""
     source = job.run.source
-    if job.is_finished():
-        return 0.0
     if job.protocol is not None:
         size = _forward_size(job.protocol, source.image_size, images.measure)
-        key = f"forward {source.backbone} {size}"
-        if key not in cache:
-            cache[key] = _forward_seconds(source.backbone, size)
-        return job.protocol.forward_passes(images.measure) * cache[key]
+        passes = job.protocol.forward_passes(images.measure)
+        key = _evaluation_key(job.protocol.name, source, images.measure.fingerprint)
+        return _Cost(ForwardPass(source.backbone, size), passes, key)
     if isinstance(source, ImportedSource):
-        return 0.0
-    key = f"step {source.model_copy(update={'seed': 0, 'epochs': 0}).model_dump_json()}"
-    if key not in cache:
-        cache[key] = pretrain_step_seconds(source, images.train)
-    return cache[key] * _steps(source, images.train)
+        return None
+    return _Cost(Step(source), _steps(source, images.train))
+
+
+def _evaluation_key(protocol: str, source: Source, fingerprint: str) -> str:
+    return f"{protocol} {source.backbone} {source.image_size} {fingerprint}"
 
 
 def _forward_size(chosen: Protocol, input_size: int | None, measured_on: ImageSet) -> int:
@@ -52,12 +141,37 @@ def _steps(recipe: Recipe, image_set: ImageSet) -> int:
     return recipe.epochs * steps_in_epoch(recipe, len(image_set.split("train")), image_set.name)
 
 
-def _forward_seconds(spec: BackboneSpec, size: int) -> float:
-    """Seconds for one image through the backbone, forward only."""
-    backbone = build_backbone(spec.name, spec.width, spec.stem).eval()
-    images = torch.rand(max(4, _BATCH * 32**2 // size**2), 3, size, size)
-    with torch.inference_mode():
-        backbone(images)
-        started = time.perf_counter()
-        backbone(images)
-    return (time.perf_counter() - started) / len(images)
+def former_seconds(root: Path, device: str) -> dict[str, float]:
+    """Seconds of a step and of whole evaluations in the runs of a store, each the median of what there is.
+
+    Only what the same versions measured on the same kind of machine and on ``device``, which has the number of threads
+    and so of workers in its name.
+    """
+    found: dict[str, list[float]] = {}
+    for run in stored_runs(root):
+        for key, seconds in _measured(run, device):
+            found.setdefault(key, []).append(seconds)
+    return {key: median(times) for key, times in found.items()}
+
+
+def _measured(run: Run, device: str) -> Iterator[tuple[str, float]]:
+    """What a run's own training and evaluations took."""
+    status, source = run.status() or {}, run.source
+    if isinstance(source, Recipe) and _is_of_here(status, device) and status["images_per_second"] > 0:
+        yield Step(source).key, source.batch_size / status["images_per_second"]
+    for file in (run.folder / "records").glob("*.json"):
+        record = read_json(file) or {}
+        if _is_of_here(record, device):
+            yield (
+                _evaluation_key(record["protocol"], source, record["image_set_fingerprint"]),
+                record["seconds"],
+            )
+
+
+def _is_of_here(document: dict[str, Any], device: str) -> bool:
+    """Whether a status or a record is that of a finished job of these versions on this device."""
+    return (
+        document.get("status") in {"done", "collapsed"}
+        and document.get("environment") == environment()
+        and document.get("device") == device
+    )

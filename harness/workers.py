@@ -1,9 +1,8 @@
 """Several runs at once: worker processes on one machine, each with its share of the cores.
 
 A narrow network gains next to nothing from a second thread, so two processes with one core each do nearly twice
-the work of one process with two. A task is a whole run, its training and then its evaluations. The number of
-workers and threads depends on the machine alone, never on what is left to do, so a resumed study computes the
-same bits.
+the work of one process with two. `harness.schedule` says which job a free worker gets. The number of workers and
+threads depends on the machine alone, never on what is left to do, so a resumed study computes the same bits.
 """
 
 from __future__ import annotations
@@ -13,9 +12,10 @@ import multiprocessing
 import queue
 import signal
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,13 @@ from twinbench.data.image_sets import Reading
 from twinbench.data.worker_processes import end_with_parent
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import RunFailure
-from twinbench.harness.execute import StartJob, execute
+from twinbench.harness.estimate import Unit, estimate, former_seconds
+from twinbench.harness.execute import StartJob, evaluation_device, execute
 from twinbench.harness.plan import Job, StudyImages
 from twinbench.harness.plugins import load_plugins
+from twinbench.harness.schedule import Waiting, unfinished_runs
 from twinbench.pretraining.interrupt import Interrupted, StopRequest
-from twinbench.pretraining.train import ReportProgress
+from twinbench.pretraining.train import ReportProgress, device_name
 
 _MOST_WORKERS = 8
 _MESSAGE_SECONDS = 0.2
@@ -68,27 +70,71 @@ def threads_each(workers: int) -> int:
     return max(1, usable_cores() // workers)
 
 
+def estimated_seconds(
+    plan: Sequence[Job], images: StudyImages, source: ImageSource, workers: int
+) -> dict[str, float]:
+    """The seconds of each unfinished job, by its label, where ``workers`` of them compute at a time.
+
+    What earlier runs do not tell is timed now, by as many processes at once. Raises what a step raises.
+    """
+    if all(job.is_finished() for job in plan):
+        return {}
+    if workers == 1:
+        known = _former_seconds(_store(plan))
+        return estimate(plan, images, known, lambda units: [unit.seconds(images) for unit in units])
+    with _started(source, workers) as (pool, _):
+        known = _meeting(pool, plan, workers)[0].result()
+        return estimate(plan, images, known, lambda units: list(pool.map(_time, units)))
+
+
 def execute_in_parallel(
-    plan: Iterable[Job],
+    plan: Sequence[Job],
     source: ImageSource,
     workers: int,
     start_job: StartJob,
     say: Callable[[str], None],
+    longest_first_on: StudyImages | None = None,
 ) -> int:
     """Do every unfinished job with ``workers`` processes; returns how many jobs failed.
 
-    Raises RunFailure if a worker dies (of too little memory, say); what was finished is kept. Raises
-    Interrupted after a signal to stop, when every worker has saved.
+    Runs begin in the order of the plan. With images to estimate with, the runs with most seconds left go first; where
+    earlier runs do not tell how long jobs take, a few steps of each method are timed before. Raises RunFailure if a
+    worker dies (of too little memory, say); what was finished is kept. Raises Interrupted after a signal to stop, when
+    every worker has saved.
     """
+    with StopRequest() as stop, _started(source, workers) as (pool, messages):
+        seconds: dict[str, float] = {}
+        if longest_first_on is not None and len(unfinished_runs(plan, {})) > workers:
+            known = _unless_stopped(_meeting(pool, plan, workers), stop)[0].result()
+            seconds = estimate(plan, longest_first_on, known, lambda units: _times(pool, units, stop))
+        runs = unfinished_runs(plan, seconds)
+        waiting = Waiting([[seconds.get(job.label, 0.0) for job in jobs] for jobs in runs])
+        under_way: dict[Future[int], int] = {}
+        failures = 0
+        terminal = _Terminal(messages, start_job, say)
+        while True:
+            _check(stop)
+            for future in [future for future in under_way if future.done()]:
+                failures += future.result()
+                waiting.ended(under_way.pop(future))
+            while len(under_way) < workers and (place := waiting.start()) is not None:
+                future = pool.submit(_work, runs[place[0]][place[1]])
+                future.add_done_callback(lambda _: messages.put(("ended", "", None)))  # wakes the terminal
+                under_way[future] = place[0]
+            if not terminal.show_next() and not under_way:
+                return failures
+
+
+@contextmanager
+def _started(source: ImageSource, workers: int) -> Iterator[tuple[ProcessPoolExecutor, Any]]:
+    """Worker processes with the study's images, and the queue of what they tell; ended when anything is raised."""
     # not the context of loaders: these have threads of their own, and signals that make them save
     context = multiprocessing.get_context("spawn")
     messages: Any = context.Queue()
-    arguments = (source, threads_each(workers), messages)
-    with StopRequest() as stop, ProcessPoolExecutor(workers, context, _become_worker, arguments) as pool:
-        futures = [pool.submit(_work, task) for task in _unfinished_runs(plan)]
+    arguments = (source, threads_each(workers), messages, context.Barrier(workers))
+    with ProcessPoolExecutor(workers, context, _become_worker, arguments) as pool:
         try:
-            _follow(futures, messages, start_job, say, stop)
-            return sum(future.result() for future in futures)
+            yield pool, messages
         except BrokenProcessPool as error:
             raise RunFailure(
                 "a worker process died",
@@ -103,54 +149,67 @@ def execute_in_parallel(
             raise
 
 
-def _unfinished_runs(plan: Iterable[Job]) -> list[list[Job]]:
-    """The jobs that are left, grouped by run in the order of the plan."""
-    runs: dict[Path, list[Job]] = {}
-    for job in plan:
-        if not job.is_finished():
-            runs.setdefault(job.run.folder, []).append(job)
-    return list(runs.values())
+def _store(plan: Sequence[Job]) -> Path:
+    return plan[0].run.folder.parent
 
 
-def _follow(
-    futures: list[Future[int]],
-    messages: Any,
-    start_job: StartJob,
-    say: Callable[[str], None],
-    stop: StopRequest,
-) -> None:
-    """Show what the workers tell until every task has ended."""
-    reports: dict[str, ReportProgress] = {}
-    while True:
-        if stop.name is not None:
-            raise Interrupted(
-                f"stopped by {stop.name}; every training has saved",
-                next_step="run the same command again: it goes on from there",
-            )
-        ended = all(future.done() for future in futures)
+def _meeting(pool: ProcessPoolExecutor, plan: Sequence[Job], workers: int) -> list[Future[dict[str, float]]]:
+    return [pool.submit(_meet, _store(plan)) for _ in range(workers)]
+
+
+def _check(stop: StopRequest) -> None:
+    if stop.name is not None:
+        raise Interrupted(
+            f"stopped by {stop.name}; every training has saved",
+            next_step="run the same command again: it goes on from there",
+        )
+
+
+def _unless_stopped(futures: list[Future[Any]], stop: StopRequest) -> list[Future[Any]]:
+    """The futures, all done."""
+    while wait(futures, timeout=_MESSAGE_SECONDS).not_done:
+        _check(stop)
+    return futures
+
+
+def _times(pool: ProcessPoolExecutor, units: list[Unit], stop: StopRequest) -> list[float]:
+    """The seconds of each unit; of one that fails, none: its job will say why."""
+    futures = _unless_stopped([pool.submit(_time, unit) for unit in units], stop)
+    return [0.0 if future.exception() else future.result() for future in futures]
+
+
+class _Terminal:
+    """Where the progress of jobs goes that other processes do."""
+
+    def __init__(self, messages: Any, start_job: StartJob, say: Callable[[str], None]) -> None:
+        self._messages, self._start_job, self._say = messages, start_job, say
+        self._reports: dict[str, ReportProgress] = {}
+
+    def show_next(self) -> bool:
+        """Show what a worker tells next; False if for some time none tells anything."""
         try:
-            kind, label, content = messages.get(timeout=_MESSAGE_SECONDS)
+            kind, label, content = self._messages.get(timeout=_MESSAGE_SECONDS)
         except queue.Empty:
-            if ended:
-                return
-            continue
+            return False
         if kind == "start":
-            reports[label] = start_job(label)
+            self._reports[label] = self._start_job(label)
         elif kind == "progress":
-            reports[label](*content)
-        else:
-            say(content)
+            self._reports[label](*content)
+        elif kind == "say":
+            self._say(content)
+        return True
 
 
 class _Worker:
-    """What a worker process keeps from one task to the next."""
+    """What a worker process keeps from one job to the next."""
 
     images: StudyImages
     messages: Any
+    all_here: Any
     stopped: Interrupted | None = None
 
 
-def _become_worker(source: ImageSource, threads: int, messages: Any) -> None:
+def _become_worker(source: ImageSource, threads: int, messages: Any, all_here: Any) -> None:
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     end_with_parent()  # for otherwise the next command would find its run locked
@@ -158,15 +217,30 @@ def _become_worker(source: ImageSource, threads: int, messages: Any) -> None:
     logging.disable(logging.WARNING)  # the parent has said what is odd about the list of images
     _Worker.images = source.load()
     logging.disable(logging.NOTSET)
-    _Worker.messages = messages
+    _Worker.messages, _Worker.all_here = messages, all_here
 
 
-def _work(task: list[Job]) -> int:
-    """The jobs of one run; returns how many failed. After a signal to stop, no further task is begun."""
+def _former_seconds(store: Path) -> dict[str, float]:
+    """What earlier runs with the threads of this process took."""
+    return former_seconds(store, device_name(evaluation_device()))
+
+
+def _meet(store: Path) -> dict[str, float]:
+    """Wait until every worker is there, so that none times a step alone; returns what earlier runs took."""
+    _Worker.all_here.wait()
+    return _former_seconds(store)
+
+
+def _time(unit: Unit) -> float:
+    return unit.seconds(_Worker.images)
+
+
+def _work(job: Job) -> int:
+    """Do a job; returns how many failed. After a signal to stop, no further one is begun."""
     if _Worker.stopped is not None:
         raise _Worker.stopped
     try:
-        return execute(task, _Worker.images, _announce, lambda text: _Worker.messages.put(("say", "", text)))
+        return execute([job], _Worker.images, _announce, lambda text: _Worker.messages.put(("say", "", text)))
     except Interrupted as error:
         _Worker.stopped = error
         raise

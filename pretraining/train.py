@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -348,7 +349,7 @@ def _progress_line(session: Session, progress: Progress, loss: LossParts, speed:
 
 
 def pretrain_step_seconds(recipe: Recipe, image_set: ImageSet, steps: int = 3) -> float:
-    """Seconds of one training step on this machine: the fastest of a few real ones, after a first."""
+    """Seconds of one training step on this machine: the median of a few real ones, after a first."""
     method = build_method(recipe)
     if not method.trains:
         return 0.0
@@ -361,7 +362,7 @@ def pretrain_step_seconds(recipe: Recipe, image_set: ImageSet, steps: int = 3) -
         session.gradients(next(feed), session.progress(step)).total.item()
         session.update(session.progress(step))
         times.append(time.perf_counter() - started)
-    return min(times[1:])
+    return statistics.median(times[1:])
 
 
 def _save(folder: Path, step: int, session: Session) -> None:

@@ -88,7 +88,7 @@ def test_both_sides_draw_the_same_views(throughput, method):
 def test_every_side_runs_and_has_the_same_parameters(throughput):
     jobs = [
         toy(throughput, "twinbench", "simclr"),
-        toy(throughput, "floor", "simclr"),
+        toy(throughput, "without data", "simclr"),
         toy(throughput, "lightly", "simclr", workers=1),
     ]
     answers = [throughput._SIDES[job.side](job) for job in jobs]
@@ -101,23 +101,29 @@ def test_every_side_runs_and_has_the_same_parameters(throughput):
 def test_the_stopwatch_counts_only_the_timed_steps(throughput, monkeypatch):
     clock = iter([100.0, 104.0])
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: next(clock))
-    job = throughput.Job("floor", "simclr", "fp32", batch_size=10, warm_up=2, steps=6)
+    job = throughput.Job("without data", "simclr", "fp32", batch_size=10, warm_up=2, steps=6)
     watch = throughput.Stopwatch(job)
     for step in range(1, 9):
         watch.step_done(step)
     assert watch.pairs_per_second() == 15.0
 
 
-def test_the_operations_of_a_pair_are_three_forward_passes_of_each_view(throughput):
-    job = toy(throughput, "floor", "simclr")
+def test_the_roof_is_three_forward_passes_of_each_view_at_the_rate_of_products(throughput, monkeypatch):
+    monkeypatch.setattr(throughput, "matmul_rate", lambda where, precision: 1e12)
+    job = toy(throughput, "roof", "simclr")
     method = build_method(throughput.recipe(job, throughput.image_set(job)))
-    views = throughput.random_views(2, 32)
     with FlopCounterMode(display=False) as forward, torch.no_grad():
-        method.embed(views[0])
-    counted = throughput.flops_per_pair(method, views, Progress(0, 1, 1))
+        method.embed(throughput.random_batch(job, 32).views[0])
     # 2 operations x 0.557 G multiply-adds is the known cost of this network
-    assert forward.get_total_flops() / 2 == pytest.approx(2 * 0.557e9, rel=0.01)
-    assert counted == pytest.approx(2 * 3 * forward.get_total_flops() / 2, rel=0.02)
+    assert forward.get_total_flops() / 4 == pytest.approx(2 * 0.557e9, rel=0.01)
+    answer = throughput.measure_roof(job)
+    assert answer["flops_per_pair"] == pytest.approx(2 * 3 * forward.get_total_flops() / 4, rel=0.02)
+    assert answer["pairs_per_second"] == pytest.approx(1e12 / answer["flops_per_pair"])
+
+
+@pytest.mark.parametrize("side", ["twinbench", "without data"])
+def test_our_sides_run(throughput, side):
+    assert 0 < throughput._SIDES[side](toy(throughput, side, "barlow_twins"))["pairs_per_second"] < math.inf
 
 
 def row(name, precision, rates, **more):
@@ -132,8 +138,10 @@ def test_ratios_are_of_medians_and_against_the_faster_side(throughput):
         row("lightly tuned", "fp32", [45.0, 20.0, 46.0]),
         row("lightly tuned", "bf16", [80.0]),
         row("lightly tuned + allocator", "bf16", [90.0]),
-        row("floor", "fp32", [60.0]),
-        row("floor", "bf16", [110.0]),
+        row("twinbench without data", "fp32", [60.0]),
+        row("twinbench without data", "bf16", [110.0]),
+        row("roof: products alone", "fp32", [500.0]),
+        row("roof: products alone", "bf16", [4000.0, 1000.0, 2000.0]),
     ]
     assert throughput.ratios(rows) == pytest.approx(
         {
@@ -141,9 +149,24 @@ def test_ratios_are_of_medians_and_against_the_faster_side(throughput):
             "fp32: twinbench / the faster lightly": 50 / 45,
             "bf16: twinbench / lightly tuned": 100 / 80,
             "each at its best, allocator included": 100 / 90,
-            "fp32: twinbench / floor": 50 / 60,
-            "bf16: twinbench / floor": 100 / 110,
+            "fp32: twinbench / twinbench without data": 50 / 60,
+            "bf16: twinbench / twinbench without data": 100 / 110,
+            "fp32: twinbench / roof: products alone": 50 / 500,
+            "bf16: twinbench / roof: products alone": 100 / 2000,
         }
+    )
+
+
+def test_the_table_says_how_many_times_the_roof_a_step_takes(throughput):
+    work = {"method": "simclr", "precision": "bf16", "batch_size": 256, "parameters": 1234}
+    rows = [
+        {**work, "side": "twinbench", "pairs_per_second": [100.0]},
+        {**work, "side": "roof", "pairs_per_second": [400.0], "flops_per_pair": 5e9, "product_rate": [2e12]},
+    ]
+    (text,) = throughput._operations(rows, "a CPU")
+    assert text == (
+        "- simclr in bf16: 1,234 parameters on every side, 5.00 GFLOP a pair. A step takes 2560.0 ms (0.500 TFLOP/s); "
+        "its products alone at 2.000 TFLOP/s, as large ones have, 640.0 ms; the step takes 4.0 times that."
     )
 
 

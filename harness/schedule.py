@@ -1,0 +1,82 @@
+"""Which job next? Longest first, so that no core idles at the end: for the workers, and for how long they will take.
+
+A run's jobs go one after another: its evaluations need its encoder, share its features, and one process at a time works
+in its folder. Of the runs in which nothing is under way, the one with most seconds left goes on. A job is (run, place):
+the place in the run.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from twinbench.harness.plan import Job
+
+
+class Start(NamedTuple):
+    """A job of a timetable: it starts so many ``seconds`` after the first."""
+
+    seconds: float
+    run: int
+    place: int
+
+
+class Waiting:
+    """The jobs that nobody has started; ``runs`` has the seconds of each job of each run.
+
+    Runs with as many seconds left go in their order.
+    """
+
+    def __init__(self, runs: Sequence[Sequence[float]]) -> None:
+        self._runs = runs
+        self._next = [0] * len(runs)
+        self._busy: set[int] = set()
+
+    def start(self) -> tuple[int, int] | None:
+        """The job to start now; None if none can be, until `ended` is told of another."""
+        ready = [
+            run
+            for run, jobs in enumerate(self._runs)
+            if run not in self._busy and self._next[run] < len(jobs)
+        ]
+        if not ready:
+            return None
+        run = max(ready, key=lambda run: sum(self._runs[run][self._next[run] :]))
+        self._busy.add(run)
+        self._next[run] += 1
+        return run, self._next[run] - 1
+
+    def ended(self, run: int) -> None:
+        """The job of this run that was under way has ended."""
+        self._busy.remove(run)
+
+
+def timetable(runs: Sequence[Sequence[float]], workers: int) -> tuple[list[Start], float]:
+    """When each job starts if each takes its seconds, in the order of starting, and when the last one ends."""
+    waiting, starts, now = Waiting(runs), list[Start](), 0.0
+    under_way: list[tuple[float, int]] = []
+    while True:
+        while len(under_way) < workers and (job := waiting.start()) is not None:
+            starts.append(Start(now, *job))
+            run, place = job
+            heapq.heappush(under_way, (now + runs[run][place], run))
+        if not under_way:
+            return starts, now
+        now, run = heapq.heappop(under_way)
+        waiting.ended(run)
+
+
+def unfinished_runs(plan: Sequence[Job], seconds: dict[str, float]) -> list[list[Job]]:
+    """The jobs that are left, grouped by run in the order of the plan: its training, then the longest evaluation first.
+
+    ``seconds`` are those of each job by its label.
+    """
+    runs: dict[object, list[Job]] = {}
+    for job in plan:
+        if not job.is_finished():
+            runs.setdefault(job.run.folder, []).append(job)
+    return [
+        sorted(jobs, key=lambda job: (job.protocol is not None, -seconds.get(job.label, 0.0)))
+        for jobs in runs.values()
+    ]

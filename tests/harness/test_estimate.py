@@ -1,0 +1,132 @@
+"""Estimates come from earlier runs on the same versions and device, else from a few timed steps."""
+
+import json
+import re
+
+import pytest
+
+from twinbench.harness import estimate, workers
+from twinbench.harness.store import stored_runs
+
+STEP, PASS = 0.5, 0.01
+TINY_STEPS = 2 * 256 // 64
+KNN, LINEAR = 256 + 128, 256 + 64 + 128
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A machine on which every training step and every forward pass takes the same time; what was timed, in order."""
+    timed = []
+
+    def step(unit, images):
+        timed.append(unit)
+        return STEP if unit.recipe.method == "barlow_twins" else 0.0
+
+    def forward_pass(unit, images):
+        timed.append(unit)
+        return PASS
+
+    monkeypatch.setattr(estimate.Step, "seconds", step)
+    monkeypatch.setattr(estimate.ForwardPass, "seconds", forward_pass)
+    return timed
+
+
+def plan_of(outcome):
+    assert outcome.code == 0, outcome.err
+    jobs = re.findall(r"^  (\S.*?) {2,}(?:about (\d+) s, ([\d.]+) min|finished)", outcome.out, re.MULTILINE)
+    (total,) = re.findall(r"estimated time: ([\d.]+) min", outcome.out)
+    return {
+        label: (seconds and float(seconds), start and float(start)) for label, seconds, start in jobs
+    }, float(total)
+
+
+def test_one_at_a_time_the_jobs_go_in_the_order_of_the_plan_and_take_their_sum(cli, tiny_study, clock):
+    jobs, total = plan_of(cli("run", tiny_study, "--dry-run"))
+    assert list(jobs) == [
+        f"{job} {method} (seed 0)"
+        for method in ("random_init", "barlow_twins")
+        for job in ("pretrain", "knn/cosine-v1", "linear/cached-v1")
+    ]
+    seconds = [0, KNN * PASS, LINEAR * PASS, TINY_STEPS * STEP, KNN * PASS, LINEAR * PASS]
+    assert [found for found, _ in jobs.values()] == [round(expected) for expected in seconds]
+    assert total == pytest.approx(sum(seconds) / 60, abs=0.05)
+    assert len(clock) == 3, "two methods and their backbone"
+
+
+def test_seeds_share_what_is_timed(cli, tiny_study, clock):
+    cli("run", tiny_study, "--dry-run", "--seeds", "3", "--set", "epochs=7")
+    assert len(clock) == 3
+
+
+def test_several_at_a_time_the_longest_run_starts_first_and_its_longest_evaluation(
+    cli, tiny_study, clock, monkeypatch
+):
+    monkeypatch.setattr(workers, "_started", lambda source, count: _InThisProcess())
+    jobs, total = plan_of(cli("run", tiny_study, "--dry-run", "--workers", "2"))
+    order = list(jobs)
+    assert order[0] == "pretrain barlow_twins (seed 0)"
+    assert order.index("linear/cached-v1 barlow_twins (seed 0)") < order.index(
+        "knn/cosine-v1 barlow_twins (seed 0)"
+    )
+    expected = TINY_STEPS * STEP + (KNN + LINEAR) * PASS
+    assert total == pytest.approx(expected / 60, abs=0.05), "the other run fits beside it"
+
+
+class _InThisProcess:
+    """Stands for the worker processes, which know of no earlier runs."""
+
+    def __enter__(self):
+        return self, None
+
+    def __exit__(self, *error):
+        return None
+
+    def submit(self, function, *arguments):
+        self.result = dict
+        return self
+
+    def map(self, function, units):
+        return [unit.seconds(None) for unit in units]
+
+
+def test_what_earlier_runs_took_is_not_timed_again(cli, tiny_study, tmp_path, clock):
+    assert cli("run", tiny_study).code == 0
+    for run in (tmp_path / "runs").iterdir():
+        for file, changes in (
+            ("status.json", {"images_per_second": 32.0}),
+            ("records/knn--cosine-v1.json", {"seconds": 21.0}),
+            ("records/linear--cached-v1.json", {"seconds": 33.0}),
+        ):
+            document = json.loads((run / file).read_text())
+            (run / file).write_text(json.dumps({**document, **changes}))
+    jobs, _ = plan_of(cli("run", tiny_study, "--dry-run", "--seeds", "2"))
+    assert jobs["pretrain barlow_twins (seed 0)"] == ("", "")
+    assert jobs["pretrain barlow_twins (seed 1)"][0] == TINY_STEPS * 64 / 32
+    assert jobs["knn/cosine-v1 barlow_twins (seed 1)"][0] == 21
+    assert jobs["linear/cached-v1 random_init (seed 1)"][0] == 33
+    assert not clock
+    longer, _ = plan_of(cli("run", tiny_study, "--dry-run", "--set", "epochs=4"))
+    assert longer["pretrain barlow_twins (seed 0)"][0] == 2 * TINY_STEPS * 64 / 32
+    wider, _ = plan_of(cli("run", tiny_study, "--dry-run", "--set", "backbone.width=16"))
+    assert wider["pretrain barlow_twins (seed 0)"][0] == TINY_STEPS * STEP
+    assert len(clock) == 3
+
+
+def test_what_other_versions_or_devices_took_says_nothing_here(cli, tiny_study, tmp_path):
+    assert cli("run", tiny_study, "--methods", "random_init").code == 0
+    (run,) = stored_runs(tmp_path / "runs")
+    record = run.folder / "records" / "knn--cosine-v1.json"
+    document = json.loads(record.read_text())
+    device = document["device"]
+
+    def known(**changes):
+        record.write_text(json.dumps({**document, **changes}))
+        return {key.partition(" ")[0] for key in estimate.former_seconds(tmp_path / "runs", device)}
+
+    assert known() >= {"knn/cosine-v1", "linear/cached-v1"}
+    for changes in ({"device": "another"}, {"status": "failed"}, {"environment": {"torch": "1"}}):
+        assert known(**changes) == known() - {"knn/cosine-v1"}
+    record.write_text("damaged")
+    assert "linear/cached-v1" in {
+        k.partition(" ")[0] for k in estimate.former_seconds(tmp_path / "runs", device)
+    }

@@ -1,0 +1,98 @@
+"""The order of jobs and the time they take, against calculations by hand and against every possible order."""
+
+import random
+
+import pytest
+
+from twinbench.harness.schedule import Waiting, timetable
+
+
+def shortest_end(runs, workers):
+    """The earliest end of all orders in which a worker takes the next job of some run as soon as it is free."""
+    best = float("inf")
+
+    def go_on(now, places, busy):
+        nonlocal best
+        if now >= best:
+            return
+        ready = [run for run, jobs in enumerate(runs) if run not in busy and places[run] < len(jobs)]
+        if not ready and not busy:
+            best = min(best, now)
+        elif ready and len(busy) < workers:
+            for run in ready:
+                further = {**busy, run: now + runs[run][places[run]]}
+                go_on(now, [place + (index == run) for index, place in enumerate(places)], further)
+        else:
+            run = min(busy, key=busy.get)
+            go_on(busy[run], places, {other: end for other, end in busy.items() if other != run})
+
+    go_on(0.0, [0] * len(runs), {})
+    return best
+
+
+def test_three_equal_runs_keep_two_workers_busy_until_the_end():
+    # Two train; the third's training, the longest way left, goes before the evaluations of the first.
+    starts, end = timetable([[4, 2, 1, 1]] * 3, workers=2)
+    assert starts == [
+        (0, 0, 0),
+        (0, 1, 0),
+        (4, 2, 0),
+        (4, 0, 1),
+        (6, 1, 1),
+        (8, 0, 2),
+        (8, 2, 1),
+        (9, 1, 2),
+        (10, 0, 3),
+        (10, 2, 2),
+        (11, 1, 3),
+        (11, 2, 3),
+    ]
+    assert end == 12 == 3 * 8 / 2
+
+
+def test_the_longest_run_starts_first_and_equal_ones_in_their_order():
+    starts, end = timetable([[1], [2, 1], [5], [2, 1]], workers=2)
+    assert [start.run for start in starts] == [2, 1, 3, 0, 1, 3]
+    assert end == 6
+
+
+def test_one_worker_needs_the_sum_and_a_single_run_gains_nothing_from_more():
+    assert timetable([[3, 1], [2]], workers=1)[1] == 6
+    assert timetable([[3, 1]], workers=4)[1] == 4
+    assert timetable([], workers=2) == ([], 0.0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_order_of_jobs_is_much_shorter(seed):
+    draw = random.Random(seed)
+    runs = [[draw.randint(1, 9) for _ in range(draw.randint(1, 3))] for _ in range(draw.randint(2, 3))]
+    starts, end = timetable(runs, workers=2)
+    best = shortest_end(runs, workers=2)
+    # Graham's bound for any order: at most half longer on two workers
+    assert best <= end <= 1.5 * best
+    assert sorted((run, place) for _, run, place in starts) == [
+        (run, place) for run, jobs in enumerate(runs) for place in range(len(jobs))
+    ]
+    at = {(run, place): (seconds, seconds + runs[run][place]) for seconds, run, place in starts}
+    for (run, place), (begins, _) in at.items():
+        assert place == 0 or begins >= at[run, place - 1][1], "a run's jobs go one after another"
+        busy = sum(start <= begins < stop for start, stop in at.values())
+        assert busy <= 2
+    assert max(stop for _, stop in at.values()) == end
+
+
+def test_jobs_wait_for_those_before_them_and_for_nothing_else():
+    waiting = Waiting([[1, 1], [5]])
+    assert waiting.start() == (1, 0)
+    assert waiting.start() == (0, 0)
+    assert waiting.start() is None
+    waiting.ended(0)
+    assert waiting.start() == (0, 1)
+    waiting.ended(0)
+    waiting.ended(1)
+    assert waiting.start() is None
+
+
+def test_the_best_end_is_found_by_hand():
+    assert shortest_end([[4, 2, 1, 1]] * 3, workers=2) == 12
+    assert shortest_end([[3], [3], [2], [2], [2]], workers=2) == 6
