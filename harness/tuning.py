@@ -20,7 +20,6 @@ from twinbench.data.validation import VAL_OF
 from twinbench.downstream.protocol import protocol
 from twinbench.foundation.errors import InputError, RunFailure, unknown_name
 from twinbench.harness.console import job_progress, say
-from twinbench.harness.estimate import estimate_seconds
 from twinbench.harness.execute import execute
 from twinbench.harness.plan import (
     PlannedRun,
@@ -33,6 +32,7 @@ from twinbench.harness.plan import (
 )
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.recipes import load_recipe, overlap, own_recipes, parse_overrides
+from twinbench.harness.schedule import timetable
 from twinbench.harness.search import Space, load_search, points, settings
 from twinbench.harness.store import check_writable
 from twinbench.harness.trials import (
@@ -44,7 +44,7 @@ from twinbench.harness.trials import (
     table_lines,
     write_outcome,
 )
-from twinbench.harness.workers import ImageSource, default_workers, execute_in_parallel
+from twinbench.harness.workers import ImageSource, default_workers, estimated_seconds, execute_in_parallel
 
 PROTOCOLS = ("knn/cosine-v1", "linear/cached-v1")
 """What a trial is measured by; its score is the mean of their top-1."""
@@ -100,7 +100,7 @@ def tune(request: TuneRequest) -> None:
     plan = list(jobs([trial.planned for trial in trials]))
     workers = 1 if request.debug else request.workers or default_workers()
     if request.dry_run:
-        _print_plan(trials, images, workers)
+        _print_plan(trials, estimated_seconds(plan, images, source, workers), workers)
         return
     out = request.out or Path("results") / f"tune-{Path(request.folder).name}"
     for folder in (request.runs, out):
@@ -190,25 +190,22 @@ def _limits(limits: Sequence[str]) -> dict[str, int]:
     return parsed
 
 
-def _print_plan(trials: list[Trial], images: StudyImages, workers: int) -> None:
-    """The trials with their values, and the time they take if each takes as long as its method's first that is left."""
-    cost: dict[str, float] = {}
-    cache: dict[str, float] = {}
-    total = 0.0
+def _print_plan(trials: list[Trial], seconds: dict[str, float], workers: int) -> None:
+    """The trials with their values and estimates, and the time that all take together."""
+    left = []
     for trial in trials:
         name = f"  {trial.method} trial {trial.index}"
         values = ", ".join(f"{dimension} {value}" for dimension, value in trial.values.items())
-        own = list(jobs([trial.planned]))
-        if all(job.is_finished() for job in own):
+        own = [seconds[job.label] for job in jobs([trial.planned]) if not job.is_finished()]
+        if not own:
             print(f"{name}: finished ({values})")
             continue
-        if trial.method not in cost:
-            cost[trial.method] = sum(estimate_seconds(job, images, cache) for job in own)
-        total += cost[trial.method]
-        print(f"{name}: about {cost[trial.method]:.0f} s ({values})")
+        left.append(own)
+        print(f"{name}: about {sum(own):.0f} s ({values})")
+    end = timetable(left, workers)[1]
     print(
-        f"estimated time: {total / workers / 60:.1f} min with {workers} at a time "
-        "(timed on a few real steps of one trial a method; nothing was written)"
+        f"estimated time: {end / 60:.1f} min with {workers} at a time (from what earlier runs took, else a few real "
+        f"steps timed {workers} at a time; nothing was written)"
     )
 
 
