@@ -1,4 +1,6 @@
-"""COCO average precision of boxes and masks, computed by pycocotools on objects in memory.
+"""COCO average precision of boxes and masks of objects in memory.
+
+Computed by faster-coco-eval where it is installed, in a fraction of the time, else by pycocotools, with equal numbers.
 
 An object that is ignored, a crowd or a difficult one, counts as a crowd: it is not missed when nothing finds it, and
 detections inside it are excused.
@@ -16,12 +18,17 @@ from typing import Any
 import numpy as np
 import torch
 from pycocotools import mask as mask_codec
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from twinbench.data.detection import DetectionSplit
 from twinbench.foundation.errors import InputError
+
+try:
+    from faster_coco_eval import COCO
+    from faster_coco_eval import COCOeval_faster as COCOeval
+except ImportError:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +66,7 @@ def require_objects(truth: DetectionSplit) -> None:
 def evaluation_remarks(truth: DetectionSplit, classes: int) -> tuple[str, ...]:
     """What COCO's limit of 100 detections cuts off where pictures have more objects of a class; a warning as well.
 
-    pycocotools applies the limit to each image and category. Objects that are ignored do not count.
+    The evaluation applies the limit to each image and category. Objects that are ignored do not count.
     """
     counting = [~truth.ignored(i) for i in range(len(truth))]
     perfect = [

@@ -1,3 +1,4 @@
+import importlib.util
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -5,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from pycocotools import mask as mask_codec
-from pycocotools.cocoeval import Params
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval, Params
 
 from twinbench.data.image_sets import DetectionSplit
-from twinbench.downstream.detection import small_mask_rcnn
+from twinbench.downstream.detection import coco_eval, small_mask_rcnn
 from twinbench.downstream.detection.coco_eval import (
     MOST_OF_CLASS,
     Detections,
@@ -127,6 +129,49 @@ def test_ground_truth_without_objects_is_an_error_not_minus_one():
 def test_one_entry_per_image_is_required():
     with pytest.raises(ValueError, match="1 images for 2 images"):
         average_precision(TRUTH, [found([], [])], classes=2)
+
+
+def random_scenes(seed, images=12, classes=3):
+    """Scenes with crowds, and detections: shifted, twice, of the wrong class or of nothing, some with equal scores."""
+    generator = np.random.default_rng(seed)
+
+    def boxes(n):
+        corners = generator.integers(0, SIDE - 12, (n, 2))
+        return np.concatenate([corners, corners + generator.integers(3, 12, (n, 2))], axis=1)
+
+    def moved(original):
+        shifted = original + generator.integers(-2, 3, original.shape)
+        return np.concatenate(
+            [shifted[:, :2].clip(0), np.maximum(shifted[:, 2:], shifted[:, :2].clip(0) + 1)], axis=1
+        )
+
+    truth, detections, crowd = [], [], []
+    for _ in range(images):
+        objects = boxes(generator.integers(0, 6))
+        labels = generator.integers(0, classes, len(objects))
+        truth.append((objects.tolist(), labels.tolist()))
+        crowd.append(torch.from_numpy(generator.random(len(objects)) < 0.2))
+        guesses = np.concatenate([moved(objects), moved(objects), boxes(3)])
+        guessed = np.concatenate([labels, labels, generator.integers(0, classes, 3)])
+        scores = generator.integers(1, 8, len(guesses)) / 8
+        detections.append(found(guesses.tolist(), guessed.tolist(), scores.tolist()))
+    return replace(scenes(*truth), crowd=crowd), detections
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("faster_coco_eval") is None,
+    reason="faster-coco-eval is not installed (pip install -e '.[coco]')",
+)
+@pytest.mark.parametrize("seed", range(4))
+def test_both_libraries_give_equal_numbers(seed, monkeypatch):
+    truth, detections = random_scenes(seed)
+    assert coco_eval.COCOeval is not COCOeval
+    faster = average_precision(truth, detections, classes=4)
+    monkeypatch.setattr(coco_eval, "COCO", COCO)
+    monkeypatch.setattr(coco_eval, "COCOeval", COCOeval)
+    assert faster == pytest.approx(average_precision(truth, detections, classes=4), abs=1e-9)
+    assert 5 < faster["box_ap"] < 95
+    assert 5 < faster["mask_ap"] < 95
 
 
 def many(*numbers, ignored=0):
