@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from twinbench.downstream.protocol import require_current
 from twinbench.harness.plan import PlannedRun
 from twinbench.harness.recipes import identity
 from twinbench.harness.source import ImportedSource
@@ -41,12 +40,7 @@ def collect(study: Study, planned: list[PlannedRun]) -> tuple[list[Record], list
 
 
 def collect_stored(runs: list[Run]) -> tuple[list[Record], list[RunInfo]]:
-    """Records for every evaluation in the runs, told apart by the recipe keys in which runs of a method differ.
-
-    Raises InputError for a record under a name that its protocol had before.
-    """
-    for run in runs:
-        _require_current_names(run)
+    """Records for every evaluation in the runs, told apart by the recipe keys in which runs of a method differ."""
     variants = _variants(runs)
     documents = {
         run.hash: [
@@ -65,12 +59,6 @@ def collect_stored(runs: list[Run]) -> tuple[list[Record], list[RunInfo]]:
             image_set = names[document["image_set_fingerprint"]]
             records += _measured(replace(nothing, image_set=image_set), document)
     return records, [_run_info(run, variants[run.hash]) for run in runs]
-
-
-def _require_current_names(run: Run) -> None:
-    for file in sorted((run.folder / "records").glob("*.json")):
-        if (record := run.record(file)) is not None:
-            require_current(record["protocol"], where=file)
 
 
 def _image_set_names(records: list[dict[str, Any]]) -> dict[str, str]:

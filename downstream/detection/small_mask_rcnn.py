@@ -46,13 +46,16 @@ from twinbench.foundation.errors import InputError, RunFailure
 STEPS = 160
 BATCH = 4
 LEARNING_RATE = 1e-3
-# Few regions reach the mask branch, and each trains the mask of one class only: it needs larger steps.
+# Few regions reach the mask branch: it needs larger steps.
 MASK_LEARNING_RATE = 5e-3
 WEIGHT_DECAY = 1e-4
 _FPN_CHANNELS = 32
 _BOX_WIDTH = 128
 _MASK_CHANNELS = 32
-_ANCHOR_SHARES = (1 / 8, 1 / 5, 1 / 3, 1 / 2)
+# No object of the scenes is so small that it needs res2, whose map is as large as the others together three times.
+_STAGES = STAGES[1:]
+_ANCHOR_SHARES = (1 / 4, 1 / 3, 1 / 2)
+_SAMPLES = 1  # points per bin of a region, along each side
 _LIMITS = ObjectLimits(proposals=100, regions=32, examined=50, detections=20)
 _EVAL_BATCH = 32
 # Backbone, pyramid and heads together, in forward passes of the backbone (measured, ResNet-18 of width 16).
@@ -60,35 +63,51 @@ _HEAD_COST = 7.0
 
 
 class PyramidBody(nn.Module):
-    """A backbone's maps res2 to res5 ``[N, C_i, H_i, W_i]`` turned into a feature pyramid of equally many channels."""
+    """A backbone's maps of ``stages``, ``[N, C_i, H_i, W_i]``, turned into a pyramid of equally many channels."""
 
-    def __init__(self, backbone: ResNet, channels: list[int]) -> None:
+    def __init__(self, backbone: ResNet, channels: Sequence[int], stages: Sequence[str] = STAGES) -> None:
         super().__init__()
-        self.body = backbone
-        self.fpn = FeaturePyramidNetwork(channels, _FPN_CHANNELS)
+        self.body, self._stages = backbone, tuple(stages)
+        self.fpn = FeaturePyramidNetwork(list(channels), _FPN_CHANNELS)
         self.out_channels = _FPN_CHANNELS
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
         """The pyramid of normalised images ``[N, 3, H, W]``, finest level first."""
-        pyramid: OrderedDict[str, Tensor] = self.fpn(OrderedDict(self.body.feature_maps(images)))
+        maps = self.body.feature_maps(images)
+        pyramid: OrderedDict[str, Tensor] = self.fpn(
+            OrderedDict((stage, maps[stage]) for stage in self._stages)
+        )
         return pyramid
+
+
+class OneMaskPredictor(MaskRCNNPredictor):
+    """A mask predictor whose masks are the same for all classes, so that every region trains the one that there is."""
+
+    def __init__(self, channels: int, hidden: int, classes: int) -> None:
+        super().__init__(channels, hidden, 1)
+        self._classes = classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mask logits ``[N, classes, 28, 28]`` of region features ``[N, channels, 14, 14]``."""
+        logits: Tensor = super().forward(x)
+        return logits.expand(-1, self._classes, -1, -1)
 
 
 def build_detector(encoder: Encoder, classes: int, height: int, width: int) -> MaskRCNN:
     """A Mask R-CNN whose body is a trainable copy of the encoder's backbone; class 0 is the background.
 
-    Scenes are normalised as the encoder was trained and never resized. Anchors have an eighth to a half of
+    Scenes are normalised as the encoder was trained and never resized. Anchors have a quarter to a half of
     the shorter side of the scene. Raises InputError if the scene is too small for the backbone's strides.
     """
     side = min(height, width)
     body = encoder.fresh_backbone()
     channels, strides = _layout(encoder, side)
     anchors = tuple((round(side * share),) for share in _ANCHOR_SHARES)
-    # Region features come from res2 below a quarter of the scene, from res3 up to a half, and so on, whatever
-    # the stem's stride: with torchvision's scale for 800-pixel images all would come from res2.
+    # Region features come from res3 up to a half of the scene and from res4 above, whatever the stem's stride: with
+    # torchvision's scale for 800-pixel images all would come from the finest map.
     levels = {"canonical_scale": side // 2, "canonical_level": int(math.log2(strides[0])) + 1}
     return MaskRCNN(
-        PyramidBody(body, channels),
+        PyramidBody(body, channels[1:], _STAGES),
         min_size=side,
         max_size=max(height, width),
         image_mean=list(encoder.mean),
@@ -98,14 +117,14 @@ def build_detector(encoder: Encoder, classes: int, height: int, width: int) -> M
         rpn_pre_nms_top_n_test=200,
         rpn_post_nms_top_n_train=_LIMITS.proposals,
         rpn_post_nms_top_n_test=_LIMITS.examined,
-        box_roi_pool=MultiScaleRoIAlign(list(STAGES), 7, 2, **levels),
+        box_roi_pool=MultiScaleRoIAlign(list(_STAGES), 7, _SAMPLES, **levels),
         box_head=TwoMLPHead(_FPN_CHANNELS * 49, _BOX_WIDTH),
         box_predictor=FastRCNNPredictor(_BOX_WIDTH, classes + 1),
         box_batch_size_per_image=_LIMITS.regions,
         box_detections_per_img=_LIMITS.detections,
-        mask_roi_pool=MultiScaleRoIAlign(list(STAGES), 14, 2, **levels),
+        mask_roi_pool=MultiScaleRoIAlign(list(_STAGES), 14, _SAMPLES, **levels),
         mask_head=MaskRCNNHeads(_FPN_CHANNELS, (_MASK_CHANNELS, _MASK_CHANNELS), 1),
-        mask_predictor=MaskRCNNPredictor(_MASK_CHANNELS, _MASK_CHANNELS, classes + 1),
+        mask_predictor=OneMaskPredictor(_MASK_CHANNELS, _MASK_CHANNELS, classes + 1),
     )
 
 
@@ -141,16 +160,17 @@ def pyramid_maps(model: GeneralizedRCNN, image: Tensor) -> dict[str, Tensor]:
 class SmallMaskRcnn(Protocol):
     """Box and mask AP of one short Mask R-CNN training on the detection scenes.
 
-    The network is torchvision's, with a feature pyramid over res2 to res5 and heads small enough for a CPU. It
-    answers the question of BT-paper table 4 (does pretraining help detection?) at the size of this image set;
-    the numbers do not compare with Detectron2's. As there (MoCo, arXiv:1911.05722, appendix A.1) all layers are
-    trained and batch norm keeps using and learning batch statistics: frozen statistics would handicap encoders
-    whose features have an unusual scale, random initialisation above all. AdamW, linear warm-up, then cosine
-    to zero; the same fixed schedule for every encoder, no augmentation (the digits of the default scenes are
-    not symmetric), the state after the last step counts.
+    The network is torchvision's, with a feature pyramid over res3 to res5, masks that are the same for all classes
+    (four scenes a step are too few to train ten) and heads small enough for a CPU. It answers the question of
+    BT-paper table 4 (does pretraining help detection?) at the size of this image set; the numbers do not
+    compare with Detectron2's. As there (MoCo, arXiv:1911.05722, appendix A.1) all layers are trained and batch
+    norm keeps using and learning batch statistics: frozen statistics would handicap encoders whose features
+    have an unusual scale, random initialisation above all. AdamW, linear warm-up, then cosine to zero; the same
+    fixed schedule for every encoder, no augmentation (the digits of the default scenes are not symmetric), the
+    state after the last step counts.
     """
 
-    name = "detection/small-mask-rcnn-torchvision-v1"
+    name = "detection/small-mask-rcnn-torchvision-v2"
     needs = "detection"
     metrics = BOX_AND_MASK_METRICS
 
@@ -169,15 +189,14 @@ class SmallMaskRcnn(Protocol):
         image_set = context.image_set
         self.check(image_set)
         train, test = image_set.detection("train"), image_set.detection("test")
-        train_images, test_images = _pixels_and_masks(train)[0], _pixels_and_masks(test)[0]
+        train_images, test_images = (_pixels_and_masks(split)[0] for split in (train, test))
         classes = len(image_set.detection_classes)
         context.remarks += [*crowding(train, test, _LIMITS), *evaluation_remarks(test, classes)]
         with seeded(context.seed, context.device) as generator:
-            detector = build_detector(encoder, classes, *train_images.shape[-2:]).to(context.device)
+            detector = build_detector(encoder, classes, *train_images.shape[-2:]).to(
+                context.device, memory_format=torch.channels_last
+            )
             require_encoder_maps(partial(pyramid_maps, detector), encoder, train_images[0])
-            # Part of version 1: its check prepared two scenes in training mode, where torchvision draws a size for
-            # each, so its training goes on from there in the generator's sequence.
-            torch.rand(len(train_images[:2]))
             for step in train_detector(detector, train, STEPS, generator, context.device):
                 context.progress(0.8 * (step + 1) / STEPS)
         detections = detect(detector, test_images, context.device)
@@ -202,7 +221,9 @@ def train_detector(
     for name, parameter in detector.named_parameters():
         groups[MASK_LEARNING_RATE if name.startswith("roi_heads.mask") else LEARNING_RATE].append(parameter)
     optimizer = torch.optim.AdamW(
-        [{"params": parameters, "lr": rate} for rate, parameters in groups.items()], weight_decay=WEIGHT_DECAY
+        [{"params": parameters, "lr": rate} for rate, parameters in groups.items()],
+        weight_decay=WEIGHT_DECAY,
+        fused=True,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, steps))
     targets = [

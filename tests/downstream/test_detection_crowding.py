@@ -81,7 +81,7 @@ def test_the_limits_are_those_of_torchvisions_detectors(encoder):
     assert {detector.roi_heads.detections_per_img for detector in detectors} == {DETECTIONS}
 
 
-@pytest.mark.parametrize("name", ["c4-torchvision-v2", "small-mask-rcnn-torchvision-v1"])
+@pytest.mark.parametrize("name", ["c4-torchvision-v2", "small-mask-rcnn-torchvision-v2"])
 def test_an_evaluation_says_so(name, encoder, image_set, monkeypatch):
     """Scenes of one or two objects, and one test scene that is full of them."""
     chosen = protocol(f"detection/{name}")

@@ -351,7 +351,7 @@ def test_masks_that_a_detector_does_not_use_are_not_decoded(encoder, image_set, 
 
 @pytest.mark.parametrize(
     "name",
-    ["c4-torchvision-v2", "voc-c4-torchvision-v2", "fpn-torchvision-v2", "small-mask-rcnn-torchvision-v1"],
+    ["c4-torchvision-v2", "voc-c4-torchvision-v2", "fpn-torchvision-v2", "small-mask-rcnn-torchvision-v2"],
 )
 @pytest.mark.parametrize("flag", ["crowd", "difficult"])
 def test_a_test_split_without_an_object_that_counts_is_refused_before_any_work(
@@ -443,7 +443,7 @@ def test_the_small_mask_rcnn_refuses_sets_without_masks(encoder, image_set, monk
     scenes = {name: replace(split, masks=None) for name, split in image_set.scenes.items()}
     monkeypatch.setattr(image_set, "scenes", scenes)
     context = EvaluationContext(image_set, FeatureStore(None))
-    chosen = protocol("detection/small-mask-rcnn-torchvision-v1")
+    chosen = protocol("detection/small-mask-rcnn-torchvision-v2")
     with pytest.raises(InputError, match="with masks"):
         chosen.check(image_set)
     with pytest.raises(InputError, match="with masks"):
@@ -454,4 +454,4 @@ def test_the_small_mask_rcnn_refuses_sets_without_masks(encoder, image_set, monk
 def test_the_small_mask_rcnn_refuses_pictures_of_different_sizes(split, on_disk, image_set, monkeypatch):
     monkeypatch.setitem(image_set.scenes, split, on_disk)
     with pytest.raises(InputError, match="one size"):
-        protocol("detection/small-mask-rcnn-torchvision-v1").check(image_set)
+        protocol("detection/small-mask-rcnn-torchvision-v2").check(image_set)

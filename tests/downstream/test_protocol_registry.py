@@ -49,7 +49,7 @@ def test_every_protocol_of_the_house_is_found():
         "semi-10pct/paper-v2",
         "semi-1pct/finetune-v1",
         "semi-10pct/finetune-v1",
-        "detection/small-mask-rcnn-torchvision-v1",
+        "detection/small-mask-rcnn-torchvision-v2",
     } <= set(protocol_names())
 
 
@@ -117,7 +117,7 @@ def test_an_unknown_name_suggests_the_nearest(wrong, nearest):
         protocol(wrong)
     assert error.value.nearest == nearest
     assert wrong in str(error.value)
-    assert "detection/small-mask-rcnn-torchvision-v1" in str(error.value)
+    assert "detection/small-mask-rcnn-torchvision-v2" in str(error.value)
 
 
 def test_two_protocols_cannot_share_a_name():
@@ -145,10 +145,11 @@ def test_a_mistyped_choice_is_named():
     assert caught.value.nearest == "detection/voc-c4"
 
 
-def test_a_name_that_a_protocol_had_before_leads_to_its_successor():
+@pytest.mark.parametrize("before", ["torchvision-fpn-v1", "small-mask-rcnn-torchvision-v1"])
+def test_a_name_that_a_protocol_had_before_leads_to_its_successor(before):
     with pytest.raises(InputError) as caught:
-        protocol("detection/torchvision-fpn-v1")
-    assert caught.value.nearest == "detection/small-mask-rcnn-torchvision-v1"
+        protocol(f"detection/{before}")
+    assert caught.value.nearest == "detection/small-mask-rcnn-torchvision-v2"
     assert protocol(caught.value.nearest).name == caught.value.nearest
 
 

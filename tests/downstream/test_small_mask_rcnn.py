@@ -46,7 +46,7 @@ def test_another_normalisation_is_noticed(encoder, image_set):
 def test_no_number_is_measured_with_other_weights(encoder, context, make_encoder, monkeypatch):
     monkeypatch.setattr(type(encoder), "fresh_backbone", lambda self: make_encoder(7).backbone.train())
     with pytest.raises(RunFailure, match="does not start from the encoder"):
-        protocol("detection/small-mask-rcnn-torchvision-v1").evaluate(encoder, context)
+        protocol("detection/small-mask-rcnn-torchvision-v2").evaluate(encoder, context)
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 80)])
@@ -91,7 +91,7 @@ def test_evaluation_repeats_itself_and_leaves_the_encoder_alone(encoder, image_s
         state = torch.get_rng_state()
         fractions = []
         context = EvaluationContext(image_set, FeatureStore(None), seed=5, progress=fractions.append)
-        results.append(protocol("detection/small-mask-rcnn-torchvision-v1").evaluate(encoder, context))
+        results.append(protocol("detection/small-mask-rcnn-torchvision-v2").evaluate(encoder, context))
         assert torch.equal(torch.get_rng_state(), state)
         assert fractions == sorted(fractions)
         assert fractions[-1] == 1.0
@@ -110,22 +110,12 @@ def test_evaluation_repeats_itself_and_leaves_the_encoder_alone(encoder, image_s
         assert torch.equal(tensor, before[name]), name
 
 
-def test_the_training_starts_where_version_1_left_the_generator(encoder, context, monkeypatch):
-    """Version 1 prepared two scenes in training mode before it; every number of it depends on that."""
-    train = context.image_set.detection("train")
-    with seeded(context.seed, CPU):
-        detector = small.build_detector(encoder, 3, 64, 64)
-        detector.train().transform(list(train.images[:2] / 255))
-        expected = torch.get_rng_state()
-    states = []
-
-    def recorded(*arguments):
-        states.append(torch.get_rng_state())
-        return ()
-
-    monkeypatch.setattr(small, "train_detector", recorded)
-    protocol("detection/small-mask-rcnn-torchvision-v1").evaluate(encoder, context)
-    assert torch.equal(states[0], expected)
+def test_a_region_has_one_mask_whatever_its_class(encoder):
+    predictor = small.build_detector(encoder, 3, 64, 64).roi_heads.mask_predictor
+    logits = predictor(torch.randn(5, 32, 14, 14))
+    assert logits.shape == (5, 4, 28, 28)
+    assert all(torch.equal(logits[:, 0], logits[:, i]) for i in range(4))
+    assert not torch.equal(logits[0], logits[1])
 
 
 def test_scenes_too_small_for_the_backbone_are_an_input_error(encoder):
