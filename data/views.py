@@ -21,6 +21,7 @@ from twinbench.data.augment import (
 )
 from twinbench.data.streaming import CropStream, Images, StreamedImages
 from twinbench.foundation.randomness import seeded_generator
+from twinbench.foundation.transfer import to_device
 
 BATCH = 256
 """Images of one forward pass where nothing is trained."""
@@ -85,14 +86,16 @@ class RandomViews:
         # of a streamed set all but the crops count, which the workers have drawn by the same calls
         height, width = self.images.shape[-2:]
         drawn = [draw_parameters(policy, len(rows), height, width, generator) for policy in self.policies]
-        return ViewsOfStep(self, rows[self._share], [parameters[self._share] for parameters in drawn], crops)
+        (own,) = to_device([rows[self._share]], self.device)
+        return ViewsOfStep(self, own, [parameters[self._share] for parameters in drawn], crops)
 
 
 @dataclass(frozen=True)
 class ViewsOfStep:
-    """A rank's views of one step, made when they are asked for; ``rows`` are their images, int64 ``[n]``.
+    """A rank's views of one step, made when they are asked for.
 
-    ``drawn`` has the parameters of these views for each policy, and ``crops`` the crops where they are streamed.
+    ``rows`` are their images, int64 ``[n]`` on the device, ``drawn`` has the parameters of these views for each policy
+    on the CPU, and ``crops`` the crops where they are streamed.
     """
 
     source: RandomViews
