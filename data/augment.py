@@ -12,7 +12,7 @@ nor on the number of ranks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache, partial
 from typing import Literal, NamedTuple
@@ -104,6 +104,12 @@ class ViewParameters:
     def __getitem__(self, index: slice | Tensor) -> ViewParameters:
         """The parameters of some of the images, one rank's share of the global batch for example."""
         return ViewParameters(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+
+
+def join(several: Sequence[ViewParameters]) -> ViewParameters:
+    """The parameters of several batches as those of one."""
+    columns = [[getattr(one, field.name) for one in several] for field in fields(ViewParameters)]
+    return ViewParameters(*(torch.cat(column) for column in columns))
 
 
 def draw_parameters(
