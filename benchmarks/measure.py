@@ -204,8 +204,8 @@ _NO_TRAFFIC = {
 def bytes_of(step: Callable[[], object]) -> int:
     """Bytes that the operations in a call of ``step`` read and write, each tensor once for each operation.
 
-    As the step computes without `torch.compile`: what is fused by hand or fits in a cache moves less, what reads an input
-    twice, as batch norm does, moves more.
+    As the step computes without `torch.compile`: what stays in a cache moves less, what reads an input twice, as batch
+    norm does, moves more.
     """
     with _TrafficMode() as mode:
         step()

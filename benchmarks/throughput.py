@@ -87,7 +87,8 @@ class Job:
     """One measurement. ``channels_last`` and ``workers`` are choices of lightly's user; the others fix theirs.
 
     Views of 32 pixels are of CIFAR-10 or digit-scenes, with the 3x3 stem; larger ones of generated pictures, with
-    ImageNet's stem, and blurred.
+    ImageNet's stem, and blurred. Where ``planned`` is more than the timed steps, these are part of a run of so many,
+    whose log has a row far more seldom than every step; it ends when the clock has stopped.
     """
 
     side: str
@@ -101,6 +102,7 @@ class Job:
     data_root: str | None = None
     network: str = "resnet18"
     size: int = 32
+    planned: int = 0
 
     @property
     def is_small(self) -> bool:
@@ -129,6 +131,11 @@ class Stopwatch:
             synchronise()
             self._stopped = time.perf_counter()
             self.peak_memory_mb = peak_memory_mb(workers)
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether all timed steps are done."""
+        return not math.isnan(self._stopped)
 
     def pairs_per_second(self) -> float:
         """Images a second, each of them a pair of views."""
@@ -176,7 +183,7 @@ def recipe(job: Job, images: ImageSet) -> Recipe:
         method=job.method,
         image_set=images.name,
         backbone=BackboneSpec(name=job.network, width=64, stem="small" if job.is_small else "imagenet"),
-        epochs=math.ceil((job.last_step + 1) / steps_per_epoch),
+        epochs=math.ceil(max(job.last_step + 1, job.planned) / steps_per_epoch),
         batch_size=job.batch_size,
         optimizer=OptimizerSpec(name="sgd", base_lr=_LEARNING_RATE, momentum=0.0),
         precision="bf16" if job.precision == "bf16" else "fp32",
@@ -192,15 +199,20 @@ def measure_twinbench(job: Job) -> Document:
     work = recipe(job, images)
     planned = work.epochs * (len(images.split("train")) // job.batch_size)
     watch = Stopwatch(job)
-    with tempfile.TemporaryDirectory() as folder:
-        summary = pretrain(
-            work,
-            recipe_hash(work),
-            images,
-            Path(folder),
-            report=lambda fraction, text: watch.step_done(round(fraction * planned)),
-        )
-    return {"parameters": summary.parameters, "images": images.name, **_answer(watch)}
+
+    def report(fraction: float, text: str) -> None:
+        watch.step_done(round(fraction * planned))
+        if job.planned and watch.has_stopped:
+            raise _Enough
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_Enough):
+        pretrain(work, recipe_hash(work), images, Path(folder), report)
+    parameters = sum(p.numel() for p in build_method(work).parameters())
+    return {"parameters": parameters, "images": images.name, **_answer(watch)}
+
+
+class _Enough(Exception):
+    """The clock has stopped before the end of the run."""
 
 
 def measure_lightly(job: Job) -> Document:
