@@ -139,7 +139,8 @@ def run_process(command: Sequence[str], limit: float, environment: dict[str, str
 
 def tests_measurement(small: bool) -> Measurement:
     """The tests of a GPU; at small size a few of them, rehearsed on the CPU."""
-    command = [sys.executable, "-m", "pytest", "-vv", "-m", "gpu", "-p", "no:cacheprovider"]
+    # a warning of a version of torch that is new here must not hide what the card computes
+    command = [sys.executable, "-m", "pytest", "-vv", "-W", "default", "-m", "gpu", "-p", "no:cacheprovider"]
     if small:
         command += [str(HERE.parent / "tests" / "gpu"), "-k", "sent_together or without_randomness"]
         return Measurement("tests", "tests", command, 30, 300, {"TWINBENCH_TEST_GPU": "cpu"})
