@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test test-numerics lint links readme clean
+.PHONY: run test test-numerics test-gpu lint links readme clean
 
 run: $(STAMP)
 	$(BIN)/twinbench run quick
@@ -20,6 +20,11 @@ test: $(STAMP)
 SETTINGS := default onednn-avx2 oldest seed-100
 test-numerics: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/numerics.py $(SETTINGS)
+
+# What a GPU computes, against the CPU. On a machine without one: make test-gpu ON=cpu rehearses the tests.
+ON := cuda
+test-gpu: $(STAMP)
+	TWINBENCH_TEST_GPU=$(ON) $(BIN)/python -m pytest -m gpu tests/gpu
 
 lint: $(STAMP) links
 	$(BIN)/ruff check .

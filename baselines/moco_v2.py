@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from twinbench.data.augment import ViewPolicy
 from twinbench.encoders.backbones import ResNet
 from twinbench.foundation.errors import InputError
+from twinbench.foundation.transfer import to_device
 from twinbench.pretraining.collectives import all_gather_nograd, mean_over_ranks, rank, world_size
 from twinbench.pretraining.heads import mlp
 from twinbench.pretraining.method import LossParts, Method, MethodOptions, Progress, register_method
@@ -145,7 +146,8 @@ class MoCoV2(Method):
         """
         everyone = all_gather_nograd(images)
         generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(everyone.shape[0], generator=generator).to(images.device)
+        shuffled = torch.randperm(everyone.shape[0], generator=generator)
+        (order,) = to_device([shuffled], images.device)
         share = everyone[order.chunk(world_size())[rank()]]
         if images.is_contiguous(memory_format=torch.channels_last):
             share = share.contiguous(memory_format=torch.channels_last)

@@ -22,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from twinbench.foundation.errors import InputError, RunFailure
@@ -171,6 +174,57 @@ def matmul_rate(
         synchronise()
         times.append(time.perf_counter() - started)
     return calls * 2 * size**3 / min(times[1:])
+
+
+class _TrafficMode(TorchDispatchMode):
+    """Adds up what every operation reads and writes."""
+
+    total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view and func not in _NO_TRAFFIC:
+            read_or_written = {id(t): t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)}
+            self.total += sum(t.nbytes for t in read_or_written.values())
+        return out
+
+
+# these make a tensor without touching its memory
+_NO_TRAFFIC = {
+    torch.ops.aten.empty.memory_format,
+    torch.ops.aten.empty_like.default,
+    torch.ops.aten.empty_strided.default,
+    torch.ops.aten._reshape_alias.default,
+    torch.ops.aten.detach.default,
+}
+
+
+def bytes_of(step: Callable[[], object]) -> int:
+    """Bytes that the operations in a call of ``step`` read and write, each tensor once for each operation.
+
+    As the step computes without `torch.compile`: what stays in a cache moves less, what reads an input twice, as batch
+    norm does, moves more.
+    """
+    with _TrafficMode() as mode:
+        step()
+    return mode.total
+
+
+def copy_rate(where: torch.device, megabytes: int | None = None, rounds: int = 10) -> float:
+    """Bytes a second that a device moves in a large copy, read and written both counted: the fastest of ``rounds``."""
+    size = (megabytes or (4096 if where.type == "cuda" else 256)) * 2**20
+    source = torch.randint(256, (size,), dtype=torch.uint8, device=where)
+    target = torch.empty_like(source)
+    times = []
+    for _ in range(rounds + 1):
+        synchronise()
+        started = time.perf_counter()
+        target.copy_(source)
+        synchronise()
+        times.append(time.perf_counter() - started)
+    return 2 * size / min(times[1:])
 
 
 def device() -> torch.device:

@@ -20,7 +20,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from augmentation import smooth_picture
 from measure import (
     KEEP_FREED_MEMORY,
     START_METHOD,
@@ -48,7 +50,7 @@ from torch.utils.data import DataLoader, Dataset
 import twinbench.baselines.simclr
 import twinbench.pretraining.barlow_twins  # noqa: F401
 from twinbench.data.catalogue import load_image_set
-from twinbench.data.image_sets import ImageSet
+from twinbench.data.image_sets import IMAGENET_NORMALISATION, ImageSet, Reading
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import InputError
 from twinbench.harness.recipes import recipe_hash
@@ -82,7 +84,12 @@ _PEAK_BF16 = {
 
 @dataclass(frozen=True)
 class Job:
-    """One measurement. ``channels_last`` and ``workers`` are choices of lightly's user; the others fix theirs."""
+    """One measurement. ``channels_last`` and ``workers`` are choices of lightly's user; the others fix theirs.
+
+    Views of 32 pixels are of CIFAR-10 or digit-scenes, with the 3x3 stem; larger ones of generated pictures, with
+    ImageNet's stem, and blurred. Where ``planned`` is more than the timed steps, these are part of a run of so many,
+    whose log has a row far more seldom than every step; it ends when the clock has stopped.
+    """
 
     side: str
     method: str
@@ -93,6 +100,14 @@ class Job:
     channels_last: bool = True
     workers: int = 0
     data_root: str | None = None
+    network: str = "resnet18"
+    size: int = 32
+    planned: int = 0
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the images are of 32 pixels, and so the network's stem is the 3x3 convolution."""
+        return self.size == 32
 
     @property
     def last_step(self) -> int:
@@ -117,6 +132,11 @@ class Stopwatch:
             self._stopped = time.perf_counter()
             self.peak_memory_mb = peak_memory_mb(workers)
 
+    @property
+    def has_stopped(self) -> bool:
+        """Whether all timed steps are done."""
+        return not math.isnan(self._stopped)
+
     def pairs_per_second(self) -> float:
         """Images a second, each of them a pair of views."""
         return self._job.steps * self._job.batch_size / (self._stopped - self._started)
@@ -129,9 +149,31 @@ def image_set(job: Job) -> ImageSet:
     so the last step of all has less to do. Few held-out images: collapse is measured at every tenth of a run,
     which here is every step and in a real run one of thousands.
     """
+    if not job.is_small:
+        return Pictures(job.size * 8 // 7, 2 * job.batch_size)
     limits = {"train": (job.last_step + 1) * job.batch_size, "val": 16}
     name = "digit-scenes" if job.data_root is None else "cifar10"
     return load_image_set(name, Path(job.data_root) if job.data_root else None, limit=limits)
+
+
+class Pictures(ImageSet):
+    """So many generated pictures to train on, of which a training sees each many times, and a few held out."""
+
+    name, classes, content = "pictures", ("picture",), "pictures"
+    normalisation = IMAGENET_NORMALISATION
+
+    def __init__(self, side: int, n: int) -> None:
+        super().__init__(Reading())
+        self.image_size = side
+        self._counts = {"train": n, "val": 16, "test": 16}
+
+    def _labels(self, name: str) -> np.ndarray:
+        return np.zeros(self._counts[name], dtype=np.int64)
+
+    def _images(self, name: str, index: np.ndarray) -> np.ndarray:
+        side, few = self.image_size, 64  # different enough: what is in a picture costs nothing
+        made = torch.stack([smooth_picture(seed, side, side) for seed in range(min(few, len(index)))]).numpy()
+        return made[index % len(made)]
 
 
 def recipe(job: Job, images: ImageSet) -> Recipe:
@@ -140,13 +182,13 @@ def recipe(job: Job, images: ImageSet) -> Recipe:
     document = Recipe(
         method=job.method,
         image_set=images.name,
-        backbone=BackboneSpec(name="resnet18", width=64, stem="small"),
-        epochs=math.ceil((job.last_step + 1) / steps_per_epoch),
+        backbone=BackboneSpec(name=job.network, width=64, stem="small" if job.is_small else "imagenet"),
+        epochs=math.ceil(max(job.last_step + 1, job.planned) / steps_per_epoch),
         batch_size=job.batch_size,
         optimizer=OptimizerSpec(name="sgd", base_lr=_LEARNING_RATE, momentum=0.0),
         precision="bf16" if job.precision == "bf16" else "fp32",
         options=_OPTIONS[job.method],
-        views={"interpolation": "bilinear"},
+        views={"size": job.size, "interpolation": "bilinear"},
     )
     return resolve(document, images.image_size, images.fingerprint)
 
@@ -157,29 +199,34 @@ def measure_twinbench(job: Job) -> Document:
     work = recipe(job, images)
     planned = work.epochs * (len(images.split("train")) // job.batch_size)
     watch = Stopwatch(job)
-    with tempfile.TemporaryDirectory() as folder:
-        summary = pretrain(
-            work,
-            recipe_hash(work),
-            images,
-            Path(folder),
-            report=lambda fraction, text: watch.step_done(round(fraction * planned)),
-        )
-    return {"parameters": summary.parameters, "images": images.name, **_answer(watch)}
+
+    def report(fraction: float, text: str) -> None:
+        watch.step_done(round(fraction * planned))
+        if job.planned and watch.has_stopped:
+            raise _Enough
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_Enough):
+        pretrain(work, recipe_hash(work), images, Path(folder), report)
+    parameters = sum(p.numel() for p in build_method(work).parameters())
+    return {"parameters": parameters, "images": images.name, **_answer(watch)}
+
+
+class _Enough(Exception):
+    """The clock has stopped before the end of the run."""
 
 
 def measure_lightly(job: Job) -> Document:
     """lightly's example loop: its transforms, its head, its loss, a DataLoader, plain SGD."""
     torch.manual_seed(0)
     images = image_set(job)
-    model, criterion = lightly_model(job.method), lightly_loss(job.method)
+    model, criterion = lightly_model(job.method, job.network), lightly_loss(job.method)
     layout = torch.channels_last if job.channels_last else torch.contiguous_format
     model.to(device()).to(memory_format=layout)
     optimizer = torch.optim.SGD(model.parameters(), lr=_LEARNING_RATE)
     # Workers run two batches each ahead; more batches than are used keep them at work until the end.
     batches_in_all = job.last_step + 2 * job.workers + 1
     loader = DataLoader(
-        _PilImages(images, lightly_transform(job.method), batches_in_all * job.batch_size),
+        _PilImages(images, lightly_transform(job.method, job.size), batches_in_all * job.batch_size),
         batch_size=job.batch_size,
         shuffle=True,
         drop_last=True,
@@ -273,7 +320,7 @@ class _PilImages(Dataset[tuple[list[Tensor], int]]):
 
     def __init__(self, images: ImageSet, transform: Callable[..., Any], length: int) -> None:
         split = images.split("train")
-        assert isinstance(split.images, Tensor), "images of 32 pixels are in memory"
+        assert isinstance(split.images, Tensor), "these images are in memory"
         self._arrays = split.images.permute(0, 2, 3, 1).contiguous().numpy()
         self._labels = split.labels.tolist()
         self._transform, self._length = transform, length
@@ -288,11 +335,17 @@ class _PilImages(Dataset[tuple[list[Tensor], int]]):
         return self._transform(Image.fromarray(self._arrays[place])), self._labels[place]
 
 
-def lightly_transform(method: str) -> Callable[..., Any]:
-    """The transforms of lightly's CIFAR-10 examples, at the colour strength it recommends for small images."""
+def lightly_transform(method: str, size: int = 32) -> Callable[..., Any]:
+    """The transforms of lightly's CIFAR-10 examples, at the colour strength it recommends for small images.
+
+    Views of another size are lightly's defaults for ImageNet.
+    """
     from lightly.transforms.byol_transform import BYOLTransform, BYOLView1Transform, BYOLView2Transform
     from lightly.transforms.simclr_transform import SimCLRTransform
 
+    if size != 32:
+        twins = BYOLTransform(BYOLView1Transform(input_size=size), BYOLView2Transform(input_size=size))
+        return SimCLRTransform(input_size=size) if method == "simclr" else twins
     if method == "simclr":
         return SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0)
     return BYOLTransform(
@@ -301,18 +354,20 @@ def lightly_transform(method: str) -> Callable[..., Any]:
     )
 
 
-def lightly_model(method: str) -> nn.Module:
-    """torchvision's ResNet-18 with the small stem and lightly's head, as its examples put them together."""
+def lightly_model(method: str, network: str = "resnet18") -> nn.Module:
+    """torchvision's network and lightly's head, as its examples put them together; ResNet-18 with the small stem."""
     import torchvision
     from lightly.models.modules import BarlowTwinsProjectionHead, SimCLRProjectionHead
 
-    resnet = torchvision.models.resnet18()
-    resnet.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
-    resnet.maxpool = nn.Identity()
+    resnet = torchvision.models.get_model(network)
+    width = resnet.fc.in_features
+    if network == "resnet18":
+        resnet.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+        resnet.maxpool = nn.Identity()
     backbone = nn.Sequential(*list(resnet.children())[:-1], nn.Flatten())
     if method == "simclr":
-        return nn.Sequential(backbone, SimCLRProjectionHead(512, 512, 128))
-    head = BarlowTwinsProjectionHead(512, 2048, 2048)
+        return nn.Sequential(backbone, SimCLRProjectionHead(width, 512, 128))
+    head = BarlowTwinsProjectionHead(width, 2048, 2048)
     # The authors' head has no bias here; without it both sides have the same parameters.
     head.layers[-1].register_parameter("bias", None)
     return nn.Sequential(backbone, head)

@@ -12,13 +12,16 @@ nor on the number of ranks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from functools import lru_cache, partial
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
+
+from twinbench.foundation.transfer import to_device
 
 Interpolation = Literal["bilinear", "bicubic"]
 BlurKernel = Literal["truncated", "pillow"]
@@ -101,6 +104,12 @@ class ViewParameters:
     def __getitem__(self, index: slice | Tensor) -> ViewParameters:
         """The parameters of some of the images, one rank's share of the global batch for example."""
         return ViewParameters(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+
+
+def join(several: Sequence[ViewParameters]) -> ViewParameters:
+    """The parameters of several batches as those of one."""
+    columns = [[getattr(one, field.name) for one in several] for field in fields(ViewParameters)]
+    return ViewParameters(*(torch.cat(column) for column in columns))
 
 
 def draw_parameters(
@@ -188,38 +197,83 @@ def finish(
 
     ``crops`` is ``[N, 3, size, size]``, uint8 or float in [0, 1], on any device; the rest is as in `apply`.
     """
-    return _views(
-        lambda part, chosen, policy: _as_unit_floats(part), crops, parameters, policy, normalisation
-    )
+    return _views(lambda part, boxes, policy: _as_unit_floats(part), crops, parameters, policy, normalisation)
 
 
 @torch.no_grad()
 def _views(
-    crop: Callable[[Tensor, ViewParameters, ViewPolicy], Tensor],
+    crop: Callable[[Tensor, Tensor, ViewPolicy], Tensor],
     images: Tensor,
     parameters: ViewParameters,
     policy: ViewPolicy,
     normalisation: Normalisation,
 ) -> Tensor:
-    """The normalised views ``[N, 3, size, size]`` of what ``crop`` makes of the images, part by part."""
+    """The normalised views ``[N, 3, size, size]`` of what ``crop`` makes of images and boxes, part by part."""
     chunk = len(images) if images.is_cuda else max(1, _CACHE_FLOATS // (3 * policy.size**2))
     views = torch.empty(len(images), 3, policy.size, policy.size, device=images.device)
     with torch.autocast(images.device.type, enabled=False):
         for start in range(0, len(images), max(chunk, 1)):
             part = slice(start, start + chunk)
-            x = crop(images[part], parameters[part], policy)
-            views[part] = _normalise(_photometric(x, parameters[part], policy), normalisation)
+            boxes, edits = _on(images.device, _boxes(parameters[part]), _edits(parameters[part], policy))
+            x = crop(images[part], boxes, policy)
+            for edit in edits:
+                x.index_copy_(0, edit.rows, edit.operation(x.index_select(0, edit.rows), edit.amount))
+            views[part] = _normalise(x, normalisation)
     return views
 
 
-def _photometric(x: Tensor, parameters: ViewParameters, policy: ViewPolicy) -> Tensor:
-    """Jitter, grayscale, blur and solarisation of crops in [0, 1], float32 ``[N, 3, size, size]``, in place."""
-    x = _jitter(x, parameters, policy)
-    x = _edit(x, parameters.grayscale, lambda part, _: _luma(part).expand_as(part), parameters)
-    x = _edit(
-        x, parameters.blur, lambda part, chosen: _blur(part, chosen.sigma, policy.blur_kernel), parameters
-    )
-    return _edit(x, parameters.solarize, lambda part, _: _solarize(part), parameters)
+def _boxes(parameters: ViewParameters) -> Tensor:
+    """Top, left, height, width and flip (0 or 1) of each crop: int64 ``[5, N]``."""
+    p = parameters
+    return torch.stack([p.top, p.left, p.height, p.width, p.flip.long()])
+
+
+class _Edit(NamedTuple):
+    """An operation on some images of a batch; the others cost nothing.
+
+    ``rows`` says which, int64 ``[n]``, and ``amount`` what the operation takes for each of them, ``[n, ...]``.
+    """
+
+    operation: Callable[[Tensor, Tensor], Tensor]
+    rows: Tensor
+    amount: Tensor
+
+
+def _edits(parameters: ViewParameters, policy: ViewPolicy) -> list[_Edit]:
+    """Jitter, grayscale, blur and solarisation in their order, for crops in [0, 1]: everything that has an image to do.
+
+    The jitter is torchvision's ColorJitter with an order of its own for each image: at each of the four positions the
+    images whose turn it is to have their hue shifted are one group and the others, which are blended with a grey image
+    each, another.
+    """
+    p = parameters
+    blends = max(policy.brightness, policy.contrast, policy.saturation) > 0
+    edits = []
+    for turn in p.order.T:
+        if blends:
+            edits.append(_edit(_blend, p.jitter & (turn != _HUE), _blend_shares(p, turn)))
+        if policy.hue > 0:
+            edits.append(_edit(_shift_hue, p.jitter & (turn == _HUE), p.hue.float().view(-1, 1, 1, 1)))
+    edits.append(_edit(_grayscale, p.grayscale, p.grayscale))
+    blurred = p.blur.nonzero().squeeze(1)
+    if len(blurred):
+        kernels = _blur_kernels(p.sigma[blurred], policy)
+        edits.append(_Edit(partial(_blur, kernel=policy.blur_kernel), blurred, kernels))
+    edits.append(_edit(_solarize, p.solarize, p.solarize))
+    return [edit for edit in edits if len(edit.rows)]
+
+
+def _edit(operation: Callable[[Tensor, Tensor], Tensor], coins: Tensor, amounts: Tensor) -> _Edit:
+    """The operation for the images whose coin says yes, with their rows of ``amounts``."""
+    rows = coins.nonzero().squeeze(1)
+    return _Edit(operation, rows, amounts[rows])
+
+
+def _on(device: torch.device, boxes: Tensor, edits: list[_Edit]) -> tuple[Tensor, list[_Edit]]:
+    """Both on the device where the images are; everything that was drawn for a view goes there in one copy."""
+    boxes, *rest = to_device([boxes, *(part for edit in edits for part in edit[1:])], device)
+    pairs = zip(rest[::2], rest[1::2], strict=True)
+    return boxes, [_Edit(edit.operation, *pair) for edit, pair in zip(edits, pairs, strict=True)]
 
 
 def augment(
@@ -251,29 +305,15 @@ def _as_unit_floats(images: Tensor) -> Tensor:
 
 def _normalise(x: Tensor, normalisation: Normalisation) -> Tensor:
     """``(x - mean) / std`` per channel, in place."""
-    shift = torch.tensor(normalisation.mean, device=x.device).view(3, 1, 1)
-    scale = torch.tensor(normalisation.std, device=x.device).view(3, 1, 1)
-    return x.sub_(shift).div_(scale)
+    return x.sub_(_each_channel(normalisation.mean, x.device)).div_(
+        _each_channel(normalisation.std, x.device)
+    )
 
 
-def _edit(
-    x: Tensor,
-    coins: Tensor,
-    operation: Callable[[Tensor, ViewParameters], Tensor],
-    parameters: ViewParameters,
-) -> Tensor:
-    """Apply ``operation`` to the images whose coin says yes, in place; the others cost nothing."""
-    index = coins.nonzero().squeeze(1)
-    return _edit_images(x, index, lambda part: operation(part, parameters[index]))
-
-
-def _edit_images(x: Tensor, index: Tensor, operation: Callable[..., Tensor], *values: Tensor) -> Tensor:
-    """Apply ``operation`` to the images ``index`` of x, in place, with one value an image as ``[n, 1, 1, 1]``."""
-    if len(index):
-        on_device = index.to(x.device, non_blocking=True)
-        given = [value.view(-1, 1, 1, 1).to(x.device, non_blocking=True) for value in values]
-        x.index_copy_(0, on_device, operation(x.index_select(0, on_device), *given))
-    return x
+@lru_cache
+def _each_channel(values: Channels, device: torch.device) -> Tensor:
+    """A constant of each channel on the device, float32 ``[3, 1, 1]``; kept, since a GPU waits for every new one."""
+    return torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1)
 
 
 # Geometry: crop, flip, resize and blur are one small matrix per image and axis.
@@ -290,38 +330,35 @@ def _separable(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return torch.matmul(rows.unsqueeze(1), across)
 
 
-def _resized_crop(images: Tensor, parameters: ViewParameters, policy: ViewPolicy) -> Tensor:
+def _resized_crop(images: Tensor, boxes: Tensor, policy: ViewPolicy) -> Tensor:
     """Crop, resize and flip as torchvision's ``resized_crop(antialias=True)`` on float images, then clamp.
 
     Bicubic weights overshoot; like 8-bit image libraries, the result is clamped to [0, 1].
     """
     large = max(policy.size, *images.shape[-2:]) > _LARGEST_DENSE_SIDE
     make = _crop_one_by_one if large and not images.is_cuda else _crop_at_once
-    return make(images, parameters, policy).clamp_(0, 1)
+    return make(images, boxes, policy).clamp_(0, 1)
 
 
-def _crop_at_once(images: Tensor, parameters: ViewParameters, policy: ViewPolicy) -> Tensor:
+def _crop_at_once(images: Tensor, boxes: Tensor, policy: ViewPolicy) -> Tensor:
     """Crops of all the images by dense matrices: no work for each image, but most of the products are with zeros."""
-    height, width = images.shape[-2:]
-    rows = _resize_matrices(parameters.top, parameters.height, height, policy)
-    columns = _resize_matrices(parameters.left, parameters.width, width, policy)
-    columns = torch.where(parameters.flip.view(-1, 1, 1), columns.flip(1), columns)
+    top, left, height, width, flip = boxes
+    rows = _resize_matrices(top, height, images.shape[-2], policy)
+    columns = _resize_matrices(left, width, images.shape[-1], policy)
+    columns = torch.where(flip.bool().view(-1, 1, 1), columns.flip(1), columns)
     if images.dtype == torch.uint8:
         rows = rows / 255
-    device = images.device
-    return _separable(images.float(), rows.to(device), columns.to(device))
+    return _separable(images.float(), rows, columns)
 
 
-def _crop_one_by_one(images: Tensor, parameters: ViewParameters, policy: ViewPolicy) -> Tensor:
+def _crop_one_by_one(images: Tensor, boxes: Tensor, policy: ViewPolicy) -> Tensor:
     """The same crops by torch's sparse filter, an image at a time."""
     crops = torch.empty(len(images), 3, policy.size, policy.size, device=images.device)
-    boxes = torch.stack([parameters.top, parameters.left, parameters.height, parameters.width], dim=1)
-    for i, (top, left, height, width) in enumerate(boxes.tolist()):
+    for i, (top, left, height, width, flip) in enumerate(boxes.T.tolist()):
         source = images[i : i + 1, :, top : top + height, left : left + width].float()
-        crops[i] = interpolate(source, crops.shape[2:], mode=policy.interpolation, antialias=True)[0]
-    if images.dtype == torch.uint8:
-        crops /= 255
-    return _edit(crops, parameters.flip, lambda part, _: part.flip(3), parameters)
+        crop = interpolate(source, crops.shape[2:], mode=policy.interpolation, antialias=True)[0]
+        crops[i] = crop.flip(2) if flip else crop
+    return crops.div_(255) if images.dtype == torch.uint8 else crops
 
 
 def _resize_matrices(start: Tensor, length: Tensor, side: int, policy: ViewPolicy) -> Tensor:
@@ -332,8 +369,8 @@ def _resize_matrices(start: Tensor, length: Tensor, side: int, policy: ViewPolic
     """
     start, length = start.float().view(-1, 1, 1), length.float().view(-1, 1, 1)
     scale = length / policy.size
-    centre = (torch.arange(policy.size).view(1, -1, 1) + 0.5) * scale
-    offset = torch.arange(side).view(1, 1, -1) + 0.5 - start
+    centre = (torch.arange(policy.size, device=start.device).view(1, -1, 1) + 0.5) * scale
+    offset = torch.arange(side, device=start.device).view(1, 1, -1) + 0.5 - start
     distance = (offset - centre).mul_(1 / scale.clamp(min=1)).abs_()
     weights = _triangle(distance) if policy.interpolation == "bilinear" else _cubic(distance)
     weights *= (offset > 0) & (offset < length)
@@ -366,17 +403,20 @@ def blur_taps(size: int) -> int:
 _BOX_PASSES = 3
 
 
-def _blur(x: Tensor, sigma: Tensor, kernel: BlurKernel) -> Tensor:
-    """Blur of ``[N, 3, size, size]`` with one standard deviation an image, float64 ``[N]``.
+def _blur_kernels(sigma: Tensor, policy: ViewPolicy) -> Tensor:
+    """The symmetric kernels ``[N, taps]`` of a blur with one standard deviation an image, float64 ``[N]``."""
+    if policy.blur_kernel == "pillow":
+        return _box_kernels(sigma)
+    return _gaussian_kernels(sigma, blur_taps(policy.size))
+
+
+def _blur(x: Tensor, kernels: Tensor, kernel: BlurKernel) -> Tensor:
+    """Blur of ``[N, 3, size, size]`` by the kernels of `_blur_kernels`.
 
     ``truncated`` is torchvision's Gaussian blur with `blur_taps` taps and reflected borders. ``pillow`` is Pillow's
     ``GaussianBlur`` without its rounding to 8 bits after every pass: three box filters, the border pixels repeated.
     """
-    if kernel == "pillow":
-        passes, border, kernels = _BOX_PASSES, "replicate", _box_kernels(sigma)
-    else:
-        passes, border, kernels = 1, "reflect", _gaussian_kernels(sigma, blur_taps(x.shape[-1]))
-    kernels = kernels.to(x.device, non_blocking=True)
+    passes, border = (_BOX_PASSES, "replicate") if kernel == "pillow" else (1, "reflect")
     if x.shape[-1] > _LARGEST_DENSE_SIDE and not x.is_cuda:
         x = _convolved(x, kernels, border, passes).transpose(2, 3)
         return _convolved(x, kernels, border, passes).transpose(2, 3)
@@ -435,36 +475,35 @@ def _box_kernels(sigma: Tensor) -> Tensor:
 _CONTRAST, _SATURATION, _HUE = 1, 2, 3
 
 
-def _jitter(x: Tensor, parameters: ViewParameters, policy: ViewPolicy) -> Tensor:
-    """torchvision's ColorJitter with an order of its own for each image, in place.
+def _blend_shares(parameters: ViewParameters, turn: Tensor) -> Tensor:
+    """Of each image itself, of its mean luma and of its luma, where it is ``turn``'s: float32 ``[N, 3, 1, 1, 1]``.
 
-    At each of the four positions the images whose turn it is to have their hue shifted are one group and the others,
-    which are blended with a grey image each, another.
+    Brightness blends with black, contrast with the mean luma and saturation with the luma. Rows whose turn is the hue
+    mean nothing.
     """
-    factors = torch.stack([parameters.brightness, parameters.contrast, parameters.saturation]).float()
-    blends = max(policy.brightness, policy.contrast, policy.saturation) > 0
-    for which in parameters.order.T:
-        if blends:
-            index = (parameters.jitter & (which != _HUE)).nonzero().squeeze(1)
-            _edit_images(x, index, _blend, factors[which[index], index], which[index])
-        if policy.hue > 0:
-            index = (parameters.jitter & (which == _HUE)).nonzero().squeeze(1)
-            _edit_images(x, index, _shift_hue, parameters.hue[index].float())
-    return x
+    p = parameters
+    factors = torch.stack([p.brightness, p.contrast, p.saturation, torch.ones_like(p.hue)]).float()
+    factor = factors[turn, torch.arange(len(turn))]
+    rest = 1 - factor
+    shares = torch.stack([factor, rest * (turn == _CONTRAST), rest * (turn == _SATURATION)], dim=1)
+    return shares.view(-1, 3, 1, 1, 1)
 
 
-def _blend(x: Tensor, factor: Tensor, which: Tensor) -> Tensor:
-    """``factor`` times each image, and the rest of black (brightness), mean luma (contrast) or luma (saturation)."""
-    luma, rest = _luma(x), 1 - factor
-    of_mean, of_luma = rest * (which == _CONTRAST).view_as(rest), rest * (which == _SATURATION).view_as(rest)
+def _blend(x: Tensor, shares: Tensor) -> Tensor:
+    """The sum of image, mean luma and luma in the shares of `_blend_shares`."""
+    luma, (of_image, of_mean, of_luma) = _luma(x), shares.unbind(1)
     grey = of_mean * luma.mean(dim=(1, 2, 3), keepdim=True) + of_luma * luma
-    return x.mul_(factor).add_(grey).clamp_(0, 1)
+    return x.mul_(of_image).add_(grey).clamp_(0, 1)
 
 
 def _luma(x: Tensor) -> Tensor:
     """Grayscale ``[N, 1, H, W]`` of ``[N, 3, H, W]``."""
     red, green, blue = x.split(1, dim=1)
     return (_LUMA[0] * red).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
+
+
+def _grayscale(x: Tensor, _: Tensor) -> Tensor:
+    return _luma(x).expand_as(x)
 
 
 def _shift_hue(x: Tensor, turns: Tensor) -> Tensor:
@@ -484,12 +523,12 @@ def _shift_hue(x: Tensor, turns: Tensor) -> Tensor:
     is_blue = 1 - is_red - is_green
     sixths = ((green - blue).mul_(is_red)).addcmul_(blue - red, is_green).addcmul_(red - green, is_blue)
     sixths.div_(divisor).add_(is_green, alpha=2).add_(is_blue, alpha=4).add_(6 * turns)
-    k = torch.tensor([5.0, 3.0, 1.0], device=x.device).view(1, 3, 1, 1) + sixths
+    k = _each_channel((5.0, 3.0, 1.0), x.device) + sixths
     k.sub_(k.div(6).floor_(), alpha=6)
     ramp = k.sub_(2).abs_().neg_().add_(2).clamp_(0, 1)
     return torch.addcmul(value, chroma, ramp, value=-1)
 
 
-def _solarize(x: Tensor) -> Tensor:
+def _solarize(x: Tensor, _: Tensor) -> Tensor:
     """Invert what rounds to 128 or more of 255 (Pillow's default), which is 0.5 or more (BYOL's code)."""
     return torch.where(x >= 0.5, 1 - x, x)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 import torch
@@ -18,12 +18,18 @@ from twinbench.data.augment import (
     draw_parameters,
     eval_view,
     finish,
+    join,
 )
 from twinbench.data.streaming import CropStream, Images, StreamedImages
 from twinbench.foundation.randomness import seeded_generator
+from twinbench.foundation.transfer import to_device
 
 BATCH = 256
 """Images of one forward pass where nothing is trained."""
+
+
+# a GPU makes views of small images for several steps at a time, up to so many floats of each view
+_AT_ONCE_FLOATS = 2**22
 
 
 @lru_cache(maxsize=2)
@@ -40,7 +46,8 @@ class RandomViews:
     run nor another number of devices sees other views.
 
     Images in memory lie on ``device`` whole. Streamed ones are decoded and cropped by ``workers`` processes;
-    everything after the crop is batched on the device in both cases.
+    everything after the crop is batched on the device in both cases. Starting its many small operations costs a GPU
+    more than the views of a small batch themselves, so it makes those of several steps at a time.
     """
 
     def __init__(
@@ -62,8 +69,30 @@ class RandomViews:
     def steps(self, first: int, total: int) -> Iterator[ViewsOfStep]:
         """The views of the steps ``first`` to ``total - 1``; raises as `CropStream` does where they are streamed."""
         steps = range(first, total)
+        at_once = self._steps_at_once(first) if steps else 1
+        if at_once > 1:
+            for start in steps[::at_once]:
+                yield from self._together(range(start, min(start + at_once, total)))
+            return
         for step, crops in zip(steps, self._crops(steps), strict=True):
             yield self._of_step(step, crops)
+
+    def _steps_at_once(self, first: int) -> int:
+        """For how many steps views are made at a time."""
+        if self.device.type != "cuda" or isinstance(self.images, StreamedImages):
+            return 1
+        largest = max(policy.size for policy in self.policies)
+        return max(1, _AT_ONCE_FLOATS // (len(self._rows(first)[self._share]) * 3 * largest**2))
+
+    def _together(self, steps: range) -> Iterator[ViewsOfStep]:
+        """The steps with their views, which are made all at once."""
+        each = [self._of_step(step, None) for step in steps]
+        rows = torch.cat([step.rows for step in each])
+        drawn = [join(parameters) for parameters in zip(*(step.drawn for step in each), strict=True)]
+        made = ViewsOfStep(self, rows, drawn, None).make()
+        sizes = [len(step.rows) for step in each]
+        for step, *views in zip(each, *(view.split(sizes) for view in made), strict=True):
+            yield replace(step, made=views)
 
     def _crops(self, steps: range) -> Iterable[list[Tensor] | None]:
         """The crops of each step where they are made by workers, None where the device makes them."""
@@ -85,23 +114,28 @@ class RandomViews:
         # of a streamed set all but the crops count, which the workers have drawn by the same calls
         height, width = self.images.shape[-2:]
         drawn = [draw_parameters(policy, len(rows), height, width, generator) for policy in self.policies]
-        return ViewsOfStep(self, rows[self._share], [parameters[self._share] for parameters in drawn], crops)
+        (own,) = to_device([rows[self._share]], self.device)
+        return ViewsOfStep(self, own, [parameters[self._share] for parameters in drawn], crops)
 
 
 @dataclass(frozen=True)
 class ViewsOfStep:
-    """A rank's views of one step, made when they are asked for; ``rows`` are their images, int64 ``[n]``.
+    """A rank's views of one step, made when they are asked for.
 
-    ``drawn`` has the parameters of these views for each policy, and ``crops`` the crops where they are streamed.
+    ``rows`` are their images, int64 ``[n]`` on the device, ``drawn`` has the parameters of these views for each policy
+    on the CPU, ``crops`` the crops where they are streamed, and ``made`` the views where they are made already.
     """
 
     source: RandomViews
     rows: Tensor
     drawn: list[ViewParameters]
     crops: list[Tensor] | None
+    made: list[Tensor] | None = None
 
     def make(self, part: slice = slice(None)) -> list[Tensor]:
         """The views of a part of the rows: for each policy ``[n, 3, size, size]``, normalised, on the device."""
+        if self.made is not None:
+            return [view[part] for view in self.made]
         images = (
             None if isinstance(self.source.images, StreamedImages) else self.source.images[self.rows[part]]
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,41 +11,77 @@ from torch import Tensor, nn
 from twinbench.foundation.errors import RunFailure
 from twinbench.pretraining.batches import MicroBatch
 from twinbench.pretraining.engine import Engine
-from twinbench.pretraining.method import LossParts, Progress
+from twinbench.pretraining.method import Progress
 
 _LOWER_RATE = "lower optimizer.base_lr or lengthen schedule.warmup_epochs"
 
 
-def check_finite(
-    loss: LossParts, model: nn.Module, batch: list[MicroBatch], progress: Progress, lr: float, engine: Engine
-) -> None:
-    """Raise RunFailure naming step, learning rate and tensor unless the loss is finite on every rank.
+class _Unread(NamedTuple):
+    progress: Progress
+    lr: float
+    loss: Tensor
 
-    To be called before the update: the parameters must still be those that the loss was computed with.
+
+class LossWatch:
+    """Ends a run at the first loss that is not finite, without waiting for the device more often than it must.
+
+    Whoever reads a number waits until the device has computed it. On a CPU it has, so each loss is read before its
+    update; on a GPU losses stay there until somebody needs one (``each_step`` says which of the two; the device by
+    default). ``latest`` is the last loss that was read.
     """
-    value = loss.total.item()
-    if not engine.any_rank(not math.isfinite(value)):
-        return
-    name = _first_non_finite(model, batch, progress, engine)
-    raise RunFailure(
-        f"the loss became {value}; the first tensor to go wrong: {name}",
-        where=f"step {progress.step}, learning rate {lr:.3g}",
-        next_step=_LOWER_RATE,
-    )
+
+    def __init__(self, model: nn.Module, engine: Engine, each_step: bool | None = None) -> None:
+        self._model, self._engine = model, engine
+        self.each_step = engine.device.type != "cuda" if each_step is None else each_step
+        self.latest = math.nan
+        self._unread: list[_Unread] = []
+
+    def add(self, loss: Tensor, progress: Progress, lr: float) -> None:
+        """Note the loss of a step, a scalar, and the learning rate of its update."""
+        self._unread.append(_Unread(progress, lr, loss.detach()))
+
+    def check(self, batch: list[MicroBatch], progress: Progress) -> None:
+        """Read every loss since the last time; ``batch`` and ``progress`` are those of the step at hand.
+
+        Raises RunFailure naming step, learning rate and tensor unless they are finite on every rank. The tensor is
+        looked for with the parameters as they are now. Before the update of the step at hand these are the ones that
+        its loss was computed with; of a loss further back the error says how many steps later it looked. Every rank
+        must call this after the same step.
+        """
+        if not self._unread:
+            return
+        unread, self._unread = self._unread, []
+        values = torch.stack([one.loss for one in unread]).tolist()
+        self.latest = values[-1]
+        wrong = next((i for i, value in enumerate(values) if not math.isfinite(value)), len(values) - 1)
+        if self._engine.any_rank(not math.isfinite(values[wrong])):
+            self._fail(unread[wrong], values[wrong], batch, progress)
+
+    def _fail(self, step: _Unread, value: float, batch: list[MicroBatch], now: Progress) -> None:
+        name = _first_non_finite(self._model, batch, now, self._engine)
+        late = now.step - step.progress.step
+        raise RunFailure(
+            f"the loss became {value}; the first tensor to go wrong"
+            + (f", looked for {late} step{'s' * (late > 1)} later" if late else "")
+            + f": {name}",
+            where=f"step {step.progress.step}, learning rate {step.lr:.3g}",
+            next_step=_LOWER_RATE,
+        )
 
 
-def check_parameters(method: nn.Module) -> None:
-    """Raise RunFailure if the last update left a parameter that is not finite."""
+def check_parameters(method: nn.Module, steps: int) -> None:
+    """Raise RunFailure if the last of so many updates left a parameter that is not finite."""
     name = _non_finite_parameter(method)
     if name is not None:
         raise RunFailure(
-            f"parameter {name} is not finite", where="after the last step", next_step=_LOWER_RATE
+            f"parameter {name} is not finite", where=f"after step {steps}", next_step=_LOWER_RATE
         )
 
 
 def _non_finite_parameter(module: nn.Module) -> str | None:
-    names = (name for name, parameter in module.named_parameters() if not parameter.isfinite().all())
-    return next((_plain(name) for name in names), None)
+    names = [name for name, _ in module.named_parameters()]
+    finite = torch.stack([parameter.isfinite().all() for parameter in module.parameters()]).tolist()
+    return next((_plain(name) for name, good in zip(names, finite, strict=True) if not good), None)
 
 
 @torch.no_grad()

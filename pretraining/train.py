@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from twinbench.pretraining.checkpoint import load_latest, save_checkpoint
 from twinbench.pretraining.collectives import mean_over_ranks
 from twinbench.pretraining.diagnostics import Diagnostics, diagnose, probe, unjudged
 from twinbench.pretraining.engine import Engine, Hardware, check_shares, launch
-from twinbench.pretraining.finite import check_finite, check_parameters
+from twinbench.pretraining.finite import LossWatch, check_parameters
 from twinbench.pretraining.interrupt import Interrupted, StopRequest
 from twinbench.pretraining.memory import peak_memory_mb
 from twinbench.pretraining.method import LossParts, Method, Progress
@@ -93,7 +93,6 @@ def pretrain(
         session = start_session(recipe, method, image_set, engine)
         first_step = _resume(folder, session)
         rate = _optimise(session, first_step, held_out, folder, report, say, tensorboard, checkpoint_seconds)
-        check_parameters(method)
         skipped = session.batches.skipped_images()
     policies = view_policies(recipe, image_set.image_size)
     method.to(engine.device)
@@ -196,6 +195,7 @@ def _optimise(
     recipe, batches, optimizer = session.recipe, session.batches, session.optimizer
     total_steps = batches.total_steps
     say(_launch_line(session, first_step))
+    losses = LossWatch(session.model, session.engine)
     keeper = _Keeper(session, held_out, folder, first_step, say, tensorboard, checkpoint_seconds)
     started = speed = 0.0
     feed = batches.from_step(first_step)
@@ -205,18 +205,20 @@ def _optimise(
             progress = session.progress(step)
             assert batch is not None
             loss = session.gradients(batch, progress)
+            losses.add(loss.total, progress, optimizer.param_groups[0]["lr"])
             # while the device still works, its next views queue up
             current, batch = batch, _next_batch(feed, session.engine)
-            check_finite(
-                loss, session.model, current, progress, optimizer.param_groups[0]["lr"], session.engine
-            )
+            due = keeper.due(progress)
+            if losses.each_step or any(due):
+                losses.check(current, progress)
             session.update(progress)
 
             if step == first_step:
                 started = time.monotonic()  # the first step also allocates, or compiles
             speed = (step - first_step) * recipe.batch_size / max(time.monotonic() - started, 1e-9)
-            keeper.after_step(progress, loss, speed)
+            keeper.after_step(progress, loss, speed, due)
             if session.engine.any_rank(stop.name is not None):
+                losses.check(current, session.progress(step + 1))
                 keeper.save(step + 1)
                 session.engine.barrier()  # a launcher ends all ranks when the first has left
                 raise Interrupted(
@@ -224,7 +226,8 @@ def _optimise(
                     where=folder,
                     next_step="run the same command again: it goes on from there",
                 )
-            report((step + 1) / total_steps, _progress_line(session, progress, loss, speed))
+            report((step + 1) / total_steps, _progress_line(session, progress, losses.latest, speed))
+    check_parameters(session.method, total_steps)
     return speed
 
 
@@ -241,6 +244,13 @@ def _next_batch(feed: Iterator[list[MicroBatch]], engine: Engine) -> list[MicroB
             "another rank could not read its images", next_step="see that rank's message for the file"
         )
     return batch
+
+
+class _Due(NamedTuple):
+    """What is to be written after a step."""
+
+    row: bool
+    checkpoint: bool
 
 
 class _Keeper:
@@ -263,20 +273,29 @@ class _Keeper:
         self._warned = False
         self._log = MetricsLog(folder, first_step, tensorboard) if session.engine.is_main else None
 
-    def after_step(self, progress: Progress, loss: LossParts, speed: float) -> None:
+    def due(self, progress: Progress) -> _Due:
+        """What is to be written after this step, the same on every rank; every rank must ask."""
+        is_time = self._session.engine.any_rank(time.monotonic() - self._last_saved >= self._seconds)
+        return _Due(
+            row=wants_row(progress.step, progress.total_steps),
+            checkpoint=is_time and progress.step + 1 < progress.total_steps,
+        )
+
+    def after_step(self, progress: Progress, loss: LossParts, speed: float, due: _Due) -> None:
         """Called after every step, on every rank; the rows speak of the global batch."""
-        if wants_row(progress.step, progress.total_steps):
+        if due.row:
             row = {"step": progress.step, "epoch": progress.epoch, "loss": loss.total.item()}
             row["lr"] = self._session.optimizer.param_groups[0]["lr"]
             row["images_per_second"] = round(speed, 1)
             row.update({name: mean_over_ranks(value.detach()).item() for name, value in loss.parts.items()})
             if self._log is not None:
                 self._log.write({**row, **self._probe(progress)})
-        if time.monotonic() - self._last_saved >= self._seconds and progress.step + 1 < progress.total_steps:
+        if due.checkpoint:
             self.save(progress.step + 1)
 
     def save(self, step: int) -> None:
-        """Write a checkpoint of the state after ``step`` steps, on rank 0."""
+        """Write a checkpoint of the state after ``step`` steps, on rank 0; it must be finite."""
+        check_parameters(self._session.method, step)
         if self._session.engine.is_main:
             _save(self._folder, step, self._session)
         self._last_saved = time.monotonic()
@@ -340,10 +359,10 @@ def _launch_line(session: Session, first_step: int) -> str:
     )
 
 
-def _progress_line(session: Session, progress: Progress, loss: LossParts, speed: float) -> str:
+def _progress_line(session: Session, progress: Progress, loss: float, speed: float) -> str:
     lr = session.optimizer.param_groups[0]["lr"]
     return (
-        f"epoch {progress.epoch + 1}/{session.recipe.epochs}  loss {loss.total.item():.4g}  lr {lr:.3g}  "
+        f"epoch {progress.epoch + 1}/{session.recipe.epochs}  loss {loss:.4g}  lr {lr:.3g}  "
         f"{speed:.0f} images/s"
     )
 
@@ -419,7 +438,7 @@ def _embed_held_out(
     device = next(method.parameters()).device
     method.eval()
     return [
-        _embed(method, augment(held_out, policy, image_set.normalisation, generator).to(device))
+        _embed(method, augment(held_out.to(device), policy, image_set.normalisation, generator))
         for policy in policies
     ]
 

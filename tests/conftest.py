@@ -14,7 +14,9 @@ from torch import Tensor
 from twinbench.harness.plugins import load_plugins
 
 # Bits, device names and numbers of workers are those of a CPU, on a machine with a GPU too; child processes inherit it.
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# `make test-gpu` asks for the tests marked ``gpu`` instead, see tests/gpu/conftest.py.
+if "TWINBENCH_TEST_GPU" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # The compiler's cache does not tell instruction sets apart, and what was compiled for another one gives NaN.
 _CAPABILITY = torch.backends.cpu.get_cpu_capability().replace(" ", "-")
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(

@@ -102,6 +102,26 @@ def test_parts_of_a_step_are_rows_of_its_views(images: Images) -> None:
     assert_close(views_of(images, make=odd), [[view[1::2] for view in step] for step in whole])
 
 
+@pytest.mark.parametrize("at_once", [2, 3, 9])
+def test_views_made_for_several_steps_at_once_are_those_of_each_step(
+    streamed: StreamedImages, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed run has other groups of steps than one that was never interrupted."""
+
+    def odd(step) -> list[Tensor]:
+        return step.make(slice(1, None, 2))
+
+    images = streamed[:]
+    whole, odd_rows = views_of(images), views_of(images, make=odd)
+    monkeypatch.setattr(RandomViews, "_steps_at_once", lambda self, first: at_once)
+    assert_close(views_of(images), whole)
+    assert_close(views_of(images, first=1), whole[1:])
+    assert_close(views_of(images, make=odd), odd_rows)
+    share = slice(2, 7)
+    assert_close(views_of(images, share=share), [[view[share] for view in step] for step in whole])
+    assert views_of(images, first=STEPS) == []
+
+
 def test_square_pictures_get_the_views_that_they_get_in_memory(streamed: StreamedImages) -> None:
     # the crops of streamed pictures are rounded to 8 bits, which the jitter stretches; a coin that falls at the
     # threshold of solarisation would fall otherwise

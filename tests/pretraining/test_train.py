@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import re
 import signal
+from functools import partial
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from twinbench.pretraining.batches import Batches, batch_rows, steps_in_epoch
 from twinbench.pretraining.build import build_method, resolve, view_policies
 from twinbench.pretraining.checkpoint import load_latest
 from twinbench.pretraining.engine import Hardware, launch
+from twinbench.pretraining.finite import LossWatch
 from twinbench.pretraining.interrupt import Interrupted
 from twinbench.pretraining.method import Progress, method_class, method_names
 from twinbench.pretraining.recipe import OptimizerSpec, Recipe, ScheduleSpec
@@ -124,6 +127,88 @@ def test_a_non_finite_loss_names_step_and_learning_rate(image_set, tmp_path):
     assert re.fullmatch(r"step \d+, learning rate \d\.\d+e\+29", str(stopped.value.where))
     assert re.search(r"first tensor to go wrong: (output of|parameter) [a-z0-9_.]+$", stopped.value.what)
     assert not (tmp_path / "encoder").exists()
+
+
+def nan_at(bad_step: int, monkeypatch):
+    """SimSiam's loss is not a number at one step, and so are all its gradients."""
+    plain = method_class("simsiam").loss
+
+    def broken(self, views, labels, progress):
+        loss = plain(self, views, labels, progress)
+        return loss._replace(total=loss.total * (math.nan if progress.step == bad_step else 1.0))
+
+    monkeypatch.setattr(method_class("simsiam"), "loss", broken)
+
+
+@pytest.fixture
+def deferred(monkeypatch):
+    """Losses are read as on a GPU: before a row or a checkpoint is written."""
+    watch = partial(LossWatch, each_step=False)
+    monkeypatch.setattr(twinbench.pretraining.train, "LossWatch", watch)
+
+
+@pytest.mark.parametrize("checkpoint_seconds", [None, 0.0])
+def test_losses_that_wait_are_read_before_a_row_or_a_checkpoint(
+    deferred, checkpoint_seconds, image_set, tmp_path, monkeypatch
+):
+    """Rows are due at steps 0, 3 and 5, the loss of step 2 is bad: a checkpoint that is due reads it in time."""
+    nan_at(2, monkeypatch)
+    monkeypatch.setattr(twinbench.pretraining.train, "wants_row", lambda step, total: step in (0, 3, 5))
+    with pytest.raises(RunFailure) as stopped:
+        pretrain(recipe("simsiam"), "hash", image_set, tmp_path, checkpoint_seconds=checkpoint_seconds)
+    assert str(stopped.value.where).startswith("step 2, learning rate ")
+    late = checkpoint_seconds is None
+    found = ", looked for 1 step later: parameter backbone.conv1.weight" if late else ": the loss itself"
+    assert stopped.value.what == f"the loss became nan; the first tensor to go wrong{found}"
+    rows = [json.loads(row)["step"] for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [0]
+    saved = load_latest(tmp_path / "checkpoints")
+    assert (saved and saved["step"]) == (None if late else 2)
+    assert not (tmp_path / "encoder").exists()
+
+
+def test_a_signal_saves_nothing_that_a_loss_not_yet_read_has_damaged(
+    deferred, image_set, tmp_path, monkeypatch
+):
+    nan_at(1, monkeypatch)
+    monkeypatch.setattr(twinbench.pretraining.train, "wants_row", lambda step, total: step in (0, 5))
+
+    def report(fraction, text):
+        if fraction == 2 / 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(RunFailure, match=r"looked for 2 steps later") as stopped:
+        pretrain(recipe("simsiam"), "hash", image_set, tmp_path, report)
+    assert not isinstance(stopped.value, Interrupted)
+    assert load_latest(tmp_path / "checkpoints") is None
+
+
+def test_a_last_update_that_breaks_parameters_leaves_no_checkpoint_and_no_encoder(
+    image_set, tmp_path, monkeypatch
+):
+    """The loss of a step is computed before its update, so a finite one does not vouch for what is saved."""
+
+    def broken(self, progress):
+        if progress.step == 5:
+            self.backbone.conv1.weight.data[0, 0, 0, 0] = math.inf
+
+    monkeypatch.setattr(method_class("simsiam"), "after_step", broken)
+    with pytest.raises(RunFailure, match=r"parameter backbone\.conv1\.weight is not finite") as stopped:
+        pretrain(recipe("simsiam"), "hash", image_set, tmp_path, checkpoint_seconds=0.0)
+    assert stopped.value.where == "after step 6"
+    assert load_latest(tmp_path / "checkpoints")["step"] == 5
+    assert not (tmp_path / "encoder").exists()
+
+
+def test_losses_that_wait_give_the_same_run(deferred, image_set, tmp_path, monkeypatch):
+    lines = []
+    pretrain(recipe("simsiam"), "hash", image_set, tmp_path / "waited", lambda _, line: lines.append(line))
+    monkeypatch.setattr(twinbench.pretraining.train, "LossWatch", LossWatch)
+    pretrain(recipe("simsiam"), "hash", image_set, tmp_path / "read")
+    waited, read = (tmp_path / side for side in ("waited", "read"))
+    assert Encoder.load(waited / "encoder").checksum == Encoder.load(read / "encoder").checksum
+    losses = [json.loads(row)["loss"] for row in (waited / "metrics.jsonl").read_text().splitlines()]
+    assert [line.split("loss ")[1].split()[0] for line in lines] == [f"{loss:.4g}" for loss in losses]
 
 
 def test_constant_embeddings_end_as_collapsed(image_set, tmp_path, monkeypatch):

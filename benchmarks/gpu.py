@@ -1,0 +1,636 @@
+"""What a GPU has to show, in one command of a few minutes: is it right, is it fast, does it learn?
+
+    python benchmarks/gpu.py --data-root DIR
+
+1. The tests marked ``gpu`` (tests/gpu): losses, views, trainings in every precision, resuming, evaluations, against the
+   CPU.
+2. Throughput of pretraining: ResNet-18 with the 3x3 stem at 32 pixels and ResNet-50 at 224, lightly's loop beside them
+   where it is installed, and the roofs: the operations of a step over the rate of large matrix products, and its bytes
+   over the rate of a large copy, both measured on the card.
+3. With the time that is left, all six methods by the recipes of recipes/cifar10, for as many epochs as fit, measured by
+   kNN and linear. ``--data-root`` holds CIFAR-10; without it the images are digit-scenes.
+
+``--plan`` prints what would be done and how long it is expected to take. What was measured is written as soon as it is
+known, so an early end loses only what was going on. Without a GPU, or with ``--small``, everything happens at a small
+size, and the files say that their numbers mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import (
+    Document,
+    bytes_of,
+    copy_rate,
+    device,
+    device_description,
+    facts,
+    flops_of,
+    footnote,
+    has_lightly,
+    markdown_table,
+    matmul_rate,
+    run_script,
+    synchronise,
+)
+from throughput import DOCUMENTED_WORKERS, Job, random_batch, start
+
+from twinbench.data.catalogue import load_image_set
+from twinbench.data.image_sets import ImageSet
+from twinbench.downstream.protocol import protocol
+from twinbench.encoders.encoder import Encoder
+from twinbench.foundation.cores import usable_cores
+from twinbench.foundation.errors import InputError, RunFailure
+from twinbench.foundation.files import write_atomically
+from twinbench.harness.execute import evaluate_encoder
+from twinbench.harness.plugins import load_plugins
+from twinbench.harness.recipes import load_recipe, recipe_hash
+from twinbench.pretraining.build import build_method, resolve
+from twinbench.pretraining.engine import Hardware, launch
+from twinbench.pretraining.recipe import Recipe
+from twinbench.pretraining.train import pretrain, start_session
+
+HERE = Path(__file__).parent
+PARTS = ("tests", "throughput", "training")
+METHODS = ("barlow_twins", "simclr", "byol", "swav", "simsiam", "moco_v2")
+PROTOCOLS = ("knn/cosine-v1", "linear/cached-v1")
+GOALS = {("resnet18", 32): 20_000, ("resnet50", 224): 1_750}
+"""Pairs a second in bf16 on one H100, by network and size."""
+TIMES_LIGHTLY = 3
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_KEPT = 20.0  # seconds for starting and for writing
+_PATIENCE = 3  # a process is ended after so many times what it is expected to take
+_CAUTION = 1.2  # a part may take so many times what was measured of it
+_TINY: dict[str, Any] = {
+    "backbone.name": "resnet10",
+    "backbone.width": 8,
+    "backbone.stem": "stride2",
+    "batch_size": 64,
+}
+
+
+# Parts 1 and 2: what is run, each in a process of its own
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A process to run: ``seconds`` is what it is expected to take, and it is ended after ``limit``."""
+
+    part: str
+    title: str
+    command: list[str]
+    seconds: float
+    limit: float
+    environment: dict[str, str] = field(default_factory=dict)
+    job: Job | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The lines that a process printed, and why they are not all that it was to print, if so."""
+
+    lines: list[str]
+    trouble: str = ""
+    seconds: float = 0.0
+
+    def documents(self) -> list[Document]:
+        """The lines that are JSON objects."""
+        return [json.loads(line) for line in self.lines if line.startswith("{") and line.endswith("}")]
+
+
+def run_process(command: Sequence[str], limit: float, environment: dict[str, str] | None = None) -> Outcome:
+    """Run a command, and end it with its children after ``limit`` seconds: what it printed until then counts."""
+    started = time.monotonic()
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(
+            command, env={**os.environ, **(environment or {})}, stdout=out, stderr=err, start_new_session=True
+        )
+        trouble = ""
+        try:
+            code = process.wait(timeout=max(limit, 0.1))
+        except subprocess.TimeoutExpired:
+            trouble, code = f"ended after {limit:.0f} s", 0
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        out.seek(0)
+        err.seek(0)
+        if code != 0:
+            trouble = f"exit code {code}: {err.read().strip()[-1500:]}"
+        return Outcome(out.read().splitlines(), trouble, time.monotonic() - started)
+
+
+def tests_measurement(small: bool) -> Measurement:
+    """The tests of a GPU; at small size a few of them, rehearsed on the CPU."""
+    # a warning of a version of torch that is new here must not hide what the card computes
+    command = [sys.executable, "-m", "pytest", "-vv", "-W", "default", "-m", "gpu", "-p", "no:cacheprovider"]
+    if small:
+        command += [str(HERE.parent / "tests" / "gpu"), "-k", "sent_together or without_randomness"]
+        return Measurement("tests", "tests", command, 30, 300, {"TWINBENCH_TEST_GPU": "cpu"})
+    command.append(str(HERE.parent / "tests" / "gpu"))
+    with contextlib.suppress(ImportError):
+        import xdist  # noqa: F401
+
+        command += ["-n", "4", "--dist", "worksteal"]
+    return Measurement("tests", "tests", command, 90, 180, {"TWINBENCH_TEST_GPU": "cuda"})
+
+
+def throughput_measurements(small: bool) -> list[Measurement]:
+    """Every row of the throughput table, those first that matter most."""
+    base = Job("twinbench", "barlow_twins", "bf16", 512, warm_up=30, steps=120, planned=20_000)
+    photos = replace(base, network="resnet50", size=224, batch_size=256, warm_up=8, steps=30)
+    if small:
+        base = replace(base, batch_size=8, warm_up=1, steps=1)
+        photos = replace(photos, size=64, batch_size=4, warm_up=1, steps=1)
+    large = replace(base, batch_size=2 * base.batch_size)
+    rows = [
+        _row("twinbench", base, 30),
+        _roof(base, 25),
+        _row("twinbench", photos, 35),
+        _roof(photos, 30),
+        _row("twinbench", large, 30),
+    ]
+    if has_lightly():
+        tuned = {"side": "lightly", "workers": 1 if small else usable_cores()}
+        documented = replace(
+            base, side="lightly", precision="fp32", channels_last=False, workers=DOCUMENTED_WORKERS
+        )
+        rows += [
+            _row("lightly tuned", replace(base, **tuned), 45),
+            _row("lightly tuned", replace(photos, **tuned), 60),
+        ]
+        if not small:
+            rows.append(_row("lightly as documented", documented, 50))
+    return rows
+
+
+def _row(name: str, job: Job, seconds: float) -> Measurement:
+    command = [sys.executable, str(HERE / "throughput.py"), "--job", json.dumps(asdict(job))]
+    return Measurement("throughput", name, command, seconds, _PATIENCE * seconds, job=job)
+
+
+def _roof(job: Job, seconds: float) -> Measurement:
+    command = [sys.executable, str(HERE / "gpu.py"), "--roof", json.dumps(asdict(job))]
+    return Measurement("throughput", "roof", command, seconds, _PATIENCE * seconds, job=job)
+
+
+def measure_roof(job: Job) -> Document:
+    """What a step does, counted, and the rates of the card that bound it, measured: FLOP, bytes, each a second."""
+    session = start(job)
+    batch = [random_batch(job, job.size)]
+
+    def step() -> None:
+        session.gradients(batch, session.progress(0))
+        session.update(session.progress(0))
+
+    step()
+    flops, moved = flops_of(step), bytes_of(step)
+    return {
+        "flops_per_pair": flops / job.batch_size,
+        "bytes_per_pair": moved / job.batch_size,
+        "product_rate": matmul_rate(device(), _DTYPES[job.precision]),
+        "copy_rate": copy_rate(device()),
+        "device": device_description(),
+    }
+
+
+_STATUS = "PASSED|FAILED|ERROR|SKIPPED"
+_TEST_LINE = re.compile(rf"^(?:\[gw\d+\].*?({_STATUS}) (tests/.+?)|(tests/.+?) ({_STATUS}))(?:\s.*)?$")
+
+
+def tests_found(lines: Sequence[str]) -> Document:
+    """How many tests passed, failed and were skipped, and the names of those that failed, from pytest's lines."""
+    outcomes: dict[str, str] = {}
+    for line in lines:
+        if match := _TEST_LINE.match(line.strip()):
+            before, name_after, name_before, after = match.groups()
+            outcomes[name_after or name_before] = before or after
+    failed = sorted(name for name, outcome in outcomes.items() if outcome in ("FAILED", "ERROR"))
+    counts = {status: list(outcomes.values()).count(status.upper()) for status in ("passed", "skipped")}
+    return {**counts, "failed": failed}
+
+
+# Part 3: all six methods, in a process that prints a line as soon as a method is measured
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the third part does: ``seconds`` are all that it may take; ``methods`` in this order."""
+
+    data_root: str | None
+    seconds: float
+    small: bool
+    methods: tuple[str, ...] = METHODS
+
+    def images(self) -> ImageSet:
+        """CIFAR-10, or digit-scenes without a data root; at small size a few of them."""
+        limit = {"train": 256, "val": 32, "test": 64} if self.small else None
+        name = "cifar10" if self.data_root else "digit-scenes"
+        return load_image_set(name, Path(self.data_root) if self.data_root else None, limit=limit)
+
+    def recipe(self, method: str, images: ImageSet, epochs: int) -> Recipe:
+        """The method's recipe of recipes/cifar10, but for the epochs."""
+        changes = {"epochs": epochs, **(_TINY if self.small else {})}
+        return resolve(
+            load_recipe("cifar10", method, images.name, changes), images.image_size, images.fingerprint
+        )
+
+
+def compare(plan: Comparison) -> Iterator[Document]:
+    """A document for the images, one for the reference row and one for each method, as they become known."""
+    ends = time.monotonic() + plan.seconds - _KEPT / 2
+    load_plugins()
+    images = plan.images()
+    yield {"images": images.name, "train": len(images.split("train")), "test": len(images.split("test"))}
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.monotonic()
+        reference = plan.recipe("random_init", images, epochs=0)
+        yield train_and_measure(reference, images, Path(folder, "random_init"), ends)
+        measuring = time.monotonic() - started
+        epoch = sum(epoch_seconds(plan.recipe(method, images, 1), images) for method in plan.methods)
+        left = ends - time.monotonic() - _CAUTION * measuring * len(plan.methods)
+        epochs = 1 if plan.small else max(1, int(left / (_CAUTION * epoch)))
+        for method in plan.methods:
+            yield train_and_measure(plan.recipe(method, images, epochs), images, Path(folder, method), ends)
+
+
+def epoch_seconds(recipe: Recipe, images: ImageSet, steps: int = 12) -> float:
+    """Seconds of an epoch, from a few steps after the first ones, which nobody waits for one by one."""
+    longer = recipe.model_copy(update={"epochs": recipe.epochs + 2 * steps})
+    session = start_session(longer, build_method(recipe), images, launch(Hardware(), recipe.precision))
+    feed = session.batches.from_step(0)
+    started = 0.0
+    for step in range(2 * steps):
+        if step == steps:
+            synchronise()
+            started = time.monotonic()
+        session.gradients(next(feed), session.progress(step))
+        session.update(session.progress(step))
+    synchronise()
+    return (time.monotonic() - started) / steps * session.batches.steps_per_epoch
+
+
+class _TimeIsUp(Exception):
+    """The time of this part has ended within a training."""
+
+
+def train_and_measure(recipe: Recipe, images: ImageSet, folder: Path, ends: float) -> Document:
+    """Train by the recipe and measure kNN and linear; at the moment ``ends`` a training stops, unmeasured."""
+
+    def report(fraction: float, text: str) -> None:
+        if time.monotonic() > ends:
+            raise _TimeIsUp(f"the time was up after {fraction:.0%} of the training")
+
+    row: Document = {"method": recipe.method, "epochs": recipe.epochs, "precision": recipe.precision}
+    try:
+        summary = pretrain(recipe, recipe_hash(recipe), images, folder, report)
+    except (_TimeIsUp, RunFailure) as error:
+        return {**row, "status": str(error)}
+    row |= {
+        "status": summary.status,
+        "seconds": summary.seconds,
+        "images_per_second": summary.images_per_second,
+        "peak_memory_mb": summary.peak_memory_mb,
+    }
+    for name in PROTOCOLS:
+        encoder = Encoder.load(folder / "encoder")
+        record = evaluate_encoder(
+            encoder, protocol(name), images, recipe.seed, folder / "features", lambda fraction, text: None
+        )
+        row[name] = next(m["value"] for m in record["measurements"] if m["metric"] == "top1")
+    return row
+
+
+# The whole run
+
+
+@dataclass(frozen=True)
+class Order:
+    """What was asked for."""
+
+    minutes: float
+    small: bool
+    parts: tuple[str, ...]
+    data_root: str | None
+    commit: str
+
+    def measurements(self) -> list[Measurement]:
+        """The processes of the first two parts."""
+        wanted = [tests_measurement(self.small), *throughput_measurements(self.small)]
+        return [one for one in wanted if one.part in self.parts]
+
+    @property
+    def kept_for_training(self) -> float:
+        """Seconds that the first two parts may not use."""
+        share = 0.25 if len(self.parts) > 1 else 1.0
+        return share * 60 * self.minutes if "training" in self.parts else 0.0
+
+    def comparison(self, seconds: float) -> Comparison:
+        """The third part, with the seconds that are left for it."""
+        return Comparison(self.data_root, seconds, self.small)
+
+
+def plan_table(order: Order) -> str:
+    """What would be done, in which order and for how long."""
+    rows, total = [], 0.0
+    for one in order.measurements():
+        total += one.seconds
+        rows.append([one.part, describe(one), f"{one.seconds:.0f}", f"{one.limit:.0f}"])
+    left = 60 * order.minutes - _KEPT - total
+    if "training" in order.parts:
+        images = "CIFAR-10" if order.data_root else "digit-scenes, as there is no --data-root"
+        what = f"{', '.join(METHODS)} on {images}: as many epochs as fit, then {' and '.join(PROTOCOLS)}"
+        rows.append(["training", what, f"{max(left, order.kept_for_training):.0f}", "what is left"])
+    size = "at small size, " if order.small else ""
+    return (
+        markdown_table(["part", "what", "seconds expected", "ended after"], rows)
+        + f"\n\n{size}{order.minutes:g} minutes in all; a measurement for which no time is left is left out"
+    )
+
+
+def describe(one: Measurement) -> str:
+    """A measurement in words."""
+    if one.job is None:
+        return one.title
+    job = one.job
+    return f"{one.title}: {job.network} at {job.size} px, batch {job.batch_size}, {job.precision}"
+
+
+def carry_out(order: Order, write: Callable[[Document], None], started: float) -> Document:
+    """Do everything in the order of the plan; ``write`` gets the document whenever there is more in it."""
+    ends = started + 60 * order.minutes - _KEPT
+    document = new_document(order)
+    for one in order.measurements():
+        left = ends - time.monotonic() - order.kept_for_training
+        if left < one.seconds:
+            expected = f"{one.seconds:.0f} s expected, {max(left, 0):.0f} left"
+            document["left_out"].append(f"{describe(one)}: {expected}")
+            continue
+        print(f"{describe(one)} ...", file=sys.stderr, flush=True)
+        add(document, one, run_process(one.command, min(one.limit, left), one.environment))
+        write(document)
+    if "training" in order.parts:
+        plan = order.comparison(ends - time.monotonic())
+        print(f"six methods, {plan.seconds:.0f} s ...", file=sys.stderr, flush=True)
+        command = [sys.executable, str(HERE / "gpu.py"), "--compare", json.dumps(asdict(plan))]
+        add_training(document, run_process(command, plan.seconds))
+        write(document)
+    return document
+
+
+def new_document(order: Order) -> Document:
+    """The facts, and nothing measured yet."""
+    known = facts()
+    known["commit"] = order.commit or known["commit"]
+    if "--commit" in sys.argv:  # it is no part of what another machine would type
+        known["command"] = re.sub(r" --commit \S+", "", known["command"])
+    return {
+        "facts": known,
+        "device": device_description(),
+        "driver": driver(),
+        "small": order.small,
+        "minutes": order.minutes,
+        "tests": None,
+        "throughput": [],
+        "training": None,
+        "left_out": [],
+    }
+
+
+def driver() -> str:
+    """The version of the GPU's driver, empty where there is none."""
+    try:
+        asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split("\n")[0].strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def add(document: Document, one: Measurement, outcome: Outcome) -> None:
+    """Put what a process of the first two parts printed into the document."""
+    if one.job is None:
+        # pytest's exit code 1 says that tests failed, which their names say better
+        trouble = "" if outcome.trouble.startswith("exit code 1:") else outcome.trouble
+        log = outcome.lines[-200:] if tests_found(outcome.lines)["failed"] or trouble else []
+        found = {**tests_found(outcome.lines), "seconds": outcome.seconds, "log": log}
+        document["tests"] = found
+        if trouble:
+            document["left_out"].append(f"{describe(one)}: {trouble}")
+        return
+    answers = outcome.documents()
+    if outcome.trouble or not answers:
+        document["left_out"].append(f"{describe(one)}: {outcome.trouble or 'no answer'}")
+        return
+    job = {key: value for key, value in asdict(one.job).items() if key != "data_root"}
+    document["throughput"].append({"name": one.title, **job, **answers[-1], "seconds": outcome.seconds})
+
+
+def add_training(document: Document, outcome: Outcome) -> None:
+    """Put what the third part printed into the document."""
+    found = outcome.documents()
+    if outcome.trouble:
+        document["left_out"].append(f"training: {outcome.trouble}")
+    if found:
+        document["training"] = {**found[0], "rows": found[1:], "seconds": outcome.seconds}
+
+
+def render(document: Document) -> str:
+    """The document as Markdown."""
+    versions = f"driver {document['driver'] or 'none'}, {document['minutes']:g} minutes"
+    parts = [f"# {document['device']}", versions]
+    if document["small"]:
+        parts.append("**At small size, to see that everything runs: the numbers mean nothing.**")
+    if document["tests"]:
+        parts += ["## Tests", _tests(document["tests"])]
+    if document["throughput"]:
+        parts += ["## Throughput of pretraining", *_throughput(document["throughput"], document["small"])]
+    if document["training"]:
+        parts += ["## Six methods", *_training(document["training"])]
+    if document["left_out"]:
+        parts += ["## Not measured", "\n".join(f"- {_one_line(text)}" for text in document["left_out"])]
+    return "\n\n".join([*parts, footnote(document)]) + "\n"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[-400:]
+
+
+def _tests(found: Document) -> str:
+    counts = f"{found['passed']} passed, {found['skipped']} skipped, {len(found['failed'])} failed"
+    return "\n".join(
+        [f"{counts}, in {found['seconds']:.0f} s.", *(f"- failed: {name}" for name in found["failed"])]
+    )
+
+
+def _case(row: Document) -> tuple[str, int, int]:
+    return row["network"], row["size"], row["batch_size"]
+
+
+def _throughput(rows: Sequence[Document], small: bool) -> list[str]:
+    roofs = {(row["network"], row["size"]): row for row in rows if row["name"] == "roof"}
+    measured = [row for row in rows if row["name"] != "roof"]
+    lines = []
+    for row in measured:
+        roof = roofs.get(_case(row)[:2]) if row["precision"] == "bf16" else None
+        shares = [f"{row['pairs_per_second'] / bound:.0%}" for bound in _bounds(roof)] if roof else ["", ""]
+        lines.append(
+            [
+                *map(str, _case(row)),
+                row["name"],
+                row["precision"],
+                f"{row['pairs_per_second']:,.0f}",
+                *shares,
+                f"{row['peak_memory_mb']:,.0f}",
+            ]
+        )
+    header = ["network", "pixels", "batch", "side", "precision", "pairs/s", "of the compute roof"]
+    table = markdown_table([*header, "of the memory roof", "peak memory, MiB"], lines)
+    return [
+        table,
+        "\n".join(_roof_line(roof) for roof in roofs.values()),
+        *([] if small else _goals(measured)),
+    ]
+
+
+def _bounds(roof: Document) -> tuple[float, float]:
+    """Pairs a second if a step were nothing but its products, and nothing but what it reads and writes."""
+    return roof["product_rate"] / roof["flops_per_pair"], roof["copy_rate"] / roof["bytes_per_pair"]
+
+
+def _roof_line(roof: Document) -> str:
+    compute, memory = _bounds(roof)
+    return (
+        f"- {roof['network']} at {roof['size']} pixels, batch {roof['batch_size']}, {roof['precision']}: "
+        f"{roof['flops_per_pair'] / 1e9:.2f} GFLOP and {roof['bytes_per_pair'] / 1e6:.1f} MB a pair. Large products "
+        f"run at {roof['product_rate'] / 1e12:.1f} TFLOP/s and copies at {roof['copy_rate'] / 1e9:,.0f} GB/s: roofs of "
+        f"{compute:,.0f} and {memory:,.0f} pairs/s, the second for operations that are not fused."
+    )
+
+
+def _goals(rows: Sequence[Document]) -> list[str]:
+    lines = []
+    for (network, size), goal in GOALS.items():
+        best = {side: _best(rows, network, size, side) for side in ("twinbench", "lightly")}
+        if best["twinbench"]:
+            lines.append(_goal(f"{network} at {size} pixels, pairs/s", best["twinbench"], goal))
+        if best["twinbench"] and best["lightly"]:
+            ratio = best["twinbench"] / best["lightly"]
+            lines.append(_goal(f"{network} at {size} pixels, times the faster lightly", ratio, TIMES_LIGHTLY))
+    return ["\n".join(lines)] if lines else []
+
+
+def _best(rows: Sequence[Document], network: str, size: int, side: str) -> float:
+    return max(
+        (r["pairs_per_second"] for r in rows if _case(r)[:2] == (network, size) and r["side"] == side),
+        default=0.0,
+    )
+
+
+def _goal(what: str, value: float, goal: float) -> str:
+    digits = 0 if goal > 100 else 2
+    return f"- {what}: {value:,.{digits}f}; goal {goal:,}: {'reached' if value >= goal else 'missed'}"
+
+
+def _training(found: Document) -> list[str]:
+    header = ["method", "epochs", "status", "seconds", "images/s", *(f"{name}, top-1" for name in PROTOCOLS)]
+    lines = [
+        [
+            row["method"],
+            str(row["epochs"]),
+            _one_line(row["status"]),
+            *(f"{row[key]:,.0f}" if key in row else "" for key in ("seconds", "images_per_second")),
+            *(f"{row[name]:.2f}" if name in row else "" for name in PROTOCOLS),
+        ]
+        for row in found["rows"]
+    ]
+    images = f"{found['images']}: {found['train']:,} images to train on, {found['test']:,} to test"
+    return [f"By the recipes of recipes/cifar10 on {images}; one seed.", markdown_table(header, lines)]
+
+
+def publish(document: Document, folder: Path) -> Path:
+    """Write the document and its table as ``<device>.json`` and ``.md``; returns the latter."""
+    name = re.sub(r"[^a-z0-9]+", "-", document["device"].lower()).strip("-")
+    stem = folder / (name + ("-small" if document["small"] else ""))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(stem.with_suffix(".json"), (json.dumps(document, indent=1) + "\n").encode())
+    write_atomically(stem.with_suffix(".md"), render(document).encode())
+    return stem.with_suffix(".md")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data-root", type=Path, help="folder that holds CIFAR-10 (default: digit-scenes)")
+    parser.add_argument("--minutes", type=float, default=8.0, help="for everything (default: %(default)s)")
+    parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated (default: %(default)s)")
+    parser.add_argument("--small", action="store_true", help="a small size of everything, on any machine")
+    parser.add_argument("--plan", action="store_true", help="print what would be done")
+    parser.add_argument("--out", type=Path, default=HERE / "gpu", help="folder for <device>.json and .md")
+    parser.add_argument("--commit", default="", help="the commit, for a copy of the files without .git")
+    parser.add_argument("--roof", help=argparse.SUPPRESS)
+    parser.add_argument("--compare", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _checked_parts(text: str) -> tuple[str, ...]:
+    for part in text.split(","):
+        if part not in PARTS:
+            raise InputError(f"no such part: {part!r}", where="--parts", next_step=f"use {', '.join(PARTS)}")
+    return tuple(text.split(","))
+
+
+def _child(arguments: argparse.Namespace) -> bool:
+    """Do what a parent process has asked for, one JSON document a line; False if there is none."""
+    if not arguments.roof and not arguments.compare:
+        return False
+    out = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        if arguments.roof:
+            print(json.dumps(measure_roof(Job(**json.loads(arguments.roof)))), file=out, flush=True)
+            return True
+        asked = json.loads(arguments.compare)
+        for document in compare(Comparison(**{**asked, "methods": tuple(asked["methods"])})):
+            print(json.dumps(document), file=out, flush=True)
+    return True
+
+
+def main() -> None:
+    """Do one thing for a parent process, print the plan, or do everything."""
+    started = time.monotonic()
+    arguments = _arguments()
+    if _child(arguments):
+        return
+    order = Order(
+        minutes=arguments.minutes,
+        small=arguments.small or not torch.cuda.is_available(),
+        parts=_checked_parts(arguments.parts),
+        data_root=str(arguments.data_root.resolve()) if arguments.data_root else None,
+        commit=arguments.commit,
+    )
+    if arguments.plan:
+        print(plan_table(order))
+        return
+    document = carry_out(order, lambda so_far: publish(so_far, arguments.out), started)
+    print(publish(document, arguments.out).read_text())
+
+
+if __name__ == "__main__":
+    run_script(main)
