@@ -168,11 +168,13 @@ class SwAV(Method):
     def _codes(self, embeddings: list[Tensor], scores: list[Tensor], progress: Progress) -> list[Tensor]:
         """Codes of the two assignment crops, with the queue once it is full; then the queue moves on."""
         options = self.options
-        queue_full = options.queue_length > 0 and bool(self.queue[:, -1].any())
+        # counted, not looked up in the queue: a GPU would have to be waited for
+        pushes = max(0, progress.step - options.queue_start_epoch * progress.steps_per_epoch)
+        is_full = 0 < options.queue_length <= pushes * len(scores[0]) * world_size()
         codes = []
         for view, own in enumerate(scores):
             pool = own
-            if queue_full:
+            if is_full:
                 pool = torch.cat([own, self._score(self.queue[view, rank() :: world_size()])])
             codes.append(sinkhorn(pool, options.epsilon, options.sinkhorn_iterations)[: own.shape[0]])
         if options.queue_length and progress.epoch >= options.queue_start_epoch:
