@@ -154,7 +154,7 @@ class FineTuning(Protocol):
         _require_labels(chosen, known, self.name, context.image_set)
         with seeded(context.seed, context.device) as generator:
             model = FineTuned(encoder.fresh_backbone(), encoder.feature_dim, len(context.image_set.classes))
-            model.to(context.device, memory_format=torch.channels_last)
+            model.to(context.device).to(memory_format=torch.channels_last)
             batches = self._batches(train, chosen, encoder, context.device, generator)
             fine_tune(model, batches, self.steps, self.head_lr, lambda done: context.progress(0.9 * done))
         views = plain_views(test.images, known, encoder.input_size, encoder.normalisation, context.device)
@@ -222,7 +222,7 @@ class PublishedFineTuning(Protocol):
         batches = ((batch, train.labels[order(step)].to(device)) for step, batch in enumerate(views))
         with seeded(context.seed, device):
             model = FineTuned(encoder.fresh_backbone(), encoder.feature_dim, len(context.image_set.classes))
-        model.to(device, memory_format=torch.channels_last)
+        model.to(device).to(memory_format=torch.channels_last)
         fine_tune(model, batches, steps, self.head_lr, lambda done: context.progress(0.9 * done))
         measured = _measure(model, central_views(test.images, known, encoder, device), test, known)
         if skipped := skipped_images(train, test):

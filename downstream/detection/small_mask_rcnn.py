@@ -193,9 +193,8 @@ class SmallMaskRcnn(Protocol):
         classes = len(image_set.detection_classes)
         context.remarks += [*crowding(train, test, _LIMITS), *evaluation_remarks(test, classes)]
         with seeded(context.seed, context.device) as generator:
-            detector = build_detector(encoder, classes, *train_images.shape[-2:]).to(
-                context.device, memory_format=torch.channels_last
-            )
+            detector = build_detector(encoder, classes, *train_images.shape[-2:])
+            detector.to(context.device).to(memory_format=torch.channels_last)
             require_encoder_maps(partial(pyramid_maps, detector), encoder, train_images[0])
             for step in train_detector(detector, train, STEPS, generator, context.device):
                 context.progress(0.8 * (step + 1) / STEPS)
