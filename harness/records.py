@@ -97,11 +97,16 @@ def _nothing_measured(run: Run, study: str, variant: str) -> Record:
         pretrained_on=recipe.image_set if recipe and recipe.epochs else "",
         epochs=recipe.epochs if recipe else None,
         batch_size=recipe.batch_size if recipe else None,
+        tuning_trials=_tuning_trials(recipe) if recipe and recipe.epochs else None,
         images_per_second=finite(status.get("images_per_second")),
         remarks=REMARKS_BETWEEN.join(
             [*([imported.note] if imported and imported.note else []), *status.get("remarks", ())]
         ),
     )
+
+
+def _tuning_trials(recipe: Recipe) -> int:
+    return recipe.tuning.trials if recipe.tuning else 0
 
 
 def _source(imported: ImportedSource) -> str:

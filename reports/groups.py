@@ -74,6 +74,11 @@ class Group:
                 found[record.image_set] = budget
         return found
 
+    @property
+    def tuning_trials(self) -> int | None:
+        """How many trials chose the settings, of differing seeds the fewest; None if there was nothing to choose."""
+        return min((r.tuning_trials for r in self.records if r.tuning_trials is not None), default=None)
+
     def sources(self) -> tuple[str, ...]:
         """Where the imported encoders of the group's records are from."""
         return unique(r.source for r in self.records if r.source)
@@ -210,6 +215,16 @@ def usual_budgets(
                 usual[image_set] = counts.most_common(1)[0][0]
                 break
     return usual
+
+
+def usual_trials(groups: Sequence[Group]) -> int | None:
+    """The number of trials that most tuned groups have (the first of equals); 0 if none is tuned.
+
+    None if there was nothing to choose in any of them.
+    """
+    known = [group.tuning_trials for group in groups if group.tuning_trials is not None]
+    tuned = Counter(number for number in known if number)
+    return tuned.most_common(1)[0][0] if tuned else min(known, default=None)
 
 
 def differs(group: Group, usual: Mapping[str, Budget], varied: Sequence[str] = ()) -> bool:

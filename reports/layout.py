@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 from twinbench.reports import cells
 from twinbench.reports.cells import Cell
-from twinbench.reports.groups import Budget, Group, differs, usual_budgets
+from twinbench.reports.groups import Budget, Group, differs, usual_budgets, usual_trials
 from twinbench.reports.records import unique
 
 BUDGET_MARK = "†"
+TUNING_MARK = "‡"
 ONE_SEED_MARK = "§"
 
 
@@ -55,6 +56,7 @@ class Row:
     origin: str
     is_reference: bool
     budget: str
+    tuning_trials: int | None
     marks: tuple[str, ...]
     entries: tuple[Entry, ...]
 
@@ -116,6 +118,7 @@ def finish_table(
     """The table of these lines: the best of each column, the marks, and the notes that explain them."""
     image_sets_shown = unique(column.image_set for column in columns if not column.quoted)
     usual = usual_budgets([line.group for line in lines], image_sets_shown, varied)
+    trials = usual_trials([line.group for line in lines])
     different = [differs(line.group, usual, varied) for line in lines]
     best = _best_rows(lines, columns, different)
     kinds = {cell.kind for line in lines for cell in line.cells if cell.status == "done"}
@@ -135,12 +138,13 @@ def finish_table(
                 origin=group.origin,
                 is_reference=group.is_reference,
                 budget="; ".join(unique(str(budget) for budget in group.budgets().values())),
-                marks=(BUDGET_MARK,) if different[index] else (),
+                tuning_trials=group.tuning_trials,
+                marks=_row_marks(group, different[index], trials),
                 entries=entries,
             )
         )
-    budget_notes = _budget_notes(rows, usual)
     marked = [(BUDGET_MARK, text) for text in _budget_footnote(rows)]
+    marked += [(TUNING_MARK, text) for text in _tuning_footnote(rows)]
     if len(kinds) > 1 and any(ONE_SEED_MARK in e.marks for row in rows for e in row.entries):
         marked.append((ONE_SEED_MARK, _one_seed_text(lines)))
     return Table(
@@ -152,7 +156,8 @@ def finish_table(
         footnotes=(*marked, *((mark, text) for text, mark in footnotes.letters.items())),
         notes=(
             *_uncertainty_notes(lines, kinds),
-            *budget_notes,
+            *_budget_notes(rows, usual),
+            *_tuning_notes(rows, trials),
             *_source_notes(lines),
             *_protocol_notes(columns),
             *_remark_notes(lines, columns),
@@ -178,6 +183,12 @@ def _best_rows(
         }
         best.append(max(competing, key=lambda index: competing[index]) if len(competing) >= 2 else None)
     return best
+
+
+def _row_marks(group: Group, different: bool, trials: int | None) -> tuple[str, ...]:
+    marks = [BUDGET_MARK] if different else []
+    marks += [TUNING_MARK] if group.tuning_trials not in (None, trials) else []
+    return tuple(marks)
 
 
 def _entry(cell: Cell, column: Column, best: bool, kinds: set[cells.Kind], footnotes: _Footnotes) -> Entry:
@@ -223,7 +234,7 @@ def _budget_notes(rows: Sequence[Row], usual: Mapping[str, Budget]) -> list[str]
     known = {image_set: budget for image_set, budget in usual.items() if budget.known}
     if not known:
         return []
-    marked = "all rows without † and " if any(row.marks for row in rows) else ""
+    marked = "all rows without † and " if any(BUDGET_MARK in row.marks for row in rows) else ""
     if len(set(known.values())) == 1:
         text = str(next(iter(known.values())))
     else:
@@ -234,10 +245,32 @@ def _budget_notes(rows: Sequence[Row], usual: Mapping[str, Budget]) -> list[str]
 
 
 def _budget_footnote(rows: Sequence[Row]) -> list[str]:
-    marked = [f"{', '.join(row.labels)}: {row.budget}" for row in rows if row.marks]
+    marked = [f"{', '.join(row.labels)}: {row.budget}" for row in rows if BUDGET_MARK in row.marks]
     if not marked:
         return []
     return [f"different network or pretraining, so not compared with the others: {'; '.join(marked)}"]
+
+
+def _tuning_notes(rows: Sequence[Row], trials: int | None) -> list[str]:
+    if trials is None:
+        return []
+    if trials == 0:
+        return ["Tuning: no logged trials chose these settings."]
+    scope = ["all rows without ‡"] if any(TUNING_MARK in row.marks for row in rows) else []
+    scope += ["apart from imported encoders"] if any(row.origin == "imported" for row in rows) else []
+    about = f" ({' and '.join(scope)})" if scope else ""
+    return [f"Tuning{about}: {trials} trial{'s' if trials > 1 else ''} a method on val."]
+
+
+def _tuning_footnote(rows: Sequence[Row]) -> list[str]:
+    marked = [f"{_name(row)} {row.tuning_trials or 'none'}" for row in rows if TUNING_MARK in row.marks]
+    return [f"tuned with another number of trials: {', '.join(marked)}"] if marked else []
+
+
+def _name(row: Row) -> str:
+    """The method with what its row varies in parentheses."""
+    method, *varied = row.labels
+    return method + "".join(f" ({value})" for value in varied if value != "-")
 
 
 def _source_notes(lines: Sequence[Line]) -> list[str]:

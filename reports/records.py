@@ -25,7 +25,8 @@ class Record:
     ``value`` and ``stderr`` are in the metric's unit (percent) and finite. ``n`` counts test items. ``status`` is one
     of STATUSES, ``origin`` one of ORIGINS. ``source_name`` is what the study's folder calls an imported encoder,
     ``source`` where it is from and how it is fed. ``seconds`` and ``peak_memory_mb`` are of the evaluation,
-    ``images_per_second`` is of the training. ``remarks`` are sentences with REMARKS_BETWEEN them: what the reading of
+    ``images_per_second`` is of the training. ``tuning_trials`` counts the trials that chose its settings: 0 if none
+    did, None if there was nothing to choose. ``remarks`` are sentences with REMARKS_BETWEEN them: what the reading of
     the images, the training and the measurement left out, repaired or assumed. ``environment`` is a JSON object.
     Unknown is None or "".
     """
@@ -52,6 +53,7 @@ class Record:
     pretrained_on: str = ""
     epochs: int | None = None
     batch_size: int | None = None
+    tuning_trials: int | None = None
     images_per_second: float | None = None
     peak_memory_mb: float | None = None
     seconds: float | None = None

@@ -27,6 +27,7 @@ CSV_COLUMNS = (
     "origin",
     "recipe_hash",
     "budget",
+    "tuning_trials",
     "source",
 )
 
@@ -63,6 +64,7 @@ def to_csv(table: Table) -> str:
                     cell.origin or ("quoted" if column.quoted else row.origin),
                     ";".join(cell.recipe_hashes),
                     row.budget if not column.quoted else "",
+                    row.tuning_trials if not column.quoted else None,
                     cell.source,
                 )
             )
@@ -124,6 +126,7 @@ _TEX_SPECIAL = {
     "±": r"\ensuremath{\pm}",
     "\u00d7": r"\ensuremath{\times}",
     "†": r"\ensuremath{\dagger}",
+    "‡": r"\ensuremath{\ddagger}",
     "§": r"\S{}",
     "\u03b1": r"\ensuremath{\alpha}",
     "β": r"\ensuremath{\beta}",

@@ -44,6 +44,131 @@ def test_another_budget_is_marked_and_out_of_competition(table):
     assert not any(row.entries[2].best for row in table.rows)  # a quotation never wins
 
 
+NOTE = "Tuning: 12 trials a method on val."
+MARKED = "Tuning (all rows without ‡): 12 trials a method on val."
+FOOTNOTE = "tuned with another number of trials: SimSiam none, Barlow Twins 4"
+
+
+@pytest.fixture
+def tuned(make_row, study, spec):
+    """The table of rows with so many trials each; random_init has nothing to tune."""
+
+    def build(**trials):
+        rows = [make_row("random_init", 30.0, epochs=None, batch_size=None)]
+        rows += [make_row(method, 60.0, tuning_trials=number) for method, number in trials.items()]
+        del study["tables"][0]["quoted"], study["tables"][0]["columns"][1]
+        (table,) = build_tables(spec(study), rows)
+        return table
+
+    return build
+
+
+def test_equal_tuning_is_a_note_in_every_form(tuned):
+    table = tuned(supervised=12, byol=12, barlow_twins=12)
+    assert NOTE in table.notes
+    assert not any(row.marks for row in table.rows)
+    assert NOTE in to_text(table).splitlines()
+    assert NOTE in to_markdown(table).split("  \n")
+    assert f"{NOTE}\\par\n" in to_latex(table)
+    lines = csv.DictReader(io.StringIO(to_csv(table)))
+    assert [line["tuning_trials"] for line in lines] == ["", "12", "12", "12"]
+
+
+def test_unequal_tuning_is_marked_in_every_form(tuned):
+    table = tuned(supervised=12, simsiam=0, byol=12, barlow_twins=4)
+    assert dict(table.footnotes)["‡"] == FOOTNOTE
+    assert MARKED in table.notes
+    text = to_text(table)
+    assert [line.split("  ")[0] for line in text.splitlines()[4:9]] == [
+        "Random init",
+        "Supervised",
+        "-" * len("Barlow Twins [‡]"),
+        "SimSiam [‡]",
+        "BYOL",
+    ]
+    assert f"[‡] {FOOTNOTE}" in text.splitlines()
+    assert MARKED in text.splitlines()
+    markdown = to_markdown(table)
+    assert "| SimSiam<sup>‡</sup> | **60.0 ± 0.5** |" in markdown
+    assert "| BYOL | 60.0 ± 0.5 |" in markdown
+    assert "| Barlow Twins<sup>‡</sup> | 60.0 ± 0.5 |" in markdown
+    assert f"<sup>‡</sup> {FOOTNOTE}" in markdown.split("  \n")[0]
+    latex = to_latex(table)
+    assert r"Barlow Twins\textsuperscript{\ensuremath{\ddagger}} & 60.0" in latex
+    assert "BYOL & 60.0" in latex
+    assert rf"\textsuperscript{{\ensuremath{{\ddagger}}}} {FOOTNOTE}" in latex
+    assert r"Tuning (all rows without \ensuremath{\ddagger}): 12 trials a method on val." in latex
+    lines = csv.DictReader(io.StringIO(to_csv(table)))
+    assert [line["tuning_trials"] for line in lines] == ["", "12", "0", "12", "4"]
+
+
+def test_unequal_tuning_is_no_other_budget(tuned, make_row, study, spec):
+    """Each mark has its own footnote, and only another budget keeps a row out of competition."""
+    table = tuned(simclr=12, byol=12, barlow_twins=4)
+    assert "†" not in str(table)
+    rows = [make_row("simclr", 60.0, tuning_trials=12), make_row("byol", 61.0, tuning_trials=12)]
+    rows += [make_row("barlow_twins", 62.0, tuning_trials=4)]
+    rows += [make_row("moco_v2", 63.0, tuning_trials=4, epochs=200), make_row("swav", 64.0, epochs=200)]
+    (table,) = build_tables(spec(study), rows)
+    assert {row.labels[0]: row.marks for row in table.rows} == {
+        "SimCLR": (),
+        "MoCo v2": ("†", "‡"),
+        "SwAV": ("†",),
+        "BYOL": (),
+        "Barlow Twins": ("‡",),
+    }
+    assert [row.method for row in table.rows if row.entries[0].best] == ["barlow_twins"]
+    different = "different network or pretraining, so not compared with the others"
+    network = "resnet18, 200 epochs, batch 256"
+    notes = dict(table.footnotes)
+    assert notes["†"] == f"{different}: MoCo v2: {network}; SwAV: {network}"
+    assert notes["‡"] == "tuned with another number of trials: MoCo v2 4, Barlow Twins 4"
+    assert "MoCo v2<sup>†,‡</sup>" in to_markdown(table)
+
+
+@pytest.mark.parametrize(
+    ("trials", "note"),
+    [
+        ({"byol": 1, "simclr": 1}, "Tuning: 1 trial a method on val."),
+        ({"byol": 0, "simclr": 0}, "Tuning: no logged trials chose these settings."),
+        ({"byol": None, "simclr": None}, None),  # records from before this was written down
+    ],
+)
+def test_what_is_said_of_other_numbers_of_trials(tuned, trials, note):
+    table = tuned(**trials)
+    assert [said for said in table.notes if said.startswith("Tuning")] == ([note] if note else [])
+    assert not any(row.marks for row in table.rows)
+
+
+def test_imported_encoders_are_left_out_of_what_is_said_of_tuning(make_row, study, spec):
+    rows = [make_row("byol", 60.0, tuning_trials=12), make_row("simclr", 70.0, origin="imported")]
+    (table,) = build_tables(spec(study), rows)
+    assert "Tuning (apart from imported encoders): 12 trials a method on val." in table.notes
+    assert not any("‡" in row.marks for row in table.rows)
+
+
+def test_seeds_with_different_numbers_of_trials_count_as_the_fewest(make_row, study, spec):
+    rows = [make_row("byol", 60.0, seed, tuning_trials=trials) for seed, trials in enumerate((12, 4))]
+    rows += [make_row(method, 60.0, tuning_trials=12) for method in ("simclr", "swav")]
+    (table,) = build_tables(spec(study), rows)
+    assert dict(table.footnotes)["‡"] == "tuned with another number of trials: BYOL 4"
+
+
+def test_an_ablation_says_which_of_its_rows_are_not_as_tuned(make_row, spec):
+    """A value that overrides a tuned key has no trials behind it; the reference row has."""
+    rows = [make_row("supervised", 90.0, tuning_trials=12)]
+    rows += [make_row("barlow_twins", 60.0, variant=value, tuning_trials=0) for value in ("0.01", "0.02")]
+    column = {"protocol": "linear/cached-v1", "metric": "top1"}
+    study = {"ablation": {"key": "options.lambd", "values": [0.01, 0.02], "columns": [column]}}
+    (table,) = build_tables(spec(study), rows)
+    assert (
+        dict(table.footnotes)["‡"]
+        == "tuned with another number of trials: Barlow Twins (0.01) none, Barlow Twins (0.02) none"
+    )
+    (table,) = build_tables(spec(study), rows[1:])
+    assert "Tuning: no logged trials chose these settings." in table.notes
+
+
 def test_one_competitor_is_not_the_best(make_row, study, spec):
     rows = [make_row("byol", 70.0), make_row("supervised", 80.0)]
     (table,) = build_tables(spec(study), rows)
