@@ -52,9 +52,15 @@ class Waiting:
         self._busy.remove(run)
 
 
-def timetable(runs: Sequence[Sequence[float]], workers: int) -> tuple[list[Start], float]:
-    """When each job starts if each takes its seconds, in the order of starting, and when the last one ends."""
-    waiting, starts, now = Waiting(runs), list[Start](), 0.0
+def timetable(
+    runs: Sequence[Sequence[float]], workers: int, longest_first: bool = True
+) -> tuple[list[Start], float]:
+    """When each job starts if each takes its seconds, in the order of starting, and when the last one ends.
+
+    Otherwise than ``longest_first`` the runs begin in their order.
+    """
+    waiting = Waiting(runs if longest_first else [[0.0] * len(jobs) for jobs in runs])
+    starts, now = list[Start](), 0.0
     under_way: list[tuple[float, int]] = []
     while True:
         while len(under_way) < workers and (job := waiting.start()) is not None:

@@ -22,6 +22,7 @@ from twinbench.foundation.errors import InputError, RunFailure, unknown_name
 from twinbench.harness.console import job_progress, say
 from twinbench.harness.execute import execute
 from twinbench.harness.plan import (
+    Job,
     PlannedRun,
     StudyImages,
     agreed_on_corrupt_images,
@@ -32,7 +33,7 @@ from twinbench.harness.plan import (
 )
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.recipes import load_recipe, overlap, own_recipes, parse_overrides
-from twinbench.harness.schedule import timetable
+from twinbench.harness.schedule import timetable, unfinished_runs
 from twinbench.harness.search import Space, load_search, points, settings
 from twinbench.harness.store import check_writable
 from twinbench.harness.trials import (
@@ -100,7 +101,7 @@ def tune(request: TuneRequest) -> None:
     plan = list(jobs([trial.planned for trial in trials]))
     workers = 1 if request.debug else request.workers or default_workers()
     if request.dry_run:
-        _print_plan(trials, estimated_seconds(plan, images, source, workers), workers)
+        _print_plan(trials, plan, _estimated_seconds(plan, images, source, workers), workers)
         return
     out = request.out or Path("results") / f"tune-{Path(request.folder).name}"
     for folder in (request.runs, out):
@@ -190,22 +191,38 @@ def _limits(limits: Sequence[str]) -> dict[str, int]:
     return parsed
 
 
-def _print_plan(trials: list[Trial], seconds: dict[str, float], workers: int) -> None:
-    """The trials with their values and estimates, and the time that all take together."""
-    left = []
+def _estimated_seconds(
+    plan: Sequence[Job], images: StudyImages, source: ImageSource, workers: int
+) -> dict[str, float]:
+    """The seconds of each unfinished job by its label: what the first such job of its method takes.
+
+    A step is timed once for each method, not for each trial: their values differ, their networks little.
+    """
+    first: dict[tuple[str, str], Job] = {}
+    of = {job.label: first.setdefault(_kind(job), job) for job in plan if not job.is_finished()}
+    seconds = estimated_seconds(list(first.values()), images, source, workers)
+    return {label: seconds[job.label] for label, job in of.items()}
+
+
+def _kind(job: Job) -> tuple[str, str]:
+    """The method, and the protocol of an evaluation."""
+    return job.run.source.method, job.protocol.name if job.protocol else ""
+
+
+def _print_plan(
+    trials: Sequence[Trial], plan: Sequence[Job], seconds: dict[str, float], workers: int
+) -> None:
+    """The trials with their values, in the order in which they begin, and how long they take together."""
+    runs = {jobs[0].run.folder: [seconds[job.label] for job in jobs] for jobs in unfinished_runs(plan, {})}
     for trial in trials:
         name = f"  {trial.method} trial {trial.index}"
         values = ", ".join(f"{dimension} {value}" for dimension, value in trial.values.items())
-        own = [seconds[job.label] for job in jobs([trial.planned]) if not job.is_finished()]
-        if not own:
-            print(f"{name}: finished ({values})")
-            continue
-        left.append(own)
-        print(f"{name}: about {sum(own):.0f} s ({values})")
-    end = timetable(left, workers)[1]
+        left = runs.get(trial.planned.run.folder)
+        print(f"{name}: {'finished' if left is None else f'about {sum(left):.0f} s'} ({values})")
+    _, end = timetable(list(runs.values()), workers, longest_first=False)
     print(
         f"estimated time: {end / 60:.1f} min with {workers} at a time (from what earlier runs took, else a few real "
-        f"steps timed {workers} at a time; nothing was written)"
+        f"steps of one trial a method timed {workers} at a time; nothing was written)"
     )
 
 

@@ -72,6 +72,26 @@ def test_several_at_a_time_the_longest_run_starts_first_and_its_longest_evaluati
     assert total == pytest.approx(expected / 60, abs=0.05), "the other run fits beside it"
 
 
+def test_a_search_times_one_trial_a_method_and_begins_the_trials_in_their_order(cli, clock, monkeypatch):
+    monkeypatch.setattr(workers, "_started", lambda source, count: _InThisProcess())
+    small = ["--limit", "train=256", "--limit", "val=64", "--limit", "test=128", "--set", "epochs=60"]
+    options = ["--image-set", "digit-scenes", *small, "--trials", "3", "--workers", "2", "--dry-run"]
+    ended = cli("tune", "barlow_twins", "byol", *options)
+    assert ended.code == 0, ended.err
+    trials = re.findall(r"^  (\w+) trial (\d): about (\d+) s \(base_lr ", ended.out, re.MULTILINE)
+    # 60 epochs of 2 steps and the two evaluations; a step of the other method takes no time on this machine
+    long, short = 60 * 2 * STEP + (KNN + LINEAR) * PASS, (KNN + LINEAR) * PASS
+    assert trials == [
+        (method, str(index), f"{seconds:.0f}")
+        for index in range(3)
+        for method, seconds in (("barlow_twins", long), ("byol", short))
+    ]
+    assert len(clock) == 3, "a step of each method, and their backbone"
+    # one worker: long, short, long; the other: short, long, short. Longest first would end after two and a short one.
+    (total,) = re.findall(r"estimated time: ([\d.]+) min", ended.out)
+    assert float(total) == round((2 * long + short) / 60, 1) == 2.4
+
+
 class _InThisProcess:
     """Stands for the worker processes, which know of no earlier runs."""
 

@@ -56,6 +56,15 @@ def test_the_longest_run_starts_first_and_equal_ones_in_their_order():
     assert end == 6
 
 
+def test_runs_may_begin_in_their_order_instead():
+    # The first run goes on before the third begins; the longest begins last and ends alone.
+    runs = [[1, 1], [3], [5]]
+    starts, end = timetable(runs, workers=2, longest_first=False)
+    assert starts == [(0, 0, 0), (0, 1, 0), (1, 0, 1), (2, 2, 0)]
+    assert end == 7
+    assert timetable(runs, workers=2)[1] == 5
+
+
 def test_one_worker_needs_the_sum_and_a_single_run_gains_nothing_from_more():
     assert timetable([[3, 1], [2]], workers=1)[1] == 6
     assert timetable([[3, 1]], workers=4)[1] == 4
