@@ -24,7 +24,7 @@ from .conftest import GENERATED
 
 SMALL = [
     *("--image-set", "digit-scenes"),
-    *("--limit", "train=256", "--limit", "val=64", "--limit", "test=128"),
+    *("--limit", "train=128", "--limit", "val=32", "--limit", "test=64"),
     *("--set", "epochs=1", "--set", "schedule.warmup_epochs=0", "--set", "backbone.width=8"),
 ]
 
@@ -96,7 +96,7 @@ def check_log(method: str, log: list[dict[str, str]], runs: Path, folder: Path) 
         for name in ("knn/cosine-v1", "linear/cached-v1"):
             record = json.loads((run.folder / "records" / f"{name.replace('/', '--')}.json").read_text())
             assert record["image_set"] == "val-of:digit-scenes"
-            assert record["measurements"][0]["n"] == 128
+            assert record["measurements"][0]["n"] == 64
             top1.append(record["measurements"][0]["value"])
             assert f"{top1[-1]:.2f}" == row[name]
         assert float(row["score"]) == pytest.approx(sum(top1) / 2, abs=0.0051)
@@ -124,7 +124,7 @@ def check_winner(folder: Path, log: list[dict[str, str]]) -> None:
     assert "--trials 3" in words
     assert "seed 0" in words
     assert "temperature 0.05 to 0.5 (log)" in words
-    assert "1 x 256 images" in words
+    assert "1 x 128 images" in words
     assert f"{best['knn/cosine-v1']} under knn/cosine-v1" in words
     assert max(map(len, text[: text.index("\nmethod:")].splitlines())) <= 110
     assert yaml.safe_load(text)["method"] == "simclr"
@@ -199,22 +199,23 @@ def test_wrong_use_ends_before_any_work(cli, tmp_path, arguments, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_killed_search_goes_on_and_ends_with_the_same_numbers(tmp_path, wait_for):
+def test_a_killed_search_goes_on_and_ends_with_the_same_numbers(cli, tmp_path, photos, wait_for):
     def command(name: str) -> list[str]:
-        program = [sys.executable, "-c", "from twinbench.harness.main import main; main()"]
+        small = ["--set", "epochs=2", "--set", "batch_size=16", "--set", "backbone.width=8"]
+        images = ["--image-set", f"folder:{photos}", "--recipe", "digit-scenes", *small]
         options = ["--trials", "2", "--workers", "1", "--runs", name, "--out", f"out-{name}"]
-        return [*program, "tune", "simclr", *SMALL, *options]
+        return ["tune", "simclr", *images, *options]
 
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command("killed"), cwd=tmp_path, env=environment)
+    program = [sys.executable, "-c", "from twinbench.harness.main import main; main()"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen([*program, *command("killed")], cwd=tmp_path, env=environment)
     wait_for(lambda: list(tmp_path.glob("killed/*/records/knn--cosine-v1.json")), process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     for name in ("killed", "whole"):
-        ended = subprocess.run(
-            command(name), cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-        )
-        assert ("6 jobs, 0 already finished" in ended.stderr) == (name == "whole")
+        ended = cli(*command(name))
+        assert ended.code == 0, ended.err
+        assert ("6 jobs, 0 already finished" in ended.err) == (name == "whole")
     resumed, whole = (
         [{**row, "seconds": ""} for row in rows(tmp_path / f"out-{name}" / "simclr.csv")]
         for name in ("killed", "whole")
