@@ -1,9 +1,9 @@
 """What `twinbench tune` searches: the space that a recipe folder declares, and the points tried in it.
 
 ``search.yaml`` of a recipe folder has the dimensions that all methods share (``common``) and those of each method
-(``methods``). A dimension is drawn on a logarithmic (``log``) or linear (``linear``) scale between two ends, or is one
-of several values (``choice``); ``set`` names the recipe key that gets it, or maps keys to values in which ``x``,
-``1-x``, ``x/2`` and ``x/4`` stand for what was drawn.
+(``methods``), which may give a common one another range. A dimension is drawn on a logarithmic (``log``) or linear
+(``linear``) scale between two ends, or is one of several values (``choice``); ``set`` names the recipe key that gets
+it, or maps keys to values in which ``x``, ``1-x``, ``x/2`` and ``x/4`` stand for what was drawn.
 
 The points are a scrambled Sobol sequence: a function of seed, method and index alone, so that more trials begin with
 those that were done before.
@@ -105,7 +105,7 @@ Space = dict[str, Dimension]
 
 
 class Search(Strict):
-    """The dimensions that all methods share, and those of each method."""
+    """The dimensions that all methods share, and those of each method, which go before common ones of their name."""
 
     common: dict[str, Dimension]
     methods: dict[str, dict[str, Dimension]]
@@ -140,12 +140,6 @@ def load_search(folder: str) -> dict[str, Space]:
             raise unknown_name("method", method, method_names(), where=f"{file}, search.methods")
     spaces = {}
     for method, own in search.methods.items():
-        if twice := set(own) & set(search.common):
-            raise InputError(
-                f"the dimension {min(twice)!r} stands in both parts",
-                where=f"{file}, search.methods.{method}",
-                next_step="give it another name, or leave one of the two out",
-            )
         spaces[method] = {**search.common, **own}
         _check_keys(spaces[method], method, str(file))
     return spaces

@@ -109,7 +109,6 @@ def test_a_value_has_three_digits_and_is_the_one_that_is_used():
         ("optimizer.base_lr", "epochs", "'epochs' is no recipe key to search"),
         ("optimizer.base_lr", "seed", "'seed' is no recipe key to search"),
         ("optimizer.base_lr", "options.projector", "two dimensions set 'options.projector'"),
-        ("head:", "base_lr:", "the dimension 'base_lr' stands in both parts"),
         ("    simclr:", "    simclear:", "unknown method 'simclear'"),
         ("[0.001, 0.1]", "[0.1, 0.001]", "the lower end comes first"),
         ("[0.001, 0.1]", "[0, 0.1]", "both ends of a logarithmic scale are positive"),
@@ -126,6 +125,18 @@ def test_a_file_with_a_mistake_is_refused_by_its_name(folder, old, new, message)
         load_search(str(folder))
     assert message in str(caught.value)
     assert str(folder / "search.yaml") in str(caught.value)
+
+
+def test_a_method_may_give_a_common_dimension_another_range(folder):
+    before = load_search(str(folder))["simclr"]
+    own = "    simclr:\n      base_lr: {log: [1, 100], set: optimizer.base_lr}"
+    (folder / "search.yaml").write_text(SEARCH.replace("    simclr:", own))
+    after = load_search(str(folder))["simclr"]
+    assert list(after) == list(before) == ["base_lr", "head"]
+    for new, old in zip(points(after, "simclr", 0, 8), points(before, "simclr", 0, 8), strict=True):
+        # the same place of the sequence, a thousand times as high
+        assert new["base_lr"] == pytest.approx(1000 * old["base_lr"], rel=0.01)
+        assert new["head"] == old["head"]
 
 
 def test_a_wrong_key_is_refused_with_the_nearest(folder):
