@@ -39,14 +39,15 @@ links:
 	@for room in $(ROOMS); do ln -sfn ../../$$room .links/twinbench/$$room; done
 
 # The tables and figures in docs/results.md and the README are generated: run these studies, then this.
-SHOWN := cifar10-cpu:linear-top1 quick:linear-top1 quick-lambda:lambda quick-batch-size:batch-size \
-  digit-detection:box-ap bccd:box-ap detection-backends:detectron2-box-ap
+SHOWN := cifar10-cpu:linear-top1 quick:linear-top1,box-ap quick-lambda:lambda quick-batch-size:batch-size \
+  bccd:box-ap detection-backends:detectron2-box-ap
 STUDIES := $(foreach shown,$(SHOWN),$(firstword $(subst :, ,$(shown))))
 readme: $(STAMP)
 	for shown in $(SHOWN); do \
 	  from=results/$${shown%%:*}; to=docs/$$from; \
-	  rm -rf $$to && mkdir -p $$to/figures && cp -r $$from/tables $$from/records.csv $$to/ && \
-	  cp $$from/figures/$${shown##*:}.svg $$to/figures/ || exit 1; done
+	  rm -rf $$to && mkdir -p $$to/figures && cp -r $$from/tables $$from/records.csv $$to/ || exit 1; \
+	  for figure in $$(echo $${shown##*:} | tr , ' '); do cp $$from/figures/$$figure.svg $$to/figures/ || exit 1; done; \
+	  done
 	$(BIN)/python -m twinbench.reports.readme docs/results.md $(foreach study,$(STUDIES),$(study)=docs/results/$(study))
 	$(BIN)/python -m twinbench.reports.readme README.md cifar10-cpu=docs/results/cifar10-cpu
 

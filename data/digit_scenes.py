@@ -4,7 +4,7 @@ The 1,797 8x8 digits that come with scikit-learn are drawn with random size, pla
 thickness, colour and texture over a random texture with clutter. A digit is as often lighter as darker than
 its surroundings and nothing but its shape depends on its class, so that raw pixels, colour and position are
 poor features. Training, validation and test images come from disjoint original digits. The scenes of ``digit-crowds``
-have many small digits (`CROWDS`); everything else about it is that of ``digit-scenes``.
+have many small digits (`CROWDS`), and its digits are turned and sheared more.
 
 Everything after the originals is integer arithmetic on the raw output of a Philox generator, which NumPy
 keeps stable: a seed gives the same bits on every machine.
@@ -77,6 +77,11 @@ class DigitScenesConfig:
 
 
 CROWDS = DigitScenesConfig(
+    digit_size=(50, 84),
+    clutter=(0, 3),
+    texture_contrast=(3, 14),
+    tilt=15,
+    shear=12,
     scene_size=256,
     scene_train=180,
     scene_val=60,
