@@ -223,7 +223,7 @@ class DigitScenes(ImageSet):
 
 
 class DigitCrowds(DigitScenes):
-    """The images of `DigitScenes`, and scenes of many small digits with boxes alone: their masks would take 400 MB."""
+    """Scenes of many small digits with boxes alone, as their masks would take 400 MB, and images of the same making."""
 
     name = "digit-crowds"
     config = digit_scenes.CROWDS

@@ -63,7 +63,7 @@ def test_the_last_row_is_the_sum_of_the_medians(protocols):
 def test_the_untrained_encoder_is_that_of_the_recipe(protocols):
     image_set = protocols.load_image_set("digit-scenes", limit={"train": 4, "val": 4, "test": 4})
     first, second = (protocols.untrained_encoder("digit-scenes", image_set) for _ in range(2))
-    assert (first.info.architecture, first.info.width, first.info.stem) == ("resnet10", 32, "stride2")
+    assert (first.info.architecture, first.info.width, first.info.stem) == ("resnet10", 16, "stride2")
     assert not first.backbone.training
     assert all(
         (a == b).all()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from shutil import copytree
+from shutil import copytree, ignore_patterns
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def rows(file: Path) -> list[dict[str, str]]:
 @pytest.fixture
 def own_recipes(tmp_path: Path) -> Path:
     """A copy of the recipe folder, to be written into."""
-    return copytree(str(recipe_folder("digit-scenes")), tmp_path / "mine")
+    return copytree(str(recipe_folder("digit-scenes")), tmp_path / "mine", ignore=ignore_patterns("tuning"))
 
 
 def test_two_methods_get_the_same_trials_on_val_and_more_trials_go_on(
