@@ -145,6 +145,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--out", type=Path, help="JSON file for everything measured")
+    parser.add_argument("--markdown", type=Path, help="file whose block 'compare-commits' gets the table")
     return parser.parse_args()
 
 
@@ -160,7 +161,7 @@ def main() -> None:
         document = compare(
             sides, arguments.methods.split(","), arguments.image_set, arguments.epochs, arguments.turns
         )
-    publish(document, render(document), "compare-commits", arguments.out, None)
+    publish(document, render(document), "compare-commits", arguments.out, arguments.markdown)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python benchmarks/learning.py "backbone.width=16 epochs=12" "backbone.width=32 epochs=7"
 
 Each argument is a variant: recipe keys that are set for every method, as ``--set`` does. A measurement is a process of
-its own with one thread, which stops its clock while the features are looked at. The variants take turns.
+its own with one thread, which stops its clock while the features are looked at. The variants take turns, or run
+side by side (``--at-once 2`` for two of them), as the workers of a study do.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,8 +28,8 @@ from measure import (
     footnote,
     markdown_table,
     publish,
+    run_fresh,
     run_script,
-    take_turns,
 )
 from torch import Tensor
 
@@ -104,12 +107,18 @@ def _features(backbone: ResNet, image_set: ImageSet, split: str) -> tuple[Tensor
     return torch.cat([backbone(view) for view in views]), images.labels
 
 
-def measure_all(jobs: Sequence[Job]) -> Document:
-    """Every job once; jobs that differ in the variant alone follow each other."""
-    answers = take_turns(__file__, [(asdict(job), {"OMP_NUM_THREADS": "1"}) for job in jobs], 1)
+def measure_all(jobs: Sequence[Job], at_once: int) -> Document:
+    """Every job once, ``at_once`` at a time; jobs that differ in the variant alone follow each other."""
+    rows = []
+    for start in range(0, len(jobs), at_once):
+        group = jobs[start : start + at_once]
+        with ThreadPoolExecutor(at_once) as pool:
+            answers = pool.map(lambda job: run_fresh(__file__, asdict(job), {"OMP_NUM_THREADS": "1"}), group)
+            rows += [{**asdict(job), **found} for job, found in zip(group, answers, strict=True)]
+        print(f"\r{len(rows)}/{len(jobs)} trainings", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
     torch.set_num_threads(1)  # what the description of the device says
-    rows = [{**asdict(job), **found} for job, (found,) in zip(jobs, answers, strict=True)]
-    return {"rows": rows, "device": device_description(), "facts": facts()}
+    return {"rows": rows, "at_once": at_once, "device": device_description(), "facts": facts()}
 
 
 def render(document: Document) -> str:
@@ -130,7 +139,10 @@ def render(document: Document) -> str:
             ]
         )
     seeds = len({row["seed"] for row in document["rows"]})
-    setting = f"kNN on val after training, {seeds} seeds: mean ± standard deviation; the median of speeds and seconds."
+    setting = (
+        f"kNN on val after training, {seeds} seeds: mean ± standard deviation; the median of speeds and seconds. "
+        f"Trainings at a time: {document['at_once']}."
+    )
     header = ["method", "variant", "images/s", "seconds", "kNN top-1"]
     return "\n\n".join([setting, markdown_table(header, rows), footnote(document)])
 
@@ -178,6 +190,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("variants", nargs="*", help="recipe keys, e.g. 'backbone.width=32 epochs=7'")
     parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--at-once", type=int, default=1, help="trainings at a time, one thread each")
     parser.add_argument("--image-set", default="digit-scenes")
     parser.add_argument("--recipes", help="folder of recipes (default: that of the image set)")
     parser.add_argument("--data-root", help="as for twinbench run")
@@ -210,7 +223,7 @@ def main() -> None:
         for method in arguments.methods.split(",")
         for variant in arguments.variants or ["epochs=12"]
     ]
-    document = measure_all(jobs)
+    document = measure_all(jobs, arguments.at_once)
     publish(document, render(document), "learning", arguments.out, arguments.markdown)
     if arguments.figure is not None:
         draw(document, arguments.figure)

@@ -58,7 +58,9 @@ def test_a_row_has_the_mean_and_the_spread_of_its_seeds(learning):
 
     known = dict.fromkeys(("machine", "python", "torch", "commit", "date", "command"), "")
     rows = [row("a", 1, 20.0, 5.0), row("b", 1, 50.0, 7.0), row("a", 2, 24.0, 9.0)]
-    table = learning.render({"rows": rows, "device": "a processor", "facts": known}).splitlines()
+    table = learning.render(
+        {"rows": rows, "at_once": 1, "device": "a processor", "facts": known}
+    ).splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table if line.startswith("| byol")]
     # the standard deviation of 20 and 24 with one degree of freedom lost is the root of 8
     assert cells == [["byol", "a", "15", "7", "22.0 ± 2.8"], ["byol", "b", "10", "7", "50.0"]]
