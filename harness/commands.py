@@ -9,21 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twinbench.data.catalogue import image_set_names
-from twinbench.data.image_sets import Reading
 from twinbench.downstream.protocol import protocol_names
 from twinbench.encoders.foreign.formats import format_names
-from twinbench.foundation.errors import InputError, RunFailure, unknown_name
+from twinbench.foundation.errors import InputError, RunFailure
 from twinbench.harness.console import job_progress, say
 from twinbench.harness.execute import execute
-from twinbench.harness.plan import Job, StudyImages, corrupt_images, jobs, plan_study
+from twinbench.harness.images import Images
+from twinbench.harness.plan import Job, jobs, plan_study
 from twinbench.harness.plugins import load_plugins
-from twinbench.harness.published import encoder_folder
 from twinbench.harness.recipes import parse_overrides, recipe_names
 from twinbench.harness.records import collect, collect_stored
 from twinbench.harness.schedule import timetable, unfinished_runs
 from twinbench.harness.store import check_writable, stored_runs
-from twinbench.harness.studies import Study, load_study, study_names
-from twinbench.harness.workers import ImageSource, default_workers, estimated_seconds, execute_in_parallel
+from twinbench.harness.studies import Study, load_study, narrowed, study_names
+from twinbench.harness.workers import default_workers, estimated_seconds, execute_in_parallel
 from twinbench.pretraining.method import method_names
 from twinbench.reports.build import build_report, check_out
 from twinbench.reports.console import render_study
@@ -60,34 +59,18 @@ class StudyRequest:
         words += [word for assignment in self.assignments for word in ("--set", assignment)]
         return shlex.join(words) + (" --data-root DIR" if self.data_root else "")
 
-    def changed(self, study: Study) -> Study:
-        """The study with what is narrowed, widened or replaced; raises InputError for a method that it has not."""
-        for method in self.methods:
-            if method not in study.methods:
-                raise unknown_name("method", method, study.methods, where=f"study {study.name}")
-        return study.model_copy(
-            update={
-                "seeds": self.seeds or study.seeds,
-                "methods": list(self.methods) or study.methods,
-                "image_set": self.image_set or study.image_set,
-            }
-        )
-
 
 def run_study(request: StudyRequest) -> None:
     """Plan a study, do what is missing, write its report, print its tables."""
     started = time.monotonic()
     load_plugins()
-    study, runs = request.changed(load_study(request.study)), request.runs
-    overrides = parse_overrides(request.assignments)
-    reading = Reading(limit=study.limit, corrupt=corrupt_images(study, overrides))
-    source = ImageSource(study.image_set, study.measure_on, request.data_root, reading)
-    images = source.load()
-    planned = plan_study(study, images, runs, overrides, encoder_folder(study, request.data_root))
-    plan = list(jobs(planned))
+    study = narrowed(load_study(request.study), request.seeds, request.methods, request.image_set)
+    runs, images = request.runs, Images(request.data_root)
+    planned = plan_study(study, images, runs, parse_overrides(request.assignments))
+    plan = jobs(planned, images)
     workers = 1 if request.debug else request.workers or default_workers()
     if request.dry_run:
-        _print_plan(study, plan, images, estimated_seconds(plan, images, source, workers), workers)
+        _print_plan(study, plan, estimated_seconds(plan, images, workers), workers)
         return
     out = request.out or Path("results") / study.name
     check_out(out)
@@ -97,10 +80,10 @@ def run_study(request: StudyRequest) -> None:
     say(f"{study.name}: {len(plan)} jobs, {len(plan) - missing} already finished, {workers} at a time")
     with job_progress(missing) as start_job:
         if workers > 1 and missing:
-            failures = execute_in_parallel(plan, source, workers, start_job, say, images)
+            failures = execute_in_parallel(plan, images, workers, start_job, say)
         else:
             failures = execute(plan, images, start_job, say, request.debug)
-    page = _write_report(study, request.command(), *collect(study, planned), out)
+    page = _write_report(study, request.command(), *collect(study, planned, images), out)
     say(f"done in {time.monotonic() - started:.0f} s")
     print(f"report: {page}")
     if failures:
@@ -111,12 +94,9 @@ def run_study(request: StudyRequest) -> None:
         )
 
 
-def _print_plan(
-    study: Study, plan: list[Job], images: StudyImages, seconds: dict[str, float], workers: int
-) -> None:
+def _print_plan(study: Study, plan: list[Job], seconds: dict[str, float], workers: int) -> None:
     """The finished jobs, then the others in the order in which they would start, each with its estimate."""
-    measured = "" if images.measure is images.train else f", measured on {images.measure.name}"
-    print(f"{study.title}: {len(plan)} jobs on {images.train.name}{measured}")
+    print(f"{study.title}: {len(plan)} jobs")
     for job in plan:
         if job.is_finished():
             print(f"  {job.label:<70} finished")
@@ -158,7 +138,9 @@ def report_runs(runs: Path, out: Path) -> None:
         title=f"Every run in {runs.name}",
         description="All runs of a run store; rows of one method differ in the recipe keys that they name.",
         tables=tuple(_table_of(name, done) for name in sorted({record.protocol for record in done})),
-        figures=tuple(FigureSpec(kind=kind) for kind in ("loss_curves", "cross_correlation", "spectrum")),
+        figures=tuple(
+            FigureSpec(kind=kind, name=kind) for kind in ("loss_curves", "cross_correlation", "spectrum")
+        ),
     )
     check_out(out)
     check_writable(out.parent)

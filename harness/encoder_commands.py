@@ -13,7 +13,8 @@ from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.errors import InputError, unknown_name
 from twinbench.harness.console import job_progress, say
 from twinbench.harness.execute import Training, evaluate_encoder, run_job, train_run
-from twinbench.harness.plan import Job, StudyImages, load_splits, load_training, plan_run
+from twinbench.harness.images import ImageChoice, Images
+from twinbench.harness.plan import Job, load_splits, load_training, plan_run
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.recipes import load_recipe, parse_overrides
 from twinbench.harness.store import check_writable, encoder_in, record_place, write_json
@@ -44,7 +45,8 @@ def pretrain_one(request: PretrainRequest) -> None:
         raise unknown_name("method", request.method, method_names())
     overrides = parse_overrides(request.assignments)
     recipe = load_recipe(request.recipe or "", request.method, request.image_set, overrides, request.seed)
-    image_set = load_image_set(request.image_set, request.data_root, corrupt=recipe.corrupt_images)
+    images, choice = Images(request.data_root), ImageChoice(request.image_set, corrupt=recipe.corrupt_images)
+    image_set = images[choice]
     check_hardware(request.hardware, recipe.precision)
     load_training(image_set)
     run = plan_run(recipe, image_set, request.runs, request.hardware.ranks)
@@ -59,9 +61,9 @@ def pretrain_one(request: PretrainRequest) -> None:
                 train_run(run, image_set, training)
             return
         with run.locked(), job_progress(1) as start_job:
-            job = Job(run)
+            job = Job(run, choice, f"pretrain {recipe.method} (seed {recipe.seed})")
             if not job.is_finished():  # by another process, while this one waited for the lock
-                run_job(job, StudyImages(image_set, image_set), training, start_job(job.label), say)
+                run_job(job, images, training, start_job(job.label), say)
     status = run.status() or {}
     if status["status"] == "collapsed":
         say(f"COLLAPSED: {status['reason']}")

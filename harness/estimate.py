@@ -19,7 +19,8 @@ from twinbench.data.image_sets import ImageSet
 from twinbench.downstream.protocol import Protocol
 from twinbench.encoders.backbones import build_backbone
 from twinbench.harness.environment import environment
-from twinbench.harness.plan import Job, StudyImages
+from twinbench.harness.images import ImageChoice, Images
+from twinbench.harness.plan import Job
 from twinbench.harness.source import ImportedSource, Source
 from twinbench.harness.store import Run, read_json, stored_runs
 from twinbench.pretraining.batches import steps_in_epoch
@@ -35,15 +36,20 @@ class Step:
     """A training step by a recipe."""
 
     recipe: Recipe
+    trained_on: ImageChoice
 
     @property
     def key(self) -> str:
         """What its time depends on: neither the seed nor the number of epochs."""
-        return f"step {self.recipe.model_copy(update={'seed': 0, 'epochs': 0}).model_dump_json()}"
+        return _step_key(self.recipe)
 
-    def seconds(self, images: StudyImages) -> float:
+    def seconds(self, images: Images) -> float:
         """Its time in this process."""
-        return pretrain_step_seconds(self.recipe, images.train)
+        return pretrain_step_seconds(self.recipe, images[self.trained_on])
+
+
+def _step_key(recipe: Recipe) -> str:
+    return f"step {recipe.model_copy(update={'seed': 0, 'epochs': 0}).model_dump_json()}"
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class ForwardPass:
         """What its time depends on."""
         return f"forward {self.backbone} {self.size}"
 
-    def seconds(self, images: StudyImages) -> float:
+    def seconds(self, images: Images) -> float:
         """Its time in this process, of random pixels."""
         spec = self.backbone
         backbone = build_backbone(spec.name, spec.width, spec.stem).eval()
@@ -90,7 +96,7 @@ class _Cost:
 
 def estimate(
     plan: Sequence[Job],
-    images: StudyImages,
+    images: Images,
     known: dict[str, float],
     time_units: Callable[[list[Unit]], list[float]],
 ) -> dict[str, float]:
@@ -110,17 +116,18 @@ def estimate(
     }
 
 
-def _cost(job: Job, images: StudyImages) -> _Cost | None:
+def _cost(job: Job, images: Images) -> _Cost | None:
     """What a job consists of; None if it takes next to no time, as an import does."""
     source = job.run.source
-    if job.protocol is not None:
-        size = _forward_size(job.protocol, source.image_size, images.measure)
-        passes = job.protocol.forward_passes(images.measure)
-        key = _evaluation_key(job.protocol.name, source, images.measure.fingerprint)
+    if job.evaluation is not None:
+        chosen, image_set = job.evaluation.protocol, images[job.evaluation.images]
+        size = _forward_size(chosen, source.image_size, image_set)
+        passes = chosen.forward_passes(image_set)
+        key = _evaluation_key(chosen.name, source, image_set.fingerprint)
         return _Cost(ForwardPass(source.backbone, size), passes, key)
     if isinstance(source, ImportedSource):
         return None
-    return _Cost(Step(source), _steps(source, images.train))
+    return _Cost(Step(source, job.trained_on), _steps(source, images[job.trained_on]))
 
 
 def _evaluation_key(protocol: str, source: Source, fingerprint: str) -> str:
@@ -158,7 +165,7 @@ def _measured(run: Run, device: str) -> Iterator[tuple[str, float]]:
     """What a run's own training and evaluations took."""
     status, source = run.status() or {}, run.source
     if isinstance(source, Recipe) and _is_of_here(status, device) and status["images_per_second"] > 0:
-        yield Step(source).key, source.batch_size / status["images_per_second"]
+        yield _step_key(source), source.batch_size / status["images_per_second"]
     for file in (run.folder / "records").glob("*.json"):
         record = read_json(file) or {}
         if _is_of_here(record, device):

@@ -18,7 +18,8 @@ from twinbench.downstream.protocol import EvaluationContext, Protocol
 from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.errors import ExplainedError, RunFailure
 from twinbench.harness.environment import environment
-from twinbench.harness.plan import Job, StudyImages
+from twinbench.harness.images import Images
+from twinbench.harness.plan import Job
 from twinbench.harness.published import import_run
 from twinbench.harness.source import ImportedSource
 from twinbench.harness.store import Run, write_json
@@ -49,7 +50,7 @@ class Training:
 
 def execute(
     plan: Iterable[Job],
-    images: StudyImages,
+    images: Images,
     start_job: StartJob,
     say: Callable[[str], None],
     debug: bool = False,
@@ -57,7 +58,7 @@ def execute(
     """Run every job that is not finished; returns how many failed. Raises Interrupted after a signal to stop."""
     failures = 0
     for job in plan:
-        if job.is_finished() or (job.protocol is not None and _is_blocked(job.run)):
+        if job.is_finished() or (job.evaluation is not None and _is_blocked(job.run)):
             continue
         with job.run.locked():
             if job.is_finished():  # by another process, while this one waited for the lock
@@ -75,7 +76,7 @@ def execute(
 
 
 def run_job(
-    job: Job, images: StudyImages, training: Training, report: ReportProgress, say: Callable[[str], None]
+    job: Job, images: Images, training: Training, report: ReportProgress, say: Callable[[str], None]
 ) -> None:
     """Do one job and leave its result in the run store, or why there is none, and raise that."""
     try:
@@ -89,10 +90,10 @@ def run_job(
 
 
 def _run_job(
-    job: Job, images: StudyImages, training: Training, report: ReportProgress, say: Callable[[str], None]
+    job: Job, images: Images, training: Training, report: ReportProgress, say: Callable[[str], None]
 ) -> None:
-    if job.protocol is not None and job.record is not None:
-        record = evaluate_run(job.run, job.protocol, images.measure, report)
+    if job.evaluation is not None and job.record is not None:
+        record = evaluate_run(job.run, job.evaluation.protocol, images[job.evaluation.images], report)
         write_json(job.record, record)
         return
     if isinstance(job.run.source, ImportedSource):
@@ -100,7 +101,7 @@ def _run_job(
         return
     job.run.begin()
     reset_peak_memory()
-    finish_run(job.run, train_run(job.run, images.train, training, report, say))
+    finish_run(job.run, train_run(job.run, images[job.trained_on], training, report, say))
 
 
 def train_run(
@@ -227,10 +228,10 @@ def mark_failed(job: Job, error: Exception) -> None:
         "error": explained.parts(),
         "traceback": "".join(traceback.format_exception(error)),
     }
-    if job.protocol is None or job.record is None:
+    if job.evaluation is None or job.record is None:
         job.run.write_status({**failure, "recipe_hash": job.run.hash})
     else:
-        write_json(job.record, {**failure, "protocol": job.protocol.name, "encoder_checksum": ""})
+        write_json(job.record, {**failure, "protocol": job.evaluation.protocol.name, "encoder_checksum": ""})
 
 
 def _is_blocked(run: Run) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,63 +11,57 @@ from typing import Any
 from twinbench.data.folders import Corrupt
 from twinbench.data.image_sets import ImageSet
 from twinbench.downstream.protocol import Protocol, protocol
-from twinbench.foundation.errors import InputError, unknown_name
-from twinbench.harness.published import imported_runs
-from twinbench.harness.recipes import load_recipe, read_value
+from twinbench.foundation.errors import InputError, inside, unknown_name
+from twinbench.harness.images import ImageChoice, Images
+from twinbench.harness.published import encoder_folder, imported_runs
+from twinbench.harness.recipes import load_recipe, overlap, read_value
 from twinbench.harness.source import ImportedSource
 from twinbench.harness.store import Run, open_run
-from twinbench.harness.studies import Study
+from twinbench.harness.studies import Study, StudyTable
 from twinbench.pretraining.batches import steps_in_epoch
 from twinbench.pretraining.build import build_method, check_accumulation, resolve
 from twinbench.pretraining.engine import check_shares
 from twinbench.pretraining.recipe import Recipe
+from twinbench.reports.study import RowKey
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class StudyImages:
-    """The images that a study trains on, and those that it measures encoders on: the same unless it says otherwise."""
+class Evaluation:
+    """A protocol, and the images that it measures encoders on."""
 
-    train: ImageSet
-    measure: ImageSet
+    protocol: Protocol
+    images: ImageChoice
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One training of a study, the protocols its encoder goes through, and the images that they measure it on.
+    """One training or import for a row of a table, and what its encoder goes through for the table's columns.
 
-    ``variant`` is the ablated value.
+    ``variant`` is what the row varies; ``table`` is empty where there is only one.
     """
 
     run: Run
-    variant: str
-    protocols: tuple[Protocol, ...]
-    measured_on: ImageSet
+    trained_on: ImageChoice
+    evaluations: tuple[Evaluation, ...]
+    variant: str = ""
+    table: str = ""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One node of the plan: train or import a run, or evaluate its encoder under a protocol (which needs that).
+    """One node of the plan: train or import a run, or evaluate its encoder (which needs that).
 
-    ``record`` is the file for the result of an evaluation.
+    ``record`` is the file for the result of an evaluation. No two jobs of a plan share a ``label``, which is how
+    progress lines call them.
     """
 
     run: Run
-    protocol: Protocol | None = None
-    variant: str = ""
+    trained_on: ImageChoice
+    label: str
+    evaluation: Evaluation | None = None
     record: Path | None = None
-
-    @property
-    def label(self) -> str:
-        """How the job is called in progress lines; no two jobs of a plan share it."""
-        variant = f" {self.variant}" if self.variant else ""
-        source = self.run.source
-        name = f"{source.method}{variant} (seed {source.seed})"
-        begin = "pretrain"
-        if isinstance(source, ImportedSource):
-            name, begin = f"{name} from {source.name}", "import"
-        return f"{begin} {name}" if self.protocol is None else f"{self.protocol.name} {name}"
 
     def is_finished(self) -> bool:
         """Whether the run store already holds its result; a collapsed run is not evaluated."""
@@ -76,33 +70,48 @@ class Job:
         return self.run.is_collapsed() or self.run.record(self.record) is not None
 
 
-def plan_study(
-    study: Study,
-    images: StudyImages,
-    runs_root: Path,
-    overrides: dict[str, Any],
-    encoders: Path | None = None,
-) -> list[PlannedRun]:
-    """Every run of the study, each checked against its method's contract and the image set before any work.
+def plan_study(study: Study, images: Images, runs_root: Path, overrides: dict[str, Any]) -> list[PlannedRun]:
+    """Every run of every table, each checked against its method's contract and the image set before any work.
 
-    ``encoders`` is the folder of checkpoints to import. Raises InputError for whatever a recipe, a protocol name, an
-    override or a checkpoint gets wrong.
+    Runs that several tables need are the same run in each. Raises InputError for whatever a recipe, a protocol name,
+    an override or a checkpoint gets wrong.
     """
-    protocols = tuple(_protocol_in_full(name) for name in study.protocols)
-    _check_metrics(study, protocols)
-    _check_ablated_key(study, overrides)
-    for chosen in protocols:
-        chosen.check(images.measure)
-    if study.methods:
-        load_training(images.train)
-    load_splits(images.measure, protocols)
-    _say_unmeasured(study, protocols, images.measure)
-    imported = imported_runs(encoders, images.measure, runs_root, study.seeds) if encoders else []
-    trained = [(v, plan_run(recipe, images.train, runs_root)) for v, recipe in _recipes(study, overrides)]
-    return [
-        PlannedRun(run, variant, protocols, images.measure)
-        for variant, run in [*(("", run) for run in imported), *trained]
-    ]
+    _check_varied_keys(study, overrides)
+    planned = []
+    for table in study.tables:
+        with inside(f"table {table.name}"):
+            planned += _plan_table(table, images, runs_root, overrides)
+    return planned
+
+
+def _plan_table(
+    table: StudyTable, images: Images, runs_root: Path, overrides: dict[str, Any]
+) -> list[PlannedRun]:
+    assert table.image_set is not None
+    assert table.recipes is not None
+    recipes = list(_recipes(table, overrides))
+    corrupt = agreed_on_corrupt_images([recipe for _, recipe in recipes], table.recipes)
+    trained_on = ImageChoice.of(table.image_set, table.limit or {}, corrupt)
+    evaluations = tuple(
+        Evaluation(_protocol_in_full(name), trained_on.whole(image_set)) for name, image_set in table.measured
+    )
+    _check_metrics(table)
+    check_evaluations(evaluations, images)
+    _say_unmeasured(table, evaluations, images)
+    if recipes:
+        load_training(images[trained_on])
+    folder = encoder_folder(table, images.data_root)
+    imported = imported_runs(folder, images[trained_on], runs_root, table.seeds or 1) if folder else []
+    runs = [("", run) for run in imported]
+    runs += [(row.variant, plan_run(recipe, images[trained_on], runs_root)) for row, recipe in recipes]
+    return [PlannedRun(run, trained_on, evaluations, variant, table.name) for variant, run in runs]
+
+
+def check_evaluations(evaluations: Iterable[Evaluation], images: Images) -> None:
+    """Read the images that protocols need, so that a bad one ends the command before any work."""
+    for evaluation in evaluations:
+        evaluation.protocol.check(images[evaluation.images])
+        load_splits(images[evaluation.images], (evaluation.protocol,))
 
 
 def _protocol_in_full(name: str) -> Protocol:
@@ -115,18 +124,18 @@ def _protocol_in_full(name: str) -> Protocol:
     return chosen
 
 
-def _recipes(study: Study, overrides: dict[str, Any]) -> Iterator[tuple[str, Recipe]]:
-    """Every recipe of the study with the variant it stands for."""
-    for variant, changes in _variants(study):
-        for method in study.methods:
-            for seed in range(study.seeds):
-                merged = {**study.overrides, **changes, **overrides}
-                yield variant, load_recipe(study.recipes, method, study.image_set, merged, seed)
+def _recipes(table: StudyTable, overrides: dict[str, Any]) -> Iterator[tuple[RowKey, Recipe]]:
+    """Every recipe of the table with the row it stands for, once for each seed."""
+    for row in table.row_keys():
+        changes = {key: _value(value) for each in row.values.values() for key, value in each.set.items()}
+        for seed in range(table.seeds or 1):
+            merged = {**(table.overrides or {}), **changes, **overrides}
+            yield row, load_recipe(table.recipes or "", row.method, table.image_set or "", merged, seed)
 
 
-def corrupt_images(study: Study, overrides: dict[str, Any]) -> Corrupt:
-    """What the study's recipes say about corrupt images; raises InputError unless they agree."""
-    return agreed_on_corrupt_images([recipe for _, recipe in _recipes(study, overrides)], study.recipes)
+def _value(value: Any) -> Any:
+    """A varied value; text such as ``1e-3`` is the number a person means."""
+    return read_value(value) if isinstance(value, str) else value
 
 
 def agreed_on_corrupt_images(recipes: Iterable[Recipe], folder: str) -> Corrupt:
@@ -194,66 +203,75 @@ def _require_labels(image_set: ImageSet) -> None:
             )
 
 
-def _check_metrics(study: Study, protocols: tuple[Protocol, ...]) -> None:
-    metrics = {chosen.name: chosen.metrics for chosen in protocols}
-    for column in study.columns():
-        if column.metric not in metrics[column.protocol]:
-            raise unknown_name(
-                "metric", column.metric, metrics[column.protocol], f"the tables of {study.name}"
-            )
+def _check_metrics(table: StudyTable) -> None:
+    for column in table.columns:
+        metrics = protocol(column.protocol).metrics
+        if column.metric not in metrics:
+            raise unknown_name("metric", column.metric, metrics, f"column {column.heading!r}")
 
 
-def _say_unmeasured(study: Study, protocols: tuple[Protocol, ...], image_set: ImageSet) -> None:
-    """Say which numbers of the study this image set has none of; raise InputError if it has none at all."""
-    reasons = {chosen.name: chosen.unmeasured(image_set) for chosen in protocols}
-    columns = [(column.protocol, column.metric) for column in study.columns()]
-    unmeasured = [(name, metric) for name, metric in dict.fromkeys(columns) if metric in reasons[name]]
-    for name, metric in unmeasured:
-        _log.warning(
-            "%s of %s is not measured on %s: %s", metric, name, image_set.name, reasons[name][metric]
-        )
-    if columns and len(unmeasured) == len(set(columns)):
-        name, metric = unmeasured[0]
+def _say_unmeasured(table: StudyTable, evaluations: Sequence[Evaluation], images: Images) -> None:
+    """Say which numbers of the table its image sets have none of; raise InputError if they have none at all."""
+    found = []
+    for (name, image_set), evaluation in zip(table.measured, evaluations, strict=True):
+        reasons = evaluation.protocol.unmeasured(images[evaluation.images])
+        metrics = dict.fromkeys(column.metric for column in table.columns_of(name, image_set))
+        found += [
+            (metric, name, images[evaluation.images].name, reasons[metric])
+            for metric in metrics
+            if metric in reasons
+        ]
+    for metric, name, where, reason in found:
+        _log.warning("%s of %s is not measured on %s: %s", metric, name, where, reason)
+    if len(found) == len({(c.protocol, c.image_set, c.metric) for c in table.columns}):
+        metric, name, where, reason = found[0]
         raise InputError(
-            f"no number of the study {study.name} can be measured on these images: "
-            f"{metric} of {name} is not, since {reasons[name][metric]}",
-            where=image_set.name,
-            next_step="choose another image set, or give the tables another metric",
+            f"no number of the table can be measured on these images: {metric} of {name} is not, since {reason}",
+            where=where,
+            next_step="choose another image set, or give the table another metric",
         )
 
 
-def _check_ablated_key(study: Study, overrides: dict[str, Any]) -> None:
-    if study.ablation is None:
-        return
-    varied = study.ablation.key
-    for key in overrides:
-        if f"{varied}.".startswith(f"{key}.") or f"{key}.".startswith(f"{varied}."):
-            raise InputError(
-                f"--set {key} would overwrite the key that this study varies",
-                where=f"ablation.key of {study.name}: {varied}",
-                next_step="leave it out, or write a study of your own with other values",
-            )
+def _check_varied_keys(study: Study, overrides: dict[str, Any]) -> None:
+    for table in study.tables:
+        for key, varied in ((key, varied) for key in overrides for varied in sorted(table.varied_keys())):
+            if overlap(key, varied):
+                raise InputError(
+                    f"--set {key} would overwrite a key that this study varies",
+                    where=f"table {table.name} of {study.name}: {varied}",
+                    next_step="leave it out, or write a study of your own with other values",
+                )
 
 
-def jobs(planned: list[PlannedRun]) -> Iterator[Job]:
-    """Every job, each training before its evaluations; a run that several variants share comes once."""
-    seen = set()
+def jobs(planned: Sequence[PlannedRun], images: Images) -> list[Job]:
+    """Every job, each training before its evaluations; what several rows and tables share comes once."""
+    found: dict[object, Job] = {}
+    labels: set[str] = set()
     for entry in planned:
-        for job in (Job(entry.run, None, entry.variant), *_evaluations(entry)):
-            key = (entry.run.folder, job.protocol.name if job.protocol else None)
-            if key not in seen:
-                seen.add(key)
-                yield job
+        for evaluation in (None, *entry.evaluations):
+            key = (entry.run.folder, evaluation and (evaluation.protocol.name, evaluation.images))
+            if key not in found:
+                label = _label(entry, evaluation)
+                label += f" [{entry.run.hash}]" if label in labels else ""
+                labels.add(label)
+                record = record_of(entry.run, evaluation, images) if evaluation else None
+                found[key] = Job(entry.run, entry.trained_on, label, evaluation, record)
+    return list(found.values())
 
 
-def _evaluations(entry: PlannedRun) -> Iterator[Job]:
-    for chosen in entry.protocols:
-        record = entry.run.record_file(chosen.name, entry.measured_on)
-        yield Job(entry.run, chosen, entry.variant, record)
+def record_of(run: Run, evaluation: Evaluation, images: Images) -> Path:
+    """Where the result of an evaluation of a run's encoder is, or will be."""
+    return run.record_file(evaluation.protocol.name, images[evaluation.images])
 
 
-def _variants(study: Study) -> list[tuple[str, dict[str, Any]]]:
-    ablation = study.ablation
-    if ablation is None:
-        return [("", {})]
-    return [(value, {ablation.key: read_value(value)}) for value in ablation.values]
+def _label(entry: PlannedRun, evaluation: Evaluation | None) -> str:
+    source = entry.run.source
+    variant = f" {entry.variant}" if entry.variant else ""
+    name = f"{source.method}{variant} (seed {source.seed})"
+    begin = "pretrain"
+    if isinstance(source, ImportedSource):
+        name, begin = f"{name} from {source.name}", "import"
+    if evaluation is None:
+        return f"{begin} {name}"
+    where = "" if evaluation.images == entry.trained_on else f" on {evaluation.images.name}"
+    return f"{evaluation.protocol.name}{where} {name}"

@@ -18,7 +18,7 @@ from twinbench.harness.environment import environment
 from twinbench.harness.recipes import recipe_hash
 from twinbench.harness.source import ImportedSource
 from twinbench.harness.store import Run
-from twinbench.harness.studies import Study
+from twinbench.harness.studies import StudyTable
 from twinbench.pretraining.recipe import BackboneSpec
 
 _log = logging.getLogger(__name__)
@@ -26,17 +26,17 @@ _log = logging.getLogger(__name__)
 _SUFFIXES = {".pth", ".pt", ".tar", ".torch", ".ckpt", ".bin", ".pkl", ".safetensors"}
 
 
-def encoder_folder(study: Study, data_root: Path | None) -> Path | None:
-    """Where a study's checkpoints are, None for a study without; raises InputError if no data root is given."""
-    if not study.encoders:
+def encoder_folder(table: StudyTable, data_root: Path | None) -> Path | None:
+    """Where a table's checkpoints are, None for a table without; raises InputError if no data root is given."""
+    if not table.encoders:
         return None
     if data_root is None:
         raise InputError(
-            f"the study {study.name} evaluates the checkpoints in a folder",
-            next_step=f"give the data root DIR, with the files in DIR/{study.encoders}",
+            f"the table {table.name} shows the checkpoints in a folder",
+            next_step=f"give the data root DIR, with the files in DIR/{table.encoders}",
             option="data_root",
         )
-    return data_root / study.encoders
+    return data_root / table.encoders
 
 
 def imported_runs(folder: Path, image_set: ImageSet, runs_root: Path, seeds: int) -> list[Run]:

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from twinbench.harness.plan import PlannedRun
+from twinbench.harness.images import Images
+from twinbench.harness.plan import PlannedRun, record_of
 from twinbench.harness.recipes import identity
 from twinbench.harness.source import ImportedSource
 from twinbench.harness.store import Run, read_json
@@ -17,26 +18,28 @@ from twinbench.pretraining.recipe import Recipe
 from twinbench.reports.records import REMARKS_BETWEEN, Record, RunInfo, finite, unique
 
 
-def collect(study: Study, planned: list[PlannedRun]) -> tuple[list[Record], list[RunInfo]]:
-    """Records for every cell of the study, failed and collapsed ones too, and the runs behind them."""
+def collect(study: Study, planned: list[PlannedRun], images: Images) -> tuple[list[Record], list[RunInfo]]:
+    """Records for every cell of the study, failed and collapsed ones too, and the runs behind them.
+
+    What several tables show has a record for each of them.
+    """
+    tables = {table.name: table for table in study.tables}
     records: list[Record] = []
     for entry in planned:
-        for chosen in entry.protocols:
-            file = entry.run.record_file(chosen.name, entry.measured_on)
+        table = tables[entry.table]
+        known = replace(_nothing_measured(entry.run, study.name, entry.variant), table=table.name)
+        for evaluation, (name, image_set) in zip(entry.evaluations, table.measured, strict=True):
+            file = record_of(entry.run, evaluation, images)
             # The file may have been made under another name of the same images.
-            nothing = replace(
-                _nothing_measured(entry.run, study.name, entry.variant),
-                image_set=entry.measured_on.name,
-                protocol=chosen.name,
-            )
+            nothing = replace(known, image_set=images[evaluation.images].name, protocol=name)
             document = entry.run.record(file)
             if document is not None and not entry.run.is_collapsed():
                 records += _measured(nothing, document)
             else:
                 lost = _lost(nothing, entry.run, file)
-                metrics = {c.metric for c in study.columns() if c.protocol == chosen.name} or {""}
+                metrics = {column.metric for column in table.columns_of(name, image_set)}
                 records += [replace(lost, metric=metric) for metric in sorted(metrics)]
-    return records, [_run_info(entry.run, entry.variant) for entry in planned]
+    return records, [replace(_run_info(entry.run, entry.variant), table=entry.table) for entry in planned]
 
 
 def collect_stored(runs: list[Run]) -> tuple[list[Record], list[RunInfo]]:

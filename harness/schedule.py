@@ -83,6 +83,6 @@ def unfinished_runs(plan: Sequence[Job], seconds: dict[str, float]) -> list[list
         if not job.is_finished():
             runs.setdefault(job.run.folder, []).append(job)
     return [
-        sorted(jobs, key=lambda job: (job.protocol is not None, -seconds.get(job.label, 0.0)))
+        sorted(jobs, key=lambda job: (job.evaluation is not None, -seconds.get(job.label, 0.0)))
         for jobs in runs.values()
     ]

@@ -1,39 +1,73 @@
-"""Studies on disk: which methods, seeds, protocols, tables and figures make up a comparison."""
+"""Studies on disk: which tables and figures make up a comparison, and what is trained and measured for each table."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import Field, ValidationError
 
 from twinbench.foundation.errors import InputError, inside, unknown_name
-from twinbench.foundation.models import explain_validation
+from twinbench.foundation.models import Strict, explain_validation
 from twinbench.harness.recipes import read_yaml
-from twinbench.reports.study import StudySpec
+from twinbench.reports.study import ColumnSpec, RowsSpec, StudySpec, TableSpec
 
 
-class Study(StudySpec):
-    """A comparison: every method of the list under every protocol, for every seed, and how it is reported.
+class Training(Strict):
+    """How the rows of a table are trained: what a table leaves out is that of its study.
 
-    ``name`` is that of its file unless it gives one. ``recipes`` is a folder of ``recipes/``; ``overrides`` changes
-    keys of all its recipes; ``limit`` cuts splits of the image set to so many images. ``measure_on`` is the image set
-    of the protocols where it is another than the one trained on; it is never cut. ``encoders`` is a folder below the
-    data root: the checkpoints in it are imported and evaluated beside the methods, or alone.
+    ``recipes`` is a folder of ``recipes/``, the image set's own unless given; ``overrides`` changes keys of all its
+    recipes; ``limit`` cuts splits of the image set to so many images. ``encoders`` is a folder below the data root: the
+    checkpoints in it are imported and evaluated beside the rows, or alone.
+    """
+
+    image_set: str | None = None
+    recipes: str | None = None
+    encoders: str | None = None
+    seeds: int | None = Field(None, ge=1)
+    overrides: dict[str, Any] | None = None
+    limit: dict[str, int] | None = None
+
+
+class StudyTable(TableSpec, Training):
+    """A table, and how its rows are trained; a column with an image set of its own is measured on the whole of that."""
+
+    def completed(self, study: Study) -> Self:
+        """The table with what its study says where it says nothing itself."""
+        given = {key: getattr(self, key) for key in Training.model_fields}
+        own = {key: getattr(study, key) if value is None else value for key, value in given.items()}
+        rows = self.rows or ((RowsSpec(methods=study.methods),) if study.methods else ())
+        return self.model_copy(update={**own, "rows": rows})
+
+    @property
+    def measured(self) -> list[tuple[str, str]]:
+        """Each protocol with the image set it measures on, empty for the one trained on, in order."""
+        return list(dict.fromkeys((column.protocol, column.image_set) for column in self.columns))
+
+    def columns_of(self, protocol: str, image_set: str) -> list[ColumnSpec]:
+        """The columns that show a protocol on an image set."""
+        return [c for c in self.columns if (c.protocol, c.image_set) == (protocol, image_set)]
+
+
+class Study(StudySpec, Training):
+    """A comparison: tables with how their rows are trained, and figures of them.
+
+    ``name`` is that of its file unless it gives one. What it says of training and ``methods`` hold for every table that
+    says nothing else. ``include`` names other studies, whose tables and figures follow its own.
     """
 
     name: str
-    image_set: str
-    measure_on: str = ""
-    recipes: str = ""
-    methods: list[str] = Field(default_factory=list)
-    encoders: str = ""
-    seeds: int = Field(1, ge=1)
-    protocols: list[str] = Field(min_length=1)
-    overrides: dict[str, Any] = Field(default_factory=dict)
-    limit: dict[str, int] = Field(default_factory=dict)
+    include: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    seeds: int | None = Field(1, ge=1)
+    recipes: str | None = ""
+    encoders: str | None = ""
+    overrides: dict[str, Any] | None = Field(default_factory=dict)
+    limit: dict[str, int] | None = Field(default_factory=dict)
+    tables: tuple[StudyTable, ...] = ()
 
 
 def study_names() -> list[str]:
@@ -44,40 +78,88 @@ def study_names() -> list[str]:
 
 
 def load_study(name: str) -> Study:
-    """A study by name, or by the path of a YAML file, checked as a whole.
+    """A study by name, or by the path of a YAML file, with all its tables complete, checked as a whole.
 
     Raises InputError naming the file and the key, with the nearest valid name.
     """
+    # Figures need matplotlib, which the worker processes, who import this module as well, do without.
+    from twinbench.reports.check import check_study
+
+    source, stem = _source(name)
+    study = _read(source, stem, ())
+    with inside(source):
+        check_study(study)
+    return study
+
+
+def _source(name: str) -> tuple[Path | Traversable, str]:
     path = Path(name)
-    source: Path | Traversable
     if path.suffix in {".yaml", ".yml"} and path.is_file():
-        source, stem = path, path.stem
-    elif path.suffix in {".yaml", ".yml"}:
+        return path, path.stem
+    if path.suffix in {".yaml", ".yml"}:
         raise InputError("there is no such file", where=path, next_step="check the path")
-    elif name in study_names():
-        source, stem = files("twinbench.studies") / f"{name}.yaml", name
-    else:
-        raise unknown_name("study", name, study_names(), where="studies/ (or give the path of a YAML file)")
+    if name in study_names():
+        return files("twinbench.studies") / f"{name}.yaml", name
+    raise unknown_name("study", name, study_names(), where="studies/ (or give the path of a YAML file)")
+
+
+def _read(source: Path | Traversable, stem: str, above: tuple[str, ...]) -> Study:
+    """The study in a file with those that it includes; ``above`` are the ones that include it."""
     document = read_yaml(source)
     try:
         study = Study.model_validate({"name": stem, **document})
     except ValidationError as error:
         raise explain_validation(error, Study, source) from error
     with inside(source):
-        _check(study)
-    return study
+        tables = [table.completed(study) for table in study.tables]
+        figures = [f.model_copy(update={"table": study.table_of(f).name}) for f in study.figures if tables]
+        for table in tables:
+            _check_trained(table)
+        for included in study.include:
+            if included in (*above, stem):
+                raise InputError(f"the study includes itself by way of {included!r}", "include")
+            other = _read(*_source(included), (*above, stem))
+            tables += other.tables
+            figures += other.figures
+    return study.model_copy(update={"tables": tuple(tables), "figures": tuple(figures)})
 
 
-def _check(study: Study) -> None:
-    # Figures need matplotlib, which the worker processes, who import this module as well, do without.
-    from twinbench.reports.check import check_study
-
-    check_study(study)
-    if not study.methods and not study.encoders:
+def _check_trained(table: StudyTable) -> None:
+    if not table.image_set:
         raise InputError(
-            "the study has neither methods nor encoders",
+            f"the table {table.name} has no image set",
+            next_step="add `image_set` to the study or to the table",
+        )
+    if not table.rows and not table.encoders:
+        raise InputError(
+            f"the table {table.name} has neither methods nor encoders",
             next_step="list methods to train, or name the folder of checkpoints to evaluate",
         )
-    for column in study.columns():
-        if column.protocol not in study.protocols:
-            raise unknown_name("protocol", column.protocol, study.protocols, where="tables or ablation")
+
+
+def narrowed(study: Study, seeds: int | None, methods: tuple[str, ...], image_set: str | None) -> Study:
+    """The study with other seeds, only some methods, or other images to train on.
+
+    Raises InputError for a method that it has not. Tables without a row that is left go, and their figures.
+    """
+    known = list(dict.fromkeys(row.method for table in study.tables for row in table.row_keys()))
+    for method in methods:
+        if method not in known:
+            raise unknown_name("method", method, known, where=f"study {study.name}")
+    changes: Mapping[str, Any] = {
+        **({"seeds": seeds} if seeds else {}),
+        **({"image_set": image_set} if image_set else {}),
+    }
+    tables = []
+    for table in study.tables:
+        rows = _only(table.rows, methods) if methods else table.rows
+        if rows or not table.rows:
+            tables.append(table.model_copy(update={**changes, "rows": rows}))
+    names = {table.name for table in tables}
+    figures = tuple(figure for figure in study.figures if figure.table in names)
+    return study.model_copy(update={"tables": tuple(tables), "figures": figures})
+
+
+def _only(rows: tuple[RowsSpec, ...], methods: tuple[str, ...]) -> tuple[RowsSpec, ...]:
+    kept = [(block, tuple(m for m in block.methods if m in methods)) for block in rows]
+    return tuple(block.model_copy(update={"methods": left}) for block, left in kept if left)

@@ -18,7 +18,8 @@ import yaml
 
 from twinbench.foundation.errors import InputError
 from twinbench.foundation.files import write_atomically
-from twinbench.harness.plan import PlannedRun
+from twinbench.harness.images import Images
+from twinbench.harness.plan import PlannedRun, record_of
 from twinbench.harness.recipes import read_yaml, recipe_folder, set_dotted
 from twinbench.harness.search import Number, Space, settings
 from twinbench.harness.store import check_writable, read_json
@@ -68,16 +69,16 @@ class Budget:
     images: int
 
 
-def ranked(trials: Sequence[Trial]) -> list[Outcome]:
+def ranked(trials: Sequence[Trial], images: Images) -> list[Outcome]:
     """The outcomes, best score first; those without a score last, in the order of the trials."""
-    outcomes = [_outcome(trial) for trial in sorted(trials, key=lambda trial: trial.index)]
+    outcomes = [_outcome(trial, images) for trial in sorted(trials, key=lambda trial: trial.index)]
     return sorted(outcomes, key=lambda o: (o.score is None, -(o.score or 0.0)))
 
 
-def _outcome(trial: Trial) -> Outcome:
+def _outcome(trial: Trial, images: Images) -> Outcome:
     planned = trial.planned
     run, status = planned.run, planned.run.status() or {}
-    files = {p.name: run.record_file(p.name, planned.measured_on) for p in planned.protocols}
+    files = {e.protocol.name: record_of(run, e, images) for e in planned.evaluations}
     top1 = {name: _top1(run.record(file)) for name, file in files.items()}
     lost: dict[str, Any] = {"status": "done", "reason": ""}
     if run.is_collapsed() or None in top1.values():

@@ -15,19 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twinbench.data.image_sets import Reading
 from twinbench.data.validation import VAL_OF
 from twinbench.downstream.protocol import protocol
 from twinbench.foundation.errors import InputError, RunFailure, unknown_name
 from twinbench.harness.console import job_progress, say
 from twinbench.harness.execute import execute
+from twinbench.harness.images import ImageChoice, Images
 from twinbench.harness.plan import (
+    Evaluation,
     Job,
     PlannedRun,
-    StudyImages,
     agreed_on_corrupt_images,
+    check_evaluations,
     jobs,
-    load_splits,
     load_training,
     plan_run,
 )
@@ -45,7 +45,7 @@ from twinbench.harness.trials import (
     table_lines,
     write_outcome,
 )
-from twinbench.harness.workers import ImageSource, default_workers, estimated_seconds, execute_in_parallel
+from twinbench.harness.workers import default_workers, estimated_seconds, execute_in_parallel
 
 PROTOCOLS = ("knn/cosine-v1", "linear/cached-v1")
 """What a trial is measured by; its score is the mean of their top-1."""
@@ -95,13 +95,12 @@ def tune(request: TuneRequest) -> None:
     started = time.monotonic()
     load_plugins()
     spaces, overrides = _spaces(request), parse_overrides(request.assignments)
-    source = _images(request, overrides)
-    images = source.load()
-    trials = plan_trials(request, spaces, images, overrides)
-    plan = list(jobs([trial.planned for trial in trials]))
+    images, choice = Images(request.data_root), _choice(request, overrides)
+    trials = plan_trials(request, spaces, images, choice, overrides)
+    plan = jobs([trial.planned for trial in trials], images)
     workers = 1 if request.debug else request.workers or default_workers()
     if request.dry_run:
-        _print_plan(trials, plan, _estimated_seconds(plan, images, source, workers), workers)
+        _print_plan(trials, plan, _estimated_seconds(plan, images, workers), workers)
         return
     out = request.out or Path("results") / f"tune-{Path(request.folder).name}"
     for folder in (request.runs, out):
@@ -110,38 +109,40 @@ def tune(request: TuneRequest) -> None:
         check_installable(request.folder)
     missing = sum(not job.is_finished() for job in plan)
     say(
-        f"{request.trials} trials of {', '.join(request.methods)} on {images.train.name}: {len(plan)} jobs, "
+        f"{request.trials} trials of {', '.join(request.methods)} on {images[choice].name}: {len(plan)} jobs, "
         f"{len(plan) - missing} already finished, {workers} at a time"
     )
     with job_progress(missing) as start_job:
         if workers > 1 and missing:
-            execute_in_parallel(plan, source, workers, start_job, say)
+            execute_in_parallel(plan, images, workers, start_job, say, longest_first=False)
         else:
             execute(plan, images, start_job, say, request.debug)
     say(f"done in {time.monotonic() - started:.0f} s")
-    _conclude(request, spaces, trials, images, out)
+    _conclude(request, spaces, trials, images, choice, out)
 
 
 def plan_trials(
-    request: TuneRequest, spaces: dict[str, Space], images: StudyImages, overrides: dict[str, Any]
+    request: TuneRequest,
+    spaces: dict[str, Space],
+    images: Images,
+    choice: ImageChoice,
+    overrides: dict[str, Any],
 ) -> list[Trial]:
     """The trials, each checked before any work: the first of every method, then the second of every method.
 
     So the methods have had the same chance whenever the work is cut short.
     """
-    protocols = tuple(protocol(name) for name in PROTOCOLS)
-    for chosen in protocols:
-        chosen.check(images.measure)
-    load_training(images.train)
-    load_splits(images.measure, protocols)
+    evaluations = tuple(Evaluation(protocol(name), choice) for name in PROTOCOLS)
+    check_evaluations(evaluations, images)
+    load_training(images[choice])
     values = {m: points(space, m, request.seed, request.trials) for m, space in spaces.items()}
     trials = []
     for index in range(request.trials):
         for method, space in spaces.items():
             changes = {**overrides, **settings(space, values[method][index])}
-            recipe = load_recipe(request.folder, method, images.train.name, changes, request.seed)
-            run = plan_run(recipe, images.train, request.runs)
-            planned = PlannedRun(run, f"trial {index}", protocols, images.measure)
+            recipe = load_recipe(request.folder, method, choice.name, changes, request.seed)
+            run = plan_run(recipe, images[choice], request.runs)
+            planned = PlannedRun(run, choice, evaluations, f"trial {index}")
             trials.append(Trial(method, index, values[method][index], planned))
     return trials
 
@@ -170,12 +171,12 @@ def _spaces(request: TuneRequest) -> dict[str, Space]:
     return spaces
 
 
-def _images(request: TuneRequest, overrides: dict[str, Any]) -> ImageSource:
+def _choice(request: TuneRequest, overrides: dict[str, Any]) -> ImageChoice:
     """The images of the trials: those of the set without its test split."""
     name = f"{VAL_OF}{request.image_set}"
     recipes = [load_recipe(request.folder, method, name, overrides) for method in request.methods]
     corrupt = agreed_on_corrupt_images(recipes, request.folder)
-    return ImageSource(name, "", request.data_root, Reading(limit=_limits(request.limits), corrupt=corrupt))
+    return ImageChoice.of(name, _limits(request.limits), corrupt)
 
 
 def _limits(limits: Sequence[str]) -> dict[str, int]:
@@ -191,22 +192,20 @@ def _limits(limits: Sequence[str]) -> dict[str, int]:
     return parsed
 
 
-def _estimated_seconds(
-    plan: Sequence[Job], images: StudyImages, source: ImageSource, workers: int
-) -> dict[str, float]:
+def _estimated_seconds(plan: Sequence[Job], images: Images, workers: int) -> dict[str, float]:
     """The seconds of each unfinished job by its label: what the first such job of its method takes.
 
     A step is timed once for each method, not for each trial: their values differ, their networks little.
     """
     first: dict[tuple[str, str], Job] = {}
     of = {job.label: first.setdefault(_kind(job), job) for job in plan if not job.is_finished()}
-    seconds = estimated_seconds(list(first.values()), images, source, workers)
+    seconds = estimated_seconds(list(first.values()), images, workers)
     return {label: seconds[job.label] for label, job in of.items()}
 
 
 def _kind(job: Job) -> tuple[str, str]:
     """The method, and the protocol of an evaluation."""
-    return job.run.source.method, job.protocol.name if job.protocol else ""
+    return job.run.source.method, job.evaluation.protocol.name if job.evaluation else ""
 
 
 def _print_plan(
@@ -227,14 +226,19 @@ def _print_plan(
 
 
 def _conclude(
-    request: TuneRequest, spaces: dict[str, Space], trials: list[Trial], images: StudyImages, out: Path
+    request: TuneRequest,
+    spaces: dict[str, Space],
+    trials: list[Trial],
+    images: Images,
+    choice: ImageChoice,
+    out: Path,
 ) -> None:
     """Print and write what came out for each method; raises RunFailure for methods of which no trial has a score."""
     without = []
     for method, space in spaces.items():
-        outcomes = ranked([t for t in trials if t.method == method])
-        print("\n".join([f"{method} on {images.train.name}", *table_lines(outcomes)]))
-        budget = Budget(request.command(method), request.seed, len(images.train.split("train")))
+        outcomes = ranked([t for t in trials if t.method == method], images)
+        print("\n".join([f"{method} on {images[choice].name}", *table_lines(outcomes)]))
+        budget = Budget(request.command(method), request.seed, len(images[choice].split("train")))
         files = write_outcome(out, request.folder, space, outcomes, budget)
         if outcomes[0].score is None:
             without.append(method)

@@ -7,7 +7,6 @@ threads depends on the machine alone, never on what is left to do, so a resumed 
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import queue
 import signal
@@ -16,20 +15,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from twinbench.data.catalogue import read_image_set
-from twinbench.data.image_sets import Reading
 from twinbench.data.worker_processes import end_with_parent
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import RunFailure
 from twinbench.harness.estimate import Unit, estimate, former_seconds
 from twinbench.harness.execute import StartJob, evaluation_device, execute
-from twinbench.harness.plan import Job, StudyImages
+from twinbench.harness.images import Images
+from twinbench.harness.plan import Job
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.schedule import Waiting, unfinished_runs
 from twinbench.pretraining.interrupt import Interrupted, StopRequest
@@ -37,27 +34,6 @@ from twinbench.pretraining.train import ReportProgress, device_name
 
 _MOST_WORKERS = 8
 _MESSAGE_SECONDS = 0.2
-
-
-@dataclass(frozen=True)
-class ImageSource:
-    """What a worker needs to load the study's images for itself; ``measure_on`` is empty for one and the same set.
-
-    Another set to measure on is read whole.
-    """
-
-    name: str
-    measure_on: str
-    data_root: Path | None
-    reading: Reading
-
-    def load(self) -> StudyImages:
-        """The image sets; raises InputError as `load_image_set` does."""
-        train = read_image_set(self.name, self.data_root, self.reading)
-        if self.measure_on in ("", self.name):
-            return StudyImages(train, train)
-        whole = replace(self.reading, limit={})
-        return StudyImages(train, read_image_set(self.measure_on, self.data_root, whole))
 
 
 def default_workers() -> int:
@@ -70,9 +46,7 @@ def threads_each(workers: int) -> int:
     return max(1, usable_cores() // workers)
 
 
-def estimated_seconds(
-    plan: Sequence[Job], images: StudyImages, source: ImageSource, workers: int
-) -> dict[str, float]:
+def estimated_seconds(plan: Sequence[Job], images: Images, workers: int) -> dict[str, float]:
     """The seconds of each unfinished job, by its label, where ``workers`` of them compute at a time.
 
     What earlier runs do not tell is timed now, by as many processes at once. Raises what a step raises.
@@ -82,31 +56,32 @@ def estimated_seconds(
     if workers == 1:
         known = _former_seconds(_store(plan))
         return estimate(plan, images, known, lambda units: [unit.seconds(images) for unit in units])
-    with _started(source, workers) as (pool, _):
+    with _started(images.data_root, workers) as (pool, _):
         known = _meeting(pool, plan, workers)[0].result()
         return estimate(plan, images, known, lambda units: list(pool.map(_time, units)))
 
 
 def execute_in_parallel(
     plan: Sequence[Job],
-    source: ImageSource,
+    images: Images,
     workers: int,
     start_job: StartJob,
     say: Callable[[str], None],
-    longest_first_on: StudyImages | None = None,
+    longest_first: bool = True,
 ) -> int:
     """Do every unfinished job with ``workers`` processes; returns how many jobs failed.
 
-    Runs begin in the order of the plan. With images to estimate with, the runs with most seconds left go first; where
-    earlier runs do not tell how long jobs take, a few steps of each method are timed before. Raises RunFailure if a
-    worker dies (of too little memory, say); what was finished is kept. Raises Interrupted after a signal to stop, when
-    every worker has saved.
+    The runs with most seconds left go first; where earlier runs do not tell how long jobs take, a few steps of each
+    method are timed before. Otherwise than ``longest_first`` runs begin in the order of the plan.
+
+    Raises RunFailure if a worker dies (of too little memory, say); what was finished is kept. Raises Interrupted after a
+    signal to stop, when every worker has saved.
     """
-    with StopRequest() as stop, _started(source, workers) as (pool, messages):
+    with StopRequest() as stop, _started(images.data_root, workers) as (pool, messages):
         seconds: dict[str, float] = {}
-        if longest_first_on is not None and len(unfinished_runs(plan, {})) > workers:
+        if longest_first and len(unfinished_runs(plan, {})) > workers:
             known = _unless_stopped(_meeting(pool, plan, workers), stop)[0].result()
-            seconds = estimate(plan, longest_first_on, known, lambda units: _times(pool, units, stop))
+            seconds = estimate(plan, images, known, lambda units: _times(pool, units, stop))
         runs = unfinished_runs(plan, seconds)
         waiting = Waiting([[seconds.get(job.label, 0.0) for job in jobs] for jobs in runs])
         under_way: dict[Future[int], int] = {}
@@ -126,12 +101,12 @@ def execute_in_parallel(
 
 
 @contextmanager
-def _started(source: ImageSource, workers: int) -> Iterator[tuple[ProcessPoolExecutor, Any]]:
+def _started(data_root: Path | None, workers: int) -> Iterator[tuple[ProcessPoolExecutor, Any]]:
     """Worker processes with the study's images, and the queue of what they tell; ended when anything is raised."""
     # not the context of loaders: these have threads of their own, and signals that make them save
     context = multiprocessing.get_context("spawn")
     messages: Any = context.Queue()
-    arguments = (source, threads_each(workers), messages, context.Barrier(workers))
+    arguments = (data_root, threads_each(workers), messages, context.Barrier(workers))
     with ProcessPoolExecutor(workers, context, _become_worker, arguments) as pool:
         try:
             yield pool, messages
@@ -203,20 +178,18 @@ class _Terminal:
 class _Worker:
     """What a worker process keeps from one job to the next."""
 
-    images: StudyImages
+    images: Images
     messages: Any
     all_here: Any
     stopped: Interrupted | None = None
 
 
-def _become_worker(source: ImageSource, threads: int, messages: Any, all_here: Any) -> None:
+def _become_worker(data_root: Path | None, threads: int, messages: Any, all_here: Any) -> None:
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     end_with_parent()  # for otherwise the next command would find its run locked
     load_plugins(warn=False)
-    logging.disable(logging.WARNING)  # the parent has said what is odd about the list of images
-    _Worker.images = source.load()
-    logging.disable(logging.NOTSET)
+    _Worker.images = Images(data_root, quiet=True)
     _Worker.messages, _Worker.all_here = messages, all_here
 
 

@@ -7,29 +7,20 @@ from collections.abc import Sequence
 from twinbench.foundation.errors import InputError, inside, unknown_name
 from twinbench.reports import quoted
 from twinbench.reports.figures import FIGURE_KINDS
-from twinbench.reports.study import AblationQuoted, FigureSpec, QuotedColumns, StudySpec
+from twinbench.reports.study import FigureSpec, QuotedColumns, StudySpec, TableSpec
 
 
 def check_study(study: StudySpec) -> None:
     """Raise InputError naming the key where no report could be made of the study. Call it before a study runs.
 
-    That is an unknown kind of figure, two tables or figures of one name, a figure or an ablation without a number to
-    show, a missing file or column of published numbers, and a quotation that fits several published rows.
+    That is an unknown kind of figure, two tables, figures or rows of one name, a figure of a table or column that there
+    is not, a missing file or column of published numbers, and a quotation that fits several published rows.
     """
-    names = [table.name for table in study.tables] + (["ablation"] if study.ablation else [])
-    _check_unique(names, "tables")
+    _check_unique([table.name for table in study.tables], "tables")
     _check_unique([figure.name for figure in study.figures], "figures")
     for index, table in enumerate(study.tables):
-        if table.quoted is not None:
-            with inside(f"tables[{index}].quoted"):
-                _check_quoted_columns(table.quoted)
-    if study.ablation is not None and study.ablation.quoted is not None:
-        with inside("ablation.quoted"):
-            _check_quoted_curve(study.ablation.quoted)
-    if study.ablation is not None and not study.columns():
-        raise InputError(
-            "the ablation does not say which numbers it shows", "ablation", next_step="give it `columns`"
-        )
+        with inside(f"tables[{index}]"):
+            _check_table(table)
     for index, figure in enumerate(study.figures):
         _check_figure(figure, study, f"figures[{index}]")
 
@@ -40,32 +31,45 @@ def _check_unique(names: Sequence[str], where: str) -> None:
             raise InputError(f"two {where} are called {name!r}", where, next_step="give each its own `name`")
 
 
-def _check_quoted_columns(source: QuotedColumns) -> None:
+def _check_table(table: TableSpec) -> None:
+    rows = [f"{row.method} {row.variant}".strip() for row in table.row_keys()]
+    for row in rows:
+        if rows.count(row) > 1:
+            raise InputError(
+                f"two rows are called {row!r}",
+                "rows",
+                next_step="give the values of what is varied other labels",
+            )
+    if table.quoted is not None:
+        with inside("quoted"):
+            _check_quoted(table.quoted, table)
+
+
+def _check_quoted(source: QuotedColumns, table: TableSpec) -> None:
+    for axis in source.match.values():
+        if axis not in table.axes:
+            raise unknown_name("axis of the table", axis, list(table.axes), "match")
+    if source.match:
+        quoted.check_columns(source.file, [*source.match, *source.columns, *source.where])
+        return
     for column in source.columns:
         for method in quoted.PUBLISHED_NAMES:
             quoted.table_value(source.file, column, method, source.where)
 
 
-def _check_quoted_curve(source: AblationQuoted) -> None:
-    quoted.check_columns(source.file, [source.x, source.y, *source.where])
-
-
 def _check_figure(figure: FigureSpec, study: StudySpec, where: str) -> None:
     if figure.kind not in FIGURE_KINDS:
         raise unknown_name("figure kind", figure.kind, FIGURE_KINDS.names(), f"{where}.kind")
-    if figure.kind == "ablation" and study.ablation is None:
+    names = [table.name for table in study.tables]
+    if figure.table and figure.table not in names:
+        raise unknown_name("table", figure.table, names, f"{where}.table")
+    table = study.table_of(figure)
+    headings = [column.heading for column in table.columns]
+    if figure.column and figure.column not in headings:
+        raise unknown_name(f"column of the table {table.name}", figure.column, headings, f"{where}.column")
+    if figure.kind == "ablation" and not table.axes:
         raise InputError(
-            "an ablation figure needs to know what was varied",
+            f"an ablation figure needs a table that varies something, and {table.name} does not",
             where=where,
-            next_step="add `ablation: {key: ..., values: [...]}` to the study",
-        )
-    if (
-        figure.kind in ("bars", "ablation")
-        and not study.columns()
-        and not (figure.protocol and figure.metric)
-    ):
-        raise InputError(
-            f"the figure {figure.name!r} does not say which number it shows",
-            where=where,
-            next_step="give it `protocol` and `metric`",
+            next_step="add `rows: [{methods: [...], vary: [{key: ..., values: [...]}]}]` to the table, or name another",
         )

@@ -186,19 +186,6 @@ def is_unmeasured(records: Sequence[Record], protocol: str, metric: str, image_s
     return bool(measured) and metric not in measured
 
 
-def main_groups(groups: Sequence[Group], is_ablation: bool) -> list[Group]:
-    """The groups of the main comparison: without the variants of an ablation, unless the study has nothing else.
-
-    Where nothing is ablated, a variant only tells runs of one method apart, and every group is shown.
-    """
-    if not is_ablation:
-        return list(groups)
-    plain = [group for group in groups if not group.variant]
-    if any(not group.is_reference for group in plain) or not any(group.variant for group in groups):
-        return plain
-    return list(groups)
-
-
 def usual_budgets(
     groups: Sequence[Group], image_sets: Sequence[str], varied: Sequence[str] = ()
 ) -> dict[str, Budget]:

@@ -43,9 +43,12 @@ class QuotedValue:
 
 @dataclass(frozen=True)
 class QuotedPoint:
-    """One point of a published curve: ``x`` as printed, ``y`` in percent, read off a plot or printed."""
+    """One value of a published ablation: what was varied ``at`` it, as printed, and ``y`` in percent.
 
-    x: str
+    It was read off a plot or printed.
+    """
+
+    at: tuple[str, ...]
     y: float
     source: str
     digitised: bool
@@ -156,15 +159,15 @@ def table_value(file: str, column: str, method: str, where: Where) -> QuotedValu
     return QuotedValue(_number(row[column]), name, row.get("source", ""), row.get("note", ""))
 
 
-def curve(file: str, x: str, y: str, method: str, where: Where) -> QuotedCurve | None:
-    """The published ablation of a method, or None if the file has none.
+def curve(file: str, varied: Sequence[str], y: str, method: str, where: Where) -> QuotedCurve | None:
+    """The published ablation of a method over the columns ``varied``, or None if the file has none.
 
     Of several pretraining lengths the one nearest 300 epochs is taken (the paper's ablations). Where several
-    sources give one x, the source with the most points goes first, for curves of one source keep their shape
+    sources give one value, the source with the most goes first, for curves of one source keep their shape
     (the paper's figures and tables disagree by some tenths); then a printed number before a digitised one.
     """
-    check_columns(file, [x, y])
-    usable = [row for row in select(file, where) if row[x] and row[y]]
+    check_columns(file, [*varied, y])
+    usable = [row for row in select(file, where) if row[y] and all(row[name] for name in varied)]
     name = published_name(method, usable)
     if name is None:
         return None
@@ -172,16 +175,16 @@ def curve(file: str, x: str, y: str, method: str, where: Where) -> QuotedCurve |
     epochs = min((row.get("epochs", "") for row in own), key=_distance_from_usual)
     same_length = [row for row in own if row.get("epochs", "") == epochs]
     sizes = Counter(row["source"] for row in same_length)
-    best: dict[str, Row] = {}
+    best: dict[tuple[str, ...], Row] = {}
     for row in sorted(same_length, key=lambda row: (-sizes[row["source"]], _kind(row))):
-        best.setdefault(row[x], row)
+        best.setdefault(tuple(row[name] for name in varied), row)
     return QuotedCurve(
         method=method,
         published_name=name,
         epochs=epochs,
         points=tuple(
-            QuotedPoint(row[x], float(row[y]), row["source"], row.get("value_kind") == "digitised")
-            for row in best.values()
+            QuotedPoint(at, float(row[y]), row["source"], row.get("value_kind") == "digitised")
+            for at, row in best.items()
         ),
     )
 

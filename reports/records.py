@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from twinbench.foundation.errors import InputError, unknown_name
 
@@ -22,6 +22,7 @@ REMARKS_BETWEEN = " | "
 class Record:
     """One measured number, or the failure to measure it. The fields are the columns of ``records.csv``, in order.
 
+    ``table`` is the table of the study that it is for, empty if for every table; ``variant`` is what its row varies.
     ``value`` and ``stderr`` are in the metric's unit (percent) and finite. ``n`` counts test items. ``status`` is one
     of STATUSES, ``origin`` one of ORIGINS. ``source_name`` is what the study's folder calls an imported encoder,
     ``source`` where it is from and how it is fed. ``seconds`` and ``peak_memory_mb`` are of the evaluation,
@@ -32,6 +33,7 @@ class Record:
     """
 
     study: str = ""
+    table: str = ""
     method: str
     variant: str = ""
     image_set: str
@@ -74,9 +76,9 @@ _TYPES = get_type_hints(Record)
 
 @dataclass(frozen=True)
 class RunInfo:
-    """One pretraining run; ``folder`` holds metrics.jsonl and diagnostics.json where the run got that far.
+    """One pretraining run in a table of a study, or in every table.
 
-    ``seconds`` is how long the training took; 0 where it is not known or nothing was trained.
+    ``folder`` holds metrics.jsonl and diagnostics.json where the run got that far. ``seconds`` is how long the training took; 0 where it is not known or nothing was trained.
     """
 
     method: str
@@ -87,6 +89,7 @@ class RunInfo:
     folder: Path
     seconds: float = 0.0
     origin: str = "run"
+    table: str = ""
 
 
 @dataclass(frozen=True)
@@ -165,6 +168,14 @@ def _value(column: str, text: str, where: str) -> Any:
             f"{column} is not a number: {text!r}", where=where, next_step="correct the file"
         ) from error
     return int(number) if number is not None and _TYPES[column] == int | None else number
+
+
+_OfTable = TypeVar("_OfTable", Record, RunInfo)
+
+
+def of_table(found: Sequence[_OfTable], name: str) -> list[_OfTable]:
+    """The records or runs that are for a table."""
+    return [one for one in found if one.table in ("", name)]
 
 
 def finite(value: float | None) -> float | None:

@@ -1,8 +1,11 @@
-"""The part of a study that a report needs: its tables, its figures and what it varies."""
+"""The part of a study that a report needs: its tables with what they vary, and its figures, which are views of them."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -31,11 +34,12 @@ Texts = Annotated[tuple[str, ...], BeforeValidator(_as_texts)]
 
 
 class ColumnSpec(Strict):
-    """A measured column: one metric of one protocol, on every image set that it was measured on."""
+    """A measured column: one metric of one protocol, on the images trained on or on another ``image_set``."""
 
     protocol: str
     metric: str
     label: str = ""
+    image_set: str = ""
 
     @property
     def heading(self) -> str:
@@ -43,57 +47,121 @@ class ColumnSpec(Strict):
         return self.label or f"{self.protocol} {self.metric}"
 
 
+class ValueSpec(Strict):
+    """A value of what is varied: its label, the recipe keys it sets, and what a published file calls it."""
+
+    label: Text
+    set: dict[str, Any] = Field(default_factory=dict)
+    published: Text = ""
+
+
+class AxisSpec(Strict):
+    """What a table varies. A plain value stands for ``{label: value, set: {key: value}}``."""
+
+    label: str
+    key: str = ""
+    values: tuple[ValueSpec, ...] = Field(min_length=1)
+    log_scale: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_values(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not isinstance(given.get("values"), list | tuple):
+            return given
+        key = given.get("key", "")
+        if not key and not all(isinstance(value, dict | ValueSpec) for value in given["values"]):
+            raise ValueError("plain values need a `key`, the recipe key that they are values of")
+        values = [
+            value if isinstance(value, dict | ValueSpec) else {"label": value, "set": {key: value}}
+            for value in given["values"]
+        ]
+        return {"label": key, **given, "values": values}
+
+
 class QuotedColumns(Strict):
-    """Published columns of a table: file, {published column: label}, row filter {column: allowed values}."""
+    """Published columns of a table: file, {published column: label}, row filter {column: allowed values}.
+
+    ``match`` says which published column tells the values of an axis apart: {published column: label of the axis}.
+    A row in which that axis is not varied has no quotation.
+    """
 
     file: str
     columns: dict[str, str] = Field(min_length=1)
     where: dict[str, Texts] = Field(default_factory=dict)
+    match: dict[str, str] = Field(default_factory=dict)
+
+
+class RowsSpec(Strict):
+    """Rows of a table: every method with each combination of what is varied; as it is if nothing is."""
+
+    methods: Texts = Field(min_length=1)
+    vary: tuple[AxisSpec, ...] = ()
+
+
+@dataclass(frozen=True)
+class RowKey:
+    """A declared row: the method, and by the label of each axis the value that the row has there."""
+
+    method: str
+    values: Mapping[str, ValueSpec]
+
+    @property
+    def variant(self) -> str:
+        """How records call what the row varies; empty where it varies nothing."""
+        return ", ".join(value.label for value in self.values.values())
 
 
 class TableSpec(Strict):
-    """One table: a row per method, the measured columns, then the quoted ones."""
+    """One table: its rows, the measured columns, then the quoted ones.
+
+    Without ``rows`` there is a row for whatever there are records of.
+    """
 
     name: FileName
     title: str = ""
+    rows: tuple[RowsSpec, ...] = ()
     columns: tuple[ColumnSpec, ...] = Field(min_length=1)
     quoted: QuotedColumns | None = None
 
-
-class AblationQuoted(Strict):
-    """A published ablation: file, its x and y columns, row filter, {our value: x} where the paper says it in words."""
-
-    file: str
-    x: str
-    y: str
-    where: dict[str, Texts] = Field(default_factory=dict)
-    values: dict[Text, Text] = Field(default_factory=dict)
-
-
-class AblationSpec(Strict):
-    """What is varied: the recipe key and the values in order; the columns are those of the tables by default."""
-
-    key: str
-    label: str = ""
-    values: tuple[Text, ...] = Field(min_length=1)
-    log_scale: bool = False
-    columns: tuple[ColumnSpec, ...] = ()
-    quoted: AblationQuoted | None = None
-
     @property
     def heading(self) -> str:
-        """The label, or the key where the study gives none."""
-        return self.label or self.key
+        """The title, or the name where the study gives none."""
+        return self.title or self.name
+
+    @property
+    def axes(self) -> dict[str, AxisSpec]:
+        """What is varied, by label; of axes that share a label the first."""
+        found: dict[str, AxisSpec] = {}
+        for axis in (axis for block in self.rows for axis in block.vary):
+            found.setdefault(axis.label, axis)
+        return found
+
+    def row_keys(self) -> list[RowKey]:
+        """Every declared row, in order."""
+        return [
+            RowKey(method, dict(zip([axis.label for axis in block.vary], values, strict=True)))
+            for block in self.rows
+            for method in block.methods
+            for values in product(*(axis.values for axis in block.vary))
+        ]
+
+    def varied_keys(self) -> set[str]:
+        """The recipe keys that some row sets."""
+        return {key for row in self.row_keys() for value in row.values.values() for key in value.set}
 
 
 class FigureSpec(Strict):
-    """One figure, called after its kind unless it has a name; ``protocol`` and ``metric`` are for bars and ablation."""
+    """One figure, a view of a table: of its first one unless ``table`` names another.
+
+    It is called after its kind unless it has a name. ``column`` is the heading of the measured column that bars and
+    ablations show, the first unless given.
+    """
 
     kind: str
     name: FileName = ""
     title: str = ""
-    protocol: str = ""
-    metric: str = ""
+    table: str = ""
+    column: str = ""
 
     @model_validator(mode="before")
     @classmethod
@@ -106,17 +174,9 @@ class StudySpec(Strict):
 
     title: str
     description: str
-    tables: tuple[TableSpec, ...] = ()
+    tables: tuple[TableSpec, ...] = Field(min_length=1)
     figures: tuple[FigureSpec, ...] = ()
-    ablation: AblationSpec | None = None
 
-    def main_columns(self) -> tuple[ColumnSpec, ...]:
-        """Every measured column of the study's tables, each protocol and metric once."""
-        columns: dict[tuple[str, str], ColumnSpec] = {}
-        for column in (column for table in self.tables for column in table.columns):
-            columns.setdefault((column.protocol, column.metric), column)
-        return tuple(columns.values())
-
-    def columns(self) -> tuple[ColumnSpec, ...]:
-        """Every measured column, those of the ablation as well."""
-        return (*self.main_columns(), *(self.ablation.columns if self.ablation else ()))
+    def table_of(self, figure: FigureSpec) -> TableSpec:
+        """The table that a figure is a view of."""
+        return next((table for table in self.tables if table.name == figure.table), self.tables[0])

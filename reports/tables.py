@@ -1,4 +1,4 @@
-"""Which tables a study has: their rows, their measured columns and their quoted ones."""
+"""The tables of a study: their rows, their measured columns and their quoted ones."""
 
 from __future__ import annotations
 
@@ -6,80 +6,65 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from twinbench.reports import names, quoted
-from twinbench.reports.ablations import (
-    ablation_methods,
-    quoted_point,
-    same_value,
-    varied_fields,
-)
 from twinbench.reports.cells import MISSING, Cell
-from twinbench.reports.groups import Group, group_records, image_sets, is_unmeasured, main_groups
+from twinbench.reports.groups import Group, group_records, image_sets, is_unmeasured
 from twinbench.reports.layout import Column, Line, Table, finish_table
-from twinbench.reports.records import Record, RunInfo, unique
-from twinbench.reports.study import (
-    AblationQuoted,
-    AblationSpec,
-    ColumnSpec,
-    StudySpec,
-    TableSpec,
-)
+from twinbench.reports.records import Record, RunInfo, of_table, unique
+from twinbench.reports.study import ColumnSpec, QuotedColumns, StudySpec, TableSpec
+from twinbench.reports.variants import published_values, row_of, same_value, varied_fields
+
+_NOT_VARIED = "-"
 
 
 def build_tables(study: StudySpec, records: Sequence[Record], runs: Sequence[RunInfo] = ()) -> list[Table]:
-    """Every table of the study, the ablation table last."""
-    groups = group_records(records, runs)
-    tables = [_main_table(table, study, records, groups) for table in study.tables]
-    if study.ablation is not None:
-        tables.append(_ablation_table(study, study.ablation, records, groups))
-    return tables
-
-
-def _main_table(
-    table: TableSpec, spec: StudySpec, records: Sequence[Record], groups: Sequence[Group]
-) -> Table:
-    columns = _measured_columns(table.columns, records)
-    shown = main_groups(groups, spec.ablation is not None)
-    has_variants = any(group.variant for group in shown)
-    stub = ("Method", *(_variant_heading(spec) if has_variants else ()))
-    lines = [
-        Line(
-            group,
-            (group.label, *((group.variant or "-",) if has_variants else ())),
-            _cells(group, columns),
-        )
-        for group in shown
+    """Every table of the study."""
+    return [
+        build_table(table, of_table(records, table.name), of_table(runs, table.name))
+        for table in study.tables
     ]
-    quotes: list[tuple[Column, dict[str, Cell]]] = []
+
+
+def build_table(table: TableSpec, records: Sequence[Record], runs: Sequence[RunInfo] = ()) -> Table:
+    """A table of its own records and runs: the rows by method in the paper's order, then as they were declared."""
+    columns = _measured_columns(table.columns, records)
+    groups = group_records(records, runs)
+    stub = _stub(table, groups)
+    lines = [Line(group, _labels(table, group, len(stub)), _cells(group, columns)) for group in groups]
     notes: list[str] = []
     if table.quoted is not None:
-        quotes, notes = _quoted_columns(table, [line.group.method for line in lines])
+        quoting = _quoted_variants if table.quoted.match else _quoted_methods
+        quotes, notes = quoting(table, table.quoted, lines)
+        columns = (*columns, *(column for column, _ in quotes))
         lines = [
-            Line(
-                line.group,
-                line.labels,
-                (*line.cells, *(cells_of[line.group.method] for _, cells_of in quotes)),
-            )
-            for line in lines
+            replace(line, cells=(*line.cells, *(cells[index] for _, cells in quotes)))
+            for index, line in enumerate(lines)
         ]
-    return finish_table(
-        table.name,
-        table.title or table.name,
-        stub,
-        (*columns, *(column for column, _ in quotes)),
-        lines,
-        notes,
-        varied_fields(spec) if has_variants else (),
-    )
+    return finish_table(table.name, table.heading, stub, columns, lines, notes, varied_fields(table))
 
 
-def _variant_heading(spec: StudySpec) -> tuple[str]:
-    return (spec.ablation.heading if spec.ablation else "Variant",)
+def _stub(table: TableSpec, groups: Sequence[Group]) -> tuple[str, ...]:
+    """The headings of the labels: the method, and what is varied or, where only records tell, that it varies."""
+    if table.axes:
+        return ("Method", *table.axes)
+    return ("Method", "Variant") if any(group.variant for group in groups) else ("Method",)
+
+
+def _labels(table: TableSpec, group: Group, count: int) -> tuple[str, ...]:
+    row = row_of(table, group.method, group.variant)
+    if row is None or not table.axes:
+        return (group.label, group.variant or _NOT_VARIED, *[_NOT_VARIED] * count)[:count]
+    values = [row.values.get(axis) for axis in table.axes]
+    return (group.label, *(value.label if value else _NOT_VARIED for value in values))
 
 
 def _measured_columns(specs: Sequence[ColumnSpec], records: Sequence[Record]) -> tuple[Column, ...]:
+    """The columns with the image sets that they were measured on: one that names none is there for each."""
+    named = {(spec.protocol, spec.image_set) for spec in specs if spec.image_set}
     columns = []
     for spec in specs:
-        found = image_sets([r for r in records if r.protocol == spec.protocol])
+        measured = image_sets([r for r in records if r.protocol == spec.protocol])
+        others = [name for name in measured if (spec.protocol, name) not in named]
+        found = [spec.image_set] if spec.image_set else others
         for image_set in found or ("",):
             label = f"{spec.heading} ({image_set})" if len(found) > 1 else spec.heading
             unmeasured = is_unmeasured(records, spec.protocol, spec.metric, image_set)
@@ -87,68 +72,6 @@ def _measured_columns(specs: Sequence[ColumnSpec], records: Sequence[Record]) ->
                 Column(label, spec.protocol, spec.protocol, spec.metric, image_set, unmeasured=unmeasured)
             )
     return tuple(columns)
-
-
-def _quoted_columns(
-    table: TableSpec, methods: Sequence[str]
-) -> tuple[list[tuple[Column, dict[str, Cell]]], list[str]]:
-    """The quoted columns with a cell per method, and the notes that tell where the numbers come from."""
-    spec = table.quoted
-    assert spec is not None
-    rows = quoted.select(spec.file, spec.where)
-    of_methods = {quoted.published_name(method, rows) for method in methods}
-    setting = quoted.setting(spec.file, [row for row in rows if row["method"] in of_methods])
-    columns, sources = [], []
-    for name, label in spec.columns.items():
-        by_method = {}
-        for method in methods:
-            value = quoted.table_value(spec.file, name, method, spec.where)
-            by_method[method] = _quoted_cell(value, method) if value else MISSING
-            sources += [value.source] if value and value.value is not None else []
-        column = Column(label, f"quoted, {setting}", "", name, setting, quoted=True)
-        columns.append((column, by_method))
-    notes = (
-        [f"Quoted, {setting}: numbers from {'; '.join(unique(sources))}. Not measured here."]
-        if sources
-        else []
-    )
-    return columns, notes
-
-
-def _quoted_cell(value: quoted.QuotedValue, method: str) -> Cell:
-    renamed = value.published_name != names.pretty(method)
-    note = f'the published row is "{value.published_name}"' if renamed else ""
-    if method == "swav" and value.published_name == "SwAV":
-        note = 'the published row is "SwAV", trained with multi-crop; ours sees two views'
-    return Cell("quoted", value=value.value, origin="quoted", source=value.source, note=note)
-
-
-def _ablation_table(
-    spec: StudySpec, ablation: AblationSpec, records: Sequence[Record], groups: Sequence[Group]
-) -> Table:
-    columns = _measured_columns(ablation.columns or spec.main_columns(), records)
-    references = [group for group in groups if group.is_reference and not group.variant]
-    lines = [_line(group, (group.label, "-"), columns) for group in references]
-    for method in ablation_methods(groups):
-        for value in ablation.values:
-            matching = [g for g in groups if g.method == method and same_value(g.variant, value)]
-            lines += [_line(group, (group.label, value), columns) for group in matching]
-    notes: list[str] = []
-    if ablation.quoted is not None:
-        column, by_line, notes = _quoted_curve_column(ablation.quoted, lines)
-        columns = (*columns, column)
-        lines = [
-            Line(line.group, line.labels, (*line.cells, cell))
-            for line, cell in zip(lines, by_line, strict=True)
-        ]
-    title = f"Ablation: {ablation.heading}"
-    return finish_table(
-        "ablation", title, ("Method", ablation.heading), columns, lines, notes, varied_fields(spec)
-    )
-
-
-def _line(group: Group, labels: tuple[str, ...], columns: Sequence[Column]) -> Line:
-    return Line(group, labels, _cells(group, columns))
 
 
 def _cells(group: Group, columns: Sequence[Column]) -> tuple[Cell, ...]:
@@ -161,24 +84,69 @@ def _cells(group: Group, columns: Sequence[Column]) -> tuple[Cell, ...]:
     )
 
 
-def _quoted_curve_column(
-    source: AblationQuoted, lines: Sequence[Line]
-) -> tuple[Column, list[Cell], list[str]]:
-    """The published ablation beside ours: the column, a cell for each line, and the sources."""
-    found: list[tuple[quoted.QuotedCurve, quoted.QuotedPoint] | None] = []
-    for line in lines:
-        method = line.group.method
-        curve = quoted.curve(source.file, source.x, source.y, method, source.where)
-        point = quoted_point(source, curve, line.labels[-1]) if curve else None
-        found.append((curve, point) if curve and point else None)
-    lengths = unique(pair[0].length for pair in found if pair)
-    column_cells = [_curve_cell(*pair, len(lengths) > 1) if pair else MISSING for pair in found]
+Quotes = tuple[list[tuple[Column, list[Cell]]], list[str]]
+"""Quoted columns with a cell for each line, and the notes that tell where the numbers come from."""
+
+
+def _quoted_methods(table: TableSpec, spec: QuotedColumns, lines: Sequence[Line]) -> Quotes:
+    """What was published of each method, whatever our rows vary."""
+    rows = quoted.select(spec.file, spec.where)
+    of_methods = {quoted.published_name(line.group.method, rows) for line in lines}
+    setting = quoted.setting(spec.file, [row for row in rows if row["method"] in of_methods])
+    columns, sources = [], []
+    for name, label in spec.columns.items():
+        cells = []
+        for line in lines:
+            value = quoted.table_value(spec.file, name, line.group.method, spec.where)
+            cells.append(_quoted_cell(value, line.group.method) if value else MISSING)
+            sources += [value.source] if value and value.value is not None else []
+        column = Column(label, f"quoted, {setting}", "", name, setting, quoted=True)
+        columns.append((column, cells))
+    return columns, _source_note(setting, sources)
+
+
+def _source_note(setting: str, sources: Sequence[str]) -> list[str]:
+    if not sources:
+        return []
+    return [f"Quoted, {setting}: numbers from {'; '.join(unique(sources))}. Not measured here."]
+
+
+def _quoted_cell(value: quoted.QuotedValue, method: str) -> Cell:
+    renamed = value.published_name != names.pretty(method)
+    note = f'the published row is "{value.published_name}"' if renamed else ""
+    if method == "swav" and value.published_name == "SwAV":
+        note = 'the published row is "SwAV", trained with multi-crop; ours sees two views'
+    return Cell("quoted", value=value.value, origin="quoted", source=value.source, note=note)
+
+
+def _quoted_variants(table: TableSpec, spec: QuotedColumns, lines: Sequence[Line]) -> Quotes:
+    """What was published of each method at the values that our rows vary."""
+    found: dict[str, list[tuple[quoted.QuotedCurve, quoted.QuotedPoint] | None]] = {
+        name: [_published(table, spec, name, line.group) for line in lines] for name in spec.columns
+    }
+    pairs = [pair for points in found.values() for pair in points if pair]
+    lengths = unique(curve.length for curve, _ in pairs)
     setting = ", ".join(["ImageNet ResNet-50", " / ".join(lengths)])
-    sources = unique(pair[1].source for pair in found if pair)
-    label = f"Published {quoted.metric_name(source.y)}"
-    column = Column(label, f"quoted, {setting}", "", source.y, "ImageNet", quoted=True)
-    notes = [f"Quoted, {setting}: numbers from {'; '.join(sources)}. Not measured here."] if sources else []
-    return column, column_cells, notes
+    columns = [
+        (
+            Column(label, f"quoted, {setting}", "", name, "ImageNet", quoted=True),
+            [_curve_cell(*pair, len(lengths) > 1) if pair else MISSING for pair in found[name]],
+        )
+        for name, label in spec.columns.items()
+    ]
+    return columns, _source_note(setting, [point.source for _, point in pairs])
+
+
+def _published(
+    table: TableSpec, spec: QuotedColumns, column: str, group: Group
+) -> tuple[quoted.QuotedCurve, quoted.QuotedPoint] | None:
+    row = row_of(table, group.method, group.variant)
+    at = published_values(row.values, spec.match) if row else None
+    curve = quoted.curve(spec.file, tuple(spec.match), column, group.method, spec.where)
+    if at is None or curve is None:
+        return None
+    point = next((p for p in curve.points if all(map(same_value, p.at, at))), None)
+    return (curve, point) if point else None
 
 
 def _curve_cell(curve: quoted.QuotedCurve, point: quoted.QuotedPoint, several_lengths: bool) -> Cell:

@@ -1,62 +1,74 @@
-"""An ablation as curves or, where the values are words, as points; the published one beside it."""
+"""What a table varies, as curves or, where the values are words, as points; the published ones beside them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from twinbench.reports import names, quoted
-from twinbench.reports.ablations import ablation_methods, as_number, quoted_point, same_value
 from twinbench.reports.cells import Cell
 from twinbench.reports.figures.drawing import Drawing, draw, draws, nothing_drawn
-from twinbench.reports.figures.measured import axis_label, cell_of, error_words, target_of
-from twinbench.reports.groups import group_records
-from twinbench.reports.layout import Column
-from twinbench.reports.records import Record, RunInfo, unique
-from twinbench.reports.study import AblationQuoted, AblationSpec, FigureSpec, StudySpec
+from twinbench.reports.figures.measured import axis_label, error_words, target_of
+from twinbench.reports.layout import Column, Table
+from twinbench.reports.records import RunInfo, unique
+from twinbench.reports.study import AxisSpec, FigureSpec, QuotedColumns, RowKey, TableSpec, ValueSpec
+from twinbench.reports.variants import as_number, row_of, same_value
 
-Ours = dict[str, list[tuple[str, Cell]]]
+
+@dataclass(frozen=True)
+class _Series:
+    """One line or row of points: a method, the values of the axes that are not drawn along, and its points."""
+
+    method: str
+    others: tuple[str, ...]
+    points: list[tuple[ValueSpec, Cell]]
+
+    @property
+    def label(self) -> str:
+        return ", ".join([names.pretty(self.method), *self.others])
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """What both painters need: the axis, the number, our lines, the published ones and what they publish."""
+
+    axis: AxisSpec
+    target: Column
+    ours: list[_Series]
+    curves: list[quoted.QuotedCurve]
+    published: str
+
+    @property
+    def values(self) -> list[str]:
+        return [value.label for value in self.axis.values]
 
 
 @draws("ablation")
-def ablation_figure(
-    spec: FigureSpec, study: StudySpec, records: Sequence[Record], runs: Sequence[RunInfo]
-) -> Drawing:
-    """One number against the varied value, a line or a row of points a method."""
-    ablation = study.ablation
-    assert ablation is not None
-    target = target_of(spec, (*ablation.columns, *study.main_columns()), records)
-    title = spec.title or f"{target.label} against {ablation.heading}"
-    groups = group_records(records, runs)
-    values = ablation.values
-    ours = {
-        method: [
-            (value, cell_of(group, target))
-            for value in values
-            for group in groups
-            if group.method == method and same_value(group.variant, value)
-        ]
-        for method in ablation_methods(groups)
-    }
-    if all(cell.value is None for points in ours.values() for _, cell in points):
+def ablation_figure(spec: FigureSpec, declared: TableSpec, table: Table, runs: Sequence[RunInfo]) -> Drawing:
+    """One number against the first axis of the table: a line or a row of points for each method and other value."""
+    place = target_of(spec, declared, table)
+    axis = next(iter(declared.axes.values()))
+    target = table.columns[place]
+    title = spec.title or f"{target.label} against {axis.label}"
+    ours = _ours(declared, table, axis, place)
+    cells = [cell for series in ours for _, cell in series.points]
+    if all(cell.value is None for cell in cells):
         return nothing_drawn(spec, title, "no variant has a number yet")
-    curves = _published_curves(ablation, tuple(ours))
-    numeric = all(as_number(value) is not None for value in values)
+    curves, published = _published(declared, axis, unique(series.method for series in ours))
+    panel = _Panel(axis, target, ours, curves, published)
+    numeric = all(as_number(value) is not None for value in panel.values)
     painter = _paint_numeric if numeric else _paint_categories
-
-    def paint(figure: Figure) -> None:
-        painter(figure, ablation, target, values, ours, curves)
-
     words = [f"{target.metric} of {target.protocol} on {target.image_set or 'the image set'}."]
-    words.append(error_words([cell for points in ours.values() for _, cell in points]))
+    words.append(error_words(cells))
     lost = [
-        f"{names.pretty(method)} at {value}: {cell.status}"
-        for method, points in ours.items()
-        for value, cell in points
+        f"{series.label} at {value.label}: {cell.status}"
+        for series in ours
+        for value, cell in series.points
         if cell.status in ("failed", "collapsed")
     ]
     words += [f"Without a number: {'; '.join(lost)}."] if lost else []
@@ -66,76 +78,97 @@ def ablation_figure(
             " Some points are read off a figure, approximate." if any(c.digitised for c in curves) else ""
         )
         words.append(f"Right: {_quoted_title(curves)}; sources: {'; '.join(sources)}.{approximate}")
-    height = 3.6 if numeric else max(0.42 * len(values) * max(len(ours), 1) ** 0.5 + 1.4, 3.0)
-    return draw(spec, title, " ".join(words), (9.5 if curves else 6.0, height), paint)
+    height = 3.6 if numeric else max(0.42 * len(panel.values) * max(len(ours), 1) ** 0.5 + 1.4, 3.0)
+    size = (9.5 if curves else 6.0, height)
+    return draw(spec, title, " ".join(words), size, lambda figure: painter(figure, panel))
 
 
-def _published_curves(ablation: AblationSpec, methods: Sequence[str]) -> list[quoted.QuotedCurve]:
-    source = ablation.quoted
-    if source is None:
-        return []
-    found = [quoted.curve(source.file, source.x, source.y, m, source.where) for m in methods]
-    return [curve for curve in found if curve is not None]
+def _ours(declared: TableSpec, table: Table, axis: AxisSpec, place: int) -> list[_Series]:
+    found: dict[tuple[str, tuple[str, ...]], _Series] = {}
+    for row in table.rows:
+        key: RowKey | None = row_of(declared, row.method, row.variant)
+        if key is None or axis.label not in key.values:
+            continue
+        others = tuple(value.label for label, value in key.values.items() if label != axis.label)
+        series = found.setdefault((row.method, others), _Series(row.method, others, []))
+        series.points.append((key.values[axis.label], row.entries[place].cell))
+    return list(found.values())
+
+
+def _published(
+    declared: TableSpec, axis: AxisSpec, methods: Sequence[str]
+) -> tuple[list[quoted.QuotedCurve], str]:
+    """The published curves of the methods along the axis, and which number they show."""
+    spec: QuotedColumns | None = declared.quoted
+    varied = [name for name, label in spec.match.items() if label == axis.label] if spec else []
+    if spec is None or len(varied) != 1:
+        return [], ""
+    number = next(iter(spec.columns))
+    found = [quoted.curve(spec.file, varied, number, method, spec.where) for method in methods]
+    return [curve for curve in found if curve is not None], number
 
 
 def _quoted_title(curves: Sequence[quoted.QuotedCurve]) -> str:
     return f"quoted, ImageNet ResNet-50, {' / '.join(unique(curve.length for curve in curves))}"
 
 
-def _paint_numeric(
-    figure: Figure,
-    ablation: AblationSpec,
-    target: Column,
-    values: Sequence[str],
-    ours: Ours,
-    curves: Sequence[quoted.QuotedCurve],
-) -> None:
-    axes = figure.add_subplot(1, 2 if curves else 1, 1)
-    for method, points in ours.items():
-        good = [(float(value), cell) for value, cell in points if cell.value is not None]
+def _paint_numeric(figure: Figure, panel: _Panel) -> None:
+    axes = figure.add_subplot(1, 2 if panel.curves else 1, 1)
+    for series, style in zip(panel.ours, _line_styles(panel.ours), strict=True):
+        points = [(float(value.label), cell) for value, cell in series.points]
+        good = [(x, cell) for x, cell in points if cell.value is not None]
         axes.errorbar(
             [x for x, _ in good],
             [cell.value or 0.0 for _, cell in good],
             yerr=[cell.uncertainty or 0.0 for _, cell in good],
-            color=names.colour(method),
-            marker=names.marker(method),
+            color=names.colour(series.method),
+            marker=names.marker(series.method),
+            linestyle=style,
             markersize=6,
             capsize=3,
-            label=names.pretty(method),
+            label=series.label,
         )
-        lost = [float(value) for value, cell in points if cell.status in ("failed", "collapsed")]
+        lost = [x for x, cell in points if cell.status in ("failed", "collapsed")]
         if lost:
-            _mark_lost(axes, method, lost)
-    axes.set_ylabel(axis_label(target))
+            _mark_lost(axes, series, lost)
+    axes.set_ylabel(axis_label(panel.target))
     axes.set_ymargin(0.12)
-    _finish_axis(axes, ablation, [float(value) for value in values])
-    if curves and ablation.quoted is not None:
+    _finish_axis(axes, panel.axis, [float(value) for value in panel.values])
+    if panel.curves:
         axes.set_title("measured here\n")
-        _paint_published(figure.add_subplot(1, 2, 2), ablation, ablation.quoted, curves)
+        _paint_published(figure.add_subplot(1, 2, 2), panel)
     figure.legend(loc="outside lower center", ncols=3)
 
 
-def _mark_lost(axes: Axes, method: str, values: Sequence[float]) -> None:
+def _line_styles(series: Sequence[_Series]) -> list[str]:
+    """Solid, then others for further lines of one method."""
+    styles, used = ("-", "--", ":", "-."), dict[str, int]()
+    chosen = []
+    for one in series:
+        chosen.append(styles[used.get(one.method, 0) % len(styles)])
+        used[one.method] = used.get(one.method, 0) + 1
+    return chosen
+
+
+def _mark_lost(axes: Axes, series: _Series, values: Sequence[float]) -> None:
     """Crosses on the lower edge where a method has no number to show."""
     (crosses,) = axes.plot(
         values,
         [0.0] * len(values),
         "x",
-        color=names.colour(method),
+        color=names.colour(series.method),
         markersize=9,
         markeredgewidth=2,
         clip_on=False,
         transform=axes.get_xaxis_transform(),
-        label=f"{names.pretty(method)}, failed or collapsed",
+        label=f"{series.label}, failed or collapsed",
     )
     crosses.set_in_layout(False)  # unclipped, it would be laid out as if it had no bounds
 
 
-def _paint_published(
-    axes: Axes, ablation: AblationSpec, source: AblationQuoted, curves: Sequence[quoted.QuotedCurve]
-) -> None:
-    for curve in curves:
-        points = sorted((x, point.y) for point in curve.points if (x := as_number(point.x)) is not None)
+def _paint_published(axes: Axes, panel: _Panel) -> None:
+    for curve in panel.curves:
+        points = sorted((x, point.y) for point in curve.points if (x := as_number(point.at[0])) is not None)
         axes.plot(
             [x for x, _ in points],
             [y for _, y in points],
@@ -145,11 +178,11 @@ def _paint_published(
             linestyle="--",
             label=_quoted_label(curve),
         )
-    axes.set_title(_two_lines(_quoted_title(curves)))
-    axes.set_ylabel(f"published {quoted.metric_name(source.y)} (%)")
+    axes.set_title(_two_lines(_quoted_title(panel.curves)))
+    axes.set_ylabel(f"published {quoted.metric_name(panel.published)} (%)")
     axes.set_ymargin(0.12)
-    numbers = [as_number(point.x) for curve in curves for point in curve.points]
-    _finish_axis(axes, ablation, [x for x in numbers if x is not None])
+    numbers = [as_number(point.at[0]) for curve in panel.curves for point in curve.points]
+    _finish_axis(axes, panel.axis, [x for x in numbers if x is not None])
 
 
 def _quoted_label(curve: quoted.QuotedCurve) -> str:
@@ -160,9 +193,9 @@ def _two_lines(title: str) -> str:
     return title.replace("ResNet-50, ", "ResNet-50,\n", 1)
 
 
-def _finish_axis(axes: Axes, ablation: AblationSpec, points: Sequence[float]) -> None:
-    axes.set_xlabel(ablation.heading)
-    if ablation.log_scale:
+def _finish_axis(axes: Axes, axis: AxisSpec, points: Sequence[float]) -> None:
+    axes.set_xlabel(axis.label)
+    if axis.log_scale:
         _log_axis(axes, points)
 
 
@@ -178,55 +211,58 @@ def _log_axis(axes: Axes, points: Sequence[float]) -> None:
     axes.minorticks_off()
 
 
-def _paint_categories(
-    figure: Figure,
-    ablation: AblationSpec,
-    target: Column,
-    values: Sequence[str],
-    ours: Ours,
-    curves: Sequence[quoted.QuotedCurve],
-) -> None:
-    axes = figure.add_subplot(1, 2 if curves else 1, 1)
-    spread = {method: 0.16 * (i - (len(ours) - 1) / 2) for i, method in enumerate(ours)}
-    for method, points in ours.items():
-        placed = [(values.index(value) + spread[method], cell) for value, cell in points]
+def _paint_categories(figure: Figure, panel: _Panel) -> None:
+    axes = figure.add_subplot(1, 2 if panel.curves else 1, 1)
+    values = panel.values
+    shift = {id(s): 0.16 * (i - (len(panel.ours) - 1) / 2) for i, s in enumerate(panel.ours)}
+    for series in panel.ours:
+        placed = [(values.index(value.label) + shift[id(series)], cell) for value, cell in series.points]
         good = [(y, cell) for y, cell in placed if cell.value is not None]
         axes.errorbar(
             [cell.value or 0.0 for _, cell in good],
             [y for y, _ in good],
             xerr=[cell.uncertainty or 0.0 for _, cell in good],
-            color=names.colour(method),
-            marker=names.marker(method),
+            color=names.colour(series.method),
+            marker=names.marker(series.method),
             linestyle="none",
             markersize=7,
             capsize=3,
-            label=names.pretty(method),
+            label=series.label,
         )
         for y, cell in placed:
             if cell.status in ("failed", "collapsed"):
-                style: dict[str, Any] = {"fontsize": 9, "va": "center", "color": names.colour(method)}
+                style: dict[str, Any] = {"fontsize": 9, "va": "center", "color": names.colour(series.method)}
                 axes.annotate(cell.status, (0.02, y), xycoords=("axes fraction", "data"), **style)
-    axes.set_xlabel(axis_label(target))
+    axes.set_xlabel(axis_label(panel.target))
     axes.set_xmargin(0.15)
-    axes.set_yticks(range(len(values)), list(values))
+    axes.set_yticks(range(len(values)), values)
     axes.set_ylim(len(values) - 0.5, -0.5)
-    if curves and ablation.quoted is not None:
+    if panel.curves:
         axes.set_title("measured here\n")
-        other = figure.add_subplot(1, 2, 2, sharey=axes)
-        for curve in curves:
-            found = [(quoted_point(ablation.quoted, curve, value), i) for i, value in enumerate(values)]
-            other.plot(
-                [point.y for point, _ in found if point is not None],
-                [index + spread[curve.method] for point, index in found if point is not None],
-                color=names.colour(curve.method),
-                marker=names.marker(curve.method),
-                markerfacecolor="white",
-                markersize=7,
-                linestyle="none",
-                label=_quoted_label(curve),
-            )
-        other.set_title(_two_lines(_quoted_title(curves)))
-        other.set_xlabel(f"published {quoted.metric_name(ablation.quoted.y)} (%)")
-        other.set_xmargin(0.15)
-        other.tick_params(labelleft=False, left=False)
+        _paint_published_categories(figure.add_subplot(1, 2, 2, sharey=axes), panel)
     figure.legend(loc="outside lower center", ncols=3)
+
+
+def _paint_published_categories(axes: Axes, panel: _Panel) -> None:
+    for index, curve in enumerate(panel.curves):
+        shift = 0.16 * (index - (len(panel.curves) - 1) / 2)
+        found = [
+            (point.y, place + shift)
+            for place, value in enumerate(panel.axis.values)
+            for point in curve.points
+            if same_value(point.at[0], value.published or value.label)
+        ]
+        axes.plot(
+            [x for x, _ in found],
+            [y for _, y in found],
+            color=names.colour(curve.method),
+            marker=names.marker(curve.method),
+            markerfacecolor="white",
+            markersize=7,
+            linestyle="none",
+            label=_quoted_label(curve),
+        )
+    axes.set_title(_two_lines(_quoted_title(panel.curves)))
+    axes.set_xlabel(f"published {quoted.metric_name(panel.published)} (%)")
+    axes.set_xmargin(0.15)
+    axes.tick_params(labelleft=False, left=False)

@@ -15,8 +15,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from twinbench.foundation.registry import Registry
-from twinbench.reports.records import Record, RunInfo
-from twinbench.reports.study import FigureSpec, StudySpec
+from twinbench.reports.layout import Table
+from twinbench.reports.records import RunInfo
+from twinbench.reports.study import FigureSpec, TableSpec
 
 FORMATS = ("svg", "png", "pdf")
 _STYLE: dict[Any, Any] = {
@@ -56,7 +57,9 @@ class Drawing:
     files: dict[str, bytes]
 
 
-Drawer = Callable[[FigureSpec, StudySpec, Sequence[Record], Sequence[RunInfo]], Drawing]
+Drawer = Callable[[FigureSpec, TableSpec, Table, Sequence[RunInfo]], Drawing]
+"""Draws a figure of a table: as it was declared, as it is finished, and the runs behind it."""
+
 FIGURE_KINDS = Registry[Drawer]("figure kind")
 
 

@@ -5,36 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from twinbench.reports.cells import Cell
-from twinbench.reports.groups import Group, image_sets
-from twinbench.reports.layout import Column
-from twinbench.reports.records import Record
-from twinbench.reports.study import ColumnSpec, FigureSpec
+from twinbench.reports.layout import Column, Table
+from twinbench.reports.study import FigureSpec, TableSpec
 
 
-def target_of(spec: FigureSpec, columns: Sequence[ColumnSpec], records: Sequence[Record]) -> Column:
-    """The number that bars or an ablation show: the figure's own choice, else the first column that fits it.
+def target_of(spec: FigureSpec, declared: TableSpec, table: Table) -> int:
+    """The place of the column that bars or an ablation show: the one of the figure's choice, or the first.
 
-    Of several image sets it is the first that the protocol was measured on.
+    Of several image sets it is the first that was measured.
     """
-    fitting = [
-        column
-        for column in columns
-        if spec.protocol in ("", column.protocol) and spec.metric in ("", column.metric)
-    ]
-    chosen = fitting[0] if fitting else ColumnSpec(protocol=spec.protocol, metric=spec.metric)
-    measured = image_sets([r for r in records if r.protocol == chosen.protocol])
-    return Column(
-        label=chosen.heading,
-        subtitle=chosen.protocol,
-        protocol=chosen.protocol,
-        metric=chosen.metric,
-        image_set=measured[0] if measured else "",
+    chosen = next((c for c in declared.columns if c.heading == spec.column), declared.columns[0])
+    return next(
+        index
+        for index, column in enumerate(table.columns)
+        if (column.protocol, column.metric) == (chosen.protocol, chosen.metric)
+        and chosen.image_set in ("", column.image_set)
     )
-
-
-def cell_of(group: Group, target: Column) -> Cell:
-    """A row's cell of the number that is shown."""
-    return group.cell(target.protocol, target.metric, target.image_set)
 
 
 def axis_label(target: Column) -> str:

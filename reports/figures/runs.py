@@ -11,29 +11,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from twinbench.reports import names
-from twinbench.reports.ablations import as_number
 from twinbench.reports.figures.drawing import Drawing, draw, draws, grid_size, nothing_drawn, panels_of
+from twinbench.reports.layout import Table
 from twinbench.reports.records import (
     Diagnostics,
     LossCurve,
-    Record,
     RunInfo,
     read_diagnostics,
     read_loss_curve,
 )
-from twinbench.reports.study import FigureSpec, StudySpec
+from twinbench.reports.study import FigureSpec, TableSpec
 
 _MAX_POINTS = 600  # points of one curve: more are not visible and only make the page heavy
 
 
 @draws("loss_curves")
-def loss_curves(
-    spec: FigureSpec, study: StudySpec, records: Sequence[Record], runs: Sequence[RunInfo]
-) -> Drawing:
+def loss_curves(spec: FigureSpec, declared: TableSpec, table: Table, runs: Sequence[RunInfo]) -> Drawing:
     """The loss over training, a panel a method."""
     title = spec.title or "Training loss"
     curves: dict[str, list[tuple[RunInfo, LossCurve]]] = {}
-    for run in _main_runs(runs):
+    for run in _in_order(runs):
         curve = read_loss_curve(run.folder)
         if curve is not None:
             curves.setdefault(_run_label(run), []).append((run, curve))
@@ -82,7 +79,7 @@ def smoothed(values: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, n
 
 @draws("cross_correlation")
 def cross_correlation(
-    spec: FigureSpec, study: StudySpec, records: Sequence[Record], runs: Sequence[RunInfo]
+    spec: FigureSpec, declared: TableSpec, table: Table, runs: Sequence[RunInfo]
 ) -> Drawing:
     """The cross-correlation matrices of two views' embeddings, a panel a method."""
     title = spec.title or "Cross-correlation of the embeddings of two views"
@@ -123,9 +120,7 @@ def correlation_facts(matrix: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[fl
 
 
 @draws("spectrum")
-def spectrum(
-    spec: FigureSpec, study: StudySpec, records: Sequence[Record], runs: Sequence[RunInfo]
-) -> Drawing:
+def spectrum(spec: FigureSpec, declared: TableSpec, table: Table, runs: Sequence[RunInfo]) -> Drawing:
     """The singular values of the embeddings, a line a method."""
     title = spec.title or "Singular values of the standardised embeddings"
     found = {
@@ -168,7 +163,7 @@ def spectrum(
 def _with_diagnostics(runs: Sequence[RunInfo], wanted: str) -> dict[str, tuple[RunInfo, Diagnostics]]:
     """For each method and variant the first seed whose diagnostics hold ``wanted``, healthy ones first."""
     found: dict[str, tuple[RunInfo, Diagnostics]] = {}
-    for run in _main_runs(runs):
+    for run in _in_order(runs):
         label = _run_label(run)
         if label in found and (found[label][0].status == "done" or run.status != "done"):
             continue
@@ -178,17 +173,9 @@ def _with_diagnostics(runs: Sequence[RunInfo], wanted: str) -> dict[str, tuple[R
     return found
 
 
-def _main_runs(runs: Sequence[RunInfo]) -> list[RunInfo]:
-    """The runs without ablation variants, unless there are only such; in the paper's order, by seed."""
-    plain = [run for run in runs if not run.variant]
-    chosen = plain if any(not names.is_reference(run.method) for run in plain) else list(runs)
-    return sorted(chosen, key=lambda run: (names.sort_key(run.method), _variant_key(run.variant), run.seed))
-
-
-def _variant_key(variant: str) -> tuple[float, str]:
-    """Sorts numbers as numbers and puts words after them."""
-    number = as_number(variant)
-    return (math.inf if number is None else number, variant)
+def _in_order(runs: Sequence[RunInfo]) -> list[RunInfo]:
+    """The runs in the paper's order of methods, those of a method in the order of the table."""
+    return sorted(runs, key=lambda run: names.sort_key(run.method))
 
 
 def _run_label(run: RunInfo) -> str:
