@@ -112,13 +112,15 @@ def _read(source: Path | Traversable, stem: str, above: tuple[str, ...]) -> Stud
         raise explain_validation(error, Study, source) from error
     with inside(source):
         tables = [table.completed(study) for table in study.tables]
-        figures = [f.model_copy(update={"table": study.table_of(f).name}) for f in study.figures if tables]
+        first = tables[0].name if tables else ""
+        figures = [f.model_copy(update={"table": f.table or first}) for f in study.figures]
         for table in tables:
             _check_trained(table)
         for included in study.include:
-            if included in (*above, stem):
+            inner, name = _source(included)
+            if str(inner) in (*above, str(source)):
                 raise InputError(f"the study includes itself by way of {included!r}", "include")
-            other = _read(*_source(included), (*above, stem))
+            other = _read(inner, name, (*above, str(source)))
             tables += other.tables
             figures += other.figures
     return study.model_copy(update={"tables": tuple(tables), "figures": tuple(figures)})

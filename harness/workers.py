@@ -74,8 +74,8 @@ def execute_in_parallel(
     The runs with most seconds left go first; where earlier runs do not tell how long jobs take, a few steps of each
     method are timed before. Otherwise than ``longest_first`` runs begin in the order of the plan.
 
-    Raises RunFailure if a worker dies (of too little memory, say); what was finished is kept. Raises Interrupted after a
-    signal to stop, when every worker has saved.
+    Raises RunFailure if a worker dies (of too little memory, say); what was finished is kept. Raises Interrupted after
+    a signal to stop, when every worker has saved.
     """
     with StopRequest() as stop, _started(images.data_root, workers) as (pool, messages):
         seconds: dict[str, float] = {}

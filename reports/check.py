@@ -16,6 +16,8 @@ def check_study(study: StudySpec) -> None:
     That is an unknown kind of figure, two tables, figures or rows of one name, a figure of a table or column that there
     is not, a missing file or column of published numbers, and a quotation that fits several published rows.
     """
+    if not study.tables:
+        raise InputError("the study shows nothing", next_step="add `tables`")
     _check_unique([table.name for table in study.tables], "tables")
     _check_unique([figure.name for figure in study.figures], "figures")
     for index, table in enumerate(study.tables):

@@ -78,7 +78,8 @@ _TYPES = get_type_hints(Record)
 class RunInfo:
     """One pretraining run in a table of a study, or in every table.
 
-    ``folder`` holds metrics.jsonl and diagnostics.json where the run got that far. ``seconds`` is how long the training took; 0 where it is not known or nothing was trained.
+    ``folder`` holds metrics.jsonl and diagnostics.json where the run got that far. ``seconds`` is how long
+    the training took; 0 where it is not known or nothing was trained.
     """
 
     method: str

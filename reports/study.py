@@ -174,7 +174,7 @@ class StudySpec(Strict):
 
     title: str
     description: str
-    tables: tuple[TableSpec, ...] = Field(min_length=1)
+    tables: tuple[TableSpec, ...] = ()
     figures: tuple[FigureSpec, ...] = ()
 
     def table_of(self, figure: FigureSpec) -> TableSpec:

@@ -23,7 +23,6 @@ description: One method on a few images.
 image_set: digit-scenes
 recipes: digit-scenes
 methods: [barlow_twins]
-protocols: [knn/cosine-v1]
 limit: {train: 128, val: 32, test: 32}
 overrides: {backbone.width: 8, epochs: 1, batch_size: 64, schedule.warmup_epochs: 0}
 """

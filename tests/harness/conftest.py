@@ -23,7 +23,6 @@ description: Two methods on a few images.
 image_set: digit-scenes
 recipes: digit-scenes
 methods: [random_init, barlow_twins]
-protocols: [knn/cosine-v1, linear/cached-v1]
 limit: {train: 256, val: 64, test: 128}
 overrides:
   backbone.width: 8

@@ -94,15 +94,11 @@ def test_wrong_use_ends_with_code_2_and_leaves_nothing(cli, tmp_path, arguments,
 
 
 def test_an_unknown_key_in_a_study_is_named(cli, tiny_study):
-    tiny_study.write_text(tiny_study.read_text().replace("protocols:", "protocls:"))
+    tiny_study.write_text(tiny_study.read_text().replace("recipes:", "recipse:"))
     outcome = cli("run", tiny_study)
     assert outcome.code == 2
-    assert "'protocols'" in outcome.err or "'protocls'" in outcome.err
-    tiny_study.write_text(tiny_study.read_text().replace("protocls:", "protocols:") + "protocls: []\n")
-    outcome = cli("run", tiny_study)
-    assert outcome.code == 2
-    assert "unknown key 'protocls'" in outcome.err
-    assert "nearest: protocols" in outcome.err
+    assert "unknown key 'recipse'" in outcome.err
+    assert "nearest: recipes" in outcome.err
 
 
 def test_a_table_over_a_protocol_that_is_not_run_is_refused(cli, tiny_study):

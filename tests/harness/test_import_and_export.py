@@ -19,7 +19,8 @@ from twinbench.encoders.backbones import build_backbone
 from twinbench.encoders.encoder import Encoder
 from twinbench.encoders.foreign.importer import read_foreign
 from twinbench.harness.execute import execute
-from twinbench.harness.plan import Job, StudyImages
+from twinbench.harness.images import ImageChoice, Images
+from twinbench.harness.plan import Job
 from twinbench.harness.published import imported_runs
 from twinbench.harness.store import stored_runs
 
@@ -29,7 +30,6 @@ title: Imported
 description: Two checkpoints from elsewhere.
 image_set: digit-scenes
 encoders: encoders
-protocols: [knn/cosine-v1]
 limit: {train: 64, val: 32, test: 32}
 tables:
   - name: main
@@ -308,13 +308,14 @@ def test_a_worker_process_is_told_which_file_to_import(tmp_path):
     file = write_moco(tmp_path / "encoders" / "moco.pth")
     image_set = load_image_set("digit-scenes", limit={"train": 64, "val": 32, "test": 32})
     (run,) = imported_runs(file.parent, image_set, tmp_path / "runs", seeds=1)
-    job = pickle.loads(pickle.dumps(Job(run)))
+    choice = ImageChoice("digit-scenes")
+    job = pickle.loads(pickle.dumps(Job(run, choice, "import")))
     assert (job.run.checkpoint, job.run.origin, job.is_finished()) == (file, "imported", False)
-    images = StudyImages(image_set, image_set)
+    images = Images(None)
     assert execute([job], images, lambda label: lambda fraction, text: None, print) == 0
     assert job.is_finished()
     write_moco(file, seed=1)
-    import_again = Job(replace(run, folder=tmp_path / "runs" / "again"))
+    import_again = Job(replace(run, folder=tmp_path / "runs" / "again"), choice, "again")
     assert execute([import_again], images, lambda label: lambda fraction, text: None, print) == 1
     assert "the checkpoint changed" in (import_again.run.status() or {})["reason"]
 

@@ -10,22 +10,20 @@ STUDY = """
 title: Elsewhere
 description: Encoders of one set, measured on another.
 image_set: digit-scenes
-measure_on: {measure_on}
 recipes: digit-scenes
 methods: [random_init, barlow_twins]
-protocols: [knn/cosine-v1]
 limit: {{train: 256, val: 64, test: 64}}
 overrides: {{backbone.width: 8, epochs: 1, batch_size: 64, schedule.warmup_epochs: 0}}
 tables:
   - name: main
     title: kNN
     columns:
-      - {{protocol: knn/cosine-v1, metric: top1, label: kNN top-1}}
+      - {{protocol: knn/cosine-v1, metric: top1, label: kNN top-1, image_set: {measured_on}}}
 """
 
 
-def write_study(path, measure_on):
-    path.write_text(STUDY.format(measure_on=measure_on))
+def write_study(path, measured_on):
+    path.write_text(STUDY.format(measured_on=measured_on))
     return path
 
 
@@ -97,7 +95,8 @@ def test_a_failed_measurement_names_its_image_set(cli, tmp_path, photos, monkeyp
 def test_a_dry_run_says_both_sets(cli, tmp_path, photos):
     outcome = cli("run", write_study(tmp_path / "there.yaml", f"folder:{photos}"), "--dry-run")
     assert outcome.code == 0, outcome.err
-    assert f"4 jobs on digit-scenes, measured on folder:{photos}" in outcome.out
+    assert outcome.out.startswith("Elsewhere: 4 jobs\n")
+    assert f"knn/cosine-v1 on folder:{photos} barlow_twins (seed 0)" in outcome.out
 
 
 def test_a_set_without_what_the_protocol_needs_is_refused_before_any_work(cli, tmp_path, photos):

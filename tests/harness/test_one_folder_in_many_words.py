@@ -11,7 +11,6 @@ description: Two rows on a few photos.
 image_set: folder:photos
 recipes: digit-scenes
 methods: [random_init, barlow_twins]
-protocols: [knn/cosine-v1]
 overrides: {backbone.width: 8, epochs: 1, batch_size: 16, schedule.warmup_epochs: 0}
 tables:
   - name: main

@@ -55,7 +55,6 @@ description: Toy.
 image_set: digit-scenes
 recipes: my-recipes
 methods: [toy]
-protocols: [toy/norm-v1]
 limit: {train: 128, val: 32, test: 32}
 tables:
   - {name: toy, title: Toy, columns: [{protocol: toy/norm-v1, metric: norm, label: norm}]}

@@ -183,11 +183,14 @@ def test_a_loss_that_differs_by_a_factor_gets_the_sgd_of_its_source(name, factor
 @pytest.mark.parametrize("name", study_names())
 def test_every_study_names_recipes_methods_and_protocols_that_exist(name):
     study = load_study(name)
-    assert set(study.methods) <= set(method_names())
-    for chosen in study.protocols:
-        assert protocol(chosen).name == chosen, "a study names the full version"
-    for method in study.methods:
-        load_recipe(study.recipes, method, study.image_set, {})
+    for table in study.tables:
+        for column in table.columns:
+            assert protocol(column.protocol).name == column.protocol, "a study names the full version"
+            assert column.metric in protocol(column.protocol).metrics
+        for row in table.row_keys():
+            assert row.method in method_names()
+            changes = {key: value for each in row.values.values() for key, value in each.set.items()}
+            load_recipe(table.recipes, row.method, table.image_set, changes)
 
 
 @pytest.mark.parametrize(

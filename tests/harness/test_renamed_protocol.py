@@ -17,7 +17,7 @@ CALLED, REPLACED_BY = (
 def test_a_study(cli, tmp_path, old, told):
     (tmp_path / "old.yaml").write_text(
         "title: Old\ndescription: Old.\nimage_set: digit-scenes\nrecipes: digit-scenes\n"
-        f"methods: [random_init]\nprotocols: [{old}]\nlimit: {{train: 32, val: 32, test: 32}}\n"
+        "methods: [random_init]\nlimit: {train: 32, val: 32, test: 32}\n"
     )
     outcome = cli("run", "old.yaml")
     assert outcome.code == 2
@@ -31,7 +31,7 @@ def record(cli, tmp_path):
     study = "limit: {train: 64, val: 32, test: 32}\noverrides: {backbone.width: 8}\n"
     (tmp_path / "new.yaml").write_text(
         "title: New\ndescription: New.\nimage_set: digit-scenes\nrecipes: digit-scenes\n"
-        f"methods: [random_init]\nprotocols: [knn/cosine-v1]\n{study}"
+        f"methods: [random_init]\n{study}"
     )
     assert cli("run", "new.yaml").code == 0
     (file,) = (tmp_path / "runs").glob("*/records/*.json")

@@ -112,13 +112,13 @@ def test_pretrain_evaluate_and_report_on_ones_own_images(cli, photos, tmp_path):
 
 
 def test_an_ablation_gives_rows_for_every_value(cli, tiny_study, tmp_path):
-    ablation = "ablation: {key: options.lambd, label: lambda, values: [0.001, 0.01], log_scale: true}\n"
-    text = tiny_study.read_text().replace("[random_init, barlow_twins]", "[barlow_twins]")
-    tiny_study.write_text(text + ablation)
+    axis = "{key: options.lambd, label: lambda, values: [0.001, 1e-2], log_scale: true}"
+    rows = f"    rows: [{{methods: [barlow_twins], vary: [{axis}]}}]\n"
+    tiny_study.write_text(tiny_study.read_text() + rows)
     outcome = cli("run", tiny_study)
     assert outcome.code == 0, outcome.err
     records = pd.read_csv(tmp_path / "results/tiny/records.csv", dtype={"variant": str})
-    assert set(records.variant) == {"0.001", "0.01"}
+    assert set(records.variant) == {"0.001", "1e-2"}
     assert records.recipe_hash.nunique() == 2
 
 

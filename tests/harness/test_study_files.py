@@ -7,7 +7,13 @@ from twinbench.foundation.errors import InputError
 from twinbench.harness.studies import load_study, study_names
 
 COLUMN = {"protocol": "knn/cosine-v1", "metric": "top1"}
-ABLATION = {"key": "options.lambd", "values": [0.001, 0.01]}
+AXIS = {"key": "options.lambd", "label": "lambda", "values": [0.001, 0.01]}
+
+
+def varied(axis, **more):
+    """The key ``tables``, with a table that varies something."""
+    rows = [{"methods": ["random_init"]}, {"methods": ["barlow_twins"], "vary": [axis]}]
+    return {"tables": [{"name": "t", "columns": [COLUMN], "rows": rows, **more}]}
 
 
 @pytest.fixture
@@ -21,7 +27,6 @@ def load(tmp_path):
             "image_set": "digit-scenes",
             "recipes": "digit-scenes",
             "methods": ["simclr"],
-            "protocols": ["knn/cosine-v1"],
             "tables": [{"name": "main", "columns": [COLUMN]}],
             **changes,
         }
@@ -34,24 +39,85 @@ def load(tmp_path):
 
 
 def test_a_study_is_typed_whole(load):
+    quoted = {
+        "file": "fig_lambda",
+        "match": {"lambda": "lambda"},
+        "columns": {"top1": "x"},
+        "where": {"epochs": 300},
+    }
     study = load(
-        figures=[{"kind": "bars"}, {"kind": "bars", "name": "knn", **COLUMN}],
-        ablation={
-            **ABLATION,
-            "quoted": {"file": "fig_lambda", "x": "lambda", "y": "top1", "where": {"epochs": 300}},
-        },
+        figures=[{"kind": "bars"}, {"kind": "ablation", "name": "knn", "column": "knn/cosine-v1 top1"}],
+        **varied(AXIS, quoted=quoted),
     )
+    (table,) = study.tables
     assert study.name == "mine"
-    assert study.tables[0].columns[0].metric == "top1"
+    assert table.columns[0].metric == "top1"
     assert [figure.name for figure in study.figures] == ["bars", "knn"]
-    assert study.ablation.values == ("0.001", "0.01")
-    assert study.ablation.quoted.where == {"epochs": ("300",)}
+    assert [(row.method, row.variant) for row in table.row_keys()] == [
+        ("random_init", ""),
+        ("barlow_twins", "0.001"),
+        ("barlow_twins", "0.01"),
+    ]
+    assert table.quoted.where == {"epochs": ("300",)}
+
+
+def test_what_a_table_leaves_out_is_that_of_its_study(load):
+    tables = [
+        {
+            "name": "mine",
+            "columns": [COLUMN],
+            "seeds": 3,
+            "image_set": "cifar10",
+            "rows": [{"methods": "byol"}],
+        },
+        {"name": "theirs", "columns": [COLUMN]},
+    ]
+    mine, theirs = load(tables=tables, seeds=2, overrides={"epochs": 1}).tables
+    assert (mine.seeds, mine.image_set, mine.row_keys()[0].method) == (3, "cifar10", "byol")
+    assert (theirs.seeds, theirs.image_set, theirs.row_keys()[0].method) == (2, "digit-scenes", "simclr")
+    assert mine.overrides == theirs.overrides == {"epochs": 1}
+
+
+def test_rows_are_every_combination_of_what_is_varied(load):
+    depth = {"label": "depth", "values": [{"label": 2, "set": {"options.projector": [8, 8]}}]}
+    rows = [{"methods": ["simclr", "byol"], "vary": [AXIS, depth]}, {"methods": ["byol"], "vary": [depth]}]
+    (table,) = load(tables=[{"name": "t", "columns": [COLUMN], "rows": rows}]).tables
+    assert [(row.method, row.variant) for row in table.row_keys()] == [
+        ("simclr", "0.001, 2"),
+        ("simclr", "0.01, 2"),
+        ("byol", "0.001, 2"),
+        ("byol", "0.01, 2"),
+        ("byol", "2"),
+    ]
+    assert list(table.axes) == ["lambda", "depth"]
+    assert table.varied_keys() == {"options.lambd", "options.projector"}
+
+
+def test_a_study_includes_others(load, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    load(tables=[{"name": "first", "columns": [COLUMN]}], figures=[{"kind": "bars"}], seeds=2)
+    (tmp_path / "mine.yaml").rename("other.yaml")
+    whole = load(
+        include=["other.yaml"], figures=[{"kind": "spectrum"}], tables=[{"name": "own", "columns": [COLUMN]}]
+    )
+    assert [(table.name, table.seeds) for table in whole.tables] == [("own", 1), ("first", 2)]
+    assert [(figure.name, figure.table) for figure in whole.figures] == [
+        ("spectrum", "own"),
+        ("bars", "first"),
+    ]
+    only = load(include=["other.yaml"], tables=None)
+    assert [table.name for table in only.tables] == ["first"]
+    with pytest.raises(InputError, match="two tables are called 'first'"):
+        load(include=["other.yaml"], tables=[{"name": "first", "columns": [COLUMN]}])
+    (tmp_path / "other.yaml").write_text("title: x\ndescription: y\ninclude: [other.yaml]\n")
+    with pytest.raises(InputError, match="includes itself"):
+        load(include=["other.yaml"])
 
 
 @pytest.mark.parametrize("name", study_names())
 def test_every_study_that_ships_can_be_reported(name):
     study = load_study(name)
-    assert study.columns()
+    assert study.tables
     assert study.figures
 
 
@@ -65,9 +131,14 @@ def test_every_study_that_ships_can_be_reported(name):
         ({"figures": [{"name": "x"}]}, r"the key 'figures\[0\]\.kind' is missing"),
         ({"figures": "bars"}, r"bad value for 'figures': a list is needed"),
         ({"figures": ["bars"]}, r"bad value for 'figures\[0\]': keys with values are needed"),
-        ({"figures": [{"kind": "ablation"}]}, r"what was varied(.|\n)*figures\[0\]"),
+        ({"figures": [{"kind": "ablation"}]}, r"main does not(.|\n)*figures\[0\]"),
+        ({"figures": [{"kind": "bars", "table": "mian"}]}, r"unknown table 'mian'(.|\n)*nearest: main"),
+        (
+            {"figures": [{"kind": "bars", "column": "knn/cosine-v1 top5"}]},
+            r"unknown column of the table main(.|\n)*nearest: knn/cosine-v1 top1",
+        ),
         ({"figures": [{"kind": "spectrum"}, {"kind": "spectrum"}]}, r"two figures are called 'spectrum'"),
-        ({"tables": [], "figures": [{"kind": "bars"}]}, r"which number it shows(.|\n)*figures\[0\]"),
+        ({"tables": None}, r"shows nothing(.|\n)*next:    add `tables`"),
         (
             {"tables": [{"name": "t", "colums": []}]},
             r"unknown key 'tables\[0\]\.colums'(.|\n)*nearest: columns",
@@ -92,22 +163,32 @@ def test_every_study_that_ships_can_be_reported(name):
             r"'tables\[0\]\.quoted\.were'(.|\n)*nearest: where",
         ),
         (
-            {"tables": [{"name": "t", "columns": [COLUMN | {"protocol": "knn/cosine-v9"}]}]},
-            r"unknown protocol 'knn/cosine-v9'(.|\n)*nearest: knn/cosine-v1",
+            varied({"key": "k", "values": []}),
+            r"'tables\[0\]\.rows\[1\]\.vary\[0\]\.values': it needs at least one",
+        ),
+        (varied(AXIS | {"valeus": []}), r"unknown key 'tables\[0\].*valeus'(.|\n)*nearest: values"),
+        (varied({"label": "x", "values": [1]}), r"plain values need a `key`"),
+        (varied(AXIS | {"values": [1, 1]}), r"two rows are called 'barlow_twins 1'(.|\n)*tables\[0\], rows"),
+        (
+            varied(
+                AXIS,
+                quoted={"file": "fig_lamda.csv", "match": {"lambda": "lambda"}, "columns": {"top1": "x"}},
+            ),
+            r"tables\[0\], quoted, file(.|\n)*nearest: fig_lambda\.csv",
         ),
         (
-            {"tables": [], "ablation": ABLATION},
-            r"ablation does not say which numbers(.|\n)*next:    give it `columns`",
-        ),
-        ({"ablation": {"key": "k", "values": []}}, r"'ablation\.values': it needs at least one entry"),
-        ({"ablation": ABLATION | {"valeus": []}}, r"unknown key 'ablation\.valeus'(.|\n)*nearest: values"),
-        (
-            {"ablation": ABLATION | {"quoted": {"file": "fig_lamda.csv", "x": "a", "y": "b"}}},
-            r"ablation\.quoted, file(.|\n)*nearest: fig_lambda\.csv",
+            varied(
+                AXIS,
+                quoted={"file": "fig_lambda.csv", "match": {"lamda": "lambda"}, "columns": {"top1": "x"}},
+            ),
+            r"tables\[0\], quoted, fig_lambda\.csv(.|\n)*nearest: lambda",
         ),
         (
-            {"ablation": ABLATION | {"quoted": {"file": "fig_lambda.csv", "x": "lamda", "y": "top1"}}},
-            r"ablation\.quoted, fig_lambda\.csv(.|\n)*nearest: lambda",
+            varied(
+                AXIS,
+                quoted={"file": "fig_lambda.csv", "match": {"lambda": "lamda"}, "columns": {"top1": "x"}},
+            ),
+            r"unknown axis of the table 'lamda'(.|\n)*nearest: lambda",
         ),
         (
             {
@@ -119,13 +200,11 @@ def test_every_study_that_ships_can_be_reported(name):
                     }
                 ]
             },
-            r"give different knn_top1(.|\n)*tables\[0\]\.quoted(.|\n)*narrow them",
+            r"give different knn_top1(.|\n)*tables\[0\], quoted(.|\n)*narrow them",
         ),
         ({"methods": None}, r"neither methods nor encoders(.|\n)*next:"),
-        (
-            {"protocols": None, "protocls": ["knn/cosine-v1"]},
-            r"unknown key 'protocls'(.|\n)*nearest: protocols",
-        ),
+        ({"recipes": None, "recipse": "x"}, r"unknown key 'recipse'(.|\n)*nearest: recipes"),
+        ({"image_set": None}, r"table main has no image set(.|\n)*next:    add `image_set`"),
         ({"seeds": 0}, r"bad value for 'seeds'"),
     ],
 )

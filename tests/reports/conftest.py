@@ -99,7 +99,7 @@ def study():
             {"kind": "cross_correlation"},
             {"kind": "spectrum"},
             {"kind": "bars"},
-            {"kind": "bars", "name": "bars_knn", "protocol": KNN, "metric": "top1"},
+            {"kind": "bars", "name": "bars_knn", "column": "kNN top-1"},
         ],
     }
 

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -22,10 +23,11 @@ from twinbench.reports.cells import Cell
 from twinbench.reports.figures import draw_figures
 from twinbench.reports.figures.bars import _label_references
 from twinbench.reports.figures.runs import correlation_facts, smoothed
-from twinbench.reports.groups import Group
+from twinbench.reports.names import pretty
 from twinbench.reports.page import duration, wall_seconds
 from twinbench.reports.readme import update_blocks
 from twinbench.reports.records import RunInfo, read_loss_curve, read_records
+from twinbench.reports.tables import build_tables
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -98,42 +100,43 @@ def test_the_page_is_self_contained_and_escaped(study, records, runs, tmp_path, 
 
 
 def test_an_ablation_study_draws_numbers_and_words(make_row, make_run, tmp_path, write, spec):
-    quoted = {"file": "fig_projector.csv", "x": "projector_out_dim", "y": "top1"}
+    quoted = {
+        "file": "fig_projector.csv",
+        "match": {"projector_out_dim": "width"},
+        "columns": {"top1": "top-1"},
+    }
     rows = [make_row("barlow_twins", 60.0 + i, variant=str(2**i)) for i in range(5, 9)]
     rows += [
         make_row("byol", 60.0, variant="32"),
         make_row("byol", None, variant="64", status="collapsed", reason="flat"),
     ]
     column = {"protocol": "linear/cached-v1", "metric": "top1", "label": "Linear"}
-    study = {
-        "figures": [{"kind": "ablation", "name": "width"}, {"kind": "loss_curves"}],
-        "ablation": {
-            "key": "options.width",
-            "values": [32, 64, 128, 256],
-            "log_scale": True,
-            "columns": [column],
-            "quoted": quoted,
-        },
+    axis = {"key": "options.width", "label": "width", "values": [32, 64, 128, 256], "log_scale": True}
+    table = {
+        "name": "width",
+        "rows": [{"methods": ["barlow_twins", "byol"], "vary": [axis]}],
+        "columns": [column],
+        "quoted": quoted,
     }
+    study = {"tables": [table], "figures": [{"kind": "ablation", "name": "width"}, {"kind": "loss_curves"}]}
     runs = [make_run("byol", "64", status="collapsed"), make_run("byol", "32")]
-    width, _ = draw_figures(spec(study), rows, runs)
+    width, _ = draw_figures(spec(study), build_tables(spec(study), rows, runs), runs)
     assert set(width.files) == {"svg", "png", "pdf"}
     assert "quoted, ImageNet ResNet-50, 300 epochs" in width.caption
     assert "BYOL at 64: collapsed" in width.caption
     words = [make_row("byol", 60.0, variant="baseline"), make_row("byol", 50.0, variant="no flip")]
-    study["ablation"] = {
-        "key": "views",
-        "values": ["baseline", "no flip"],
-        "columns": [column],
-        "quoted": {
-            "file": "fig_augmentations.csv",
-            "x": "augmentation",
-            "y": "top1",
-            "values": {"no flip": "Remove flip"},
-        },
+    values = [
+        {"label": "baseline"},
+        {"label": "no flip", "set": {"views.flip": 0}, "published": "Remove flip"},
+    ]
+    table["rows"] = [{"methods": ["byol"], "vary": [{"label": "views", "values": values}]}]
+    table["quoted"] = {
+        "file": "fig_augmentations.csv",
+        "match": {"augmentation": "views"},
+        "columns": {"top1": "top-1"},
     }
     write(study, words, [], tmp_path / "out")
-    table = pd.read_csv(tmp_path / "out/tables/ablation.csv")
+    table = pd.read_csv(tmp_path / "out/tables/width.csv")
     assert list(table[table["origin"] == "quoted"]["value"]) == [72.5, 71.9]
 
 
@@ -144,12 +147,12 @@ def test_no_data_is_said_and_not_drawn(study, records, tmp_path, write):
     assert "figures/loss_curves.svg" not in listing(out)
     empty = write(study, [], [], tmp_path / "empty").read_text(encoding="utf-8")
     assert "Not drawn: no number" in empty
-    assert (tmp_path / "empty/records.csv").read_text().startswith("study,method,variant")
+    assert (tmp_path / "empty/records.csv").read_text().startswith("study,table,method,variant")
 
 
 def test_figures_do_not_depend_on_the_day(study, records, runs, spec):
     study["figures"] = study["figures"][1:4]
-    arguments = spec(study), records, runs
+    arguments = spec(study), build_tables(spec(study), records, runs), runs
     first, second = draw_figures(*arguments), draw_figures(*arguments)
     for one, other in zip(first, second, strict=True):
         assert one.files == other.files, one.name
@@ -421,7 +424,8 @@ def test_names_of_reference_lines_that_are_close_do_not_overlap():
     axes.set_ylim(0, 40)
     values = (("random_init", 36.4), ("supervised", 36.1))
     references = [
-        (Group(method, "", "run", ()), Cell(value=value, status="done")) for method, value in values
+        (SimpleNamespace(method=method, labels=(pretty(method),)), Cell(value=value, status="done"))
+        for method, value in values
     ]
     _label_references(axes, references)
     boxes = [text.get_window_extent(renderer) for text in axes.texts]

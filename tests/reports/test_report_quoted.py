@@ -68,25 +68,25 @@ def test_ambiguous_rows_must_be_narrowed():
 
 
 def test_a_curve_keeps_to_one_source_and_the_papers_length():
-    width = quoted.curve("fig_projector.csv", "projector_out_dim", "top1", "barlow_twins", {})
-    assert {p.x: p.y for p in width.points}["8192"] == 71.1  # Figure 4, not the tables' 71.4
+    width = quoted.curve("fig_projector.csv", ("projector_out_dim",), "top1", "barlow_twins", {})
+    assert {p.at[0]: p.y for p in width.points}["8192"] == 71.1  # Figure 4, not the tables' 71.4
     assert (width.length, width.digitised, len(width.points)) == ("300 epochs", True, 10)
-    batch = quoted.curve("fig_batch_size.csv", "batch_size", "top1", "barlow_twins", {})
-    assert {p.x for p in batch.points} == {"128", "256", "512", "1024", "2048", "4096"}
-    byol = quoted.curve("fig_batch_size.csv", "batch_size", "top1", "byol", {})
+    batch = quoted.curve("fig_batch_size.csv", ("batch_size",), "top1", "barlow_twins", {})
+    assert {p.at[0] for p in batch.points} == {"128", "256", "512", "1024", "2048", "4096"}
+    byol = quoted.curve("fig_batch_size.csv", ("batch_size",), "top1", "byol", {})
     assert byol.sources == ("arXiv:2006.07733 Table 16",)
     assert not byol.digitised
-    assert quoted.curve("fig_batch_size.csv", "batch_size", "top1", "simsiam", {}).epochs == "100"
-    assert quoted.curve("fig_lambda.csv", "lambda", "top1", "byol", {}) is None
+    assert quoted.curve("fig_batch_size.csv", ("batch_size",), "top1", "simsiam", {}).epochs == "100"
+    assert quoted.curve("fig_lambda.csv", ("lambda",), "top1", "byol", {}) is None
 
 
 def test_where_narrows_by_source_and_lets_empty_cells_pass():
     sources = ("arXiv:2006.07733 Table 14a", "arXiv:2103.03230v3 Tables 5/6 baseline")
     where = {"source": sources, "predictor_depth": ("2",)}  # Barlow Twins has no predictor: its cell is empty
-    depth = quoted.curve("fig_projector.csv", "projector_depth", "top1", "byol", where)
-    assert {p.x: p.y for p in depth.points} == {"1": 65.0, "2": 72.5, "3": 72.1}
-    ours = quoted.curve("fig_projector.csv", "projector_depth", "top1", "barlow_twins", where)
-    assert {p.x: p.y for p in ours.points} == {"3": 71.4}
+    depth = quoted.curve("fig_projector.csv", ("projector_depth",), "top1", "byol", where)
+    assert {p.at[0]: p.y for p in depth.points} == {"1": 65.0, "2": 72.5, "3": 72.1}
+    ours = quoted.curve("fig_projector.csv", ("projector_depth",), "top1", "barlow_twins", where)
+    assert {p.at[0]: p.y for p in ours.points} == {"3": 71.4}
 
 
 def test_unknown_names_suggest_the_nearest():

@@ -50,16 +50,13 @@ def test_the_shown_records_come_back_to_the_byte(path):
 
 
 def with_every_column(path: Path) -> bytes:
-    """The file's content; a file from before there was a column of tuning gets it, empty."""
+    """The file's content; a file from before there was a column of tables or of tuning gets it, empty."""
     with path.open(newline="") as handle:
-        lines = list(csv.reader(handle))
-    if "tuning_trials" in lines[0]:
-        return path.read_bytes()
-    place = COLUMNS.index("tuning_trials")
+        rows = list(csv.DictReader(handle))
     text = io.StringIO(newline="")
-    added = ["tuning_trials", *[""] * (len(lines) - 1)]
-    rows = ([*line[:place], cell, *line[place:]] for line, cell in zip(lines, added, strict=True))
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return text.getvalue().encode()
 
 
@@ -73,7 +70,7 @@ def test_pandas_writes_the_same_with_and_without_empty_cells(make_row, tmp_path)
 
 def test_no_records_are_a_header(tmp_path):
     (tmp_path / "records.csv").write_text(records_csv([]))
-    assert (tmp_path / "records.csv").read_text().startswith("study,method,variant,image_set")
+    assert (tmp_path / "records.csv").read_text().startswith("study,table,method,variant,image_set")
     assert read_records(tmp_path / "records.csv") == []
 
 

@@ -154,12 +154,19 @@ def test_seeds_with_different_numbers_of_trials_count_as_the_fewest(make_row, st
     assert dict(table.footnotes)["‡"] == "tuned with another number of trials: BYOL 4"
 
 
+def ablation(key, values, column, label="varied", **more):
+    """A study of one table that varies a recipe key of two methods, beside random initialisation."""
+    axis = {"key": key, "label": label, "values": values}
+    rows = [{"methods": "random_init"}, {"methods": ["byol", "barlow_twins"], "vary": [axis]}]
+    return {"tables": [{"name": "varied", "rows": rows, "columns": [column], **more}]}
+
+
 def test_an_ablation_says_which_of_its_rows_are_not_as_tuned(make_row, spec):
     """A value that overrides a tuned key has no trials behind it; the reference row has."""
     rows = [make_row("supervised", 90.0, tuning_trials=12)]
     rows += [make_row("barlow_twins", 60.0, variant=value, tuning_trials=0) for value in ("0.01", "0.02")]
     column = {"protocol": "linear/cached-v1", "metric": "top1"}
-    study = {"ablation": {"key": "options.lambd", "values": [0.01, 0.02], "columns": [column]}}
+    study = ablation("options.lambd", [0.01, 0.02], column)
     (table,) = build_tables(spec(study), rows)
     assert (
         dict(table.footnotes)["‡"]
@@ -296,16 +303,16 @@ def test_ablation_table(make_row, spec):
     for value in ("0.002", "0.005", "2e-2"):
         rows += [make_row("barlow_twins", 60.0 + seed, seed, variant=value) for seed in range(2)]
     rows[-1] = replace(rows[-1], status="failed", value=None, reason="disk full")
-    quoted = {"file": "fig_lambda.csv", "x": "lambda", "y": "top1"}
-    ablation = {"key": "options.lambd", "label": "λ", "values": [0.002, 0.005, 0.02], "quoted": quoted}
-    study = {"ablation": {**ablation, "columns": [{"protocol": "linear/cached-v1", "metric": "top1"}]}}
+    quoted = {"file": "fig_lambda.csv", "match": {"lambda": "λ"}, "columns": {"top1": "top-1"}}
+    column = {"protocol": "linear/cached-v1", "metric": "top1"}
+    study = ablation("options.lambd", [0.002, 0.005, "2e-2"], column, "λ", quoted=quoted)
     (table,) = build_tables(spec(study), rows)
     assert table.stub == ("Method", "λ")
     body = [(row.labels, [e.text for e in row.entries]) for row in table.method_rows]
     assert body == [
         (("Barlow Twins", "0.002"), ["60.5 ± 0.7", "70.8"]),
         (("Barlow Twins", "0.005"), ["60.5 ± 0.7", "71.7"]),
-        (("Barlow Twins", "0.02"), ["60.0 ± 0.5", "71.2"]),
+        (("Barlow Twins", "2e-2"), ["60.0 ± 0.5", "71.2"]),
     ]
     assert "300 epochs" in table.columns[-1].subtitle
     assert "read off a figure" in str(table.footnotes)
@@ -315,7 +322,7 @@ def test_ablation_table(make_row, spec):
 def test_varying_the_batch_size_earns_no_budget_mark(make_row, spec):
     rows = [make_row("byol", 60.0, variant=str(b), batch_size=b) for b in (64, 128)]
     column = {"protocol": "linear/cached-v1", "metric": "top1"}
-    study = {"ablation": {"key": "batch_size", "values": [64, 128], "columns": [column]}}
+    study = ablation("batch_size", [64, 128], column)
     (table,) = build_tables(spec(study), rows)
     assert not any(row.marks for row in table.rows)
 
@@ -350,13 +357,11 @@ def test_a_remark_is_said_once_with_what_it_is_about(make_row, study, spec):
     assert f"{label}: {of_knn}." in to_markdown(table)
 
 
-def test_without_an_ablation_no_run_is_left_out_beside_one_without_a_variant(make_row, study, spec):
+def test_no_run_is_left_out_beside_one_without_a_variant(make_row, study, spec):
     records = [
         make_row("byol", 60.0),
         make_row("moco_v2", 61.0, variant="epochs=1"),
         make_row("moco_v2", 62.0, variant="epochs=2", recipe_hash="other", encoder_checksum="other"),
     ]
-    (table,) = build_tables(
-        spec({**study, "ablation": None, "figures": [], "tables": study["tables"][:1]}), records
-    )
+    (table,) = build_tables(spec({**study, "figures": [], "tables": study["tables"][:1]}), records)
     assert len(table.rows) == 3
