@@ -22,7 +22,17 @@ from twinbench.pretraining.recipe import Recipe
 NUMERICS_VERSION = 2
 """Part of every recipe hash. Raise it when a change to the code changes what a recipe computes."""
 
-_ADDED_OPTIONS: dict[str, dict[str, Any]] = {"simclr": {"loss_scale": 1.0}}
+_ADDED_OPTIONS: dict[str, dict[str, Any]] = {
+    "simclr": {"loss_scale": 1.0},
+    "barlow_twins": {
+        "invariance": 1.0,
+        "projector_norm": True,
+        "normalise": "batch",
+        "temperature": None,
+        "predictor": [],
+        "stop_gradient": False,
+    },
+}
 """Options that methods got after recipes had been hashed, with the values that reproduce the numbers from before."""
 
 SEARCH_FILE = "search.yaml"

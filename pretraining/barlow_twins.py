@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from twinbench.data.augment import ViewPolicy
 from twinbench.encoders.backbones import ResNet
-from twinbench.pretraining.collectives import all_reduce_sum, global_moments, world_size
+from twinbench.pretraining.collectives import all_reduce_sum, standardise, world_size
+from twinbench.pretraining.correlation_variants import (
+    cross_covariance,
+    cross_entropy_terms,
+    feature_normalised_covariance,
+)
 from twinbench.pretraining.heads import mlp
 from twinbench.pretraining.method import (
     LossParts,
@@ -24,14 +29,6 @@ from twinbench.pretraining.method import (
 from twinbench.pretraining.numerics import in_full_precision
 from twinbench.pretraining.view_policies import asymmetric_views, two_views
 
-_EPSILON = 1e-5
-
-
-def _standardise(z: Tensor) -> Tensor:
-    """Each column of ``[n, D]`` to mean 0 and variance 1 over the global batch (biased variance)."""
-    mean, variance = global_moments(z)
-    return (z - mean) * torch.rsqrt(variance + _EPSILON)
-
 
 @in_full_precision
 def cross_correlation(z_a: Tensor, z_b: Tensor) -> Tensor:
@@ -42,7 +39,7 @@ def cross_correlation(z_a: Tensor, z_b: Tensor) -> Tensor:
     keeps the diagonal below (N - 1) / N). A constant dimension gives zeros. Inside a process group N counts
     the images of all ranks, and every rank gets the same matrix.
     """
-    a, b = _standardise(z_a), _standardise(z_b)
+    a, b = standardise(z_a), standardise(z_b)
     # N divides the small factor: at the paper's width a [D, D] matrix is 256 MiB
     return all_reduce_sum((a / (z_a.shape[0] * world_size())).T @ b)
 
@@ -108,6 +105,7 @@ class BarlowTwins(Method):
 
         projector: tuple[int, ...] = Field((8192, 8192, 8192), min_length=1)
         lambd: float = Field(0.0051, ge=0)
+        """Weight of the redundancy reduction; 0 leaves the invariance alone."""
         loss_scale: float = Field(1.0, gt=0)
         """Multiplies the loss. Under LARS it only matters for norm parameters, which are not adapted: the
         official code's gradients are 1/W of the true ones on W GPUs, so 1/32 restores the ratio its published
@@ -115,11 +113,27 @@ class BarlowTwins(Method):
         norm_lr_scale: float = Field(1.0, gt=0)
         """Learning rate of one-dimensional tensors relative to the weights' (official code: 0.0048 / 0.2)."""
 
+        # What follows are the ablations of tables 5 and 6; the defaults are the method.
+        invariance: float = Field(1.0, ge=0)
+        """Weight of the invariance; 0 leaves the redundancy reduction alone."""
+        projector_norm: bool = True
+        """Batch norm in the hidden layers of the projector."""
+        normalise: Literal["batch", "features", "none"] = "batch"
+        """The matrix: `cross_correlation`, `feature_normalised_covariance` or `cross_covariance`."""
+        temperature: float | None = Field(None, gt=0)
+        """If given, the terms are those of `cross_entropy_terms`."""
+        predictor: tuple[int, ...] = ()
+        """Hidden widths of a predictor on the first view's embeddings: batch norm and ReLU, then as wide as these."""
+        stop_gradient: bool = False
+        """No gradient through the second view's embeddings."""
+
     options: Options
 
     def __init__(self, backbone: ResNet, options: Options) -> None:
         super().__init__(backbone, options)
-        self.projector = mlp((backbone.feature_dim, *options.projector))
+        self.projector = mlp((backbone.feature_dim, *options.projector), norm=options.projector_norm)
+        width = options.projector[-1]
+        self.predictor = mlp((width, *options.predictor, width)) if options.predictor else nn.Identity()
 
     @classmethod
     def default_views(cls, size: int) -> tuple[ViewPolicy, ...]:
@@ -127,19 +141,30 @@ class BarlowTwins(Method):
         return asymmetric_views(size, blur_kernel="pillow")
 
     def loss(self, views: list[Tensor], labels: Tensor | None, progress: Progress) -> LossParts:
-        """The scaled loss; the parts are unscaled."""
+        """The scaled loss; the parts are of the matrix, unscaled and unweighted."""
         z_a, z_b = (self.projector(self.backbone(view)) for view in two_views(views))
-        c = cross_correlation(z_a, z_b)
-        invariance, redundancy = correlation_terms(c)
-        total = self.options.loss_scale * (invariance + self.options.lambd * redundancy)
+        c = self._matrix(self.predictor(z_a), z_b.detach() if self.options.stop_gradient else z_b)
+        squares = correlation_terms(c)
+        temperature = self.options.temperature
+        invariance, redundancy = squares if temperature is None else cross_entropy_terms(c, temperature)
+        weighted = self.options.invariance * invariance + self.options.lambd * redundancy
+        total = self.options.loss_scale * weighted
         off_diagonals = max(1, c.shape[0] * (c.shape[0] - 1))
         parts = {
-            "on_diagonal": invariance.detach(),
-            "off_diagonal": redundancy.detach(),
+            "on_diagonal": squares[0].detach(),
+            "off_diagonal": squares[1].detach(),
             "diagonal_mean": c.detach().diagonal().mean(),
-            "off_diagonal_rms": (redundancy.detach() / off_diagonals).sqrt(),
+            "off_diagonal_rms": (squares[1].detach() / off_diagonals).sqrt(),
         }
         return LossParts(total, parts)
+
+    def _matrix(self, z_a: Tensor, z_b: Tensor) -> Tensor:
+        """``[D, D]``, of which the loss wants ones on the diagonal and zeros off it."""
+        if self.options.normalise == "none":
+            return cross_covariance(z_a, z_b)
+        if self.options.normalise == "features":
+            return feature_normalised_covariance(z_a, z_b)
+        return cross_correlation(z_a, z_b)
 
     @torch.no_grad()
     def embed(self, view: Tensor) -> Tensor:

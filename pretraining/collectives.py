@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_EPSILON = 1e-5  # of batch norm
+
 
 def world_size() -> int:
     """The number of ranks; 1 outside a process group."""
@@ -112,3 +114,9 @@ def global_moments(x: Tensor, dims: tuple[int, ...] = (0,)) -> tuple[Tensor, Ten
     mean = mean_over_ranks(x.mean(dims, keepdim=True))
     variance = mean_over_ranks((x - mean).square().mean(dims, keepdim=True))
     return mean, variance
+
+
+def standardise(x: Tensor) -> Tensor:
+    """Each column of ``[n, D]`` to mean 0 and variance 1 over the global batch (biased variance plus 1e-5)."""
+    mean, variance = global_moments(x)
+    return (x - mean) * torch.rsqrt(variance + _EPSILON)
