@@ -44,6 +44,9 @@ def run(
         str | None,
         typer.Option(metavar="NAME", help="Other images than the study's: a name, or folder:PATH."),
     ] = None,
+    scale: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of a study with scales: quick, cifar10 or imagenet.")
+    ] = None,
     set_: Overrides = [],  # noqa: B006  (typer reads the default, nobody changes it)
     data_root: DataRoot = None,
     runs: RunsRoot = _RUNS,
@@ -68,6 +71,7 @@ def run(
         seeds=seeds,
         methods=tuple(methods.split(",")) if methods else (),
         image_set=image_set,
+        scale=scale,
         assignments=tuple(set_),
         data_root=data_root,
         runs=runs,

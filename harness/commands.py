@@ -34,7 +34,7 @@ from twinbench.reports.study import ColumnSpec, FigureSpec, StudySpec, TableSpec
 class StudyRequest:
     """What `twinbench run` is asked for: a study by name or file, and what to change in it.
 
-    ``seeds``, ``methods`` and ``image_set`` replace the study's, ``assignments`` (``key=value``) change its recipes.
+    ``seeds``, ``methods`` and ``image_set`` replace the study's, ``scale`` is one of its own, ``assignments`` (``key=value``) change its recipes.
     ``out`` is ``results/<study>`` unless given, ``workers`` what suits the machine.
     """
 
@@ -42,6 +42,7 @@ class StudyRequest:
     seeds: int | None = None
     methods: tuple[str, ...] = ()
     image_set: str | None = None
+    scale: str | None = None
     assignments: tuple[str, ...] = ()
     data_root: Path | None = None
     runs: Path = Path("runs")
@@ -56,6 +57,7 @@ class StudyRequest:
         words += ["--seeds", str(self.seeds)] if self.seeds else []
         words += ["--methods", ",".join(self.methods)] if self.methods else []
         words += ["--image-set", self.image_set] if self.image_set else []
+        words += ["--scale", self.scale] if self.scale else []
         words += [word for assignment in self.assignments for word in ("--set", assignment)]
         return shlex.join(words) + (" --data-root DIR" if self.data_root else "")
 
@@ -64,7 +66,7 @@ def run_study(request: StudyRequest) -> None:
     """Plan a study, do what is missing, write its report, print its tables."""
     started = time.monotonic()
     load_plugins()
-    study = narrowed(load_study(request.study), request.seeds, request.methods, request.image_set)
+    study = narrowed(load_study(request.study, request.scale), request.seeds, request.methods, request.image_set)
     runs, images = request.runs, Images(request.data_root)
     planned = plan_study(study, images, runs, parse_overrides(request.assignments))
     plan = jobs(planned, images)

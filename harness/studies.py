@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -56,10 +56,13 @@ class Study(StudySpec, Training):
     """A comparison: tables with how their rows are trained, and figures of them.
 
     ``name`` is that of its file unless it gives one. What it says of training and ``methods`` hold for every table that
-    says nothing else. ``include`` names other studies, whose tables and figures follow its own.
+    says nothing else. ``include`` names other studies, whose tables and figures follow its own. ``scales`` names the
+    sizes at which the study can be run; anywhere in its file, keys that are scales hold one value for each
+    (`at_scale`).
     """
 
     name: str
+    scales: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
     seeds: int | None = Field(1, ge=1)
@@ -77,16 +80,17 @@ def study_names() -> list[str]:
     )
 
 
-def load_study(name: str) -> Study:
+def load_study(name: str, scale: str | None = None) -> Study:
     """A study by name, or by the path of a YAML file, with all its tables complete, checked as a whole.
 
-    Raises InputError naming the file and the key, with the nearest valid name.
+    Of a study with scales it is the one at ``scale``, the first by default. Raises InputError naming the file and the
+    key, with the nearest valid name.
     """
     # Figures need matplotlib, which the worker processes, who import this module as well, do without.
     from twinbench.reports.check import check_study
 
     source, stem = _source(name)
-    study = _read(source, stem, ())
+    study = _read(source, stem, scale, ())
     with inside(source):
         check_study(study)
     return study
@@ -103,9 +107,11 @@ def _source(name: str) -> tuple[Path | Traversable, str]:
     raise unknown_name("study", name, study_names(), where="studies/ (or give the path of a YAML file)")
 
 
-def _read(source: Path | Traversable, stem: str, above: tuple[str, ...]) -> Study:
-    """The study in a file with those that it includes; ``above`` are the ones that include it."""
+def _read(source: Path | Traversable, stem: str, scale: str | None, above: tuple[str, ...]) -> Study:
+    """The study in a file with those that it includes, at a scale; ``above`` are the ones that include it."""
     document = read_yaml(source)
+    with inside(source):
+        document = _scaled(document, scale)
     try:
         study = Study.model_validate({"name": stem, **document})
     except ValidationError as error:
@@ -120,10 +126,43 @@ def _read(source: Path | Traversable, stem: str, above: tuple[str, ...]) -> Stud
             inner, name = _source(included)
             if str(inner) in (*above, str(source)):
                 raise InputError(f"the study includes itself by way of {included!r}", "include")
-            other = _read(inner, name, (*above, str(source)))
+            other = _read(inner, name, scale, (*above, str(source)))
             tables += other.tables
             figures += other.figures
     return study.model_copy(update={"tables": tuple(tables), "figures": tuple(figures)})
+
+
+def _scaled(document: dict[str, Any], scale: str | None) -> dict[str, Any]:
+    """The document of a study at one of its scales."""
+    scales = document.get("scales")
+    if not isinstance(scales, list) or not scales:
+        if scale is not None:
+            raise InputError("this study has no scales", next_step="run it without one", option="scale")
+        return document
+    names = [str(name) for name in scales]
+    chosen = names[0] if scale is None else scale
+    if chosen not in names:
+        raise unknown_name("scale", chosen, names)
+    return {**{key: at_scale(value, chosen, names) for key, value in document.items()}, "scales": names}
+
+
+def at_scale(value: Any, scale: str, scales: Sequence[str]) -> Any:
+    """A value with every mapping whose keys are scales replaced by what it holds for one of them.
+
+    Raises InputError for such a mapping that has nothing for this scale.
+    """
+    if isinstance(value, list):
+        return [at_scale(item, scale, scales) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value and set(value) <= set(scales):
+        if scale not in value:
+            raise InputError(
+                f"nothing is said for the scale {scale!r}, only for {', '.join(value)}",
+                next_step="add it, or leave the scale out of `scales`",
+            )
+        return at_scale(value[scale], scale, scales)
+    return {key: at_scale(item, scale, scales) for key, item in value.items()}
 
 
 def _check_trained(table: StudyTable) -> None:
