@@ -34,8 +34,9 @@ from twinbench.reports.study import ColumnSpec, FigureSpec, StudySpec, TableSpec
 class StudyRequest:
     """What `twinbench run` is asked for: a study by name or file, and what to change in it.
 
-    ``seeds``, ``methods`` and ``image_set`` replace the study's, ``scale`` is one of its own, ``assignments`` (``key=value``) change its recipes.
-    ``out`` is ``results/<study>`` unless given, ``workers`` what suits the machine.
+    ``seeds``, ``methods`` and ``image_set`` replace the study's, ``scale`` is one of its own, ``assignments``
+    (``key=value``) change its recipes. ``out`` is ``results/<study>``, with the scale if one is given, unless it is
+    said; ``workers`` what suits the machine.
     """
 
     study: str
@@ -74,7 +75,7 @@ def run_study(request: StudyRequest) -> None:
     if request.dry_run:
         _print_plan(study, plan, estimated_seconds(plan, images, workers), workers)
         return
-    out = request.out or Path("results") / study.name
+    out = request.out or Path("results") / "-".join([study.name, *([request.scale] if request.scale else [])])
     check_out(out)
     for folder in (runs, out.parent):
         check_writable(folder)
