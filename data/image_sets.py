@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twinbench.data import digit_scenes, folders
+from twinbench.data import digit_scenes, folders, scenes
 from twinbench.data.augment import Normalisation
 from twinbench.data.detection import AnnotatedSet, DetectionSplit, detection_split
 from twinbench.data.folders import Corrupt
@@ -179,7 +179,8 @@ class DigitScenes(ImageSet):
     normalisation = DIGIT_SCENES_NORMALISATION
     has_detection = True
     detection_classes = digit_scenes.CLASSES
-    config = digit_scenes.DigitScenesConfig()
+    glyphs = digit_scenes.DIGITS
+    config = scenes.SceneConfig()
     _has_masks = True
 
     def __init__(self, reading: Reading) -> None:
@@ -197,7 +198,7 @@ class DigitScenes(ImageSet):
 
     def _generate(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         if name not in self._generated:
-            self._generated[name] = digit_scenes.classification(name, self.config)
+            self._generated[name] = scenes.classification(name, self.config, self.glyphs)
         return self._generated[name]
 
     def _labels(self, name: str) -> np.ndarray:
@@ -211,7 +212,7 @@ class DigitScenes(ImageSet):
         if name not in SPLITS:
             raise unknown_name("split", name, SPLITS, where=self.name)
         if name not in self._scenes:
-            made = digit_scenes.scenes(name, self.config)
+            made = scenes.scenes(name, self.config, self.glyphs)
             n = self._limit.get(name, len(made.images))
             self._scenes[name] = DetectionSplit(
                 images=torch.from_numpy(made.images[:n]),

@@ -4,6 +4,7 @@ import hashlib
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,19 +13,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torchvision.ops import box_iou
 
-from twinbench.data.digit_scenes import (
-    CROWDS,
-    SPLITS,
-    DigitScenesConfig,
-    Scenes,
-    _Canvas,
-    _Draws,
-    classification,
-    originals,
-    scenes,
-)
+from twinbench.data import scenes as generator
+from twinbench.data.digit_scenes import CROWDS, DIGITS, originals
+from twinbench.data.scenes import SPLITS, Canvas, Draws, SceneConfig, Scenes
 
-CONFIG = DigitScenesConfig()
+CONFIG = SceneConfig()
+classification = partial(generator.classification, glyphs=DIGITS)
+scenes = partial(generator.scenes, glyphs=DIGITS)
 SMALL = replace(CONFIG, train=1500, val=400, test=800, scene_train=24, scene_val=24, scene_test=24)
 
 
@@ -56,7 +51,7 @@ PINNED_CROWDS = {"train": "0be7972c3634aac2", "val": "a9e3e3398d0ec225", "test":
 
 def test_the_fingerprints_are_pinned() -> None:
     """Records and pretrained encoders of the sets are found by them."""
-    assert DigitScenesConfig().fingerprint() == FINGERPRINT
+    assert SceneConfig().fingerprint() == FINGERPRINT
     assert CROWDS.fingerprint() == CROWDS_FINGERPRINT
 
 
@@ -88,8 +83,8 @@ def test_crowds_are_many_small_digits_and_all_are_seen(crowds) -> None:
 
 def test_another_process_makes_the_same_bits() -> None:
     program = (
-        "import hashlib; from twinbench.data.digit_scenes import *;"
-        "print(hashlib.sha256(classification('val', DigitScenesConfig(val=64))[0].tobytes()).hexdigest())"
+        "import hashlib; from twinbench.data.scenes import *; from twinbench.data.digit_scenes import DIGITS;"
+        "print(hashlib.sha256(classification('val', SceneConfig(val=64), DIGITS)[0].tobytes()).hexdigest())"
     )
     other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert (
@@ -187,9 +182,9 @@ def test_scene_annotations_agree(split: str) -> None:
 
 @pytest.mark.parametrize("percent", [8, 25, 80])
 def test_paint_stays_within_the_glyph(percent: int) -> None:
-    canvas = _Canvas(50, 32, SMALL, _Draws("test"))
+    canvas = Canvas(50, 32, SMALL, Draws("test"))
     before = canvas.pixels.copy()
-    canvas.add_clutter("train", (1, 1), (percent, percent))
+    canvas.add_clutter(generator.fragments(DIGITS, "train"), (1, 1), (percent, percent))
     changed = (canvas.pixels != before).any(1).mean((1, 2))
     assert changed.max() <= 2 * (percent / 100) ** 2 + 0.02
     assert changed.max() > 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from twinbench.data import digit_scenes
+from twinbench.data import scenes
 from twinbench.data.catalogue import load_image_set
 from twinbench.data.image_sets import ImageSet
 from twinbench.foundation.errors import InputError
@@ -53,13 +53,13 @@ def bytes_of(image) -> bytes:
 
 def test_the_test_images_are_not_generated(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    generate = digit_scenes.classification
+    generate = scenes.classification
 
-    def watch(split, config):
+    def watch(split, *how):
         asked.append(split)
-        return generate(split, config)
+        return generate(split, *how)
 
-    monkeypatch.setattr(digit_scenes, "classification", watch)
+    monkeypatch.setattr(scenes, "classification", watch)
     tuned = load_image_set("val-of:digit-scenes", limit={"train": 64, "test": 32})
     sizes = {split: len(tuned.split(split)) for split in ("train", "val", "test")}
     assert (sizes["train"], sizes["test"]) == (64, 32)

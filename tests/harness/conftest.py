@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from twinbench.data import digit_scenes
+from twinbench.data import scenes
 from twinbench.harness.main import main
 
 TINY_STUDY = """
@@ -40,7 +40,7 @@ tables:
 # Seconds, for a process that hangs: a busy machine may take very long over what an idle one does at once.
 LAST_RESORT = 1800
 # The set is a function of its arguments; every command in this process would make the same images anew.
-GENERATED = functools.cache(digit_scenes.classification)
+GENERATED = functools.cache(scenes.classification)
 
 
 @dataclass
@@ -91,7 +91,7 @@ def cli(
 ) -> Callable[..., Outcome]:
     """Run the command line in ``tmp_path`` and in this process."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(digit_scenes, "classification", GENERATED)
+    monkeypatch.setattr(scenes, "classification", GENERATED)
 
     def call(*arguments: str | Path) -> Outcome:
         here = ["--workers", "1"] if arguments[0] == "run" and "--workers" not in arguments else []

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from twinbench.data import digit_scenes
+from twinbench.data import scenes
 from twinbench.data.catalogue import load_image_set
 from twinbench.harness.recipes import load_recipe, recipe_folder
 from twinbench.harness.store import read_run
@@ -43,11 +43,11 @@ def own_recipes(tmp_path: Path) -> Path:
 def test_two_methods_get_the_same_trials_on_val_and_more_trials_go_on(
     cli, tmp_path, own_recipes, monkeypatch
 ):
-    def without_test(split, config):
+    def without_test(split, *how):
         assert split != "test", "a trial must not see test images"
-        return GENERATED(split, config)
+        return GENERATED(split, *how)
 
-    monkeypatch.setattr(digit_scenes, "classification", without_test)
+    monkeypatch.setattr(scenes, "classification", without_test)
     tune = ["tune", "simclr", "supervised", *SMALL, "--recipe", own_recipes, "--workers", "1"]
     ended = cli(*tune, "--trials", "2", "--dry-run")
     assert ended.code == 0, ended.err
