@@ -1,10 +1,11 @@
 """Image sets by name.
 
-``digit-scenes`` and ``digit-crowds`` are embedded (`data.digit_scenes`); ``cifar10`` and ``bccd`` (blood cells under a
-microscope, with boxes) are read from a data folder. A name that ends in a colon stands for any folder of a format,
-whose path follows: ``folder:PATH`` are images in folders (`data.folders`), which stay on disk if they are large
-(`data.streaming`); ``voc:PATH`` and ``coco:PATH`` are pictures with annotated objects (`data.voc`, `data.coco`).
-``val-of:NAME`` is another set without its test images, measured on its validation images (`data.validation`).
+``digit-scenes``, ``digit-crowds``, ``letter-scenes``, ``shape-scenes`` and ``texture-scenes`` are embedded (`data.scenes`,
+`data.textures`); ``cifar10`` and ``bccd`` (blood cells under a microscope, with boxes) are read from a data folder. A
+name that ends in a colon stands for any folder of a format, whose path follows: ``folder:PATH`` are images in folders
+(`data.folders`), which stay on disk if they are large (`data.streaming`); ``voc:PATH`` and ``coco:PATH`` are pictures
+with annotated objects (`data.voc`, `data.coco`). ``val-of:NAME`` is another set without its test images, measured on
+its validation images (`data.validation`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ from twinbench.data.image_sets import (
     DigitScenes,
     FolderImages,
     ImageSet,
+    LetterScenes,
     Reading,
+    ShapeScenes,
+    TextureScenes,
 )
 from twinbench.data.validation import VAL_OF, ValidationAsTest
 from twinbench.data.voc import read_voc
@@ -99,6 +103,21 @@ def _digit_scenes(name: str, data_root: Path | None, reading: Reading) -> ImageS
 @register_image_set("digit-crowds")
 def _digit_crowds(name: str, data_root: Path | None, reading: Reading) -> ImageSet:
     return DigitCrowds(reading)
+
+
+@register_image_set("letter-scenes")
+def _letter_scenes(name: str, data_root: Path | None, reading: Reading) -> ImageSet:
+    return LetterScenes(reading)
+
+
+@register_image_set("shape-scenes")
+def _shape_scenes(name: str, data_root: Path | None, reading: Reading) -> ImageSet:
+    return ShapeScenes(reading)
+
+
+@register_image_set("texture-scenes")
+def _texture_scenes(name: str, data_root: Path | None, reading: Reading) -> ImageSet:
+    return TextureScenes(reading)
 
 
 @register_image_set("cifar10")

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twinbench.data import digit_scenes, folders, scenes
+from twinbench.data import digit_scenes, drawn_glyphs, folders, scenes, textures
 from twinbench.data.augment import Normalisation
 from twinbench.data.detection import AnnotatedSet, DetectionSplit, detection_split
 from twinbench.data.folders import Corrupt
@@ -35,7 +35,7 @@ SPLITS = ("train", "val", "test")
 
 IMAGENET_NORMALISATION = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR10_NORMALISATION = Normalisation((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-DIGIT_SCENES_NORMALISATION = Normalisation((0.5, 0.5, 0.5), (0.23, 0.20, 0.25))
+SCENES_NORMALISATION = Normalisation((0.5, 0.5, 0.5), (0.23, 0.20, 0.25))
 CIFAR10_SIZE = 32
 CIFAR10_BATCHES = "cifar-10-batches-py"
 
@@ -171,41 +171,57 @@ class ImageSet(ABC):
         )
 
 
-class DigitScenes(ImageSet):
-    """The embedded set: coloured digits with clutter, and scenes of several digits with boxes and masks."""
+class _Generated(ImageSet):
+    """An embedded set: images are a function of a configuration, whose fingerprint they have."""
 
-    name = "digit-scenes"
-    classes = digit_scenes.CLASSES
-    normalisation = DIGIT_SCENES_NORMALISATION
-    has_detection = True
-    detection_classes = digit_scenes.CLASSES
-    glyphs = digit_scenes.DIGITS
-    config = scenes.SceneConfig()
-    _has_masks = True
+    normalisation = SCENES_NORMALISATION
+    config: scenes.SceneConfig | textures.TextureConfig
 
     def __init__(self, reading: Reading) -> None:
         super().__init__(reading)
         if reading.image_size is not None:
             self.config = replace(self.config, image_size=reading.image_size)
         self.image_size = self.config.image_size
-        self._generated: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._made: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    @abstractmethod
+    def _make(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Images and labels of a split."""
+
+    def _split(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        if name not in self._made:
+            self._made[name] = self._make(name)
+        return self._made[name]
+
+    def _labels(self, name: str) -> np.ndarray:
+        return self._split(name)[1]
+
+    def _images(self, name: str, index: np.ndarray) -> np.ndarray:
+        return self._split(name)[0][index]
+
+
+class GlyphScenes(_Generated):
+    """Coloured glyphs with clutter, and scenes of several glyphs with boxes and masks (`data.scenes`)."""
+
+    has_detection = True
+    glyphs: scenes.Glyphs
+    _drawn: str
+    """What the fingerprint calls the glyphs."""
+    config: scenes.SceneConfig = scenes.SceneConfig()
+    _has_masks = True
+
+    def __init__(self, reading: Reading) -> None:
+        super().__init__(reading)
+        self.classes = self.detection_classes = self.glyphs.classes
         self._scenes: dict[str, DetectionSplit] = {}
 
     @property
     def content(self) -> str:
         """The fingerprint of the generator."""
-        return self.config.fingerprint()
+        return self.config.fingerprint(self._drawn)
 
-    def _generate(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        if name not in self._generated:
-            self._generated[name] = scenes.classification(name, self.config, self.glyphs)
-        return self._generated[name]
-
-    def _labels(self, name: str) -> np.ndarray:
-        return self._generate(name)[1]
-
-    def _images(self, name: str, index: np.ndarray) -> np.ndarray:
-        return self._generate(name)[0][index]
+    def _make(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        return scenes.classification(name, self.config, self.glyphs)
 
     def detection(self, name: str) -> DetectionSplit:
         """The scenes of a split; a limit on the split takes the first scenes."""
@@ -223,12 +239,54 @@ class DigitScenes(ImageSet):
         return self._scenes[name]
 
 
+class DigitScenes(GlyphScenes):
+    """Handwritten digits: the set that everything here trains on unless it is told otherwise."""
+
+    name = "digit-scenes"
+    glyphs = digit_scenes.DIGITS
+    _drawn = "digit-scenes"
+
+
 class DigitCrowds(DigitScenes):
     """Scenes of many small digits with boxes alone, as their masks would take 400 MB, and images of the same making."""
 
     name = "digit-crowds"
     config = digit_scenes.CROWDS
     _has_masks = False
+
+
+class LetterScenes(GlyphScenes):
+    """Capital letters: 26 classes that differ in details."""
+
+    name = "letter-scenes"
+    glyphs = drawn_glyphs.LETTERS
+    _drawn = "letters"
+    config = scenes.SceneConfig(train=4096, val=512)
+
+
+class ShapeScenes(GlyphScenes):
+    """Filled shapes, for which the scenes of several are meant: a picture has as many labels as kinds of shapes."""
+
+    name = "shape-scenes"
+    glyphs = drawn_glyphs.SHAPES
+    _drawn = "shapes"
+    config = scenes.SceneConfig(train=4096, val=512, scene_digits=(1, 4), scene_digit_size=(28, 46))
+
+
+class TextureScenes(_Generated):
+    """Surfaces without any object (`data.textures`)."""
+
+    name = "texture-scenes"
+    classes = textures.CLASSES
+    config: textures.TextureConfig = textures.TextureConfig()
+
+    @property
+    def content(self) -> str:
+        """The fingerprint of the generator."""
+        return self.config.fingerprint()
+
+    def _make(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        return textures.textures(name, self.config)
 
 
 class _HeldOut(ImageSet):

@@ -186,7 +186,7 @@ class Canvas:
     def __init__(self, n: int, side: int, config: SceneConfig, draws: Draws) -> None:
         self.config, self.draws, self.side = config, draws, side
         self.luma = draws.integers(50, 205, n)
-        colour = self.luma[:, None] + _chroma(draws, n)
+        colour = self.luma[:, None] + chroma(draws, n)
         self.pixels = colour[:, :, None, None] + _texture(draws, n, side, config.texture_contrast)
 
     def add_clutter(self, fragments: Bytes, count: tuple[int, int], size: tuple[int, int]) -> None:
@@ -213,7 +213,7 @@ class Canvas:
         sign = 2 * self.draws.integers(0, 1, m) - 1
         outside = (background + sign * distance < 10) | (background + sign * distance > 245)
         luma = np.clip(background + np.where(outside, -sign, sign) * distance, 0, 255)
-        colour = (luma[:, None] + _chroma(self.draws, m))[:, :, None, None]
+        colour = (luma[:, None] + chroma(self.draws, m))[:, :, None, None]
         ink = colour + _texture(self.draws, m, self.side, self.config.digit_texture)
         below = self.pixels[which]
         self.pixels[which] = below + ((ink - below) * coverage[:, None] >> 8)
@@ -263,7 +263,7 @@ class Canvas:
 # Colours, textures and places.
 
 
-def _chroma(draws: Draws, n: int) -> Ints:
+def chroma(draws: Draws, n: int) -> Ints:
     """Colour offsets ``[n, 3]`` that leave the luma as it is."""
     offset = draws.integers(-70, 70, n, 3)
     return offset - (offset @ _LUMA >> 8)[:, None]
@@ -273,7 +273,7 @@ def _texture(draws: Draws, n: int, side: int, contrast: tuple[int, int]) -> Ints
     """Offsets ``[n, 3, side, side]`` of a random texture: value noise, stripes or checks of random scale."""
     kind = draws.integers(0, 2, n)
     pattern = np.empty((n, side, side), np.int32)
-    for which, make in enumerate((_value_noise, _stripes, _checks)):
+    for which, make in enumerate((value_noise, _stripes, _checks)):
         index = np.flatnonzero(kind == which)
         pattern[index] = make(draws, len(index), side)
     strength = draws.integers(*contrast, n)[:, None] * draws.integers(-128, 128, n, 3) >> 7
@@ -286,7 +286,7 @@ def _positions(draws: Draws, n: int, side: int) -> Ints:
     return np.arange(side, dtype=np.int32) * 256 // cell + draws.integers(0, 4095, n)[:, None]
 
 
-def _value_noise(draws: Draws, n: int, side: int) -> Ints:
+def value_noise(draws: Draws, n: int, side: int) -> Ints:
     """Random values on a lattice, interpolated linearly: ``[n, side, side]`` in -128..127."""
     lattice = draws.octets(n, _LATTICE, _LATTICE) - 128
     for axis in (1, 2):

@@ -67,7 +67,9 @@ def run_study(request: StudyRequest) -> None:
     """Plan a study, do what is missing, write its report, print its tables."""
     started = time.monotonic()
     load_plugins()
-    study = narrowed(load_study(request.study, request.scale), request.seeds, request.methods, request.image_set)
+    study = narrowed(
+        load_study(request.study, request.scale), request.seeds, request.methods, request.image_set
+    )
     runs, images = request.runs, Images(request.data_root)
     planned = plan_study(study, images, runs, parse_overrides(request.assignments))
     plan = jobs(planned, images)
