@@ -45,7 +45,8 @@ class BYOL(Method):
         """Hyperparameters of BYOL; ``tau_base`` is the momentum of the target at the first step."""
 
         projector: tuple[int, ...] = Field((4096, 256), min_length=1)
-        predictor_hidden: int = Field(4096, ge=1)
+        predictor_hidden: int | tuple[int, ...] = 4096
+        """The width of the predictor's hidden layer, or those of several (BT-paper table 7)."""
         tau_base: float = Field(0.996, ge=0, le=1)
 
     options: Options
@@ -54,7 +55,8 @@ class BYOL(Method):
         super().__init__(backbone, options)
         width = options.projector[-1]
         self.projector = mlp((backbone.feature_dim, *options.projector), bias=True)
-        self.predictor = mlp((width, options.predictor_hidden, width), bias=True)
+        hidden = options.predictor_hidden
+        self.predictor = mlp((width, *([hidden] if isinstance(hidden, int) else hidden), width), bias=True)
         self.target_backbone = momentum_copy(self.backbone)
         self.target_projector = momentum_copy(self.projector)
 

@@ -1,11 +1,11 @@
 """Image sets by name.
 
-``digit-scenes``, ``digit-crowds``, ``letter-scenes``, ``shape-scenes`` and ``texture-scenes`` are embedded (`data.scenes`,
-`data.textures`); ``cifar10`` and ``bccd`` (blood cells under a microscope, with boxes) are read from a data folder. A
-name that ends in a colon stands for any folder of a format, whose path follows: ``folder:PATH`` are images in folders
-(`data.folders`), which stay on disk if they are large (`data.streaming`); ``voc:PATH`` and ``coco:PATH`` are pictures
-with annotated objects (`data.voc`, `data.coco`). ``val-of:NAME`` is another set without its test images, measured on
-its validation images (`data.validation`).
+``digit-scenes``, ``digit-crowds``, ``letter-scenes``, ``shape-scenes`` and ``texture-scenes`` are embedded
+(`data.scenes`, `data.textures`); ``cifar10`` and ``bccd`` (blood cells under a microscope, with boxes) are read from a
+data folder. A name that ends in a colon stands for any folder of a format, whose path follows: ``folder:PATH`` are
+images in folders (`data.folders`), which stay on disk if they are large (`data.streaming`); ``voc:PATH`` and
+``coco:PATH`` are pictures with annotated objects (`data.voc`, `data.coco`). ``val-of:NAME`` is another set without its
+test images, measured on its validation images (`data.validation`).
 """
 
 from __future__ import annotations

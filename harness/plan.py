@@ -126,10 +126,11 @@ def _protocol_in_full(name: str) -> Protocol:
 
 def _recipes(table: StudyTable, overrides: dict[str, Any]) -> Iterator[tuple[RowKey, Recipe]]:
     """Every recipe of the table with the row it stands for, once for each seed."""
-    for row in table.row_keys():
+    rows = [(row, block.seeds or table.seeds or 1) for block in table.rows for row in block.row_keys()]
+    for row, seeds in rows:
         changes = {key: _value(value) for each in row.values.values() for key, value in each.set.items()}
-        for seed in range(table.seeds or 1):
-            merged = {**(table.overrides or {}), **changes, **overrides}
+        merged = {**(table.overrides or {}), **changes, **overrides}
+        for seed in range(seeds):
             yield row, load_recipe(table.recipes or "", row.method, table.image_set or "", merged, seed)
 
 

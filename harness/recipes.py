@@ -203,8 +203,8 @@ def identity(source: Source) -> dict[str, Any]:
         if not view.get("blur") or view.get("blur_kernel") == "truncated":
             view.pop("blur_kernel", None)
     for option, before in _ADDED_OPTIONS.get(source.method, {}).items():
-        if document.get("options", {}).get(option) == before:
-            del document["options"][option]
+        if document.get("options", {}).get(option, before) == before:
+            document.get("options", {}).pop(option, None)
     return document
 
 

@@ -32,14 +32,22 @@ class Training(Strict):
     limit: dict[str, int] | None = None
 
 
+class StudyRows(RowsSpec):
+    """Rows of a table, which may have another number of seeds than the others."""
+
+    seeds: int | None = Field(None, ge=1)
+
+
 class StudyTable(TableSpec, Training):
     """A table, and how its rows are trained; a column with an image set of its own is measured on the whole of that."""
+
+    rows: tuple[StudyRows, ...] = ()
 
     def completed(self, study: Study) -> Self:
         """The table with what its study says where it says nothing itself."""
         given = {key: getattr(self, key) for key in Training.model_fields}
         own = {key: getattr(study, key) if value is None else value for key, value in given.items()}
-        rows = self.rows or ((RowsSpec(methods=study.methods),) if study.methods else ())
+        rows = self.rows or ((StudyRows(methods=study.methods),) if study.methods else ())
         return self.model_copy(update={**own, "rows": rows})
 
     @property
@@ -194,6 +202,7 @@ def narrowed(study: Study, seeds: int | None, methods: tuple[str, ...], image_se
     tables = []
     for table in study.tables:
         rows = _only(table.rows, methods) if methods else table.rows
+        rows = tuple(block.model_copy(update={"seeds": None}) for block in rows) if seeds else rows
         if rows or not table.rows:
             tables.append(table.model_copy(update={**changes, "rows": rows}))
     names = {table.name for table in tables}
@@ -201,6 +210,6 @@ def narrowed(study: Study, seeds: int | None, methods: tuple[str, ...], image_se
     return study.model_copy(update={"tables": tuple(tables), "figures": figures})
 
 
-def _only(rows: tuple[RowsSpec, ...], methods: tuple[str, ...]) -> tuple[RowsSpec, ...]:
+def _only(rows: tuple[StudyRows, ...], methods: tuple[str, ...]) -> tuple[StudyRows, ...]:
     kept = [(block, tuple(m for m in block.methods if m in methods)) for block in rows]
     return tuple(block.model_copy(update={"methods": left}) for block, left in kept if left)

@@ -91,13 +91,6 @@ class QuotedColumns(Strict):
     match: dict[str, str] = Field(default_factory=dict)
 
 
-class RowsSpec(Strict):
-    """Rows of a table: every method with each combination of what is varied; as it is if nothing is."""
-
-    methods: Texts = Field(min_length=1)
-    vary: tuple[AxisSpec, ...] = ()
-
-
 @dataclass(frozen=True)
 class RowKey:
     """A declared row: the method, and by the label of each axis the value that the row has there."""
@@ -109,6 +102,22 @@ class RowKey:
     def variant(self) -> str:
         """How records call what the row varies; empty where it varies nothing."""
         return ", ".join(value.label for value in self.values.values())
+
+
+class RowsSpec(Strict):
+    """Rows of a table: every method with each combination of what is varied; as it is if nothing is."""
+
+    methods: Texts = Field(min_length=1)
+    vary: tuple[AxisSpec, ...] = ()
+
+    def row_keys(self) -> list[RowKey]:
+        """Every row, in order."""
+        labels = [axis.label for axis in self.vary]
+        return [
+            RowKey(method, dict(zip(labels, values, strict=True)))
+            for method in self.methods
+            for values in product(*(axis.values for axis in self.vary))
+        ]
 
 
 class TableSpec(Strict):
@@ -138,12 +147,7 @@ class TableSpec(Strict):
 
     def row_keys(self) -> list[RowKey]:
         """Every declared row, in order."""
-        return [
-            RowKey(method, dict(zip([axis.label for axis in block.vary], values, strict=True)))
-            for block in self.rows
-            for method in block.methods
-            for values in product(*(axis.values for axis in block.vary))
-        ]
+        return [row for block in self.rows for row in block.row_keys()]
 
     def varied_keys(self) -> set[str]:
         """The recipe keys that some row sets."""
