@@ -246,6 +246,52 @@ def evaluate(
     evaluate_one(request)
 
 
+@app.command(
+    epilog="Example: twinbench compare runs/RUN resnet50.pth --protocol knn --protocol linear/cached-v1 "
+    "--image-set digit-scenes"
+)
+def compare(
+    encoders: Annotated[
+        list[Path],
+        typer.Argument(metavar="ENCODER...", help="Runs, encoder folders, or checkpoints of other projects."),
+    ],
+    protocol: Annotated[
+        list[str],
+        typer.Option(metavar="NAME", help="A protocol's name (twinbench ls protocols; repeatable)."),
+    ],
+    image_set: Annotated[
+        str, typer.Option(metavar="NAME", help="The image set to evaluate on, or folder:PATH.")
+    ],
+    seeds: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Evaluations of an encoder that is no run here.")
+    ] = 1,
+    data_root: DataRoot = None,
+    runs: RunsRoot = _RUNS,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Report folder.")] = Path("results/compare"),
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Jobs at a time. [default: one a core; 1 with a GPU]"),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Evaluate encoders, runs and checkpoints of other projects, and put them into one table and report."""
+    from twinbench.harness.comparison import CompareRequest
+    from twinbench.harness.comparison import compare as compare_encoders
+
+    request = CompareRequest(
+        encoders=tuple(encoders),
+        protocols=tuple(protocol),
+        image_set=image_set,
+        seeds=seeds,
+        data_root=data_root,
+        runs=runs,
+        out=out,
+        workers=workers,
+        debug=debug,
+    )
+    compare_encoders(request)
+
+
 @app.command("import", epilog="Example: twinbench import resnet50.pth --out encoders/barlow-twins")
 def import_(
     file: Annotated[Path, typer.Argument(help="A checkpoint of another project.")],

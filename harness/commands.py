@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import json
 import shlex
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from twinbench.data.catalogue import image_set_names
 from twinbench.downstream.protocol import protocol_names
 from twinbench.encoders.foreign.formats import format_names
-from twinbench.foundation.errors import InputError, RunFailure
-from twinbench.harness.console import job_progress, say
-from twinbench.harness.execute import execute
+from twinbench.foundation.errors import InputError
+from twinbench.harness.carry_out import Execution, carry_out, write_report
 from twinbench.harness.images import Images
 from twinbench.harness.plan import Job, jobs, plan_study
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.recipes import parse_overrides, recipe_names
-from twinbench.harness.records import collect, collect_stored
+from twinbench.harness.records import collect_stored
 from twinbench.harness.schedule import timetable, unfinished_runs
 from twinbench.harness.store import check_writable, stored_runs
 from twinbench.harness.studies import Study, load_study, narrowed, study_names
-from twinbench.harness.workers import default_workers, estimated_seconds, execute_in_parallel
+from twinbench.harness.workers import estimated_seconds
 from twinbench.pretraining.method import method_names
-from twinbench.reports.build import build_report, check_out
-from twinbench.reports.console import render_study
-from twinbench.reports.records import Record, RunInfo
+from twinbench.reports.build import check_out
+from twinbench.reports.records import Record
 from twinbench.reports.study import ColumnSpec, FigureSpec, StudySpec, TableSpec
 
 
@@ -65,38 +62,19 @@ class StudyRequest:
 
 def run_study(request: StudyRequest) -> None:
     """Plan a study, do what is missing, write its report, print its tables."""
-    started = time.monotonic()
     load_plugins()
     study = narrowed(
         load_study(request.study, request.scale), request.seeds, request.methods, request.image_set
     )
-    runs, images = request.runs, Images(request.data_root)
-    planned = plan_study(study, images, runs, parse_overrides(request.assignments))
-    plan = jobs(planned, images)
-    workers = 1 if request.debug else request.workers or default_workers()
-    if request.dry_run:
-        _print_plan(study, plan, estimated_seconds(plan, images, workers), workers)
-        return
+    images = Images(request.data_root)
+    planned = plan_study(study, images, request.runs, parse_overrides(request.assignments))
     out = request.out or Path("results") / "-".join([study.name, *([request.scale] if request.scale else [])])
-    check_out(out)
-    for folder in (runs, out.parent):
-        check_writable(folder)
-    missing = sum(not job.is_finished() for job in plan)
-    say(f"{study.name}: {len(plan)} jobs, {len(plan) - missing} already finished, {workers} at a time")
-    with job_progress(missing) as start_job:
-        if workers > 1 and missing:
-            failures = execute_in_parallel(plan, images, workers, start_job, say)
-        else:
-            failures = execute(plan, images, start_job, say, request.debug)
-    page = _write_report(study, request.command(), *collect(study, planned, images), out)
-    say(f"done in {time.monotonic() - started:.0f} s")
-    print(f"report: {page}")
-    if failures:
-        raise RunFailure(
-            f"{failures} of {len(plan)} jobs failed; their cells say so",
-            where=page,
-            next_step="correct the cause and run the same command again: finished jobs are kept",
-        )
+    how = Execution(request.runs, out, request.command(), request.workers, request.debug)
+    if request.dry_run:
+        plan = jobs(planned, images)
+        _print_plan(study, plan, estimated_seconds(plan, images, how.at_once), how.at_once)
+        return
+    carry_out(study, planned, images, how)
 
 
 def _print_plan(study: Study, plan: list[Job], seconds: dict[str, float], workers: int) -> None:
@@ -117,15 +95,6 @@ def _print_plan(study: Study, plan: list[Job], seconds: dict[str, float], worker
         f"estimated time: {end / 60:.1f} min with {workers} at a time (from what earlier runs took, else a few real "
         f"steps timed {workers} at a time; nothing was written)"
     )
-
-
-def _write_report(
-    study: StudySpec, command: str, records: list[Record], infos: list[RunInfo], out: Path
-) -> Path:
-    page = build_report(study, records, infos, out, command)
-    for text in render_study(study, records, infos):
-        print(text + "\n")
-    return page
 
 
 def report_runs(runs: Path, out: Path) -> None:
@@ -149,7 +118,7 @@ def report_runs(runs: Path, out: Path) -> None:
     )
     check_out(out)
     check_writable(out.parent)
-    page = _write_report(study, f"twinbench report {runs.name} --out DIR", records, infos, out)
+    page = write_report(study, f"twinbench report {runs.name} --out DIR", records, infos, out)
     print(f"report: {page}")
 
 

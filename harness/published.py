@@ -63,6 +63,11 @@ def imported_runs(folder: Path, image_set: ImageSet, runs_root: Path, seeds: int
     ]
 
 
+def imported_run(source: Path, image_set: ImageSet, runs_root: Path, seed: int) -> Run:
+    """The run of one checkpoint file or encoder folder; nothing is written yet."""
+    return _planned(source, _read(source)[1], image_set, runs_root, seed)
+
+
 def _planned(source: Path, info: EncoderInfo, image_set: ImageSet, runs_root: Path, seed: int) -> Run:
     """The run of a checkpoint, which its SHA-256 and how it is fed identify."""
     described = ImportedSource(

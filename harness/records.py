@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from twinbench.pretraining.recipe import Recipe
 from twinbench.reports.records import REMARKS_BETWEEN, Record, RunInfo, finite, unique
 
 
-def collect(study: Study, planned: list[PlannedRun], images: Images) -> tuple[list[Record], list[RunInfo]]:
+def collect(study: Study, planned: Sequence[PlannedRun], images: Images) -> tuple[list[Record], list[RunInfo]]:
     """Records for every cell of the study, failed and collapsed ones too, and the runs behind them.
 
     What several tables show has a record for each of them.
@@ -44,7 +45,7 @@ def collect(study: Study, planned: list[PlannedRun], images: Images) -> tuple[li
 
 def collect_stored(runs: list[Run]) -> tuple[list[Record], list[RunInfo]]:
     """Records for every evaluation in the runs, told apart by the recipe keys in which runs of a method differ."""
-    variants = _variants(runs)
+    variants = told_apart(runs)
     documents = {
         run.hash: [
             r for f in sorted((run.folder / "records").glob("*.json")) if (r := run.record(f)) is not None
@@ -175,7 +176,7 @@ def _run_info(run: Run, variant: str) -> RunInfo:
     )
 
 
-def _variants(runs: list[Run]) -> dict[str, str]:
+def told_apart(runs: Sequence[Run]) -> dict[str, str]:
     """For each run's hash, the recipe keys and values that set it apart from other runs of its method."""
     flat = {run.hash: _flat(identity(run.source)) for run in runs}
     variants = {}

@@ -179,6 +179,11 @@ def read_run(folder: Path) -> Run:
     return Run(folder, source, recipe_hash(source))
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether a folder is that of a run."""
+    return any((folder / name).is_file() for name in _SOURCE_FILES)
+
+
 def encoder_in(folder: Path) -> Path:
     """The folder of an encoder, given that or the run which holds it."""
     inner = folder / "encoder"
@@ -190,7 +195,7 @@ def record_place(folder: Path, protocol: str, image_set: ImageSet, seed: int) ->
 
     None if that is not a run, or one of another seed: a study would not have made this record.
     """
-    if not any((folder / name).is_file() for name in _SOURCE_FILES):
+    if not holds_run(folder):
         return None
     run = _readable_run(folder)
     return run.record_file(protocol, image_set) if run is not None and run.source.seed == seed else None

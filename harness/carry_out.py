@@ -1,0 +1,76 @@
+"""Do what is missing of a plan, write the study's report, print its tables."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from twinbench.foundation.errors import RunFailure
+from twinbench.harness.console import job_progress, say
+from twinbench.harness.execute import execute
+from twinbench.harness.images import Images
+from twinbench.harness.plan import PlannedRun, jobs
+from twinbench.harness.records import collect
+from twinbench.harness.store import check_writable
+from twinbench.harness.studies import Study
+from twinbench.harness.workers import default_workers, execute_in_parallel
+from twinbench.reports.build import build_report, check_out
+from twinbench.reports.console import render_study
+from twinbench.reports.records import Record, RunInfo
+from twinbench.reports.study import StudySpec
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a plan is carried out: the run store, the report's folder, and the ``command`` that makes it again.
+
+    ``workers`` is what suits the machine unless given; with ``debug`` one job at a time, and the first failure ends it.
+    """
+
+    runs: Path
+    out: Path
+    command: str
+    workers: int | None = None
+    debug: bool = False
+
+    @property
+    def at_once(self) -> int:
+        """How many jobs compute at a time."""
+        return 1 if self.debug else self.workers or default_workers()
+
+
+def carry_out(study: Study, planned: Sequence[PlannedRun], images: Images, how: Execution) -> None:
+    """Do the jobs that are not finished, then report; raises RunFailure if some failed."""
+    started = time.monotonic()
+    check_out(how.out)
+    for folder in (how.runs, how.out.parent):
+        check_writable(folder)
+    plan = jobs(planned, images)
+    missing = sum(not job.is_finished() for job in plan)
+    say(f"{study.name}: {len(plan)} jobs, {len(plan) - missing} already finished, {how.at_once} at a time")
+    with job_progress(missing) as start_job:
+        if how.at_once > 1 and missing:
+            failures = execute_in_parallel(plan, images, how.at_once, start_job, say)
+        else:
+            failures = execute(plan, images, start_job, say, how.debug)
+    page = write_report(study, how.command, *collect(study, planned, images), how.out)
+    say(f"done in {time.monotonic() - started:.0f} s")
+    print(f"report: {page}")
+    if failures:
+        raise RunFailure(
+            f"{failures} of {len(plan)} jobs failed; their cells say so",
+            where=page,
+            next_step="correct the cause and run the same command again: finished jobs are kept",
+        )
+
+
+def write_report(
+    study: StudySpec, command: str, records: list[Record], infos: list[RunInfo], out: Path
+) -> Path:
+    """Write a report and print its tables; returns the path of the page."""
+    page = build_report(study, records, infos, out, command)
+    for text in render_study(study, records, infos):
+        print(text + "\n")
+    return page

@@ -1,0 +1,71 @@
+"""twinbench compare: runs, encoder folders and checkpoints of others in one table."""
+
+import pandas as pd
+import pytest
+import torch
+import torchvision
+
+KNN = ("--protocol", "knn", "--image-set", "digit-scenes")
+
+
+@pytest.fixture
+def made(cli, tiny_study, tmp_path):
+    """A trained run and a random one, an exported encoder, and a checkpoint as torchvision writes it."""
+    assert cli("run", tiny_study).code == 0
+    runs = {path.name.split("-")[0]: path for path in (tmp_path / "runs").iterdir()}
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "theirs.pth")
+    return runs
+
+
+@pytest.fixture
+def records(tmp_path):
+    return lambda: pd.read_csv(tmp_path / "results/compare/records.csv", keep_default_na=False)
+
+
+def test_everything_that_is_an_encoder_has_a_row(cli, made, tmp_path, records):
+    trained, random = made["barlow_twins"], made["random_init"]
+    ended = cli("compare", trained, random / "encoder", "theirs.pth", *KNN, "--workers", "1")
+    assert ended.code == 0, ended.err
+    found = records()
+    assert set(found.metric) == {"top1", "top5"}
+    assert set(found.status) == {"done"}
+    assert dict(zip(found.method, found.origin, strict=True)) == {
+        "barlow_twins": "run",
+        "random_init": "run",
+        "theirs": "imported",
+    }
+    # a run's own evaluation on other images is kept in the run, as every evaluation is
+    assert len(list((trained / "records").glob("knn--cosine-v1--on-digit-scenes-*.json"))) == 1
+    again = cli("compare", trained, random / "encoder", "theirs.pth", *KNN, "--workers", "1")
+    assert "6 jobs, 6 already finished" in again.err
+    page = (tmp_path / "results/compare/report.html").read_text()
+    assert "twinbench compare" in page
+
+
+def test_runs_of_one_method_are_told_apart_by_what_differs(cli, made, records):
+    pretrain = ("pretrain", "barlow_twins", "--image-set", "digit-scenes", "--set", "backbone.width=8")
+    small = ("--set", "epochs=1", "--set", "batch_size=512", "--set", "schedule.warmup_epochs=0")
+    assert cli(*pretrain, *small, "--set", "options.lambd=0.5", "--runs", "more").code == 0
+    (other,) = (made["barlow_twins"].parents[1] / "more").iterdir()
+    ended = cli("compare", made["barlow_twins"], other, *KNN, "--workers", "1")
+    assert ended.code == 0, ended.err
+    variants = set(records().variant)
+    assert len(variants) == 2
+    assert all("options.lambd=" in variant for variant in variants)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["missing.pth", *KNN], "no such file"),
+        (["runs", *KNN], "neither a run nor an encoder"),
+        (["theirs.pth", "--protocol", "knm", "--image-set", "digit-scenes"], "nearest: knn"),
+        (["theirs.pth", "--protocol", "knn", "--image-set", "digit-scene"], "nearest: digit-scenes"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_before_any_work(cli, made, tmp_path, arguments, words):
+    ended = cli("compare", *arguments)
+    assert ended.code == 2
+    assert words in ended.err
+    assert not (tmp_path / "results" / "compare").exists()
