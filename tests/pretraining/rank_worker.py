@@ -21,7 +21,7 @@ from twinbench.baselines.swav import sinkhorn, swapped_prediction_loss
 from twinbench.encoders.backbones import build_backbone
 from twinbench.harness.plugins import load_plugins
 from twinbench.pretraining import collectives
-from twinbench.pretraining.barlow_twins import barlow_twins_loss
+from twinbench.pretraining.barlow_twins import barlow_twins_loss, correlation_terms, cross_correlation
 from twinbench.pretraining.collectives import (
     all_gather_cat,
     all_gather_nograd,
@@ -30,6 +30,11 @@ from twinbench.pretraining.collectives import (
     mean_over_ranks,
     rank,
     world_size,
+)
+from twinbench.pretraining.correlation_variants import (
+    cross_covariance,
+    cross_entropy_terms,
+    feature_normalised_covariance,
 )
 from twinbench.pretraining.method import Progress, method_class
 from twinbench.pretraining.norms import GlobalBatchNorm, synchronise_batch_norms
@@ -77,6 +82,9 @@ def with_queue(q, k):
 
 LOSSES = {
     "barlow_twins": lambda a, b: barlow_twins_loss(a, b, lambd=0.1),
+    "barlow_twins_covariance": lambda a, b: sum(correlation_terms(cross_covariance(a, b))),
+    "barlow_twins_unit_length": lambda a, b: sum(correlation_terms(feature_normalised_covariance(a, b))),
+    "barlow_twins_entropy": lambda a, b: sum(cross_entropy_terms(cross_correlation(a, b), 0.5)),
     "simclr": nt_xent_loss,
     "byol": byol_loss,
     "simsiam": negative_cosine,
@@ -122,7 +130,7 @@ def local_moments(x, dims=(0,)):
 CONTROLS = {
     "barlow_twins with local statistics": (
         "barlow_twins",
-        "twinbench.pretraining.barlow_twins",
+        "twinbench.pretraining.collectives",
         "global_moments",
         local_moments,
     ),
