@@ -306,7 +306,7 @@ def train_and_measure(recipe: Recipe, images: ImageSet, folder: Path, ends: floa
     }
     for name in PROTOCOLS:
         encoder = Encoder.load(folder / "encoder")
-        record = evaluate_encoder(
+        record, _ = evaluate_encoder(
             encoder, protocol(name), images, recipe.seed, folder / "features", lambda fraction, text: None
         )
         row[name] = next(m["value"] for m in record["measurements"] if m["metric"] == "top1")

@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from twinbench.data.image_sets import ImageSet
+from twinbench.data.pictures import tiled
+from twinbench.data.streaming import StreamedImages
 from twinbench.downstream.protocol import (
     EvaluationContext,
     Measurement,
@@ -18,6 +20,7 @@ from twinbench.encoders.encoder import Encoder
 
 _NEIGHBOURS = 200
 _CHUNK = 1024
+_SHOWN, _NEAREST = 6, 7  # test images of the picture, and the neighbours of each
 
 
 def knn_scores(
@@ -41,6 +44,20 @@ def knn_scores(
         votes = torch.zeros(len(chunk), classes, dtype=bank.dtype, device=bank.device)
         scores.append(votes.scatter_add_(1, bank_labels[neighbours], (similarity / temperature).exp()))
     return torch.cat(scores)
+
+
+def _nearest(queries: Tensor, bank: Tensor, image_set: ImageSet) -> Tensor | None:
+    """A few test images, each before its nearest training images; None where images lack labels or are streamed."""
+    test, train = image_set.split("test"), image_set.split("train")
+    if len(queries) != len(test) or len(bank) != len(train):
+        return None
+    if isinstance(train.images, StreamedImages) or isinstance(test.images, StreamedImages):
+        return None
+    shown = torch.linspace(0, len(queries) - 1, min(_SHOWN, len(queries))).long()
+    similarity = normalize(queries[shown], dim=1) @ normalize(bank, dim=1).T
+    nearest = similarity.topk(min(_NEAREST, len(bank)), dim=1).indices
+    rows = [[test.images[int(i)], *train.images[near.cpu()]] for i, near in zip(shown, nearest, strict=True)]
+    return tiled(rows, apart=1)
 
 
 @register_protocol
@@ -68,6 +85,7 @@ class CosineKnn(Protocol):
                 f"the neighbours are all the {len(bank)} labelled training images, not {_NEIGHBOURS}"
             )
         scores = knn_scores(queries, bank, bank_labels, len(context.image_set.classes))
+        context.picture = _nearest(queries, bank, context.image_set)
         context.progress(1.0)
         return accuracies(scores, labels)
 

@@ -52,6 +52,7 @@ class EvaluationContext:
     ``label_list`` says which images count as labelled where a protocol uses a share of them. A protocol leaves in
     ``details`` (names to JSON values) what it chose and used, for the record to keep beside the measurements, and
     appends to ``remarks`` a sentence on whatever a reader of the number must know about its measurement, with counts.
+    It may leave a ``picture`` for people to look at, uint8 ``[3, H, W]``.
     """
 
     image_set: ImageSet
@@ -62,6 +63,7 @@ class EvaluationContext:
     label_list: LabelList | None = None
     details: dict[str, Any] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    picture: Tensor | None = None
 
 
 class Protocol(ABC):

@@ -115,7 +115,7 @@ def evaluate_one(request: EvaluateRequest) -> None:
     load_splits(image_set, (chosen,))
     with job_progress(1) as start_job:
         report = start_job(f"{chosen.name} {folder}")
-        record = evaluate_encoder(encoder, chosen, image_set, request.seed, None, report, labelled)
+        record, _ = evaluate_encoder(encoder, chosen, image_set, request.seed, None, report, labelled)
     for file in files:
         write_json(file, record)
     source = f" from {encoder.info.source_file}" if encoder.info.source_file else ""

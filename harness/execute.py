@@ -10,19 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
 
+from twinbench.data.augment import Normalisation, augment
 from twinbench.data.image_sets import ImageSet
+from twinbench.data.pictures import tiled, write_picture
+from twinbench.data.streaming import StreamedImages
 from twinbench.downstream.features import FeatureStore
 from twinbench.downstream.label_lists import LabelList
 from twinbench.downstream.protocol import EvaluationContext, Protocol
 from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.errors import ExplainedError, RunFailure
+from twinbench.foundation.randomness import seeded_generator
 from twinbench.harness.environment import environment
 from twinbench.harness.images import Images
 from twinbench.harness.plan import Job
 from twinbench.harness.published import import_run
 from twinbench.harness.source import ImportedSource
-from twinbench.harness.store import Run, write_json
+from twinbench.harness.store import VIEWS_PICTURE, Run, picture_of, write_json
+from twinbench.pretraining.build import view_policies
 from twinbench.pretraining.checkpoint import remove_checkpoints
 from twinbench.pretraining.engine import Engine
 from twinbench.pretraining.interrupt import Interrupted
@@ -38,6 +45,9 @@ from twinbench.reports.records import unique
 
 StartJob = Callable[[str], ReportProgress]
 """Announces a job by its label and returns where its progress goes."""
+
+
+_SHOWN = 6  # training images in the picture of the views
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,11 @@ def _run_job(
     job: Job, images: Images, training: Training, report: ReportProgress, say: Callable[[str], None]
 ) -> None:
     if job.evaluation is not None and job.record is not None:
-        record = evaluate_run(job.run, job.evaluation.protocol, images[job.evaluation.images], report)
+        record, picture = evaluate_run(
+            job.run, job.evaluation.protocol, images[job.evaluation.images], report
+        )
+        if picture is not None:
+            write_picture(picture_of(job.record), picture)
         write_json(job.record, record)
         return
     if isinstance(job.run.source, ImportedSource):
@@ -101,7 +115,9 @@ def _run_job(
         return
     job.run.begin()
     reset_peak_memory()
-    finish_run(job.run, train_run(job.run, images[job.trained_on], training, report, say))
+    summary = train_run(job.run, images[job.trained_on], training, report, say)
+    show_views(job.run, images[job.trained_on])
+    finish_run(job.run, summary)
 
 
 def train_run(
@@ -125,6 +141,27 @@ def train_run(
     )
 
 
+def show_views(run: Run, image_set: ImageSet) -> None:
+    """Leave a picture of a few training images and of views as the method saw them."""
+    recipe = run.source
+    policies = (
+        view_policies(recipe, image_set.image_size) if isinstance(recipe, Recipe) and recipe.views else ()
+    )
+    split = image_set.split("train")
+    if not policies or isinstance(split.images, StreamedImages):
+        return
+    images = split.images[torch.linspace(0, len(split) - 1, min(_SHOWN, len(split))).long()]
+    generator = seeded_generator(run.source.seed, "picture", 0)
+    # draws of its own, not those of the training
+    as_it_is = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    views = [augment(images, policy, as_it_is, generator) for policy in policies]
+    side = images.shape[-1]
+    small = [(255 * interpolate(view, size=side)).round().clamp(0, 255).to(torch.uint8) for view in views]
+    write_picture(
+        run.folder / VIEWS_PICTURE, tiled([[*row] for row in zip(images, *small, strict=True)], apart=1)
+    )
+
+
 def finish_run(run: Run, summary: TrainingSummary) -> None:
     """Mark a run as trained; its checkpoints are no longer needed."""
     run.write_status(
@@ -145,8 +182,10 @@ def finish_run(run: Run, summary: TrainingSummary) -> None:
     remove_checkpoints(run.folder / "checkpoints")
 
 
-def evaluate_run(run: Run, protocol: Protocol, image_set: ImageSet, report: ReportProgress) -> dict[str, Any]:
-    """The result record of a run's encoder under one protocol."""
+def evaluate_run(
+    run: Run, protocol: Protocol, image_set: ImageSet, report: ReportProgress
+) -> tuple[dict[str, Any], Tensor | None]:
+    """The result record of a run's encoder under one protocol, and the picture that the protocol left."""
     encoder = Encoder.load(run.encoder_folder)
     return evaluate_encoder(encoder, protocol, image_set, run.source.seed, run.folder / "features", report)
 
@@ -164,8 +203,8 @@ def evaluate_encoder(
     feature_folder: Path | None,
     report: ReportProgress,
     label_list: LabelList | None = None,
-) -> dict[str, Any]:
-    """The result record of one encoder under one protocol."""
+) -> tuple[dict[str, Any], Tensor | None]:
+    """The result record of one encoder under one protocol, and the picture that the protocol left."""
     device = evaluation_device()
     encoder.backbone.to(device)
     context = EvaluationContext(
@@ -179,7 +218,7 @@ def evaluate_encoder(
     reset_peak_memory()
     started = time.monotonic()
     measurements = protocol.evaluate(encoder, context)
-    return {
+    record = {
         "protocol": protocol.name,
         "image_set": image_set.name,
         "image_set_fingerprint": image_set.fingerprint,
@@ -209,6 +248,7 @@ def evaluate_encoder(
             {"metric": m.metric, "value": m.value, "n": m.n, "stderr": m.stderr} for m in measurements
         ],
     }
+    return record, context.picture
 
 
 def _unmeasured(protocol: Protocol, image_set: ImageSet) -> list[str]:

@@ -13,13 +13,15 @@ from twinbench.harness.images import Images
 from twinbench.harness.plan import PlannedRun, record_of
 from twinbench.harness.recipes import identity
 from twinbench.harness.source import ImportedSource
-from twinbench.harness.store import Run, read_json
-from twinbench.harness.studies import Study
+from twinbench.harness.store import VIEWS_PICTURE, Run, picture_of, read_json
+from twinbench.harness.studies import Study, StudyTable
 from twinbench.pretraining.recipe import Recipe
 from twinbench.reports.records import REMARKS_BETWEEN, Record, RunInfo, finite, unique
 
 
-def collect(study: Study, planned: Sequence[PlannedRun], images: Images) -> tuple[list[Record], list[RunInfo]]:
+def collect(
+    study: Study, planned: Sequence[PlannedRun], images: Images
+) -> tuple[list[Record], list[RunInfo]]:
     """Records for every cell of the study, failed and collapsed ones too, and the runs behind them.
 
     What several tables show has a record for each of them.
@@ -40,7 +42,24 @@ def collect(study: Study, planned: Sequence[PlannedRun], images: Images) -> tupl
                 lost = _lost(nothing, entry.run, file)
                 metrics = {column.metric for column in table.columns_of(name, image_set)}
                 records += [replace(lost, metric=metric) for metric in sorted(metrics)]
-    return records, [replace(_run_info(entry.run, entry.variant), table=entry.table) for entry in planned]
+    infos = [
+        replace(
+            _run_info(entry.run, entry.variant), table=entry.table, pictures=_pictures(entry, tables, images)
+        )
+        for entry in planned
+    ]
+    return records, infos
+
+
+def _pictures(
+    entry: PlannedRun, tables: dict[str, StudyTable], images: Images
+) -> dict[tuple[str, str], Path]:
+    """The pictures that the run and its evaluations for the table have left."""
+    found = {("", ""): entry.run.folder / VIEWS_PICTURE}
+    for evaluation, (name, _) in zip(entry.evaluations, tables[entry.table].measured, strict=True):
+        image_set = images[evaluation.images].name
+        found[name, image_set] = picture_of(record_of(entry.run, evaluation, images))
+    return {key: path for key, path in found.items() if path.is_file()}
 
 
 def collect_stored(runs: list[Run]) -> tuple[list[Record], list[RunInfo]]:

@@ -136,6 +136,15 @@ class Run:
             yield
 
 
+VIEWS_PICTURE = "pictures/views.png"
+"""Where in a run's folder the picture of its views is."""
+
+
+def picture_of(record: Path) -> Path:
+    """Where the picture of an evaluation is, given the file of its record."""
+    return record.parent.parent / "pictures" / f"{record.stem}.png"
+
+
 def open_run(root: Path, recipe: Recipe, image_set: ImageSet) -> Run:
     """The run under ``root`` of a recipe that was resolved for an image set; nothing is written yet."""
     digest = recipe_hash(recipe)

@@ -6,8 +6,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -79,7 +79,8 @@ class RunInfo:
     """One pretraining run in a table of a study, or in every table.
 
     ``folder`` holds metrics.jsonl and diagnostics.json where the run got that far. ``seconds`` is how long
-    the training took; 0 where it is not known or nothing was trained.
+    the training took; 0 where it is not known or nothing was trained. ``pictures`` are files by protocol and image set,
+    that of the views without either.
     """
 
     method: str
@@ -91,6 +92,7 @@ class RunInfo:
     seconds: float = 0.0
     origin: str = "run"
     table: str = ""
+    pictures: Mapping[tuple[str, str], Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

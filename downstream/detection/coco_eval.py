@@ -54,6 +54,11 @@ def run_lengths(masks: Tensor) -> list[dict[str, Any]]:
     return [mask_codec.encode(np.asfortranarray(mask.numpy(), np.uint8)) for mask in masks]
 
 
+def pixel_masks(encoded: Sequence[dict[str, Any]]) -> Tensor:
+    """The bool masks ``[n, H, W]`` of at least one of COCO's run lengths."""
+    return torch.stack([torch.from_numpy(mask_codec.decode(mask).astype(bool)) for mask in encoded])
+
+
 def require_objects(truth: DetectionSplit) -> None:
     """Raise InputError if no object counts, being neither crowd nor difficult: the AP is not defined for it."""
     if all(truth.ignored(i).all() for i in range(len(truth))):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from twinbench.reports.figures import ablation, bars, runs  # noqa: F401  (each registers the kinds that it draws)
+from twinbench.reports.figures import ablation, bars, pictures, runs  # noqa: F401  (each registers the kinds that it draws)
 from twinbench.reports.figures.drawing import FIGURE_KINDS, Drawing
 from twinbench.reports.layout import Table
 from twinbench.reports.records import RunInfo, of_table
