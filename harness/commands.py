@@ -20,10 +20,16 @@ from twinbench.harness.plugins import load_plugins
 from twinbench.harness.published import encoder_folder
 from twinbench.harness.recipes import parse_overrides, recipe_names
 from twinbench.harness.records import collect, collect_stored
-from twinbench.harness.schedule import timetable, unfinished_runs
+from twinbench.harness.schedule import order_matters, timetable, unfinished_runs
 from twinbench.harness.store import check_writable, stored_runs
 from twinbench.harness.studies import Study, load_study, study_names
-from twinbench.harness.workers import ImageSource, default_workers, estimated_seconds, execute_in_parallel
+from twinbench.harness.workers import (
+    ImageSource,
+    busy_workers,
+    default_workers,
+    estimated_seconds,
+    execute_in_parallel,
+)
 from twinbench.pretraining.method import method_names
 from twinbench.reports.build import build_report, check_out
 from twinbench.reports.console import render_study
@@ -87,7 +93,8 @@ def run_study(request: StudyRequest) -> None:
     plan = list(jobs(planned))
     workers = 1 if request.debug else request.workers or default_workers()
     if request.dry_run:
-        _print_plan(study, plan, images, estimated_seconds(plan, images, source, workers), workers)
+        busy = busy_workers(plan, workers)
+        _print_plan(study, plan, images, estimated_seconds(plan, images, source, workers, busy, say), workers)
         return
     out = request.out or Path("results") / study.name
     check_out(out)
@@ -120,9 +127,13 @@ def _print_plan(
     for job in plan:
         if job.is_finished():
             print(f"  {job.label:<70} finished")
+    longest_first = order_matters(plan, workers)
     # one at a time they go in the order of the plan, as a single run would
-    runs = unfinished_runs(plan, seconds) if workers > 1 else [[job for job in plan if not job.is_finished()]]
-    starts, end = timetable([[seconds[job.label] for job in jobs] for jobs in runs], workers)
+    runs = [[job for job in plan if not job.is_finished()]]
+    if workers > 1:
+        runs = unfinished_runs(plan, seconds if longest_first else {})
+    lengths = [[seconds[job.label] for job in jobs] for jobs in runs]
+    starts, end = timetable(lengths, workers, longest_first)
     for start in starts:
         job = runs[start.run][start.place]
         print(
@@ -130,7 +141,7 @@ def _print_plan(
         )
     print(
         f"estimated time: {end / 60:.1f} min with {workers} at a time (from what earlier runs took, else a few real "
-        f"steps timed {workers} at a time; nothing was written)"
+        f"steps timed {busy_workers(plan, workers)} at a time; nothing was written)"
     )
 
 

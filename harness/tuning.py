@@ -53,7 +53,13 @@ from twinbench.harness.trials import (
     table_lines,
     write_outcome,
 )
-from twinbench.harness.workers import ImageSource, default_workers, estimated_seconds, execute_in_parallel
+from twinbench.harness.workers import (
+    ImageSource,
+    busy_workers,
+    default_workers,
+    estimated_seconds,
+    execute_in_parallel,
+)
 
 PROTOCOLS = ("knn/cosine-v1", "linear/cached-v1")
 """What a trial is measured by; its score is the mean of their top-1."""
@@ -116,7 +122,8 @@ def tune(request: TuneRequest) -> None:
     plan = list(jobs([trial.planned for trial in trials]))
     workers = 1 if request.debug else request.workers or default_workers()
     if request.dry_run:
-        _print_plan(trials, plan, _estimated_seconds(plan, images, source, workers), workers)
+        busy = busy_workers(plan, workers)
+        _print_plan(trials, plan, _estimated_seconds(plan, images, source, workers, busy), workers)
         return
     shipped = {method: shipped_recipe(request.folder, method) for method in request.methods}
     if request.write:
@@ -215,7 +222,7 @@ def _limits(limits: Sequence[str]) -> dict[str, int]:
 
 
 def _estimated_seconds(
-    plan: Sequence[Job], images: StudyImages, source: ImageSource, workers: int
+    plan: Sequence[Job], images: StudyImages, source: ImageSource, workers: int, busy: int
 ) -> dict[str, float]:
     """The seconds of each unfinished job by its label: what the first such job of its method takes.
 
@@ -223,7 +230,7 @@ def _estimated_seconds(
     """
     first: dict[tuple[str, str], Job] = {}
     of = {job.label: first.setdefault(_kind(job), job) for job in plan if not job.is_finished()}
-    seconds = estimated_seconds(list(first.values()), images, source, workers)
+    seconds = estimated_seconds(list(first.values()), images, source, workers, busy, say)
     return {label: seconds[job.label] for label, job in of.items()}
 
 
@@ -245,7 +252,7 @@ def _print_plan(
     _, end = timetable(list(runs.values()), workers, longest_first=False)
     print(
         f"estimated time: {end / 60:.1f} min with {workers} at a time (from what earlier runs took, else a few real "
-        f"steps of one trial a method timed {workers} at a time; nothing was written)"
+        f"steps of one trial a method timed {busy_workers(plan, workers)} at a time; nothing was written)"
     )
 
 
