@@ -21,7 +21,10 @@ from twinbench.pretraining.build import resolve
 from twinbench.pretraining.recipe import Recipe
 
 NUMERICS_VERSION = 2
-"""Part of every recipe hash. Raise it when a change to the code changes what a recipe computes."""
+"""Part of every recipe hash. Raise it when a change to the code changes what a recipe computes.
+
+Another order of the same sums is no such change: another processor or version of torch rounds differently too.
+"""
 
 _ADDED_OPTIONS: dict[str, dict[str, Any]] = {"simclr": {"loss_scale": 1.0}}
 """Options that methods got after recipes had been hashed, with the values that reproduce the numbers from before."""
