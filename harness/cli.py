@@ -159,28 +159,48 @@ def tune(
     set_: Overrides = [],  # noqa: B006
     limit: Annotated[
         list[str],
-        typer.Option(metavar="SPLIT=N", help="Cut a split to so many images, e.g. train=2000 (repeatable)."),
+        typer.Option(
+            metavar="SPLIT=N",
+            help="Cut a split of the trials to so many images, e.g. train=2000 (repeatable). Their val is a tenth of "
+            "the set's train images, which train lacks, and their test is the set's val.",
+        ),
     ] = [],  # noqa: B006
     write: Annotated[
         bool,
-        typer.Option("--write", help="Put what won and its log into the recipe folder, over what is there."),
+        typer.Option(
+            "--write",
+            help="Put what won and its log into the recipe folder, over what is there: of the comments, Expected: and "
+            "Tuning: are new. Of a method with trials that failed or were not run, nothing is put there.",
+        ),
     ] = False,
     data_root: DataRoot = None,
     runs: RunsRoot = _RUNS,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="For logs and recipes. [default: results/tune-RECIPE]")
+        Path | None,
+        typer.Option(metavar="DIR", help="For logs and recipes. [default: results/tune-RECIPE-IMAGES]"),
     ] = None,
     workers: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Runs at a time. [default: one a core; 1 with a GPU]"),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the trials and stop.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print the trials and how long they take, and stop. Where no earlier runs tell, steps of each method "
+            "are timed, for a minute or more.",
+        ),
+    ] = False,
     debug: Annotated[
         bool,
         typer.Option("--debug", help="One job at a time; stop at the first failure and show its traceback."),
     ] = False,
 ) -> None:
-    """Search good values for some methods, each in the same number of trials, on validation images alone."""
+    """Search good values for some methods, each in the same number of trials, on validation images alone.
+
+    What --set changes is part of the recipes that win, but for epochs and schedule.warmup_epochs: these are the budget
+    of the trials alone.
+    """
     from twinbench.harness.tuning import TuneRequest, tune
 
     request = TuneRequest(

@@ -12,15 +12,16 @@ from twinbench.downstream.protocol import protocol_names
 from twinbench.encoders.foreign.formats import format_names
 from twinbench.foundation.errors import InputError
 from twinbench.harness.carry_out import Execution, carry_out, write_report
+from twinbench.harness.console import say
 from twinbench.harness.images import Images
 from twinbench.harness.plan import Job, jobs, plan_study
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.recipes import parse_overrides, recipe_names
 from twinbench.harness.records import collect_stored
-from twinbench.harness.schedule import timetable, unfinished_runs
+from twinbench.harness.schedule import order_matters, timetable, unfinished_runs
 from twinbench.harness.store import check_writable, stored_runs
 from twinbench.harness.studies import Study, load_study, narrowed, study_names
-from twinbench.harness.workers import estimated_seconds
+from twinbench.harness.workers import busy_workers, estimated_seconds
 from twinbench.pretraining.method import method_names
 from twinbench.reports.build import check_out
 from twinbench.reports.records import Record
@@ -72,7 +73,8 @@ def run_study(request: StudyRequest) -> None:
     how = Execution(request.runs, out, request.command(), request.workers, request.debug)
     if request.dry_run:
         plan = jobs(planned, images)
-        _print_plan(study, plan, estimated_seconds(plan, images, how.at_once), how.at_once)
+        busy = busy_workers(plan, how.at_once)
+        _print_plan(study, plan, estimated_seconds(plan, images, how.at_once, busy, say), how.at_once)
         return
     carry_out(study, planned, images, how)
 
@@ -83,9 +85,13 @@ def _print_plan(study: Study, plan: list[Job], seconds: dict[str, float], worker
     for job in plan:
         if job.is_finished():
             print(f"  {job.label:<70} finished")
+    longest_first = order_matters(plan, workers)
     # one at a time they go in the order of the plan, as a single run would
-    runs = unfinished_runs(plan, seconds) if workers > 1 else [[job for job in plan if not job.is_finished()]]
-    starts, end = timetable([[seconds[job.label] for job in jobs] for jobs in runs], workers)
+    runs = [[job for job in plan if not job.is_finished()]]
+    if workers > 1:
+        runs = unfinished_runs(plan, seconds if longest_first else {})
+    lengths = [[seconds[job.label] for job in jobs] for jobs in runs]
+    starts, end = timetable(lengths, workers, longest_first)
     for start in starts:
         job = runs[start.run][start.place]
         print(
@@ -93,7 +99,7 @@ def _print_plan(study: Study, plan: list[Job], seconds: dict[str, float], worker
         )
     print(
         f"estimated time: {end / 60:.1f} min with {workers} at a time (from what earlier runs took, else a few real "
-        f"steps timed {workers} at a time; nothing was written)"
+        f"steps timed {busy_workers(plan, workers)} at a time; nothing was written)"
     )
 
 

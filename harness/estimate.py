@@ -1,7 +1,7 @@
 """How long will the jobs take? As long as in earlier runs here, or as a few real steps say that are timed now.
 
-Whoever times them lets as many processes compute at once as there will be workers: they share caches and the memory's
-bandwidth, so each is slower than one alone.
+Whoever times them lets as many processes compute at once as workers will: they share caches and the memory's bandwidth,
+so each is slower than one alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from twinbench.data.image_sets import ImageSet
 from twinbench.downstream.protocol import Protocol
 from twinbench.encoders.backbones import build_backbone
-from twinbench.harness.environment import environment
+from twinbench.harness.environment import takes_as_long
 from twinbench.harness.images import ImageChoice, Images
 from twinbench.harness.plan import Job
 from twinbench.harness.source import ImportedSource, Source
@@ -40,7 +40,7 @@ class Step:
 
     @property
     def key(self) -> str:
-        """What its time depends on: neither the seed nor the number of epochs."""
+        """What its time depends on: not the seed, the number of epochs or how the values were found."""
         return _step_key(self.recipe)
 
     def seconds(self, images: Images) -> float:
@@ -49,7 +49,8 @@ class Step:
 
 
 def _step_key(recipe: Recipe) -> str:
-    return f"step {recipe.model_copy(update={'seed': 0, 'epochs': 0}).model_dump_json()}"
+    same = recipe.model_copy(update={"seed": 0, "epochs": 0, "tuning": None})
+    return f"step {same.model_dump_json()}"
 
 
 @dataclass(frozen=True)
@@ -107,17 +108,15 @@ def estimate(
     left = [job for job in plan if not job.is_finished()]
     costs = {job.label: cost for job in left if (cost := _cost(job, images)) is not None}
     unknown = {cost.unit.key: cost.unit for cost in costs.values() if cost.seconds(known) is None}
-    # the many steps of one method keep other processes busy while they time theirs; the short passes come last
-    units = sorted(unknown.values(), key=lambda unit: isinstance(unit, ForwardPass))
-    timed = dict(zip([unit.key for unit in units], time_units(units) if units else [], strict=True))
-    known = known | timed
+    timed = time_units(list(unknown.values())) if unknown else []
+    known = known | dict(zip(unknown, timed, strict=True))
     return {
         job.label: (costs[job.label].seconds(known) or 0.0) if job.label in costs else 0.0 for job in left
     }
 
 
 def _cost(job: Job, images: Images) -> _Cost | None:
-    """What a job consists of; None if it takes next to no time, as an import does."""
+    """What a job consists of; None if it takes next to no time, as an import or a training of no epochs does."""
     source = job.run.source
     if job.evaluation is not None:
         chosen, image_set = job.evaluation.protocol, images[job.evaluation.images]
@@ -125,7 +124,7 @@ def _cost(job: Job, images: Images) -> _Cost | None:
         passes = chosen.forward_passes(image_set)
         key = _evaluation_key(chosen.name, source, image_set.fingerprint)
         return _Cost(ForwardPass(source.backbone, size), passes, key)
-    if isinstance(source, ImportedSource):
+    if isinstance(source, ImportedSource) or source.epochs == 0:
         return None
     return _Cost(Step(source, job.trained_on), _steps(source, images[job.trained_on]))
 
@@ -151,8 +150,8 @@ def _steps(recipe: Recipe, image_set: ImageSet) -> int:
 def former_seconds(root: Path, device: str) -> dict[str, float]:
     """Seconds of a step and of whole evaluations in the runs of a store, each the median of what there is.
 
-    Only what the same versions measured on the same kind of machine and on ``device``, which has the number of threads
-    and so of workers in its name.
+    Only what the same versions of the packages measured on the same kind of machine, at any commit, and on ``device``,
+    which has the number of threads and so of workers in its name.
     """
     found: dict[str, list[float]] = {}
     for run in stored_runs(root):
@@ -179,6 +178,6 @@ def _is_of_here(document: dict[str, Any], device: str) -> bool:
     """Whether a status or a record is that of a finished job of these versions on this device."""
     return (
         document.get("status") in {"done", "collapsed"}
-        and document.get("environment") == environment()
+        and takes_as_long(document.get("environment", {}))
         and document.get("device") == device
     )

@@ -17,10 +17,14 @@ from twinbench.data.validation import VAL_OF
 from twinbench.foundation.errors import InputError, unknown_name
 from twinbench.foundation.models import explain_validation
 from twinbench.harness.source import Source
+from twinbench.pretraining.build import resolve
 from twinbench.pretraining.recipe import Recipe
 
 NUMERICS_VERSION = 2
-"""Part of every recipe hash. Raise it when a change to the code changes what a recipe computes."""
+"""Part of every recipe hash. Raise it when a change to the code changes what a recipe computes.
+
+Another order of the same sums is no such change: another processor or version of torch rounds differently too.
+"""
 
 _ADDED_OPTIONS: dict[str, dict[str, Any]] = {
     "simclr": {"loss_scale": 1.0},
@@ -87,15 +91,22 @@ def load_recipe(folder: str, method: str, image_set: str, overrides: dict[str, A
 
     ``folder`` is one of ``recipes/`` or the path of a folder of your own; empty, it is the image set's own.
 
+    A tuned recipe stays tuned (its key ``tuning``) only if no override changes a value of it. Trials chose all values
+    together: with another batch, backbone or precision, or after fewer epochs, others might have won. So
+    ``epochs=2`` and ``precision=fp32`` make it a recipe that no trials chose, and a study that varies a key has one
+    tuned row, that of the file's own value. Seed and images are not values of the file: whoever runs the recipe
+    chooses them, and it stays tuned.
+
     Raises InputError for an unknown folder, method or key, with the nearest valid one, and for a file that holds the
-    recipe of another method. A recipe in which a key that was tuned is overridden counts as not tuned.
+    recipe of another method.
     """
     place = recipe_folder(folder or own_recipes(image_set))
     source = place / f"{method}.yaml"
     if not source.is_file():
         valid = [entry.name.removesuffix(".yaml") for entry in _recipe_files(place)]
         raise unknown_name("recipe", method, valid, where=place)
-    document = {**read_yaml(source), "image_set": image_set, "seed": seed}
+    in_file = {**read_yaml(source), "image_set": image_set, "seed": seed}
+    document = dict(in_file)
     if document.get("method", method) != method:
         raise InputError(
             f"the recipe of {method} says method: {document['method']}",
@@ -116,10 +127,24 @@ def load_recipe(folder: str, method: str, image_set: str, overrides: dict[str, A
         raise explain_validation(
             error, Recipe, f"{source.name} in recipes/{folder}, with --set applied"
         ) from error
-    tuned = recipe.tuning.keys if recipe.tuning else ()
-    if any(overlap(key, other) for key in overrides for other in tuned):
-        return recipe.model_copy(update={"tuning": None})  # these values are not those that trials chose
+    if overrides and recipe.tuning and not _is_recipe(in_file, recipe):
+        return recipe.model_copy(update={"tuning": None})
     return recipe
+
+
+def _is_recipe(document: dict[str, Any], recipe: Recipe) -> bool:
+    """Whether a document says the same as a recipe, with all defaults; one with a mistake in it says nothing.
+
+    Defaults of views depend on the size of the images, which is not known here: what is the same for small and for
+    large ones is the same.
+    """
+    try:
+        written = Recipe(**document)
+        return all(
+            identity(resolve(written, size, "")) == identity(resolve(recipe, size, "")) for size in (32, 224)
+        )
+    except (ValidationError, InputError):
+        return False
 
 
 def own_recipes(image_set_name: str) -> str:

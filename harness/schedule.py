@@ -73,6 +73,11 @@ def timetable(
         waiting.ended(run)
 
 
+def order_matters(plan: Sequence[Job], workers: int) -> bool:
+    """Whether some run waits until another has ended, so that the longest should begin."""
+    return workers > 1 and len(unfinished_runs(plan, {})) > workers
+
+
 def unfinished_runs(plan: Sequence[Job], seconds: dict[str, float]) -> list[list[Job]]:
     """The jobs that are left, grouped by run in the order of the plan: its training, then the longest evaluation first.
 

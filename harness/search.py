@@ -25,17 +25,14 @@ from twinbench.data.augment import ViewPolicy
 from twinbench.foundation.errors import InputError, nearest_name, unknown_name
 from twinbench.foundation.models import Strict, explain_validation
 from twinbench.foundation.randomness import seed_for
-from twinbench.harness.recipes import (
-    CHOSEN_ELSEWHERE,
-    SEARCH_FILE,
-    read_yaml,
-    recipe_folder,
-    recipe_folder_names,
-)
+from twinbench.harness.recipes import SEARCH_FILE, read_yaml, recipe_folder, recipe_folder_names
 from twinbench.pretraining.method import method_class, method_names
-from twinbench.pretraining.recipe import BackboneSpec, OptimizerSpec, Recipe, ScheduleSpec
+from twinbench.pretraining.recipe import OptimizerSpec, ScheduleSpec
 
 Number = int | float
+
+LOG_COLUMNS = ("rank", "trial", "score", "status", "reason", "seconds", "seed", "recipe_hash", "commit")
+"""What a log says of each trial beside its values and its accuracies (`harness.trials`)."""
 
 _DIGITS = 3
 """Significant digits of a value that is drawn: what the log says is what was used."""
@@ -120,7 +117,8 @@ class SearchFile(Strict):
 def load_search(folder: str) -> dict[str, Space]:
     """The search space of every method that the folder's search.yaml has a part for.
 
-    Raises InputError for a folder without one, for an unknown method, and for a key that no recipe of a method has.
+    Raises InputError for a folder without one, for an unknown method, for a key that no recipe of a method has or that
+    is part of the budget, and for a dimension with the name of a column of the log.
     """
     file = recipe_folder(folder) / SEARCH_FILE
     if not file.is_file():
@@ -176,10 +174,16 @@ def _texts(template: Any) -> Iterator[str]:
 
 
 def _check_keys(space: Space, method: str, file: str) -> None:
-    """Raise InputError for a key that recipes of the method do not have, and for one that two dimensions set."""
+    """Raise InputError for a key that may not be searched or that two dimensions set, and for a name that is taken."""
     valid, seen = _searchable_keys(method), set()
     for name, dimension in space.items():
         where = f"{file}, {name} (for {method})"
+        if name in LOG_COLUMNS or "/" in name:  # names of protocols have a slash
+            raise InputError(
+                f"no dimension can be called {name!r}: a column of the log may have that name",
+                where=where,
+                next_step="give it another name",
+            )
         for key in dimension.templates:
             if key not in valid:
                 raise InputError(
@@ -194,13 +198,14 @@ def _check_keys(space: Space, method: str, file: str) -> None:
 
 
 def _searchable_keys(method: str) -> list[str]:
-    """The dotted keys of a method's recipes that may be searched; the budget may not, or chances were unequal."""
-    inner = {
-        "backbone": BackboneSpec.model_fields,
+    """The dotted keys of a method's recipes that may be searched.
+
+    The budget may not, or chances were unequal: epochs, batch size, backbone, precision and the size of views.
+    """
+    parts = {
         "optimizer": OptimizerSpec.model_fields,
         "schedule": ScheduleSpec.model_fields,
         "options": method_class(method).Options.model_fields,
-        "views": [field.name for field in fields(ViewPolicy)],
+        "views": [field.name for field in fields(ViewPolicy) if field.name != "size"],
     }
-    outer = set(Recipe.model_fields) - set(inner) - set(CHOSEN_ELSEWHERE) - {"epochs"}
-    return sorted(outer | {f"{part}.{key}" for part, keys in inner.items() for key in keys})
+    return sorted(f"{part}.{key}" for part, keys in parts.items() for key in keys)

@@ -9,8 +9,8 @@ import re
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,12 @@ from twinbench.foundation.errors import InputError
 from twinbench.foundation.files import write_atomically
 from twinbench.harness.images import Images
 from twinbench.harness.plan import PlannedRun, record_of
-from twinbench.harness.recipes import read_yaml, recipe_folder, set_dotted
+from twinbench.harness.recipes import recipe_folder, set_dotted
 from twinbench.harness.search import Number, Space, settings
 from twinbench.harness.store import check_writable, read_json
+
+BUDGET_KEYS = ("epochs", "schedule.warmup_epochs")
+"""What ``--set`` changes for the trials alone: the recipe that wins keeps the shipped budget."""
 
 _WIDTH = 110
 _COLUMN = "            "
@@ -59,14 +62,25 @@ class Outcome:
         values = [value for value in self.top1.values() if value is not None]
         return sum(values) / len(values) if self.status == "done" else None
 
+    @property
+    def is_result(self) -> bool:
+        """Whether the trial says something about its values; one that failed or was not run does not."""
+        return self.status in ("done", "collapsed")
+
 
 @dataclass(frozen=True)
 class Budget:
-    """What a log does not say by itself: the command, the seed, and how many images a trial trains on."""
+    """What a log does not say by itself: the command, the seed, and how many images a trial trains on.
+
+    ``shipped`` is the text of the recipe that all trials start from; ``overrides`` are what the command changed in it,
+    by dotted key.
+    """
 
     command: str
     seed: int
     images: int
+    shipped: str
+    overrides: dict[str, Any]
 
 
 def ranked(trials: Sequence[Trial], images: Images) -> list[Outcome]:
@@ -155,21 +169,54 @@ class Files:
         return ", ".join(str(path) for path in (self.log, self.recipe) if path is not None)
 
 
-def write_outcome(out: Path, folder: str, space: Space, outcomes: Sequence[Outcome], budget: Budget) -> Files:
-    """Write the log and the recipe that won to ``<out>/<method>.csv`` and ``.yaml``."""
+def write_outcome(out: Path, space: Space, outcomes: Sequence[Outcome], budget: Budget) -> Files:
+    """Write the log and the recipe that won to ``<out>/<method>.csv`` and ``.yaml``; no other recipe stays there."""
     best = outcomes[0]
-    files = Files(out / f"{best.trial.method}.csv", out / f"{best.trial.method}.yaml")
-    write_atomically(files.log, _csv(_rows(outcomes)).encode())
-    if best.score is None or files.recipe is None:
-        return Files(files.log, None)
-    shipped = recipe_folder(folder) / f"{best.trial.method}.yaml"
-    write_atomically(files.recipe, recipe_text(shipped, space, outcomes, budget).encode())
-    return files
+    log, recipe = (out / f"{best.trial.method}.{kind}" for kind in ("csv", "yaml"))
+    recipe.unlink(missing_ok=True)
+    write_atomically(log, _csv(_rows(outcomes)).encode())
+    if best.score is None:
+        return Files(log, None)
+    write_atomically(recipe, recipe_text(space, outcomes, budget).encode())
+    return Files(log, recipe)
 
 
-def check_installable(folder: str) -> None:
-    """Fail now, not after hours of trials, if the recipe folder cannot be written."""
-    check_writable(_on_disk(folder))
+def shipped_recipe(folder: str, method: str) -> str:
+    """The text of a recipe that is there."""
+    return (recipe_folder(folder) / f"{method}.yaml").read_text(encoding="utf-8")
+
+
+def check_installable(folder: str, shipped: dict[str, str]) -> None:
+    """Fail now, not after hours of trials, if a recipe (method: text) cannot be replaced without losing a comment."""
+    place = _on_disk(folder)
+    check_writable(place)
+    for method, text in shipped.items():
+        lost = _comments_among_keys(text)
+        if lost:
+            raise InputError(
+                f"{len(lost)} comment{'s' * (len(lost) > 1)} among the keys of this recipe would be lost: "
+                + "; ".join(lost),
+                where=place / f"{method}.yaml",
+                next_step="move what shall stay above the first key, where comments are kept",
+            )
+
+
+def _comments_among_keys(text: str) -> list[str]:
+    """The comments below the header, each with its line: what begins with # in no token."""
+    end, found = len(_opening(text)), []
+    for token in yaml.scan(text):
+        for comment in re.finditer("#.*", text[end : token.start_mark.index]):
+            line = text.count("\n", 0, end + comment.start()) + 1
+            found.append(f"line {line}: {comment[0]}")
+        end = max(end, token.end_mark.index)
+    return found
+
+
+def _opening(text: str) -> str:
+    """The comments and empty lines before the first key."""
+    opening = re.match(r"(?:[ \t]*(?:#.*)?\n)*", text)
+    assert opening is not None, "nothing at all matches"
+    return opening[0]
 
 
 def install(folder: str, files: Files) -> Files:
@@ -203,20 +250,34 @@ def _csv(rows: list[dict[str, str]]) -> str:
     return text.getvalue()
 
 
-def recipe_text(
-    shipped: Path | Traversable, space: Space, outcomes: Sequence[Outcome], budget: Budget
-) -> str:
-    """The shipped recipe with the best trial's values, a header that says how they were found, and what was tuned.
+def recipe_text(space: Space, outcomes: Sequence[Outcome], budget: Budget) -> str:
+    """The recipe that the best trial ran, a header that says how it was found, and what was tuned.
 
-    What shortened the budget of the trials stays out of it.
+    It is the shipped recipe with what the command changed and with the trial's values; what changed the budget of the
+    trials stays out of it. ``tuning`` counts the trials that have a result.
     """
-    document = read_yaml(shipped)
+    before, document = yaml.safe_load(budget.shipped), yaml.safe_load(budget.shipped)
+    for key, value in deepcopy(budget.overrides).items():
+        set_dotted(document, key, value)
+    for key in BUDGET_KEYS:
+        _restore(document, before, key)
     chosen = settings(space, outcomes[0].trial.values)
     for key, value in chosen.items():
         set_dotted(document, key, value)
-    document["tuning"] = {"trials": len(outcomes), "keys": list(chosen)}
+    document["tuning"] = {"trials": sum(o.is_result for o in outcomes), "keys": list(chosen)}
     body = "".join(f"{key}: {_on_one_line(value)}\n" for key, value in document.items())
-    return f"{_header(shipped.read_text(encoding='utf-8'), space, outcomes, budget)}\n\n{body}"
+    return f"{_header(space, outcomes, budget)}\n\n{body}"
+
+
+def _restore(document: dict[str, Any], shipped: dict[str, Any], dotted: str) -> None:
+    """Give a key the value that it has in the shipped recipe, which may be none."""
+    *path, last = dotted.split(".")
+    for part in path:
+        document, shipped = document.get(part) or {}, shipped.get(part) or {}
+    if last in shipped:
+        document[last] = shipped[last]
+    else:
+        document.pop(last, None)
 
 
 def _on_one_line(value: Any) -> str:
@@ -224,25 +285,25 @@ def _on_one_line(value: Any) -> str:
     return text.removesuffix("...\n").strip()
 
 
-def _header(text: str, space: Space, outcomes: Sequence[Outcome], budget: Budget) -> str:
-    """The labelled comments that open the shipped recipe, with what is known of the values that won."""
-    opening = re.match(r"(?:#.*\n)*", text)
-    comments = re.sub(r"\n#  +", " ", opening[0].rstrip() if opening else "")
-    labelled = dict(re.findall(r"^# (\w+):\s+(.+)$", comments, flags=re.MULTILINE))
-    best = outcomes[0]
-    measured = ", ".join(f"{_decimals(value)} under {name}" for name, value in best.top1.items())
-    labelled["Expected"] = f"no score is known on the test split; on val top-1 {measured} (the best trial)"
-    labelled["Tuning"] = _account(space, outcomes, budget)
-    return "\n".join(
-        textwrap.fill(
+def _header(space: Space, outcomes: Sequence[Outcome], budget: Budget) -> str:
+    """The comments that open the shipped recipe, but for two of them: what is known of the values that won."""
+    measured = ", ".join(f"{_decimals(value)} under {name}" for name, value in outcomes[0].top1.items())
+    known = {
+        "Expected": f"no score is known on the test split; on val top-1 {measured} (the best trial)",
+        "Tuning": _account(space, outcomes, budget),
+    }
+    header = _opening(budget.shipped).rstrip() + "\n"
+    for label, content in known.items():
+        paragraph = textwrap.fill(
             f"# {label + ':':<10} {content}",
             _WIDTH,
             subsequent_indent=f"#{_COLUMN}",
             break_long_words=False,
             break_on_hyphens=False,
         )
-        for label, content in labelled.items()
-    )
+        kept = re.split(rf"^# {label}:.*\n(?:#  +.*\n)*", header, maxsplit=1, flags=re.MULTILINE)
+        header = f"{paragraph}\n".join(kept if len(kept) > 1 else [header, ""])
+    return header.strip()
 
 
 def _account(space: Space, outcomes: Sequence[Outcome], budget: Budget) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from twinbench.data.image_sets import ImageSet
 from twinbench.data.validation import VAL_OF
 from twinbench.downstream.protocol import protocol
 from twinbench.foundation.errors import InputError, RunFailure, unknown_name
@@ -32,20 +33,33 @@ from twinbench.harness.plan import (
     plan_run,
 )
 from twinbench.harness.plugins import load_plugins
-from twinbench.harness.recipes import load_recipe, overlap, own_recipes, parse_overrides
+from twinbench.harness.recipes import (
+    load_recipe,
+    overlap,
+    own_recipes,
+    parse_overrides,
+    recipe_folder_names,
+)
 from twinbench.harness.schedule import timetable, unfinished_runs
 from twinbench.harness.search import Space, load_search, points, settings
 from twinbench.harness.store import check_writable
 from twinbench.harness.trials import (
     Budget,
+    Outcome,
     Trial,
     check_installable,
     install,
     ranked,
+    shipped_recipe,
     table_lines,
     write_outcome,
 )
-from twinbench.harness.workers import default_workers, estimated_seconds, execute_in_parallel
+from twinbench.harness.workers import (
+    busy_workers,
+    default_workers,
+    estimated_seconds,
+    execute_in_parallel,
+)
 
 PROTOCOLS = ("knn/cosine-v1", "linear/cached-v1")
 """What a trial is measured by; its score is the mean of their top-1."""
@@ -55,9 +69,10 @@ PROTOCOLS = ("knn/cosine-v1", "linear/cached-v1")
 class TuneRequest:
     """What `twinbench tune` is asked for.
 
-    ``assignments`` (``key=value``) change all recipes and ``limits`` (``split=number``) cut splits of the image set
-    that trials are measured on, for a smaller budget. ``recipe`` is a recipe folder, the image set's own unless
-    given. ``write`` installs each winner with its log into that folder.
+    ``assignments`` (``key=value``) change all recipes, the winners too, but for the keys of the budget
+    (`harness.trials.BUDGET_KEYS`), which are those of the trials alone. ``limits`` (``split=number``) cut splits of the
+    image set that trials are measured on, for a smaller budget. ``recipe`` is a recipe folder, the image set's own
+    unless given. ``write`` installs each winner with its log into that folder.
     """
 
     methods: tuple[str, ...]
@@ -81,9 +96,12 @@ class TuneRequest:
         return self.recipe or own_recipes(self.image_set)
 
     def command(self, method: str) -> str:
-        """The command line that tunes one of the methods again; the data folder is the reader's own."""
-        words = ["twinbench", "tune", method, "--image-set", self.image_set, "--trials", str(self.trials)]
-        words += ["--recipe", self.recipe] if self.recipe else []
+        """The command line that tunes one of the methods again; folders are the reader's own."""
+        kind, colon, _ = self.image_set.partition(":")
+        images = f"{kind}:DIR" if colon else kind
+        words = ["twinbench", "tune", method, "--image-set", images, "--trials", str(self.trials)]
+        if self.recipe:
+            words += ["--recipe", self.recipe if self.recipe in recipe_folder_names() else "DIR"]
         words += ["--seed", str(self.seed)] if self.seed else []
         words += [word for limit in self.limits for word in ("--limit", limit)]
         words += [word for assignment in self.assignments for word in ("--set", assignment)]
@@ -91,7 +109,10 @@ class TuneRequest:
 
 
 def tune(request: TuneRequest) -> None:
-    """Plan the trials, do what is missing, rank them, write the logs and the recipes that won."""
+    """Plan the trials, do what is missing, rank them, write the logs and the recipes that won.
+
+    Raises RunFailure, when all is written, for trials that failed or were not run, and for a method without any score.
+    """
     started = time.monotonic()
     load_plugins()
     spaces, overrides = _spaces(request), parse_overrides(request.assignments)
@@ -100,13 +121,15 @@ def tune(request: TuneRequest) -> None:
     plan = jobs([trial.planned for trial in trials], images)
     workers = 1 if request.debug else request.workers or default_workers()
     if request.dry_run:
-        _print_plan(trials, plan, _estimated_seconds(plan, images, workers), workers)
+        busy = busy_workers(plan, workers)
+        _print_plan(trials, plan, _estimated_seconds(plan, images, workers, busy), workers)
         return
-    out = request.out or Path("results") / f"tune-{Path(request.folder).name}"
+    shipped = {method: shipped_recipe(request.folder, method) for method in request.methods}
+    if request.write:
+        check_installable(request.folder, shipped)
+    out = request.out or Path("results") / _out_name(request, images[choice])
     for folder in (request.runs, out):
         check_writable(folder)
-    if request.write:
-        check_installable(request.folder)
     missing = sum(not job.is_finished() for job in plan)
     say(
         f"{request.trials} trials of {', '.join(request.methods)} on {images[choice].name}: {len(plan)} jobs, "
@@ -118,7 +141,13 @@ def tune(request: TuneRequest) -> None:
         else:
             execute(plan, images, start_job, say, request.debug)
     say(f"done in {time.monotonic() - started:.0f} s")
-    _conclude(request, spaces, trials, images, choice, out)
+    _conclude(request, spaces, trials, images, choice, shipped, out)
+
+
+def _out_name(request: TuneRequest, image_set: ImageSet) -> str:
+    """A folder for what recipes and images give together: neither shares it with others."""
+    recipes = Path(request.folder).resolve().name
+    return f"tune-{recipes}-{image_set.slug}-{image_set.fingerprint[:8]}"
 
 
 def plan_trials(
@@ -141,7 +170,8 @@ def plan_trials(
         for method, space in spaces.items():
             changes = {**overrides, **settings(space, values[method][index])}
             recipe = load_recipe(request.folder, method, choice.name, changes, request.seed)
-            run = plan_run(recipe, images[choice], request.runs)
+            untuned = recipe.model_copy(update={"tuning": None})  # even at the values that won before
+            run = plan_run(untuned, images[choice], request.runs)
             planned = PlannedRun(run, choice, evaluations, f"trial {index}")
             trials.append(Trial(method, index, values[method][index], planned))
     return trials
@@ -192,14 +222,14 @@ def _limits(limits: Sequence[str]) -> dict[str, int]:
     return parsed
 
 
-def _estimated_seconds(plan: Sequence[Job], images: Images, workers: int) -> dict[str, float]:
+def _estimated_seconds(plan: Sequence[Job], images: Images, workers: int, busy: int) -> dict[str, float]:
     """The seconds of each unfinished job by its label: what the first such job of its method takes.
 
     A step is timed once for each method, not for each trial: their values differ, their networks little.
     """
     first: dict[tuple[str, str], Job] = {}
     of = {job.label: first.setdefault(_kind(job), job) for job in plan if not job.is_finished()}
-    seconds = estimated_seconds(list(first.values()), images, workers)
+    seconds = estimated_seconds(list(first.values()), images, workers, busy, say)
     return {label: seconds[job.label] for label, job in of.items()}
 
 
@@ -221,7 +251,7 @@ def _print_plan(
     _, end = timetable(list(runs.values()), workers, longest_first=False)
     print(
         f"estimated time: {end / 60:.1f} min with {workers} at a time (from what earlier runs took, else a few real "
-        f"steps of one trial a method timed {workers} at a time; nothing was written)"
+        f"steps of one trial a method timed {busy_workers(plan, workers)} at a time; nothing was written)"
     )
 
 
@@ -231,23 +261,40 @@ def _conclude(
     trials: list[Trial],
     images: Images,
     choice: ImageChoice,
+    shipped: dict[str, str],
     out: Path,
 ) -> None:
-    """Print and write what came out for each method; raises RunFailure for methods of which no trial has a score."""
-    without = []
+    """Print and write what came out for each method, and install it where nothing is wrong with it.
+
+    Raises RunFailure for trials that failed or were not run, for a method without any score, and for one whose recipe
+    (``shipped``) is no longer the one that the trials started from and would be written over.
+    """
+    wrong = []
+    overrides, seen = parse_overrides(request.assignments), len(images[choice].split("train"))
     for method, space in spaces.items():
         outcomes = ranked([t for t in trials if t.method == method], images)
         print("\n".join([f"{method} on {images[choice].name}", *table_lines(outcomes)]))
-        budget = Budget(request.command(method), request.seed, len(images[choice].split("train")))
-        files = write_outcome(out, request.folder, space, outcomes, budget)
-        if outcomes[0].score is None:
-            without.append(method)
-        elif request.write:
+        budget = Budget(request.command(method), request.seed, seen, shipped[method], overrides)
+        files = write_outcome(out, space, outcomes, budget)
+        found = _wrong(method, outcomes)
+        if request.write and not found and shipped_recipe(request.folder, method) != shipped[method]:
+            found = [f"the recipe of {method} has changed since the trials began"]
+        if request.write and not found:
             files = install(request.folder, files)
+        wrong += found
         print(f"{files}\n")
-    if without:
+    if wrong:
+        unwritten = " (nothing was written into the recipe folder for these)" if request.write else ""
         raise RunFailure(
-            f"no trial of {', '.join(without)} has a score",
+            "; ".join(wrong) + unwritten,
             where=out,
-            next_step="read the reasons in its log, then change the space in search.yaml or correct the cause",
+            next_step="read the reasons in the logs, then correct the cause and run the same command again (what is "
+            "finished is kept), or take values that cannot be trained out of search.yaml",
         )
+
+
+def _wrong(method: str, outcomes: Sequence[Outcome]) -> list[str]:
+    """Why the best of the trials is not the outcome of a whole search; nothing if it is."""
+    lost = sum(not o.is_result for o in outcomes)
+    found = [f"{lost} of {len(outcomes)} trials of {method} failed or were not run"] if lost else []
+    return found + ([f"no trial of {method} has a score"] if outcomes[0].score is None else [])

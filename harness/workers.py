@@ -7,12 +7,13 @@ threads depends on the machine alone, never on what is left to do, so a resumed 
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import queue
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,12 +24,12 @@ import torch
 from twinbench.data.worker_processes import end_with_parent
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import RunFailure
-from twinbench.harness.estimate import Unit, estimate, former_seconds
+from twinbench.harness.estimate import Step, Unit, estimate, former_seconds
 from twinbench.harness.execute import StartJob, evaluation_device, execute
 from twinbench.harness.images import Images
 from twinbench.harness.plan import Job
 from twinbench.harness.plugins import load_plugins
-from twinbench.harness.schedule import Waiting, unfinished_runs
+from twinbench.harness.schedule import Waiting, order_matters, unfinished_runs
 from twinbench.pretraining.interrupt import Interrupted, StopRequest
 from twinbench.pretraining.train import ReportProgress, device_name
 
@@ -46,19 +47,39 @@ def threads_each(workers: int) -> int:
     return max(1, usable_cores() // workers)
 
 
-def estimated_seconds(plan: Sequence[Job], images: Images, workers: int) -> dict[str, float]:
-    """The seconds of each unfinished job, by its label, where ``workers`` of them compute at a time.
+def busy_workers(plan: Sequence[Job], workers: int) -> int:
+    """How many of so many workers compute at a time: a run's jobs go one after another."""
+    return min(workers, len(unfinished_runs(plan, {})))
+
+
+def estimated_seconds(
+    plan: Sequence[Job],
+    images: Images,
+    workers: int,
+    busy: int,
+    say: Callable[[str], None],
+) -> dict[str, float]:
+    """The seconds of each unfinished job, by its label, where ``busy`` of so many workers compute at a time.
 
     What earlier runs do not tell is timed now, by as many processes at once. Raises what a step raises.
     """
     if all(job.is_finished() for job in plan):
         return {}
+
+    def here(units: list[Unit]) -> list[float]:
+        say(_timing_line(units))
+        return [unit.seconds(images) for unit in units]
+
     if workers == 1:
-        known = _former_seconds(_store(plan))
-        return estimate(plan, images, known, lambda units: [unit.seconds(images) for unit in units])
-    with _started(images.data_root, workers) as (pool, _):
-        known = _meeting(pool, plan, workers)[0].result()
-        return estimate(plan, images, known, lambda units: list(pool.map(_time, units)))
+        return estimate(plan, images, former_seconds(_store(plan), _device()), here)
+    with _started(images.data_root, busy, threads_each(workers)) as (pool, _):
+
+        def side_by_side(units: list[Unit]) -> list[float]:
+            say(_timing_line(units))
+            return [timing.result() for timing in _timings(pool, units, busy)]
+
+        device = _meeting(pool, busy)[0].result()
+        return estimate(plan, images, former_seconds(_store(plan), device), side_by_side)
 
 
 def execute_in_parallel(
@@ -77,11 +98,13 @@ def execute_in_parallel(
     Raises RunFailure if a worker dies (of too little memory, say); what was finished is kept. Raises Interrupted after
     a signal to stop, when every worker has saved.
     """
-    with StopRequest() as stop, _started(images.data_root, workers) as (pool, messages):
+    with (
+        StopRequest() as stop,
+        _started(images.data_root, workers, threads_each(workers)) as (pool, messages),
+    ):
         seconds: dict[str, float] = {}
-        if longest_first and len(unfinished_runs(plan, {})) > workers:
-            known = _unless_stopped(_meeting(pool, plan, workers), stop)[0].result()
-            seconds = estimate(plan, images, known, lambda units: _times(pool, units, stop))
+        if longest_first and order_matters(plan, workers):
+            seconds = _seconds_to_order_by(plan, images, pool, workers, stop, say)
         runs = unfinished_runs(plan, seconds)
         waiting = Waiting([[seconds.get(job.label, 0.0) for job in jobs] for jobs in runs])
         under_way: dict[Future[int], int] = {}
@@ -100,13 +123,34 @@ def execute_in_parallel(
                 return failures
 
 
+def _seconds_to_order_by(
+    plan: Sequence[Job],
+    images: Images,
+    pool: ProcessPoolExecutor,
+    workers: int,
+    stop: StopRequest,
+    say: Callable[[str], None],
+) -> dict[str, float]:
+    """The seconds of each unfinished job; none of one whose timing fails, for the job will say why."""
+
+    def times(units: list[Unit]) -> list[float]:
+        say(f"{_timing_line(units)} to begin with the longest runs")
+        timings = _timings(pool, units, workers, stop)
+        return [0.0 if timing.exception() else timing.result() for timing in timings]
+
+    meeting = _meeting(pool, workers)
+    while wait(meeting, timeout=_MESSAGE_SECONDS).not_done:
+        _check(stop)
+    return estimate(plan, images, former_seconds(_store(plan), meeting[0].result()), times)
+
+
 @contextmanager
-def _started(data_root: Path | None, workers: int) -> Iterator[tuple[ProcessPoolExecutor, Any]]:
+def _started(data_root: Path | None, workers: int, threads: int) -> Iterator[tuple[ProcessPoolExecutor, Any]]:
     """Worker processes with the study's images, and the queue of what they tell; ended when anything is raised."""
     # not the context of loaders: these have threads of their own, and signals that make them save
     context = multiprocessing.get_context("spawn")
     messages: Any = context.Queue()
-    arguments = (data_root, threads_each(workers), messages, context.Barrier(workers))
+    arguments = (data_root, threads, messages, context.Barrier(workers))
     with ProcessPoolExecutor(workers, context, _become_worker, arguments) as pool:
         try:
             yield pool, messages
@@ -128,29 +172,43 @@ def _store(plan: Sequence[Job]) -> Path:
     return plan[0].run.folder.parent
 
 
-def _meeting(pool: ProcessPoolExecutor, plan: Sequence[Job], workers: int) -> list[Future[dict[str, float]]]:
-    return [pool.submit(_meet, _store(plan)) for _ in range(workers)]
+def _meeting(pool: ProcessPoolExecutor, workers: int) -> list[Future[str]]:
+    return [pool.submit(_meet) for _ in range(workers)]
 
 
-def _check(stop: StopRequest) -> None:
-    if stop.name is not None:
+def _check(stop: StopRequest | None) -> None:
+    if stop is not None and stop.name is not None:
         raise Interrupted(
             f"stopped by {stop.name}; every training has saved",
             next_step="run the same command again: it goes on from there",
         )
 
 
-def _unless_stopped(futures: list[Future[Any]], stop: StopRequest) -> list[Future[Any]]:
-    """The futures, all done."""
-    while wait(futures, timeout=_MESSAGE_SECONDS).not_done:
+def _timing_line(units: list[Unit]) -> str:
+    methods = len({unit.recipe.method for unit in units if isinstance(unit, Step)})
+    if not methods:
+        return "timing a forward pass"
+    return f"timing a few steps of {methods} method{'s' if methods > 1 else ''}"
+
+
+def _timings(
+    pool: ProcessPoolExecutor, units: list[Unit], busy: int, stop: StopRequest | None = None
+) -> list[Future[float]]:
+    """The first timing of each unit, done, during all of which ``busy`` workers computed.
+
+    When each unit is being timed, those that are free time them again, for no other end than to be busy.
+    """
+    first: dict[int, Future[float]] = {}
+    under_way: dict[Future[float], int] = {}
+    turns = itertools.cycle(range(len(units)))
+    while len(first) < len(units):
+        while len(under_way) < busy:
+            place = next(turns)
+            under_way[pool.submit(_time, units[place])] = place
+        for timing in wait(under_way, timeout=_MESSAGE_SECONDS, return_when=FIRST_COMPLETED).done:
+            first.setdefault(under_way.pop(timing), timing)
         _check(stop)
-    return futures
-
-
-def _times(pool: ProcessPoolExecutor, units: list[Unit], stop: StopRequest) -> list[float]:
-    """The seconds of each unit; of one that fails, none: its job will say why."""
-    futures = _unless_stopped([pool.submit(_time, unit) for unit in units], stop)
-    return [0.0 if future.exception() else future.result() for future in futures]
+    return [first[place] for place in range(len(units))]
 
 
 class _Terminal:
@@ -193,15 +251,15 @@ def _become_worker(data_root: Path | None, threads: int, messages: Any, all_here
     _Worker.messages, _Worker.all_here = messages, all_here
 
 
-def _former_seconds(store: Path) -> dict[str, float]:
-    """What earlier runs with the threads of this process took."""
-    return former_seconds(store, device_name(evaluation_device()))
+def _device() -> str:
+    """The device of this process, with its number of threads."""
+    return device_name(evaluation_device())
 
 
-def _meet(store: Path) -> dict[str, float]:
-    """Wait until every worker is there, so that none times a step alone; returns what earlier runs took."""
+def _meet() -> str:
+    """Wait until every worker is there, so that none times a step alone; returns the device of each."""
     _Worker.all_here.wait()
-    return _former_seconds(store)
+    return _device()
 
 
 def _time(unit: Unit) -> float:

@@ -1,6 +1,7 @@
 """COCO average precision of boxes and masks of objects in memory.
 
 Computed by faster-coco-eval where it is installed, in a fraction of the time, else by pycocotools, with equal numbers.
+The environment in a record has the version of faster-coco-eval if it was that.
 
 An object that is ignored, a crowd or a difficult one, counts as a crowd: it is not missed when nothing finds it, and
 detections inside it are excused.

@@ -61,8 +61,10 @@ _ANCHOR_SHARES = (1 / 4, 1 / 3, 1 / 2)
 _SAMPLES = 1  # points per bin of a region, along each side
 _LIMITS = ObjectLimits(proposals=100, regions=32, examined=50, detections=20)
 _EVAL_BATCH = 32
-# Backbone, pyramid and heads together, in forward passes of the backbone (measured, ResNet-18 of width 16).
-_HEAD_COST = 7.0
+# Backbone, pyramid and heads together, in forward passes of the backbone over as many pixels: the CPU seconds of an
+# evaluation on digit-scenes over those of passes timed in turn with it in one process (harness.estimate.ForwardPass),
+# with ResNet-10 of width 16 and the stride2 stem. Four evaluations gave 5.7 to 6.2.
+_HEAD_COST = 5.7
 
 
 class PyramidBody(nn.Module):
@@ -100,14 +102,17 @@ def build_detector(encoder: Encoder, classes: int, height: int, width: int) -> M
     """A Mask R-CNN whose body is a trainable copy of the encoder's backbone; class 0 is the background.
 
     Scenes are normalised as the encoder was trained and never resized. Anchors have a quarter to a half of
-    the shorter side of the scene. Raises InputError if the scene is too small for the backbone's strides.
+    the shorter side of the scene. Regions are pooled from the pyramid's res3, but for those at least as large as the
+    square of that side, which come from a coarser map. Raises InputError if the scene is too small for the backbone's
+    strides.
     """
     side = min(height, width)
     body = encoder.fresh_backbone()
     channels, strides = _layout(encoder, side)
     anchors = tuple((round(side * share),) for share in _ANCHOR_SHARES)
-    # Region features come from res3 up to a half of the scene and from res4 above, whatever the stem's stride: with
-    # torchvision's scale for 800-pixel images all would come from the finest map.
+    # With these a region twice as wide as the canonical scale, which covers the square of the shorter side, comes from
+    # res4 and every smaller one, of a half of the scene too, from res3, whatever the stem's stride. So what the heads
+    # see is res3 of the pyramid, in which its top-down sums carry res4 and res5. The numbers of v2 were measured so.
     levels = {"canonical_scale": side // 2, "canonical_level": int(math.log2(strides[0])) + 1}
     return MaskRCNN(
         PyramidBody(body, channels[1:], _STAGES),
@@ -166,8 +171,9 @@ _SHOWN, _ENLARGED, _SUREST = 6, 2, 3  # of the picture: test scenes, times as la
 class SmallMaskRcnn(Protocol):
     """Box and mask AP of one short Mask R-CNN training on the detection scenes.
 
-    The network is torchvision's, with a feature pyramid over res3 to res5, masks that are the same for all classes
-    (four scenes a step are too few to train ten) and heads small enough for a CPU. It answers the question of
+    The network is torchvision's, with a feature pyramid over res3 to res5 (regions as large as the scene apart, its
+    heads see the finest map, into which the others are summed), masks that are the same for all classes (four scenes
+    a step are too few to train ten) and heads small enough for a CPU. It answers the question of
     BT-paper table 4 (does pretraining help detection?) at the size of this image set; the numbers do not
     compare with Detectron2's. As there (MoCo, arXiv:1911.05722, appendix A.1) all layers are trained and batch
     norm keeps using and learning batch statistics: frozen statistics would handicap encoders whose features

@@ -1,3 +1,5 @@
+from collections import OrderedDict
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -10,6 +12,8 @@ from twinbench.downstream.detection.fine_tuning import require_encoder_maps
 from twinbench.downstream.features import FeatureStore
 from twinbench.downstream.protocol import EvaluationContext, protocol
 from twinbench.downstream.randomness import seeded
+from twinbench.encoders.backbones import build_backbone
+from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.errors import InputError, RunFailure
 
 CPU = torch.device("cpu")
@@ -116,6 +120,30 @@ def test_a_region_has_one_mask_whatever_its_class(encoder):
     assert logits.shape == (5, 4, 28, 28)
     assert all(torch.equal(logits[:, 0], logits[:, i]) for i in range(4))
     assert not torch.equal(logits[0], logits[1])
+
+
+@pytest.mark.parametrize("stem", ["stride2", "small", "imagenet"])
+@pytest.mark.parametrize("pooler", ["box_roi_pool", "mask_roi_pool"])
+def test_regions_come_from_res3_unless_they_are_as_large_as_the_scene(encoder, stem, pooler):
+    side = 96
+    backbone = build_backbone("resnet10", width=8, stem=stem)
+    detector = small.build_detector(
+        Encoder(backbone, replace(encoder.info, stem=stem), checksum=stem), 3, side, side
+    )
+    # each level of the pyramid says its own number at every place, so what is pooled says where it is from
+    pyramid = detector.backbone.eval()(torch.zeros(1, 3, side, side))
+    numbered = OrderedDict((stage, torch.full_like(maps, int(stage[-1]))) for stage, maps in pyramid.items())
+    sides = [4, side / 4, side / 2, side / 2 + 1, side - 1, side]
+    boxes = torch.tensor([[0, 0, size, size] for size in sides])
+    pooled = getattr(detector.roi_heads, pooler)(numbered, [boxes], [(side, side)])
+    assert pooled.mean(dim=(1, 2, 3)).tolist() == pytest.approx([3, 3, 3, 3, 3, 4])
+
+
+def test_res3_of_the_pyramid_carries_the_coarser_maps(encoder):
+    pyramid = small.build_detector(encoder, 3, 64, 64).backbone
+    pyramid(torch.rand(1, 3, 64, 64))["res3"].square().sum().backward()
+    for stage in (pyramid.body.layer2, pyramid.body.layer3, pyramid.body.layer4):
+        assert all(parameter.grad.abs().max() > 0 for parameter in stage.parameters())
 
 
 def test_scenes_too_small_for_the_backbone_are_an_input_error(encoder):

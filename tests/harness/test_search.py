@@ -8,11 +8,14 @@ import pytest
 
 from twinbench.foundation.errors import InputError
 from twinbench.harness.recipes import load_recipe, recipe_names
-from twinbench.harness.search import Dimension, load_search, points, settings
+from twinbench.harness.search import LOG_COLUMNS, Dimension, load_search, points, settings
+from twinbench.harness.tuning import PROTOCOLS
 from twinbench.pretraining.build import build_method, resolve
 
 SHIPPED = ("digit-scenes", "cifar10-cpu")
 TUNED = ["barlow_twins", "byol", "moco_v2", "simclr", "simsiam", "supervised", "swav"]
+
+TAKEN = (*LOG_COLUMNS, *PROTOCOLS)
 
 SEARCH = """
 search:
@@ -107,7 +110,15 @@ def test_a_value_has_three_digits_and_is_the_one_that_is_used():
         ("optimizer.base_lr", "optimizer.base_rl", "'optimizer.base_rl' is no recipe key to search"),
         ("options.projector", "options.lambd", "'options.lambd' is no recipe key to search"),
         ("optimizer.base_lr", "epochs", "'epochs' is no recipe key to search"),
+        ("optimizer.base_lr", "batch_size", "'batch_size' is no recipe key to search"),
+        ("optimizer.base_lr", "accumulate", "'accumulate' is no recipe key to search"),
+        ("optimizer.base_lr", "precision", "'precision' is no recipe key to search"),
+        ("optimizer.base_lr", "corrupt_images", "'corrupt_images' is no recipe key to search"),
+        ("optimizer.base_lr", "backbone.width", "'backbone.width' is no recipe key to search"),
+        ("optimizer.base_lr", "views.size", "'views.size' is no recipe key to search"),
+        ("optimizer.base_lr", "optimizer", "'optimizer' is no recipe key to search"),
         ("optimizer.base_lr", "seed", "'seed' is no recipe key to search"),
+        *(("base_lr:", f"{name}:", f"no dimension can be called '{name}'") for name in TAKEN),
         ("optimizer.base_lr", "options.projector", "two dimensions set 'options.projector'"),
         ("    simclr:", "    simclear:", "unknown method 'simclear'"),
         ("[0.001, 0.1]", "[0.1, 0.001]", "the lower end comes first"),

@@ -10,6 +10,7 @@ from twinbench.downstream.protocol import protocol
 from twinbench.harness.plan import PlannedRun
 from twinbench.harness.recipes import (
     load_recipe,
+    parse_overrides,
     read_yaml,
     recipe_folder,
     recipe_folder_names,
@@ -17,10 +18,11 @@ from twinbench.harness.recipes import (
     recipe_names,
 )
 from twinbench.harness.records import collect
-from twinbench.harness.search import load_search, settings
+from twinbench.harness.search import LOG_COLUMNS, load_search, settings
 from twinbench.harness.source import ImportedSource
 from twinbench.harness.store import Run, read_run
 from twinbench.harness.studies import load_study
+from twinbench.harness.tuning import PROTOCOLS
 from twinbench.pretraining.build import resolve
 from twinbench.pretraining.recipe import Recipe, TuningSpec
 
@@ -47,23 +49,60 @@ def tuned(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "still"),
     [
-        ("epochs", 5, True),
-        ("optimizer.momentum", 0.5, True),
-        ("options.projector", [64, 32], True),
-        ("views.blur", 0.5, True),
+        ("optimizer.base_lr", 0.1, True),
+        ("optimizer", {"base_lr": 0.1}, True),
+        ("options", {"temperature": 0.3}, True),
+        ("epochs", 1, True),
+        ("accumulate", 1, True),  # from here on, defaults are spelled out
+        ("views.jitter", 0.8, True),
+        ("options.loss_scale", 1.0, True),
+        ("precision", "fp32", True),
         ("optimizer.base_lr", 0.2, False),
         ("optimizer", {"base_lr": 0.2}, False),
         ("options.temperature", 0.1, False),
         ("options", {}, False),
-        ("views.hue", 0.1, False),
+        ("views.hue", 0.2, False),
         ("views", {"blur": 0.5}, False),
+        ("epochs", 5, False),
+        ("batch_size", 64, False),
+        ("backbone.width", 8, False),
+        ("precision", "bf16", False),
+        ("optimizer.momentum", 0.5, False),
+        ("options.projector", [64, 32], False),
     ],
 )
-def test_a_recipe_counts_as_tuned_until_a_key_that_was_tuned_is_overridden(tuned, key, value, still):
+def test_a_recipe_counts_as_tuned_until_an_override_changes_what_it_computes(tuned, key, value, still):
     whole = TuningSpec(trials=12, keys=("optimizer.base_lr", "options.temperature", "views.hue"))
     assert tuned().tuning == whole
-    assert tuned(**{key: value}).tuning == (whole if still else None)
-    assert tuned(precision="bf16", **{key: value}).tuning == (whole if still else None)
+    changed = tuned(**{key: value})
+    hashes = {recipe_hash(resolve(recipe, 32, "print")) for recipe in (tuned(), changed)}
+    assert (len(hashes) == 1) == still
+    assert changed.tuning == (whole if still else None)
+    assert tuned(**{key: value, "optimizer.base_lr": 0.3}).tuning is None
+
+
+def test_seed_and_images_leave_a_recipe_tuned(tuned, tmp_path):
+    recipe = load_recipe(str(tmp_path), "simclr", "folder:x", {"epochs": 1}, seed=3)
+    assert recipe.tuning == tuned().tuning
+
+
+def test_an_override_may_mend_a_recipe_which_is_then_another(tmp_path):
+    (tmp_path / "simclr.yaml").write_text(TUNED.replace("epochs: 1", "epochs: -1"))
+    recipe = load_recipe(str(tmp_path), "simclr", "digit-scenes", {"epochs": 1})
+    assert (recipe.epochs, recipe.tuning) == (1, None)
+
+
+@pytest.mark.parametrize("name", ["quick-lambda", "quick-batch-size"])
+def test_of_a_study_that_varies_a_key_the_row_with_the_value_of_the_recipe_is_tuned(name):
+    study = load_study(name)
+    for method in study.methods:
+        own = load_recipe(study.recipes, method, study.image_set, {})
+        assert own.tuning is not None
+        for value in study.ablation.values:
+            change = parse_overrides([f"{study.ablation.key}={value}"])
+            varied = load_recipe(study.recipes, method, study.image_set, change)
+            same = _at(varied.model_dump(), study.ablation.key) == _at(own.model_dump(), study.ablation.key)
+            assert varied.tuning == (own.tuning if same else None)
 
 
 def test_tuning_is_in_the_run_and_not_in_its_hash(tuned, tmp_path):
@@ -88,7 +127,7 @@ def test_a_record_says_how_many_trials_chose_the_recipe(tuned, tmp_path):
         return number
 
     assert trials(resolve(tuned(), 32, "print")) == 12
-    assert trials(resolve(tuned(**{"views.hue": 0.1}), 32, "print")) == 0
+    assert trials(resolve(tuned(**{"views.hue": 0.2}), 32, "print")) == 0
     untrained = resolve(load_recipe("digit-scenes", "random_init", "digit-scenes", {}), 32, "print")
     assert trials(untrained) is None
     imported = ImportedSource(
@@ -124,9 +163,20 @@ def test_a_tuned_recipe_that_ships_is_the_best_row_of_its_log(name):
     assert scores == sorted(scores, reverse=True)
     assert sorted(int(row["trial"]) for row in rows) == list(range(tuning.trials))
     space = load_search(folder)[method]
+    assert set(rows[0]) == {*LOG_COLUMNS, *space, *PROTOCOLS}
     chosen = settings(space, {dimension: json.loads(rows[0][dimension]) for dimension in space})
     document = read_yaml(recipe_folder(folder) / f"{method}.yaml")
     assert {key: _at(document, key) for key in tuning.keys} == chosen
+
+
+@pytest.mark.parametrize("method", sorted(load_search("digit-scenes")))
+def test_the_trials_of_a_log_are_those_of_the_recipe_that_ships(method):
+    images, space = load_image_set("val-of:digit-scenes"), load_search("digit-scenes")[method]
+    log = recipe_folder("digit-scenes") / "tuning" / f"{method}.csv"
+    for row in csv.DictReader(log.read_text().splitlines()):
+        values = settings(space, {dimension: json.loads(row[dimension]) for dimension in space})
+        recipe = load_recipe("digit-scenes", method, images.name, values, int(row["seed"]))
+        assert recipe_hash(resolve(recipe, images.image_size, images.fingerprint)) == row["recipe_hash"]
 
 
 def _at(document, dotted):
