@@ -69,8 +69,9 @@ def test_every_recipe_opens_with_command_hardware_time_score_and_source(name):
     assert program == "twinbench"
     if command == "run":
         study = load_study(subject)
-        assert (study.recipes, values["--methods"]) == (folder, method)
-        assert method in study.methods
+        table = study.tables[0]
+        assert (table.recipes, values["--methods"]) == (folder, method)
+        assert method in {row.method for row in table.row_keys()}
     else:
         assert (command, subject) == ("pretrain", method)
         assert values.get("--recipe", values["--image-set"].partition(":")[0]) == folder

@@ -7,10 +7,10 @@ import pytest
 
 from twinbench.data.catalogue import load_image_set
 from twinbench.downstream.protocol import protocol
-from twinbench.harness.plan import PlannedRun
+from twinbench.harness.images import ImageChoice, Images
+from twinbench.harness.plan import Evaluation, PlannedRun
 from twinbench.harness.recipes import (
     load_recipe,
-    parse_overrides,
     read_yaml,
     recipe_folder,
     recipe_folder_names,
@@ -94,15 +94,14 @@ def test_an_override_may_mend_a_recipe_which_is_then_another(tmp_path):
 
 @pytest.mark.parametrize("name", ["quick-lambda", "quick-batch-size"])
 def test_of_a_study_that_varies_a_key_the_row_with_the_value_of_the_recipe_is_tuned(name):
-    study = load_study(name)
-    for method in study.methods:
-        own = load_recipe(study.recipes, method, study.image_set, {})
+    (table,) = load_study(name).tables
+    for row in table.row_keys():
+        own = load_recipe(table.recipes, row.method, table.image_set, {})
         assert own.tuning is not None
-        for value in study.ablation.values:
-            change = parse_overrides([f"{study.ablation.key}={value}"])
-            varied = load_recipe(study.recipes, method, study.image_set, change)
-            same = _at(varied.model_dump(), study.ablation.key) == _at(own.model_dump(), study.ablation.key)
-            assert varied.tuning == (own.tuning if same else None)
+        ((key, value),) = (item for each in row.values.values() for item in each.set.items())
+        varied = load_recipe(table.recipes, row.method, table.image_set, {key: value})
+        same = _at(varied.model_dump(), key) == _at(own.model_dump(), key)
+        assert varied.tuning == (own.tuning if same else None)
 
 
 def test_tuning_is_in_the_run_and_not_in_its_hash(tuned, tmp_path):
@@ -118,11 +117,13 @@ def test_tuning_is_in_the_run_and_not_in_its_hash(tuned, tmp_path):
 
 
 def test_a_record_says_how_many_trials_chose_the_recipe(tuned, tmp_path):
-    images, knn = load_image_set("digit-scenes"), protocol("knn/cosine-v1")
+    images, choice = Images(None), ImageChoice("digit-scenes")
+    study = load_study("quick")
+    evaluations = tuple(Evaluation(protocol(name), choice) for name, _ in study.tables[0].measured)
 
     def trials(source: Recipe | ImportedSource) -> int | None:
-        planned = PlannedRun(Run(tmp_path / "run", source, "hash"), "", (knn,), images)
-        records, _ = collect(load_study("quick"), [planned])
+        run = Run(tmp_path / "run", source, "hash")
+        records, _ = collect(study, [PlannedRun(run, choice, evaluations, "", study.tables[0].name)], images)
         (number,) = {record.tuning_trials for record in records}
         return number
 

@@ -18,6 +18,7 @@ import yaml
 from twinbench.data import scenes
 from twinbench.data.catalogue import load_image_set
 from twinbench.harness import execute, tuning
+from twinbench.harness.images import ImageChoice
 from twinbench.harness.plan import PlannedRun
 from twinbench.harness.recipes import load_recipe, parse_overrides, recipe_folder, recipe_hash
 from twinbench.harness.search import load_search, points, settings
@@ -336,7 +337,7 @@ def winner(tmp_path: Path, shipped: str, assignments: list[str]) -> tuple[str, R
     changes = {**overrides, **settings(space, values)}
     ran = resolve(load_recipe(str(tmp_path), "simclr", "digit-scenes", changes), 32, "print")
     run = Run(tmp_path / "run", ran, recipe_hash(ran))
-    trial = Trial("simclr", 0, values, PlannedRun(run, "trial 0", (), load_image_set("digit-scenes")))
+    trial = Trial("simclr", 0, values, PlannedRun(run, ImageChoice("digit-scenes"), (), "trial 0"))
     outcome = Outcome(trial, "done", "", {"knn/cosine-v1": 50.0}, 1.0, "abc", "a machine")
     return recipe_text(space, [outcome], Budget("twinbench tune", 0, 128, shipped, overrides)), ran
 
