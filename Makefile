@@ -21,7 +21,8 @@ SETTINGS := default onednn-avx2 oldest seed-100
 test-numerics: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/numerics.py $(SETTINGS)
 
-# What a GPU computes, against the CPU. On a machine without one: make test-gpu ON=cpu rehearses the tests.
+# What a GPU computes, against the CPU. On a machine without one: make test-gpu ON=cpu rehearses the tests, as continuous
+# integration does, so that they keep up with the code.
 ON := cuda
 test-gpu: $(STAMP)
 	TWINBENCH_TEST_GPU=$(ON) $(BIN)/python -m pytest -m gpu tests/gpu

@@ -33,7 +33,9 @@ from measure import (
     facts,
     footnote,
     markdown_table,
+    positive,
     publish,
+    run_script,
     take_turns,
 )
 from PIL import Image, ImageFilter, ImageOps
@@ -374,15 +376,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", type=int, nargs="+", default=[32, 224], help="sides of the views in pixels")
     parser.add_argument(
-        "--images", type=int, default=256, help="how many source images (default %(default)s)"
+        "--size", type=positive, nargs="+", default=[32, 224], help="sides of the views in pixels"
+    )
+    parser.add_argument(
+        "--images", type=positive, default=256, help="how many source images (default %(default)s)"
     )
     parser.add_argument("--folder", help="use the images of this folder instead of generated ones")
     parser.add_argument("--stream", action="store_true", help="measure reading JPEG files instead")
     parser.add_argument("--seconds", type=float, default=3.0, help="of one measurement (default %(default)s)")
     parser.add_argument(
-        "--repetitions", type=int, default=5, help="of each measurement (default %(default)s)"
+        "--repetitions", type=positive, default=5, help="of each measurement (default %(default)s)"
     )
     parser.add_argument("--out", type=Path, help="write the measurements there as JSON")
     parser.add_argument("--job", help=argparse.SUPPRESS)
@@ -407,4 +411,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

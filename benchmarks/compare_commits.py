@@ -3,8 +3,10 @@
     python benchmarks/compare_commits.py BASE [HEAD]     # HEAD is the commit checked out here unless given
 
 Each side is a copy of its commit in a temporary folder and does `twinbench pretrain METHOD` by its own command line, as
-one process with one thread. The sides take turns, and both train by the recipes of BASE, so that they do the same work.
-What is compared are the images a second that a run writes into its status: the clock starts after the first step.
+one process with one thread. The sides take turns, and both train by the recipes of BASE, so that they do the same work:
+what HEAD's own recipes, with another network or optimizer, gain or lose is not in the ratio. Each side has the images
+of its own commit. What is compared are the images a second that a run writes into its status: the clock starts after
+the first step.
 """
 
 from __future__ import annotations
@@ -23,11 +25,22 @@ from io import BytesIO
 from pathlib import Path
 
 import torch
-from measure import Document, Spread, device_description, facts, markdown_table, publish, run_script
+from measure import (
+    METHODS,
+    Document,
+    Spread,
+    check_targets,
+    chosen,
+    device_description,
+    facts,
+    markdown_table,
+    positive,
+    publish,
+    run_script,
+)
 
-from twinbench.foundation.errors import InputError, RunFailure
-
-METHODS = ("barlow_twins", "simclr", "byol", "swav", "simsiam", "moco_v2")
+from twinbench.foundation.errors import InputError, RunFailure, unknown_name
+from twinbench.foundation.files import machine_faults
 
 
 @dataclass(frozen=True)
@@ -63,14 +76,22 @@ class Side:
 
 
 def check_out(commit: str, folder: Path) -> Side:
-    """The files of a commit of this repository in ``folder``; raises InputError if there is no such commit."""
-    name = _git("rev-parse", "--short=12", f"{commit}^{{commit}}").decode().strip()
-    with tarfile.open(fileobj=BytesIO(_git("archive", name))) as archive:
+    """The files of a commit of this repository in ``folder``.
+
+    Raises InputError if there is no such commit or it has no command ``twinbench``.
+    """
+    name = _git(commit, "rev-parse", "--verify", "--short=12", f"{commit}^{{commit}}").decode().strip()
+    with tarfile.open(fileobj=BytesIO(_git(commit, "archive", name))) as archive:
         archive.extractall(folder, filter="data")
-    project = tomllib.loads((folder / "pyproject.toml").read_text())
-    main = project["project"]["scripts"]["twinbench"].partition(":")[0]
+    project = folder / "pyproject.toml"
+    document = tomllib.loads(project.read_text()) if project.exists() else {}
+    main = document.get("project", {}).get("scripts", {}).get("twinbench", "").partition(":")[0]
+    if not main:
+        raise InputError(
+            "this commit has no command twinbench", where=commit, next_step="name a later commit"
+        )
     packages = folder / ".links"
-    rooms = project["tool"]["setuptools"].get("package-dir", {})
+    rooms = document.get("tool", {}).get("setuptools", {}).get("package-dir", {})
     for package, room in rooms.items():
         link = packages.joinpath(*package.split("."))
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -78,14 +99,26 @@ def check_out(commit: str, folder: Path) -> Side:
     return Side(name, folder, packages if rooms else folder, main)
 
 
-def _git(*arguments: str) -> bytes:
-    done = subprocess.run(["git", *arguments], cwd=Path(__file__).parents[1], capture_output=True)
+def _git(commit: str, *arguments: str) -> bytes:
+    with machine_faults("cannot run git", Path("git"), "install git"):
+        done = subprocess.run(["git", *arguments], cwd=Path(__file__).parents[1], capture_output=True)
     if done.returncode != 0:
         raise InputError(
-            f"git {' '.join(arguments)}: {done.stderr.decode().strip()}",
-            next_step="name a commit of this repository",
+            f"git finds no commit {commit!r}: {done.stderr.decode().strip()}",
+            where=Path(__file__).resolve().parents[1],
+            next_step="name a commit of this repository; git log lists them",
         )
     return done.stdout
+
+
+def require_recipes(side: Side, image_set: str, methods: Sequence[str]) -> Path:
+    """The folder of the recipes that both sides train by; raises InputError if one of the methods has none there."""
+    folders = sorted(path.name for path in (side.folder / "recipes").glob("*") if path.is_dir())
+    if image_set not in folders:
+        raise unknown_name("image set", image_set, folders, where=f"recipes of {side.commit}")
+    recipes = side.folder / "recipes" / image_set
+    chosen("recipe", ",".join(methods), sorted(path.stem for path in recipes.glob("*.yaml")))
+    return recipes
 
 
 def compare(
@@ -93,7 +126,7 @@ def compare(
 ) -> Document:
     """Train every method on both sides ``turns`` times; the second side goes first in every other turn."""
     rates: dict[str, dict[str, list[float]]] = {name: {"base": [], "head": []} for name in methods}
-    recipes = sides[0].folder / "recipes" / image_set
+    recipes = require_recipes(sides[0], image_set, methods)
     named = list(zip(("base", "head"), sides, strict=True))
     for turn in range(turns):
         for method in methods:
@@ -142,8 +175,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--image-set", default="digit-scenes", help="and folder of recipes (default: %(default)s)"
     )
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--epochs", type=positive, default=1, help="of each training (default: %(default)s)")
+    parser.add_argument("--turns", type=positive, default=3, help="of each side (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="JSON file for everything measured")
     parser.add_argument("--markdown", type=Path, help="file whose block 'compare-commits' gets the table")
     return parser.parse_args()
@@ -152,15 +185,15 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Compare the two commits and print the table."""
     arguments = _arguments()
+    methods = chosen("method", arguments.methods, METHODS)
+    check_targets("compare-commits", arguments.out, arguments.markdown)
     torch.set_num_threads(1)  # what the description of the device says, as in the measurements
     with tempfile.TemporaryDirectory() as folder:
         sides = [
             check_out(commit, Path(folder) / name)
             for name, commit in (("base", arguments.base), ("head", arguments.head))
         ]
-        document = compare(
-            sides, arguments.methods.split(","), arguments.image_set, arguments.epochs, arguments.turns
-        )
+        document = compare(sides, methods, arguments.image_set, arguments.epochs, arguments.turns)
     publish(document, render(document), "compare-commits", arguments.out, arguments.markdown)
 
 

@@ -5,20 +5,21 @@
 1. The tests marked ``gpu`` (tests/gpu): losses, views, trainings in every precision, resuming, evaluations, against the
    CPU.
 2. Throughput of pretraining: ResNet-18 with the 3x3 stem at 32 pixels and ResNet-50 at 224, lightly's loop beside them
-   where it is installed, and the roofs: the operations of a step over the rate of large matrix products, and its bytes
-   over the rate of a large copy, both measured on the card.
+   where it is installed, once with torch.compile, and the roofs: the operations of a step over the rate of large matrix
+   products, and its bytes over the rate of a large copy, both measured on the card.
 3. With the time that is left, all six methods by the recipes of recipes/cifar10, for as many epochs as fit, measured by
    kNN and linear. ``--data-root`` holds CIFAR-10; without it the images are digit-scenes.
 
-``--plan`` prints what would be done and how long it is expected to take. What was measured is written as soon as it is
-known, so an early end loses only what was going on. Without a GPU, or with ``--small``, everything happens at a small
-size, and the files say that their numbers mean nothing.
+``--plan`` prints what would be done, how long it is expected to take, and what would be left out for want of time. What
+was measured is written as soon as it is known, so an early end loses only what was going on. Without a GPU, or with
+``--small``, everything happens at a small size, and the files say that their numbers mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import os
 import re
@@ -35,41 +36,38 @@ from typing import Any
 import torch
 from gpu_report import PROTOCOLS, publish
 from measure import (
+    METHODS,
     Document,
-    bytes_of,
-    copy_rate,
-    device,
+    chosen,
     device_description,
     facts,
-    flops_of,
     has_lightly,
     markdown_table,
-    matmul_rate,
     run_script,
     synchronise,
 )
-from throughput import DOCUMENTED_WORKERS, Job, random_batch, start
+from throughput import DOCUMENTED_WORKERS, Job
 
 from twinbench.data.catalogue import load_image_set
 from twinbench.data.image_sets import ImageSet
 from twinbench.downstream.protocol import protocol
 from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.cores import usable_cores
-from twinbench.foundation.errors import InputError, RunFailure
+from twinbench.foundation.errors import ExplainedError, InputError
 from twinbench.harness.execute import evaluate_encoder
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.recipes import load_recipe, recipe_hash
 from twinbench.pretraining.build import build_method, resolve
 from twinbench.pretraining.engine import Hardware, launch
+from twinbench.pretraining.memory import reset_peak_memory
 from twinbench.pretraining.recipe import Recipe
 from twinbench.pretraining.train import pretrain, start_session
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 PARTS = ("tests", "throughput", "training")
-METHODS = ("barlow_twins", "simclr", "byol", "swav", "simsiam", "moco_v2")
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _KEPT = 20.0  # seconds for starting and for writing
+_TRAINING_SHARE = 0.2  # of all the time, which the other parts may not use
 _PATIENCE = 3  # a process is ended after so many times what it is expected to take
 _CAUTION = 1.2  # a part may take so many times what was measured of it
 _TINY: dict[str, Any] = {
@@ -85,7 +83,10 @@ _TINY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Measurement:
-    """A process to run: ``seconds`` is what it is expected to take, and it is ended after ``limit``."""
+    """A process to run: ``seconds`` is what it is expected to take, and it is ended after ``limit``.
+
+    ``skipped`` says why it is not run whatever time is left, if so.
+    """
 
     part: str
     title: str
@@ -94,6 +95,7 @@ class Measurement:
     limit: float
     environment: dict[str, str] = field(default_factory=dict)
     job: Job | None = None
+    skipped: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,11 +112,19 @@ class Outcome:
 
 
 def run_process(command: Sequence[str], limit: float, environment: dict[str, str] | None = None) -> Outcome:
-    """Run a command, and end it with its children after ``limit`` seconds: what it printed until then counts."""
+    """Run a command, and end it with its children after ``limit`` seconds: what it printed until then counts.
+
+    It runs in the root of the repository, from which pytest names the tests.
+    """
     started = time.monotonic()
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen(
-            command, env={**os.environ, **(environment or {})}, stdout=out, stderr=err, start_new_session=True
+            command,
+            cwd=HERE.parent,
+            env={**os.environ, **(environment or {})},
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
         )
         trouble = ""
         try:
@@ -154,56 +164,31 @@ def throughput_measurements(small: bool) -> list[Measurement]:
     if small:
         base = replace(base, batch_size=8, warm_up=1, steps=1)
         photos = replace(photos, size=64, batch_size=4, warm_up=1, steps=1)
-    large = replace(base, batch_size=2 * base.batch_size)
+    # half the steps at 32 pixels, where lightly's take longer
+    tuned = {"side": "lightly", "workers": 1 if small else usable_cores()}
+    theirs = replace(base, **tuned, steps=max(1, base.steps // 2))
+    documented = replace(theirs, precision="fp32", channels_last=False, workers=DOCUMENTED_WORKERS)
+    missing = "" if has_lightly() else "the package lightly is not installed"
+    too_long = "compiling takes longer than everything else at small size" if small else ""
+    stood_for = "lightly tuned stands for it at small size" if small else ""
     rows = [
-        _row("twinbench", base, 30),
-        _roof(base, 25),
-        _row("twinbench", photos, 35),
-        _roof(photos, 30),
-        _row("twinbench", large, 30),
+        _row("twinbench", base, 25),
+        _row("twinbench", photos, 25),
+        _row("roof", replace(base, side="roof"), 20),
+        _row("roof", replace(photos, side="roof"), 20),
+        _row("lightly tuned", theirs, 30, missing),
+        _row("lightly tuned", replace(photos, **tuned), 35, missing),
+        _row("twinbench", replace(base, batch_size=2 * base.batch_size), 25),
+        _row("twinbench compiled", replace(base, compile=True), 55, too_long),
+        _row("lightly as documented", documented, 30, missing or stood_for),
     ]
-    if has_lightly():
-        tuned = {"side": "lightly", "workers": 1 if small else usable_cores()}
-        documented = replace(
-            base, side="lightly", precision="fp32", channels_last=False, workers=DOCUMENTED_WORKERS
-        )
-        rows += [
-            _row("lightly tuned", replace(base, **tuned), 45),
-            _row("lightly tuned", replace(photos, **tuned), 60),
-        ]
-        if not small:
-            rows.append(_row("lightly as documented", documented, 50))
-    return rows
+    return [replace(row, limit=300) for row in rows] if small else rows
 
 
-def _row(name: str, job: Job, seconds: float) -> Measurement:
+def _row(name: str, job: Job, seconds: float, skipped: str = "") -> Measurement:
     command = [sys.executable, str(HERE / "throughput.py"), "--job", json.dumps(asdict(job))]
-    return Measurement("throughput", name, command, seconds, _PATIENCE * seconds, job=job)
-
-
-def _roof(job: Job, seconds: float) -> Measurement:
-    command = [sys.executable, str(HERE / "gpu.py"), "--roof", json.dumps(asdict(job))]
-    return Measurement("throughput", "roof", command, seconds, _PATIENCE * seconds, job=job)
-
-
-def measure_roof(job: Job) -> Document:
-    """What a step does, counted, and the rates of the card that bound it, measured: FLOP, bytes, each a second."""
-    session = start(job)
-    batch = [random_batch(job, job.size)]
-
-    def step() -> None:
-        session.gradients(batch, session.progress(0))
-        session.update(session.progress(0))
-
-    step()
-    flops, moved = flops_of(step), bytes_of(step)
-    return {
-        "flops_per_pair": flops / job.batch_size,
-        "bytes_per_pair": moved / job.batch_size,
-        "product_rate": matmul_rate(device(), _DTYPES[job.precision]),
-        "copy_rate": copy_rate(device()),
-        "device": device_description(),
-    }
+    limit = _PATIENCE * seconds
+    return Measurement("throughput", name, command, seconds, limit, job=job, skipped=skipped)
 
 
 _STATUS = "PASSED|FAILED|ERROR|SKIPPED"
@@ -259,7 +244,7 @@ def compare(plan: Comparison) -> Iterator[Document]:
         reference = plan.recipe("random_init", images, epochs=0)
         yield train_and_measure(reference, images, Path(folder, "random_init"), ends)
         measuring = time.monotonic() - started
-        epoch = sum(epoch_seconds(plan.recipe(method, images, 1), images) for method in plan.methods)
+        epoch = sum(epoch_seconds_if_any(plan.recipe(method, images, 1), images) for method in plan.methods)
         left = ends - time.monotonic() - _CAUTION * measuring * len(plan.methods)
         epochs = 1 if plan.small else max(1, int(left / (_CAUTION * epoch)))
         for method in plan.methods:
@@ -282,23 +267,45 @@ def epoch_seconds(recipe: Recipe, images: ImageSet, steps: int = 12) -> float:
     return (time.monotonic() - started) / steps * session.batches.steps_per_epoch
 
 
+def epoch_seconds_if_any(recipe: Recipe, images: ImageSet) -> float:
+    """As `epoch_seconds`; 0 for a method that fails, which its training will say."""
+    try:
+        return epoch_seconds(recipe, images)
+    except Exception:
+        return 0.0
+    finally:
+        _free_memory()
+
+
 class _TimeIsUp(Exception):
     """The time of this part has ended within a training."""
 
 
 def train_and_measure(recipe: Recipe, images: ImageSet, folder: Path, ends: float) -> Document:
-    """Train by the recipe and measure kNN and linear; at the moment ``ends`` a training stops, unmeasured."""
+    """Train by the recipe and measure kNN and linear; at the moment ``ends`` a training stops, unmeasured.
+
+    Whatever fails, for want of memory for example, becomes the row's status: the other methods go on.
+    """
+    row: Document = {"method": recipe.method, "epochs": recipe.epochs, "precision": recipe.precision}
+    try:
+        for found in _trained_and_measured(recipe, images, folder, ends):
+            row |= found
+    except Exception as error:
+        kind = "" if isinstance(error, _TimeIsUp | ExplainedError) else f"{type(error).__name__}: "
+        row["status"] = ("trained; then " if "seconds" in row else "") + kind + str(error)
+    _free_memory()
+    return row
+
+
+def _trained_and_measured(recipe: Recipe, images: ImageSet, folder: Path, ends: float) -> Iterator[Document]:
+    """What is known of a method, as it becomes known."""
 
     def report(fraction: float, text: str) -> None:
         if time.monotonic() > ends:
             raise _TimeIsUp(f"the time was up after {fraction:.0%} of the training")
 
-    row: Document = {"method": recipe.method, "epochs": recipe.epochs, "precision": recipe.precision}
-    try:
-        summary = pretrain(recipe, recipe_hash(recipe), images, folder, report)
-    except (_TimeIsUp, RunFailure) as error:
-        return {**row, "status": str(error)}
-    row |= {
+    summary = pretrain(recipe, recipe_hash(recipe), images, folder, report)
+    yield {
         "status": summary.status,
         "seconds": summary.seconds,
         "images_per_second": summary.images_per_second,
@@ -309,8 +316,14 @@ def train_and_measure(recipe: Recipe, images: ImageSet, folder: Path, ends: floa
         record, _ = evaluate_encoder(
             encoder, protocol(name), images, recipe.seed, folder / "features", lambda fraction, text: None
         )
-        row[name] = next(m["value"] for m in record["measurements"] if m["metric"] == "top1")
-    return row
+        yield {name: next(m["value"] for m in record["measurements"] if m["metric"] == "top1")}
+
+
+def _free_memory() -> None:
+    """Nothing of one method is to be in the way of the next, or counted as its memory."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    reset_peak_memory()
 
 
 # The whole run
@@ -334,8 +347,17 @@ class Order:
     @property
     def kept_for_training(self) -> float:
         """Seconds that the first two parts may not use."""
-        share = 0.25 if len(self.parts) > 1 else 1.0
+        share = _TRAINING_SHARE if len(self.parts) > 1 else 1.0
         return share * 60 * self.minutes if "training" in self.parts else 0.0
+
+    def room(self, spent: float) -> float:
+        """Seconds that the first two parts have left after so many."""
+        return 60 * self.minutes - _KEPT - self.kept_for_training - spent
+
+    def reason_to_leave_out(self, one: Measurement, spent: float) -> str:
+        """Why a measurement is not made when so many seconds are spent; empty if it is."""
+        expected = f"{one.seconds:.0f} s expected, {max(self.room(spent), 0):.0f} left"
+        return one.skipped or ("" if one.seconds <= self.room(spent) else expected)
 
     def comparison(self, seconds: float) -> Comparison:
         """The third part, with the seconds that are left for it."""
@@ -344,19 +366,21 @@ class Order:
 
 def plan_table(order: Order) -> str:
     """What would be done, in which order and for how long."""
-    rows, total = [], 0.0
+    rows, spent = [], 0.0
     for one in order.measurements():
-        total += one.seconds
-        rows.append([one.part, describe(one), f"{one.seconds:.0f}", f"{one.limit:.0f}"])
-    left = 60 * order.minutes - _KEPT - total
+        reason = order.reason_to_leave_out(one, spent)
+        spent += 0 if reason else one.seconds
+        seconds = ["", f"left out: {reason}"] if reason else [f"{one.seconds:.0f}", f"{one.limit:.0f}"]
+        rows.append([one.part, describe(one), *seconds])
     if "training" in order.parts:
         images = "CIFAR-10" if order.data_root else "digit-scenes, as there is no --data-root"
         what = f"{', '.join(METHODS)} on {images}: as many epochs as fit, then {' and '.join(PROTOCOLS)}"
-        rows.append(["training", what, f"{max(left, order.kept_for_training):.0f}", "what is left"])
+        left = 60 * order.minutes - _KEPT - spent
+        rows.append(["training", what, f"{max(left, 0):.0f}", "what is left"])
     size = "at small size, " if order.small else ""
     return (
         markdown_table(["part", "what", "seconds expected", "ended after"], rows)
-        + f"\n\n{size}{order.minutes:g} minutes in all; a measurement for which no time is left is left out"
+        + f"\n\n{size}{order.minutes:g} minutes in all, {_KEPT:.0f} s of them for starting and writing"
     )
 
 
@@ -370,19 +394,17 @@ def describe(one: Measurement) -> str:
 
 def carry_out(order: Order, write: Callable[[Document], None], started: float) -> Document:
     """Do everything in the order of the plan; ``write`` gets the document whenever there is more in it."""
-    ends = started + 60 * order.minutes - _KEPT
     document = new_document(order)
     for one in order.measurements():
-        left = ends - time.monotonic() - order.kept_for_training
-        if left < one.seconds:
-            expected = f"{one.seconds:.0f} s expected, {max(left, 0):.0f} left"
-            document["left_out"].append(f"{describe(one)}: {expected}")
+        spent = time.monotonic() - started
+        if reason := order.reason_to_leave_out(one, spent):
+            document["left_out"].append(f"{describe(one)}: {reason}")
             continue
         print(f"{describe(one)} ...", file=sys.stderr, flush=True)
-        add(document, one, run_process(one.command, min(one.limit, left), one.environment))
+        add(document, one, run_process(one.command, min(one.limit, order.room(spent)), one.environment))
         write(document)
     if "training" in order.parts:
-        plan = order.comparison(ends - time.monotonic())
+        plan = order.comparison(started + 60 * order.minutes - _KEPT - time.monotonic())
         print(f"six methods, {plan.seconds:.0f} s ...", file=sys.stderr, flush=True)
         command = [sys.executable, str(HERE / "gpu.py"), "--compare", json.dumps(asdict(plan))]
         add_training(document, run_process(command, plan.seconds))
@@ -394,8 +416,8 @@ def new_document(order: Order) -> Document:
     """The facts, and nothing measured yet."""
     known = facts()
     known["commit"] = order.commit or known["commit"]
-    if "--commit" in sys.argv:  # it is no part of what another machine would type
-        known["command"] = re.sub(r" --commit \S+", "", known["command"])
+    # it is no part of what another machine would type
+    known["command"] = re.sub(r" --commit[ =]\S+", "", known["command"])
     return {
         "facts": known,
         "device": device_description(),
@@ -421,11 +443,12 @@ def driver() -> str:
 def add(document: Document, one: Measurement, outcome: Outcome) -> None:
     """Put what a process of the first two parts printed into the document."""
     if one.job is None:
-        # pytest's exit code 1 says that tests failed, which their names say better
-        trouble = "" if outcome.trouble.startswith("exit code 1:") else outcome.trouble
-        log = outcome.lines[-200:] if tests_found(outcome.lines)["failed"] or trouble else []
-        found = {**tests_found(outcome.lines), "seconds": outcome.seconds, "log": log}
-        document["tests"] = found
+        found = tests_found(outcome.lines)
+        # pytest's exit code 1 says that tests failed, which their names say better, if there are any
+        is_said = found["failed"] and outcome.trouble.startswith("exit code 1:")
+        trouble = "" if is_said else outcome.trouble
+        log = outcome.lines[-200:] if found["failed"] or trouble else []
+        document["tests"] = {**found, "seconds": outcome.seconds, "log": log}
         if trouble:
             document["left_out"].append(f"{describe(one)}: {trouble}")
         return
@@ -457,46 +480,46 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--plan", action="store_true", help="print what would be done")
     parser.add_argument("--out", type=Path, default=HERE / "gpu", help="folder for <device>.json and .md")
     parser.add_argument("--commit", default="", help="the commit, for a copy of the files without .git")
-    parser.add_argument("--roof", help=argparse.SUPPRESS)
     parser.add_argument("--compare", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def _checked_parts(text: str) -> tuple[str, ...]:
-    for part in text.split(","):
-        if part not in PARTS:
-            raise InputError(f"no such part: {part!r}", where="--parts", next_step=f"use {', '.join(PARTS)}")
-    return tuple(text.split(","))
-
-
-def _child(arguments: argparse.Namespace) -> bool:
-    """Do what a parent process has asked for, one JSON document a line; False if there is none."""
-    if not arguments.roof and not arguments.compare:
-        return False
-    out = sys.stdout
+def _compare(asked: str) -> None:
+    """Do the third part for a parent process, one JSON document a line."""
+    out, values = sys.stdout, json.loads(asked)
     with contextlib.redirect_stdout(sys.stderr):
-        if arguments.roof:
-            print(json.dumps(measure_roof(Job(**json.loads(arguments.roof)))), file=out, flush=True)
-            return True
-        asked = json.loads(arguments.compare)
-        for document in compare(Comparison(**{**asked, "methods": tuple(asked["methods"])})):
+        for document in compare(Comparison(**{**values, "methods": tuple(values["methods"])})):
             print(json.dumps(document), file=out, flush=True)
-    return True
+
+
+def _order(arguments: argparse.Namespace) -> Order:
+    """What was asked for; raises InputError for what will not do, before anything is measured."""
+    if not arguments.minutes > 0:
+        raise InputError(
+            f"{arguments.minutes:g} minutes are none", where="--minutes", next_step="give more than 0"
+        )
+    order = Order(
+        minutes=arguments.minutes,
+        small=arguments.small or not torch.cuda.is_available(),
+        parts=tuple(chosen("part", arguments.parts, PARTS)),
+        data_root=str(arguments.data_root.resolve()) if arguments.data_root else None,
+        commit=arguments.commit,
+    )
+    if order.data_root and not Path(order.data_root).is_dir():
+        raise InputError(
+            "there is no such folder", where=order.data_root, next_step="name the folder that holds CIFAR-10"
+        )
+    return order
 
 
 def main() -> None:
     """Do one thing for a parent process, print the plan, or do everything."""
     started = time.monotonic()
     arguments = _arguments()
-    if _child(arguments):
+    if arguments.compare:
+        _compare(arguments.compare)
         return
-    order = Order(
-        minutes=arguments.minutes,
-        small=arguments.small or not torch.cuda.is_available(),
-        parts=_checked_parts(arguments.parts),
-        data_root=str(arguments.data_root.resolve()) if arguments.data_root else None,
-        commit=arguments.commit,
-    )
+    order = _order(arguments)
     if arguments.plan:
         print(plan_table(order))
         return

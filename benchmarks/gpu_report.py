@@ -7,13 +7,15 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from measure import Document, footnote, markdown_table
+from measure import Document, footnote, markdown_table, without_folders
 
 from twinbench.foundation.files import write_atomically
 
 PROTOCOLS = ("knn/cosine-v1", "linear/cached-v1")
+CARD = "H100"
+"""The card that the goals are for, as its name has it."""
 GOALS = {("resnet18", 32): 20_000, ("resnet50", 224): 1_750}
-"""Pairs a second in bf16 on one H100, by network and size."""
+"""Pairs a second in bf16 on one such card, by network and size."""
 TIMES_LIGHTLY = 3
 
 
@@ -26,7 +28,7 @@ def render(document: Document) -> str:
     if document["tests"]:
         parts += ["## Tests", _tests(document["tests"])]
     if document["throughput"]:
-        parts += ["## Throughput of pretraining", *_throughput(document["throughput"], document["small"])]
+        parts += ["## Throughput of pretraining", *_throughput(document)]
     if document["training"]:
         parts += ["## Six methods", *_training(document["training"])]
     if document["left_out"]:
@@ -49,7 +51,8 @@ def _case(row: Document) -> tuple[str, int, int]:
     return row["network"], row["size"], row["batch_size"]
 
 
-def _throughput(rows: Sequence[Document], small: bool) -> list[str]:
+def _throughput(document: Document) -> list[str]:
+    rows = document["throughput"]
     roofs = {(row["network"], row["size"]): row for row in rows if row["name"] == "roof"}
     measured = [row for row in rows if row["name"] != "roof"]
     lines = []
@@ -71,7 +74,7 @@ def _throughput(rows: Sequence[Document], small: bool) -> list[str]:
     return [
         table,
         "\n".join(_roof_line(roof) for roof in roofs.values()),
-        *([] if small else _goals(measured)),
+        *([] if document["small"] else _goals(measured, document["device"])),
     ]
 
 
@@ -90,15 +93,16 @@ def _roof_line(roof: Document) -> str:
     )
 
 
-def _goals(rows: Sequence[Document]) -> list[str]:
+def _goals(rows: Sequence[Document], card: str) -> list[str]:
     lines = []
     for (network, size), goal in GOALS.items():
         best = {side: _best(rows, network, size, side) for side in ("twinbench", "lightly")}
         if best["twinbench"]:
-            lines.append(_goal(f"{network} at {size} pixels, pairs/s", best["twinbench"], goal))
+            lines.append(_goal(f"{network} at {size} pixels, pairs/s", best["twinbench"], goal, card))
         if best["twinbench"] and best["lightly"]:
             ratio = best["twinbench"] / best["lightly"]
-            lines.append(_goal(f"{network} at {size} pixels, times the faster lightly", ratio, TIMES_LIGHTLY))
+            what = f"{network} at {size} pixels, times the faster lightly"
+            lines.append(_goal(what, ratio, TIMES_LIGHTLY, card))
     return ["\n".join(lines)] if lines else []
 
 
@@ -109,9 +113,10 @@ def _best(rows: Sequence[Document], network: str, size: int, side: str) -> float
     )
 
 
-def _goal(what: str, value: float, goal: float) -> str:
-    digits = 0 if goal > 100 else 2
-    return f"- {what}: {value:,.{digits}f}; goal {goal:,}: {'reached' if value >= goal else 'missed'}"
+def _goal(what: str, value: float, goal: float, card: str) -> str:
+    """The value beside the goal, which only the card that it is for reaches or misses."""
+    verdict = (": reached" if value >= goal else ": missed") if CARD in card else ""
+    return f"- {what}: {value:,.{0 if goal > 100 else 2}f}; goal on one {CARD} {goal:,}{verdict}"
 
 
 def _training(found: Document) -> list[str]:
@@ -131,7 +136,11 @@ def _training(found: Document) -> list[str]:
 
 
 def publish(document: Document, folder: Path) -> Path:
-    """Write the document and its table as ``<device>.json`` and ``.md``; returns the latter."""
+    """Write the document and its table as ``<device>.json`` and ``.md``, without the folders of this machine.
+
+    Returns the path of the table.
+    """
+    document = without_folders(document)
     name = re.sub(r"[^a-z0-9]+", "-", document["device"].lower()).strip("-")
     stem = folder / (name + ("-small" if document["small"] else ""))
     folder.mkdir(parents=True, exist_ok=True)

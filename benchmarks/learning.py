@@ -4,7 +4,8 @@
 
 Each argument is a variant: recipe keys that are set for every method, as ``--set`` does. A measurement is a process of
 its own with one thread, which stops its clock while the features are looked at. The variants take turns, or run
-side by side (``--at-once 2`` for two of them), as the workers of a study do.
+side by side (``--at-once 2`` for two of them), as the workers of a study do. What a variant does not set is the
+recipe's, and so may have been tuned for another network or length.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ from pathlib import Path
 import matplotlib
 import torch
 from measure import (
+    METHODS,
     Document,
+    check_targets,
     device_description,
     facts,
     footnote,
     markdown_table,
+    positive,
     publish,
     run_fresh,
     run_script,
@@ -42,12 +46,12 @@ from twinbench.harness.plugins import load_plugins
 from twinbench.harness.recipes import load_recipe, parse_overrides
 from twinbench.pretraining.build import build_method, resolve
 from twinbench.pretraining.engine import Hardware, launch
+from twinbench.pretraining.recipe import Recipe
 from twinbench.pretraining.train import start_session
 
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
 
-METHODS = ("barlow_twins", "simclr", "byol", "swav", "simsiam", "moco_v2")
 _LOOKS = 4
 
 
@@ -63,15 +67,23 @@ class Job:
     data_root: str | None = None
     limit: int | None = None
 
+    def images(self) -> ImageSet:
+        """The images, read as the limit says."""
+        limit = {"train": self.limit, "val": self.limit} if self.limit else None
+        return load_image_set(self.image_set, Path(self.data_root) if self.data_root else None, limit=limit)
+
+    def recipe(self, image_set: ImageSet) -> Recipe:
+        """The method's recipe with the keys of the variant; raises InputError for a method or key that it has not."""
+        overrides = parse_overrides(self.variant.split())
+        recipe = load_recipe(self.recipes, self.method, image_set.name, overrides, self.seed)
+        return resolve(recipe, image_set.image_size, image_set.fingerprint)
+
 
 def measure(job: Job) -> Document:
     """Train once; seconds and kNN accuracy in percent after each quarter of the steps."""
     torch.set_num_threads(1)
-    limit = {"train": job.limit, "val": job.limit} if job.limit else None
-    image_set = load_image_set(job.image_set, Path(job.data_root) if job.data_root else None, limit=limit)
-    overrides = parse_overrides(job.variant.split())
-    recipe = load_recipe(job.recipes, job.method, image_set.name, overrides, job.seed)
-    recipe = resolve(recipe, image_set.image_size, image_set.fingerprint)
+    image_set = job.images()
+    recipe = job.recipe(image_set)
     method = build_method(recipe)
     session = start_session(recipe, method, image_set, launch(Hardware(), recipe.precision))
     steps = session.batches.total_steps
@@ -114,11 +126,16 @@ def measure_all(jobs: Sequence[Job], at_once: int) -> Document:
         group = jobs[start : start + at_once]
         with ThreadPoolExecutor(at_once) as pool:
             answers = pool.map(lambda job: run_fresh(__file__, asdict(job), {"OMP_NUM_THREADS": "1"}), group)
-            rows += [{**asdict(job), **found} for job, found in zip(group, answers, strict=True)]
+            rows += [{**_shown(job), **found} for job, found in zip(group, answers, strict=True)]
         print(f"\r{len(rows)}/{len(jobs)} trainings", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     torch.set_num_threads(1)  # what the description of the device says
     return {"rows": rows, "at_once": at_once, "device": device_description(), "facts": facts()}
+
+
+def _shown(job: Job) -> Document:
+    """What others need to know of a job: not where the images lie here."""
+    return {key: value for key, value in asdict(job).items() if key != "data_root"}
 
 
 def render(document: Document) -> str:
@@ -189,12 +206,14 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("variants", nargs="*", help="recipe keys, e.g. 'backbone.width=32 epochs=7'")
     parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--at-once", type=int, default=1, help="trainings at a time, one thread each")
+    parser.add_argument("--seeds", type=positive, default=3)
+    parser.add_argument("--at-once", type=positive, default=1, help="trainings at a time, one thread each")
     parser.add_argument("--image-set", default="digit-scenes")
     parser.add_argument("--recipes", help="folder of recipes (default: that of the image set)")
     parser.add_argument("--data-root", help="as for twinbench run")
-    parser.add_argument("--limit", type=int, help="the most images of train and of val, for a quick look")
+    parser.add_argument(
+        "--limit", type=positive, help="the most images of train and of val, for a quick look"
+    )
     parser.add_argument("--out", type=Path, help="JSON file for everything measured")
     parser.add_argument("--markdown", type=Path, help="file whose block 'learning' gets the table")
     parser.add_argument("--figure", type=Path, help="SVG file for the curves")
@@ -223,9 +242,14 @@ def main() -> None:
         for method in arguments.methods.split(",")
         for variant in arguments.variants or ["epochs=12"]
     ]
+    check_targets("learning", arguments.out, arguments.markdown)
+    image_set = jobs[0].images()
+    for job in jobs:
+        job.recipe(image_set)  # what is wrong with one is said before any is trained
     document = measure_all(jobs, arguments.at_once)
     publish(document, render(document), "learning", arguments.out, arguments.markdown)
     if arguments.figure is not None:
+        arguments.figure.parent.mkdir(parents=True, exist_ok=True)
         draw(document, arguments.figure)
 
 

@@ -20,6 +20,8 @@ from measure import (
     KEEP_FREED_MEMORY,
     Document,
     Spread,
+    check_targets,
+    chosen,
     device,
     device_description,
     facts,
@@ -27,6 +29,7 @@ from measure import (
     has_lightly,
     markdown_table,
     peak_memory_mb,
+    positive,
     publish,
     resident_mb,
     run_script,
@@ -41,7 +44,6 @@ from twinbench.baselines.moco_v2 import info_nce_loss
 from twinbench.baselines.simclr import nt_xent_loss
 from twinbench.baselines.simsiam import negative_cosine
 from twinbench.baselines.swav import sinkhorn, swapped_prediction_loss
-from twinbench.foundation.errors import InputError
 from twinbench.pretraining.barlow_twins import barlow_twins_loss
 
 Loss = Callable[..., Tensor]
@@ -303,9 +305,11 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--losses", default=",".join(SIZES), help="comma-separated (default: all)")
     parser.add_argument(
-        "--shrink", type=int, default=1, help="divide all sizes by this (default: paper sizes)"
+        "--shrink", type=positive, default=1, help="divide all sizes by this (default: paper sizes)"
     )
-    parser.add_argument("--repetitions", type=int, default=3, help="measurements of each row, taking turns")
+    parser.add_argument(
+        "--repetitions", type=positive, default=3, help="measurements of each row, taking turns"
+    )
     parser.add_argument("--out", type=Path, help="JSON file for everything measured")
     parser.add_argument("--markdown", type=Path, help="file whose block 'losses' gets the table")
     parser.add_argument("--job", help=argparse.SUPPRESS)
@@ -319,12 +323,8 @@ def main() -> None:
         warm_up_libraries()
         print(json.dumps(measure(**json.loads(arguments.job))))
         return
-    names = arguments.losses.split(",")
-    for name in names:
-        if name not in SIZES:
-            raise InputError(
-                f"no such loss: {name!r}", where="--losses", next_step=f"use some of: {', '.join(SIZES)}"
-            )
+    names = chosen("loss", arguments.losses, tuple(SIZES))
+    check_targets("losses", arguments.out, arguments.markdown)
     document = measure_all(names, arguments.shrink, arguments.repetitions)
     publish(document, render(document), "losses", arguments.out, arguments.markdown)
 

@@ -6,10 +6,13 @@ ratio comes from measurements of one run of a script, with the sides taking turn
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
+import re
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -18,6 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +31,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from twinbench.foundation.errors import InputError, RunFailure
+from twinbench.foundation.errors import InputError, RunFailure, unknown_name
 from twinbench.foundation.files import write_atomically
 from twinbench.harness.environment import environment
 from twinbench.reports.readme import update_blocks
 
 Document = dict[str, Any]
+
+METHODS = ("barlow_twins", "simclr", "byol", "swav", "simsiam", "moco_v2")
+"""All that train without labels, in the order of the tables."""
 
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 """Environment that makes glibc keep freed memory instead of handing it back to the system.
@@ -256,13 +263,45 @@ def facts() -> dict[str, str]:
     return known
 
 
+_LEFT_OPEN = {
+    "--data-root": "DIR",
+    "--encoder": "DIR",
+    "--folder": "DIR",
+    "--out": "FILE",
+    "--figure": "FILE",
+    "--markdown": "README.md",
+}
+
+
 def _command(arguments: Sequence[str]) -> str:
     """The command as another machine would type it: where the data and the results lie is left open."""
-    shown = ["python", *arguments]
-    for index, argument in enumerate(shown[:-1]):
-        if argument in ("--data-root", "--out", "--markdown"):
-            shown[index + 1] = {"--data-root": "DIR", "--out": "FILE"}.get(argument, "README.md")
-    return " ".join(shown)
+    script = Path(arguments[0])
+    shown = ["python", f"benchmarks/{script.name}" if script.suffix == ".py" else script.name]
+    for before, argument in pairwise(arguments):
+        option, equals, _ = argument.partition("=")
+        if equals and option in _LEFT_OPEN:
+            shown.append(f"{option}={_LEFT_OPEN[option]}")
+        else:
+            shown.append(_LEFT_OPEN.get(before, argument))
+    return without_folders(shlex.join(shown))
+
+
+# not the stroke of "images/s", "a / b", "3)/s" or a web address
+_FOLDERS = re.compile(r"(?<![\w./)\]~])/(?:[\w.@+~-]+/)*(?=[\w.@+~-])")
+
+
+def without_folders(value: Any) -> Any:
+    """A document, or a part of it, in which every absolute path is only its last name.
+
+    What is published is no map of the machine that it was measured on.
+    """
+    if isinstance(value, str):
+        return _FOLDERS.sub("", value)
+    if isinstance(value, dict):
+        return {key: without_folders(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(entry) for entry in value]
+    return value
 
 
 def has_lightly() -> bool:
@@ -306,19 +345,56 @@ def footnote(document: Document) -> str:
     )
 
 
+def positive(text: str) -> int:
+    """The type of an option that counts something: a whole number from 1 on."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {value}")
+    return value
+
+
+def chosen(kind: str, text: str, valid: Sequence[str]) -> list[str]:
+    """The names of a comma-separated list; raises InputError with the nearest for one that is not ``valid``."""
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in valid:
+            raise unknown_name(kind, name, valid)
+    return names
+
+
 def run_script(main: Callable[[], None]) -> None:
-    """Run ``main``; an error of the user's ends with its text and code 2, one of the machine's with code 1."""
+    """Run ``main``; an error ends with its text and code 2 if it is the user's, 1 if the machine's; Ctrl-C with 130."""
     try:
         main()
     except (InputError, RunFailure) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, InputError) else 1)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("\ninterrupted: what was not written yet is lost", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
+def check_targets(block: str, out: Path | None, markdown: Path | None) -> None:
+    """Raise InputError unless `publish` can write there; asked before anything is measured."""
+    for path in (out, markdown):
+        if path is not None and path.is_dir():
+            raise InputError("this is a folder", where=path, next_step="name a file in it")
+    if markdown is not None:
+        marker = f"<!-- begin {block} -->"
+        if not markdown.is_file() or marker not in markdown.read_text(encoding="utf-8"):
+            raise InputError(
+                f"no file with the line {marker}", where=markdown, next_step="name benchmarks/README.md"
+            )
 
 
 def publish(document: Document, text: str, block: str, out: Path | None, markdown: Path | None) -> None:
-    """Print ``text``; write the document to ``out`` and the text into the block of ``markdown``, if given."""
+    """Print ``text``; write the document to ``out`` and the text into the block of ``markdown``, if given.
+
+    Both without the folders of this machine.
+    """
+    text = without_folders(text)
     print(text)
     if out is not None:
-        write_atomically(out, (json.dumps(document, indent=1) + "\n").encode())
+        write_atomically(out, (json.dumps(without_folders(document), indent=1) + "\n").encode())
     if markdown is not None:
         update_blocks(markdown, {block: text})

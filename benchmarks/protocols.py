@@ -1,6 +1,7 @@
 """How long each evaluation protocol of a study takes, and where the time goes.
 
-Every measurement is a fresh process, as a worker of a study is, with one thread by default. Without ``--encoder`` the
+Every measurement is a fresh process, as a worker of a study is, with one thread by default. It reads as many images as
+the study does. Without ``--encoder`` the
 backbone of the study's recipes is evaluated as it is initialised: what is computed hardly depends on the weights
 (a detector that finds nothing saves a little in its masks and in the average precision). For the times of an earlier
 version run this file with that version on PYTHONPATH.
@@ -19,10 +20,12 @@ import torch
 from measure import (
     Document,
     Spread,
+    check_targets,
     device_description,
     facts,
     footnote,
     markdown_table,
+    positive,
     publish,
     run_script,
     take_turns,
@@ -36,13 +39,13 @@ from twinbench.downstream.protocol import EvaluationContext, protocol
 from twinbench.encoders.encoder import Encoder, EncoderInfo
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.recipes import load_recipe
-from twinbench.harness.studies import load_study
+from twinbench.harness.studies import Study, load_study
 from twinbench.pretraining.build import build_method, resolve
 
 
 @dataclass(frozen=True)
 class Job:
-    """One evaluation. ``limit`` maps splits to the most images of each, for a quick look; ``encoder`` may be empty."""
+    """One evaluation. ``limit`` maps splits to the most images of each; ``encoder`` may be empty."""
 
     protocol: str
     image_set: str
@@ -117,6 +120,22 @@ def untrained_encoder(recipes: str, image_set: ImageSet) -> Encoder:
     return Encoder(backbone, info, checksum="untrained")
 
 
+def jobs_of(study: Study, names: Sequence[str], most: int | None, shared: Document) -> list[Job]:
+    """The evaluations of the named protocols, or of all of the study, on its images.
+
+    Not more than ``most`` of a split if it is given, else as many as the study reads: a set that it only measures on is
+    never cut. ``shared`` are the values of a `Job` that all have in common. Raises InputError for an unknown protocol.
+    """
+    limit = {} if study.measure_on else study.limit
+    if most:
+        limit = dict.fromkeys(("train", "val", "test"), most)
+    images = study.measure_on or study.image_set
+    return [
+        Job(protocol=protocol(name).name, image_set=images, recipes=study.recipes, limit=limit, **shared)
+        for name in names or study.protocols
+    ]
+
+
 def measure_all(jobs: Sequence[Job], repetitions: int) -> Document:
     """Every job so many times, taking turns."""
     environment = {"OMP_NUM_THREADS": str(jobs[0].threads)}
@@ -126,6 +145,7 @@ def measure_all(jobs: Sequence[Job], repetitions: int) -> Document:
     return {
         "rows": rows,
         "repetitions": repetitions,
+        "limit": jobs[0].limit,
         "encoder": "given" if jobs[0].encoder else "untrained",
         "device": device_description(),
         "facts": facts(),
@@ -143,9 +163,9 @@ def render(document: Document) -> str:
         rows.append([row["protocol"], *(spread.text() for spread in spreads.values())])
     rows.append(["sum", *(f"{total:.1f}" for total in sums.values())])
     header = ["protocol", "seconds", "of a processor", "of them features", "reading the images"]
-    setting = (
-        f"Encoder {document['encoder']}, {document['repetitions']} repetitions: median (lowest to highest)."
-    )
+    limit = "".join(f", at most {n:,} images of {split}" for split, n in document["limit"].items())
+    repetitions = f"{document['repetitions']} repetitions: median (lowest to highest)"
+    setting = f"Encoder {document['encoder']}{limit}, {repetitions}."
     return "\n\n".join([setting, markdown_table(header, rows), footnote(document)])
 
 
@@ -161,9 +181,15 @@ def _arguments() -> argparse.Namespace:
         "--encoder", default="", help="folder of a trained encoder (default: an untrained one)"
     )
     parser.add_argument("--data-root", help="as for twinbench run")
-    parser.add_argument("--threads", type=int, default=1, help="of each process (default: 1)")
-    parser.add_argument("--limit", type=int, help="the most images of each split, for a quick look")
-    parser.add_argument("--repetitions", type=int, default=3, help="measurements of each row, taking turns")
+    parser.add_argument("--threads", type=positive, default=1, help="of each process (default: 1)")
+    parser.add_argument(
+        "--limit",
+        type=positive,
+        help="the most images of each split, for a quick look (default: the study's)",
+    )
+    parser.add_argument(
+        "--repetitions", type=positive, default=3, help="measurements of each row, taking turns"
+    )
     parser.add_argument("--out", type=Path, help="JSON file for everything measured")
     parser.add_argument("--markdown", type=Path, help="file whose block 'protocols' gets the table")
     parser.add_argument("--job", help=argparse.SUPPRESS)
@@ -177,21 +203,16 @@ def main() -> None:
     if arguments.job:
         print(json.dumps(measure(Job(**json.loads(arguments.job)))))
         return
-    study = load_study(arguments.study)
-    names = arguments.protocols.split(",") if arguments.protocols else study.protocols
-    limit = dict.fromkeys(("train", "val", "test"), arguments.limit) if arguments.limit else {}
-    jobs = [
-        Job(
-            protocol=protocol(name).name,
-            image_set=study.measure_on or study.image_set,
-            recipes=study.recipes,
-            encoder=arguments.encoder,
-            threads=arguments.threads,
-            data_root=arguments.data_root,
-            limit=limit,
-        )
-        for name in names
-    ]
+    names = arguments.protocols.split(",") if arguments.protocols else []
+    shared = {
+        "encoder": arguments.encoder,
+        "threads": arguments.threads,
+        "data_root": arguments.data_root,
+    }
+    jobs = jobs_of(load_study(arguments.study), names, arguments.limit, shared)
+    check_targets("protocols", arguments.out, arguments.markdown)
+    if arguments.encoder:
+        Encoder.load(Path(arguments.encoder))  # what is wrong with it is said before anything is measured
     document = measure_all(jobs, arguments.repetitions)
     publish(document, render(document), "protocols", arguments.out, arguments.markdown)
 

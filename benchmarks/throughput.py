@@ -28,6 +28,10 @@ from measure import (
     START_METHOD,
     Document,
     Spread,
+    bytes_of,
+    check_targets,
+    chosen,
+    copy_rate,
     device,
     device_description,
     facts,
@@ -36,6 +40,7 @@ from measure import (
     markdown_table,
     matmul_rate,
     peak_memory_mb,
+    positive,
     publish,
     require_lightly,
     run_fresh,
@@ -52,7 +57,6 @@ import twinbench.pretraining.barlow_twins  # noqa: F401
 from twinbench.data.catalogue import load_image_set
 from twinbench.data.image_sets import IMAGENET_NORMALISATION, ImageSet, Reading
 from twinbench.foundation.cores import usable_cores
-from twinbench.foundation.errors import InputError
 from twinbench.harness.recipes import recipe_hash
 from twinbench.pretraining.batches import MicroBatch
 from twinbench.pretraining.build import build_method, resolve
@@ -60,7 +64,7 @@ from twinbench.pretraining.engine import Hardware, launch
 from twinbench.pretraining.recipe import BackboneSpec, OptimizerSpec, Recipe
 from twinbench.pretraining.train import Session, pretrain, start_session
 
-METHODS = ("barlow_twins", "simclr")
+METHODS = ("barlow_twins", "simclr")  # those that this file has lightly's heads and losses for
 DOCUMENTED_WORKERS = 8  # num_workers in all of lightly's examples
 # Shapes of the heads in lightly's examples for CIFAR-10.
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -88,7 +92,8 @@ class Job:
 
     Views of 32 pixels are of CIFAR-10 or digit-scenes, with the 3x3 stem; larger ones of generated pictures, with
     ImageNet's stem, and blurred. Where ``planned`` is more than the timed steps, these are part of a run of so many,
-    whose log has a row far more seldom than every step; it ends when the clock has stopped.
+    whose log has a row far more seldom than every step; it ends when the clock has stopped. ``compile`` is for
+    twinbench alone, and is what ``twinbench pretrain --compile`` does.
     """
 
     side: str
@@ -103,6 +108,7 @@ class Job:
     network: str = "resnet18"
     size: int = 32
     planned: int = 0
+    compile: bool = False
 
     @property
     def is_small(self) -> bool:
@@ -206,7 +212,8 @@ def measure_twinbench(job: Job) -> Document:
             raise _Enough
 
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_Enough):
-        pretrain(work, recipe_hash(work), images, Path(folder), report)
+        engine = launch(Hardware(compile=job.compile), work.precision)
+        pretrain(work, recipe_hash(work), images, Path(folder), report, engine=engine)
     parameters = sum(p.numel() for p in build_method(work).parameters())
     return {"parameters": parameters, "images": images.name, **_answer(watch)}
 
@@ -251,7 +258,7 @@ def measure_without_data(job: Job) -> Document:
     """twinbench's steps on two random views that never change: no data work, no log, no checks."""
     session = start(job)
     watch = Stopwatch(job)
-    batch = [random_batch(job, session.image_set.image_size)]
+    batch = [random_batch(job, job.size)]
     for step in range(job.last_step):
         session.gradients(batch, session.progress(step))
         session.update(session.progress(step))
@@ -262,11 +269,18 @@ def measure_without_data(job: Job) -> Document:
 def measure_roof(job: Job) -> Document:
     """What a step would take if it were nothing but its products and convolutions, at the rate of large products.
 
-    ``flops_per_pair`` are counted in one training step; ``product_rate`` is in FLOP/s, in the job's precision.
+    ``flops_per_pair`` and ``bytes_per_pair`` are counted in whole training steps. The rates that bound a step are
+    measured: ``product_rate`` in FLOP/s, in the job's precision, and ``copy_rate`` in bytes/s.
     """
     session = start(job)
-    batch = [random_batch(job, session.image_set.image_size)]
-    flops = flops_of(lambda: session.gradients(batch, session.progress(0))) / job.batch_size
+    batch = [random_batch(job, job.size)]
+
+    def step() -> None:
+        session.gradients(batch, session.progress(0))
+        session.update(session.progress(0))
+
+    flops = flops_of(step) / job.batch_size
+    moved = bytes_of(step) / job.batch_size
     rate = matmul_rate(device(), _DTYPES[job.precision])
     return {
         "parameters": _parameters(session),
@@ -275,7 +289,9 @@ def measure_roof(job: Job) -> Document:
         "peak_memory_mb": None,
         "device": device_description(),
         "flops_per_pair": flops,
+        "bytes_per_pair": moved,
         "product_rate": rate,
+        "copy_rate": copy_rate(device()),
     }
 
 
@@ -460,7 +476,7 @@ def measure_all(job: Job, methods: Sequence[str], repetitions: int) -> Document:
 
 def _merged(repeated: Sequence[Document]) -> Document:
     """Repeated answers as one: lists of what varies, the first of what does not."""
-    varying = ("pairs_per_second", "peak_memory_mb", "product_rate")
+    varying = ("pairs_per_second", "peak_memory_mb", "product_rate", "copy_rate")
     return {
         **repeated[0],
         **{key: [answer[key] for answer in repeated] for key in varying if key in repeated[0]},
@@ -569,26 +585,20 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--data-root", type=Path, help="folder that holds CIFAR-10 (default: digit-scenes)")
     parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--batch-size", type=positive, default=256)
     parser.add_argument(
-        "--steps", type=int, default=2, help="timed steps of a measurement (GPU: 100 or more)"
+        "--steps", type=positive, default=2, help="timed steps of a measurement (GPU: 100 or more)"
     )
-    parser.add_argument("--warm-up", type=int, default=1, help="steps before the clock (GPU: 20 or more)")
-    parser.add_argument("--repetitions", type=int, default=3, help="measurements of each row, taking turns")
+    parser.add_argument(
+        "--warm-up", type=positive, default=1, help="steps before the clock (GPU: 20 or more)"
+    )
+    parser.add_argument(
+        "--repetitions", type=positive, default=3, help="measurements of each row, taking turns"
+    )
     parser.add_argument("--out", type=Path, help="JSON file for everything measured")
     parser.add_argument("--markdown", type=Path, help="file whose block 'throughput' gets the tables")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def _checked_methods(text: str) -> list[str]:
-    methods = text.split(",")
-    for name in methods:
-        if name not in METHODS:
-            raise InputError(
-                f"no such method here: {name!r}", where="--methods", next_step=f"use {' or '.join(METHODS)}"
-            )
-    return methods
 
 
 def main() -> None:
@@ -600,6 +610,8 @@ def main() -> None:
             answer = _SIDES[job.side](job)
         print(json.dumps(answer))
         return
+    methods = chosen("method", arguments.methods, METHODS)
+    check_targets("throughput", arguments.out, arguments.markdown)
     require_lightly()
     job = Job(
         side="twinbench",
@@ -610,7 +622,7 @@ def main() -> None:
         steps=arguments.steps,
         data_root=str(arguments.data_root) if arguments.data_root else None,
     )
-    document = measure_all(job, _checked_methods(arguments.methods), arguments.repetitions)
+    document = measure_all(job, methods, arguments.repetitions)
     publish(document, render(document), "throughput", arguments.out, arguments.markdown)
 
 

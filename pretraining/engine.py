@@ -115,9 +115,17 @@ class Engine:
 
     def any_rank(self, flag: bool) -> bool:
         """Whether the flag is set on any rank; every rank must ask."""
+        return self.any_rank_each(flag)[0]
+
+    def any_rank_each(self, *flags: bool) -> list[bool]:
+        """For each flag whether it is set on any rank, in one collective; every rank must ask.
+
+        With several ranks the answer is waited for, on a GPU until all that it was given before is done.
+        """
         if world_size() == 1:
-            return flag
-        return bool(all_reduce_max_nograd(torch.tensor(float(flag), device=self.device)).item())
+            return list(flags)
+        own = torch.tensor(flags, dtype=torch.float32, device=self.device)
+        return [flag > 0 for flag in all_reduce_max_nograd(own).tolist()]
 
     def from_main(self, value: int) -> int:
         """Rank 0's value, on every rank."""

@@ -27,13 +27,13 @@ class LossWatch:
 
     Whoever reads a number waits until the device has computed it. On a CPU it has, so each loss is read before its
     update; on a GPU losses stay there until somebody needs one (``each_step`` says which of the two; the device by
-    default). ``latest`` is the last loss that was read.
+    default). ``latest`` is the last loss that was read, None before the first.
     """
 
     def __init__(self, model: nn.Module, engine: Engine, each_step: bool | None = None) -> None:
         self._model, self._engine = model, engine
         self.each_step = engine.device.type != "cuda" if each_step is None else each_step
-        self.latest = math.nan
+        self.latest: float | None = None
         self._unread: list[_Unread] = []
 
     def add(self, loss: Tensor, progress: Progress, lr: float) -> None:

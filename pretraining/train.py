@@ -200,15 +200,17 @@ def _optimise(
     started = speed = 0.0
     feed = batches.from_step(first_step)
     with StopRequest() as stop:
-        batch = _next_batch(feed, session.engine)
+        batch, error = _next_batch(feed)
+        is_unreadable, is_time = session.engine.any_rank_each(error is not None, keeper.is_time())
+        _require_readable(is_unreadable, error)
         for step in range(first_step, total_steps):
             progress = session.progress(step)
+            due = _due(progress, is_time)
             assert batch is not None
             loss = session.gradients(batch, progress)
             losses.add(loss.total, progress, optimizer.param_groups[0]["lr"])
             # while the device still works, its next views queue up
-            current, batch = batch, _next_batch(feed, session.engine)
-            due = keeper.due(progress)
+            current, (batch, error) = batch, _next_batch(feed)
             if losses.each_step or any(due):
                 losses.check(current, progress)
             session.update(progress)
@@ -217,7 +219,11 @@ def _optimise(
                 started = time.monotonic()  # the first step also allocates, or compiles
             speed = (step - first_step) * recipe.batch_size / max(time.monotonic() - started, 1e-9)
             keeper.after_step(progress, loss, speed, due)
-            if session.engine.any_rank(stop.name is not None):
+            # all that the ranks must agree on, asked once a step, for the answer is waited for
+            is_unreadable, is_time, is_stopped = session.engine.any_rank_each(
+                error is not None, keeper.is_time(), stop.name is not None
+            )
+            if is_stopped:
                 losses.check(current, session.progress(step + 1))
                 keeper.save(step + 1)
                 session.engine.barrier()  # a launcher ends all ranks when the first has left
@@ -226,24 +232,29 @@ def _optimise(
                     where=folder,
                     next_step="run the same command again: it goes on from there",
                 )
+            _require_readable(is_unreadable, error)
             report((step + 1) / total_steps, _progress_line(session, progress, losses.latest, speed))
     check_parameters(session.method, total_steps)
     return speed
 
 
-def _next_batch(feed: Iterator[list[MicroBatch]], engine: Engine) -> list[MicroBatch] | None:
-    """The next batch, None after the last; what one rank cannot read ends the run on every rank."""
-    batch: list[MicroBatch] | None = None
-    error: InputError | RunFailure | None = None
+_Unreadable = InputError | RunFailure
+
+
+def _next_batch(feed: Iterator[list[MicroBatch]]) -> tuple[list[MicroBatch] | None, _Unreadable | None]:
+    """The next batch, None after the last, and why this rank cannot read it, if so."""
     try:
-        batch = next(feed, None)
-    except (InputError, RunFailure) as caught:
-        error = caught
-    if engine.any_rank(error is not None):
+        return next(feed, None), None
+    except (InputError, RunFailure) as error:
+        return None, error
+
+
+def _require_readable(is_unreadable: bool, error: _Unreadable | None) -> None:
+    """What one rank cannot read ends the run on every rank, each with its own error if it has one."""
+    if is_unreadable:
         raise error or RunFailure(
             "another rank could not read its images", next_step="see that rank's message for the file"
         )
-    return batch
 
 
 class _Due(NamedTuple):
@@ -251,6 +262,14 @@ class _Due(NamedTuple):
 
     row: bool
     checkpoint: bool
+
+
+def _due(progress: Progress, is_time: bool) -> _Due:
+    """``is_time``: the last checkpoint is old; after the last step there is an encoder in its place."""
+    return _Due(
+        row=wants_row(progress.step, progress.total_steps),
+        checkpoint=is_time and progress.step + 1 < progress.total_steps,
+    )
 
 
 class _Keeper:
@@ -273,13 +292,9 @@ class _Keeper:
         self._warned = False
         self._log = MetricsLog(folder, first_step, tensorboard) if session.engine.is_main else None
 
-    def due(self, progress: Progress) -> _Due:
-        """What is to be written after this step, the same on every rank; every rank must ask."""
-        is_time = self._session.engine.any_rank(time.monotonic() - self._last_saved >= self._seconds)
-        return _Due(
-            row=wants_row(progress.step, progress.total_steps),
-            checkpoint=is_time and progress.step + 1 < progress.total_steps,
-        )
+    def is_time(self) -> bool:
+        """Whether this rank saved its last checkpoint long ago."""
+        return time.monotonic() - self._last_saved >= self._seconds
 
     def after_step(self, progress: Progress, loss: LossParts, speed: float, due: _Due) -> None:
         """Called after every step, on every rank; the rows speak of the global batch."""
@@ -359,11 +374,11 @@ def _launch_line(session: Session, first_step: int) -> str:
     )
 
 
-def _progress_line(session: Session, progress: Progress, loss: float, speed: float) -> str:
+def _progress_line(session: Session, progress: Progress, loss: float | None, speed: float) -> str:
     lr = session.optimizer.param_groups[0]["lr"]
+    known = "-" if loss is None else f"{loss:.4g}"
     return (
-        f"epoch {progress.epoch + 1}/{session.recipe.epochs}  loss {loss:.4g}  lr {lr:.3g}  "
-        f"{speed:.0f} images/s"
+        f"epoch {progress.epoch + 1}/{session.recipe.epochs}  loss {known}  lr {lr:.3g}  {speed:.0f} images/s"
     )
 
 

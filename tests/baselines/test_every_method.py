@@ -3,6 +3,7 @@
 import pytest
 import torch
 from pydantic import ValidationError
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from twinbench.baselines.supervised import Supervised
 from twinbench.encoders.backbones import build_backbone
@@ -175,3 +176,36 @@ def test_micro_batches_give_the_gradient_of_the_batch_where_a_method_says_so(nam
     apart = torch.stack([(p - q).norm() / p.norm().clamp_min(1e-6) for p, q in grads]).max().item()
     compare = margin.at_most if method_class(name).accumulates else margin.at_least
     compare("relative difference of gradients", apart, 1e-3)
+
+
+class Unread(TorchDispatchMode):
+    """Refuses the operations that hand a value, or a shape that depends on values, to Python."""
+
+    READING = frozenset(
+        {"_local_scalar_dense", "nonzero", "equal", "masked_select", "unique_dim", "_unique2"}
+    )
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket.__name__ not in self.READING, f"{func} waits for a GPU"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_step_reads_no_value(name):
+    """From the second on, and so waits for no GPU. SwAV's queue fills in one step and is full in the next."""
+    queue = {"queue_length": 8, "queue_start_epoch": 2} if name == "swav" else {}
+    cls = method_class(name)
+    method = cls(build_backbone("resnet10", width=4, stem="small"), cls.Options(**SMALL[name], **queue))
+    method.train()
+    views, labels = batch()
+    with Unread():
+        for step in range(1, 4):
+            progress = Progress(step, 4, 1)
+            method.before_step(progress)
+            method(views, labels, progress).total.backward()
+            method.before_optimizer(progress)
+            method.after_step(progress)
+        with pytest.raises(AssertionError, match="waits for a GPU"):
+            bool((views[0] > 0).any())
+    if name == "swav":
+        assert method.queue.norm(dim=2).min() > 0.99

@@ -36,7 +36,8 @@ def compare_commits(monkeypatch, tmp_path):
     def commit(files, factor, tag):
         (tools.parent / "harness").mkdir(exist_ok=True)
         (tools.parent / "recipes" / "toy").mkdir(parents=True, exist_ok=True)
-        (tools.parent / "recipes" / "toy" / "simclr.yaml").write_text("100" if tag == "old" else "7")
+        for method in ("simclr", "byol"):
+            (tools.parent / "recipes" / "toy" / f"{method}.yaml").write_text("100" if tag == "old" else "7")
         (tools.parent / "harness" / "main.py").write_text(MAIN.format(factor=factor))
         for name, text in files.items():
             (tools.parent / name).write_text(text)
@@ -45,6 +46,7 @@ def compare_commits(monkeypatch, tmp_path):
             subprocess.run(["git", *command], cwd=tools.parent, check=True)
 
     subprocess.run(["git", "init", "-q", tools.parent], check=True)
+    commit({"pyproject.toml": "[project]\n"}, 1, "empty")
     commit(OLD, 1, "old")
     commit(NEW, 3, "new")
     for name in ("compare_commits.py", "measure.py"):
@@ -65,8 +67,19 @@ def test_each_commit_trains_by_its_own_code_and_the_recipes_of_the_first(compare
     assert document["rates"] == {"simclr": {"base": [100.0, 100.0], "head": [300.0, 300.0]}}
     with pytest.raises(RunFailure, match=f"byol at {sides[0].commit} ended with exit code 1"):
         compare_commits.compare(sides, ["byol"], "toy", epochs=1, turns=1)
-    with pytest.raises(InputError, match="no-such-commit"):
+
+
+def test_what_a_commit_has_not_is_refused_before_anything_is_trained(compare_commits, tmp_path, monkeypatch):
+    side = compare_commits.check_out("old", tmp_path / "old")
+    monkeypatch.setattr(compare_commits.Side, "images_per_second", lambda *_: pytest.fail("trained"))
+    for methods, image_set, known in (["simsiam"], "toy", "byol, simclr"), (["simclr"], "toys", "toy"):
+        with pytest.raises(InputError, match=known):
+            compare_commits.compare([side, side], methods, image_set, epochs=1, turns=1)
+    with pytest.raises(InputError, match="'no-such-commit'") as missing:
         compare_commits.check_out("no-such-commit", tmp_path / "none")
+    assert missing.value.next_step == "name a commit of this repository; git log lists them"
+    with pytest.raises(InputError, match="no command twinbench"):
+        compare_commits.check_out("empty", tmp_path / "empty")
 
 
 def test_the_ratio_is_of_medians_and_its_range_that_of_turns(compare_commits):

@@ -35,6 +35,7 @@ def test_a_small_run_gives_points_a_table_and_a_figure(tmp_path):
     ]
     printed = subprocess.run([*command, *options], capture_output=True, text=True, check=True).stdout
     (row,) = json.loads(out.read_text())["rows"]
+    assert "data_root" not in row
     seconds = [point["seconds"] for point in row["points"]]
     assert len(seconds) == 4
     assert seconds == sorted(seconds)
@@ -64,3 +65,23 @@ def test_a_row_has_the_mean_and_the_spread_of_its_seeds(learning):
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table if line.startswith("| byol")]
     # the standard deviation of 20 and 24 with one degree of freedom lost is the root of 8
     assert cells == [["byol", "a", "15", "7", "22.0 ± 2.8"], ["byol", "b", "10", "7", "50.0"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--methods", "simclr,byool"], ["'byool'", "nearest: byol"]),
+        (["backbone.widht=32"], ["backbone.widht", "width"]),
+        (["--seeds", "0"], ["must be 1 or more"]),
+        (["--markdown", "no-such-file.md"], ["begin learning", "no-such-file.md"]),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_trained(learning, monkeypatch, capsys, arguments, expected):
+    monkeypatch.setattr(learning, "run_fresh", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(sys, "argv", ["learning.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        learning.run_script(learning.main)
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    for text in expected:
+        assert text in message

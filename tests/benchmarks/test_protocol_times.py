@@ -45,6 +45,7 @@ def test_the_last_row_is_the_sum_of_the_medians(protocols):
             {"protocol": "linear/cached-v1", "answers": answers(3.0, 4.0, 5.0)},
         ],
         "repetitions": 3,
+        "limit": {"train": 20000},
         "encoder": "untrained",
         "device": "a processor",
         "facts": {
@@ -56,7 +57,9 @@ def test_the_last_row_is_the_sum_of_the_medians(protocols):
             "command": "",
         },
     }
-    last = next(line for line in protocols.render(document).splitlines() if line.startswith("| sum"))
+    text = protocols.render(document)
+    assert "at most 20,000 images of train" in text
+    last = next(line for line in text.splitlines() if line.startswith("| sum"))
     assert [cell.strip() for cell in last.split("|")[2:6]] == ["6.0"] * 4
 
 
@@ -71,3 +74,16 @@ def test_the_untrained_encoder_is_that_of_the_recipe(protocols):
             first.backbone.state_dict().values(), second.backbone.state_dict().values(), strict=True
         )
     )
+
+
+def test_as_many_images_are_read_as_the_study_reads(protocols):
+    def limits(study, most=None):
+        jobs = protocols.jobs_of(protocols.load_study(study), ["knn/cosine-v1"], most, {})
+        return [job.limit for job in jobs]
+
+    assert limits("cifar10-cpu") == [{"train": 20000}]
+    assert limits("cifar10-cpu", 5) == [dict.fromkeys(("train", "val", "test"), 5)]
+    assert limits("quick") == [{}]
+    elsewhere = protocols.load_study("cifar10-cpu").model_copy(update={"measure_on": "digit-scenes"})
+    (job,) = protocols.jobs_of(elsewhere, ["knn/cosine-v1"], None, {})
+    assert (job.image_set, job.limit) == ("digit-scenes", {})

@@ -119,11 +119,22 @@ def test_the_roof_is_three_forward_passes_of_each_view_at_the_rate_of_products(t
     answer = throughput.measure_roof(job)
     assert answer["flops_per_pair"] == pytest.approx(2 * 3 * forward.get_total_flops() / 4, rel=0.02)
     assert answer["pairs_per_second"] == pytest.approx(1e12 / answer["flops_per_pair"])
+    assert answer["copy_rate"] > 0
+    # every parameter and its gradient in fp32 are read or written by the update alone three times
+    assert answer["bytes_per_pair"] > 3 * 4 * answer["parameters"] / job.batch_size
 
 
 @pytest.mark.parametrize("side", ["twinbench", "without data"])
 def test_our_sides_run(throughput, side):
     assert 0 < throughput._SIDES[side](toy(throughput, side, "barlow_twins"))["pairs_per_second"] < math.inf
+
+
+def test_a_compiled_row_trains_as_the_command_line_compiles(throughput, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(throughput, "pretrain", lambda *_, engine: compiled.append(engine.hardware.compile))
+    for wanted in (False, True):
+        throughput.measure_twinbench(toy(throughput, "twinbench", "barlow_twins", compile=wanted))
+    assert compiled == [False, True]
 
 
 def row(name, precision, rates, **more):
@@ -237,5 +248,6 @@ def test_a_wrong_name_ends_with_code_2_and_the_right_ones():
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "byol2" in done.stderr
-    assert "barlow_twins, simclr, byol" in done.stderr
+    assert "nearest: byol\n" in done.stderr
+    assert "barlow_twins, byol, moco_v2" in done.stderr
     assert "Traceback" not in done.stderr

@@ -63,6 +63,6 @@ def test_an_evaluation_measures_what_it_measures_on_the_cpu(gpu, encoder, image_
 def test_a_detector_trains_and_is_measured(gpu, encoder, image_set, monkeypatch):
     """Its regions are drawn on the device, so only that it works is the same."""
     monkeypatch.setattr(small, "STEPS", 6)
-    found = measured(protocol("detection/small-mask-rcnn-torchvision-v1"), encoder, image_set, gpu)
+    found = measured(protocol("detection/small-mask-rcnn-torchvision-v2"), encoder, image_set, gpu)
     assert {"box_ap", "mask_ap"} <= found.keys()
     assert all(0 <= value <= 100 for value in found.values())

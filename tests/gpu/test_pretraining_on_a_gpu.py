@@ -146,9 +146,11 @@ def forbid_waiting(gpu) -> Callable[[bool], None]:
 def test_no_step_between_two_rows_waits_for_the_gpu(
     gpu, method, precision, image_set, tmp_path, monkeypatch, forbid_waiting
 ):
-    """Rows at the first and the last of twelve steps, views for two steps at a time; SwAV without its queue."""
-    options = {**OPTIONS[method], **({"queue_length": 0} if method == "swav" else {})}
-    long = recipe(method, options=options, epochs=4, precision=precision)
+    """Rows at the first and the last of twelve steps, views for two steps at a time.
+
+    SwAV's queue begins at step 3 and is full from step 4 on.
+    """
+    long = recipe(method, epochs=4, precision=precision)
     monkeypatch.setattr(twinbench.pretraining.train, "wants_row", lambda step, total: step in (0, total - 1))
     monkeypatch.setattr(RandomViews, "_steps_at_once", lambda self, first: 2)
     seen = []

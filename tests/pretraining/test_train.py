@@ -9,6 +9,7 @@ import random
 import re
 import signal
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -209,6 +210,30 @@ def test_losses_that_wait_give_the_same_run(deferred, image_set, tmp_path, monke
     assert Encoder.load(waited / "encoder").checksum == Encoder.load(read / "encoder").checksum
     losses = [json.loads(row)["loss"] for row in (waited / "metrics.jsonl").read_text().splitlines()]
     assert [line.split("loss ")[1].split()[0] for line in lines] == [f"{loss:.4g}" for loss in losses]
+
+
+def test_the_ranks_ask_each_other_once_a_step(deferred, image_set, tmp_path, monkeypatch):
+    """With several of them the answer is waited for; whatever else is asked is asked at a row or a checkpoint."""
+    engine = launch(Hardware(), "fp32")
+    asked, plain = [], engine.any_rank_each
+    monkeypatch.setattr(engine, "any_rank_each", lambda *flags: asked.append(len(flags)) or plain(*flags))
+    monkeypatch.setattr(twinbench.pretraining.train, "wants_row", lambda step, total: step == 0)
+    at = []
+    pretrain(recipe("simsiam"), "hash", image_set, tmp_path, lambda *_: at.append(len(asked)), engine=engine)
+    assert [after - before for before, after in pairwise(at)] == 5 * [1]
+
+
+def test_a_loss_that_is_not_read_yet_is_not_shown(deferred, image_set, tmp_path, monkeypatch):
+    with pytest.raises(Killed):
+        pretrain(recipe("simsiam"), "hash", image_set, tmp_path, kill_after(2), checkpoint_seconds=0.0)
+    monkeypatch.setattr(twinbench.pretraining.train, "wants_row", lambda step, total: step == 4)
+    lines = []
+    pretrain(recipe("simsiam"), "hash", image_set, tmp_path, lambda _, line: lines.append(line))
+    shown = [line.split("loss ")[1].split()[0] for line in lines]
+    assert shown[:2] == ["-", "-"]
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == 4
+    assert shown[2:] == 2 * [f"{last['loss']:.4g}"]
 
 
 def test_constant_embeddings_end_as_collapsed(image_set, tmp_path, monkeypatch):
