@@ -14,14 +14,14 @@ from twinbench.foundation.errors import InputError
 from twinbench.harness.carry_out import Execution, carry_out, write_report
 from twinbench.harness.console import say
 from twinbench.harness.images import Images
-from twinbench.harness.plan import Job, jobs, plan_study
+from twinbench.harness.plan import jobs, plan_study
+from twinbench.harness.plan_text import plan_lines
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.recipes import parse_overrides, recipe_names
 from twinbench.harness.records import collect_stored
-from twinbench.harness.schedule import order_matters, timetable, unfinished_runs
 from twinbench.harness.store import check_writable, stored_runs
-from twinbench.harness.studies import Study, load_study, narrowed, study_names
-from twinbench.harness.workers import busy_workers, estimated_seconds
+from twinbench.harness.studies import load_study, narrowed, study_names
+from twinbench.harness.workers import busy_workers, estimated_use
 from twinbench.pretraining.method import method_names
 from twinbench.reports.build import check_out
 from twinbench.reports.records import Record
@@ -74,33 +74,10 @@ def run_study(request: StudyRequest) -> None:
     if request.dry_run:
         plan = jobs(planned, images)
         busy = busy_workers(plan, how.at_once)
-        _print_plan(study, plan, estimated_seconds(plan, images, how.at_once, busy, say), how.at_once)
+        use = estimated_use(plan, images, how.at_once, busy, say)
+        print("\n".join(plan_lines(study, planned, images, use, how.at_once)))
         return
     carry_out(study, planned, images, how)
-
-
-def _print_plan(study: Study, plan: list[Job], seconds: dict[str, float], workers: int) -> None:
-    """The finished jobs, then the others in the order in which they would start, each with its estimate."""
-    print(f"{study.title}: {len(plan)} jobs")
-    for job in plan:
-        if job.is_finished():
-            print(f"  {job.label:<70} finished")
-    longest_first = order_matters(plan, workers)
-    # one at a time they go in the order of the plan, as a single run would
-    runs = [[job for job in plan if not job.is_finished()]]
-    if workers > 1:
-        runs = unfinished_runs(plan, seconds if longest_first else {})
-    lengths = [[seconds[job.label] for job in jobs] for jobs in runs]
-    starts, end = timetable(lengths, workers, longest_first)
-    for start in starts:
-        job = runs[start.run][start.place]
-        print(
-            f"  {job.label:<70} about {seconds[job.label]:.0f} s, {start.seconds / 60:.1f} min after the start"
-        )
-    print(
-        f"estimated time: {end / 60:.1f} min with {workers} at a time (from what earlier runs took, else a few real "
-        f"steps timed {busy_workers(plan, workers)} at a time; nothing was written)"
-    )
 
 
 def report_runs(runs: Path, out: Path) -> None:

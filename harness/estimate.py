@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,6 +24,7 @@ from twinbench.harness.plan import Job
 from twinbench.harness.source import ImportedSource, Source
 from twinbench.harness.store import Run, read_json, stored_runs
 from twinbench.pretraining.batches import steps_in_epoch
+from twinbench.pretraining.memory import peak_memory_mb, reset_peak_memory
 from twinbench.pretraining.recipe import BackboneSpec, Recipe
 from twinbench.pretraining.train import pretrain_step_seconds
 
@@ -81,6 +82,20 @@ Unit = Step | ForwardPass
 """What is timed once for many jobs."""
 
 
+class Use(NamedTuple):
+    """What something takes of a worker: seconds, and at the most so many MiB of memory (of the GPU where there is one)."""
+
+    seconds: float = 0.0
+    memory_mb: float = 0.0
+
+
+def measured_use(unit: Unit, images: Images) -> Use:
+    """What a unit takes in this process."""
+    reset_peak_memory()
+    seconds = unit.seconds(images)
+    return Use(seconds, peak_memory_mb())
+
+
 @dataclass(frozen=True)
 class _Cost:
     """A job is ``amount`` units; ``key`` names what it took as a whole in earlier runs, if that is kept."""
@@ -89,30 +104,29 @@ class _Cost:
     amount: float
     key: str = ""
 
-    def seconds(self, known: dict[str, float]) -> float | None:
+    def use(self, known: dict[str, Use]) -> Use | None:
         if self.key in known:
             return known[self.key]
-        return known[self.unit.key] * self.amount if self.unit.key in known else None
+        unit = known.get(self.unit.key)
+        return Use(unit.seconds * self.amount, unit.memory_mb) if unit else None
 
 
 def estimate(
     plan: Sequence[Job],
     images: Images,
-    known: dict[str, float],
-    time_units: Callable[[list[Unit]], list[float]],
-) -> dict[str, float]:
-    """The seconds of each unfinished job by its label.
+    known: dict[str, Use],
+    measure: Callable[[list[Unit]], list[Use]],
+) -> dict[str, Use]:
+    """What each unfinished job takes, by its label.
 
-    ``known`` is what `former_seconds` found; ``time_units`` times what it does not say.
+    ``known`` is what `former_use` found; ``measure`` measures what it does not say.
     """
     left = [job for job in plan if not job.is_finished()]
     costs = {job.label: cost for job in left if (cost := _cost(job, images)) is not None}
-    unknown = {cost.unit.key: cost.unit for cost in costs.values() if cost.seconds(known) is None}
-    timed = time_units(list(unknown.values())) if unknown else []
-    known = known | dict(zip(unknown, timed, strict=True))
-    return {
-        job.label: (costs[job.label].seconds(known) or 0.0) if job.label in costs else 0.0 for job in left
-    }
+    unknown = {cost.unit.key: cost.unit for cost in costs.values() if cost.use(known) is None}
+    measured = measure(list(unknown.values())) if unknown else []
+    known = known | dict(zip(unknown, measured, strict=True))
+    return {job.label: (costs[job.label].use(known) if job.label in costs else None) or Use() for job in left}
 
 
 def _cost(job: Job, images: Images) -> _Cost | None:
@@ -147,30 +161,34 @@ def _steps(recipe: Recipe, image_set: ImageSet) -> int:
     return recipe.epochs * steps_in_epoch(recipe, len(image_set.split("train")), image_set.name)
 
 
-def former_seconds(root: Path, device: str) -> dict[str, float]:
-    """Seconds of a step and of whole evaluations in the runs of a store, each the median of what there is.
+def former_use(root: Path, device: str) -> dict[str, Use]:
+    """What a step and whole evaluations took in the runs of a store: the median of the seconds, the most memory.
 
     Only what the same versions of the packages measured on the same kind of machine, at any commit, and on ``device``,
     which has the number of threads and so of workers in its name.
     """
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[Use]] = {}
     for run in stored_runs(root):
-        for key, seconds in _measured(run, device):
-            found.setdefault(key, []).append(seconds)
-    return {key: median(times) for key, times in found.items()}
+        for key, use in _measured(run, device):
+            found.setdefault(key, []).append(use)
+    return {
+        key: Use(median(use.seconds for use in uses), max(use.memory_mb for use in uses))
+        for key, uses in found.items()
+    }
 
 
-def _measured(run: Run, device: str) -> Iterator[tuple[str, float]]:
+def _measured(run: Run, device: str) -> Iterator[tuple[str, Use]]:
     """What a run's own training and evaluations took."""
     status, source = run.status() or {}, run.source
     if isinstance(source, Recipe) and _is_of_here(status, device) and status["images_per_second"] > 0:
-        yield _step_key(source), source.batch_size / status["images_per_second"]
+        seconds = source.batch_size / status["images_per_second"]
+        yield _step_key(source), Use(seconds, status.get("peak_memory_mb", 0.0))
     for file in (run.folder / "records").glob("*.json"):
         record = read_json(file) or {}
         if _is_of_here(record, device):
             yield (
                 _evaluation_key(record["protocol"], source, record["image_set_fingerprint"]),
-                record["seconds"],
+                Use(record["seconds"], record.get("peak_memory_mb", 0.0)),
             )
 
 

@@ -57,7 +57,7 @@ from twinbench.harness.trials import (
 from twinbench.harness.workers import (
     busy_workers,
     default_workers,
-    estimated_seconds,
+    estimated_use,
     execute_in_parallel,
 )
 
@@ -229,8 +229,8 @@ def _estimated_seconds(plan: Sequence[Job], images: Images, workers: int, busy: 
     """
     first: dict[tuple[str, str], Job] = {}
     of = {job.label: first.setdefault(_kind(job), job) for job in plan if not job.is_finished()}
-    seconds = estimated_seconds(list(first.values()), images, workers, busy, say)
-    return {label: seconds[job.label] for label, job in of.items()}
+    use = estimated_use(list(first.values()), images, workers, busy, say)
+    return {label: use[job.label].seconds for label, job in of.items()}
 
 
 def _kind(job: Job) -> tuple[str, str]:

@@ -24,7 +24,7 @@ import torch
 from twinbench.data.worker_processes import end_with_parent
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import RunFailure
-from twinbench.harness.estimate import Step, Unit, estimate, former_seconds
+from twinbench.harness.estimate import Step, Unit, Use, estimate, former_use, measured_use
 from twinbench.harness.execute import StartJob, evaluation_device, execute
 from twinbench.harness.images import Images
 from twinbench.harness.plan import Job
@@ -52,34 +52,34 @@ def busy_workers(plan: Sequence[Job], workers: int) -> int:
     return min(workers, len(unfinished_runs(plan, {})))
 
 
-def estimated_seconds(
+def estimated_use(
     plan: Sequence[Job],
     images: Images,
     workers: int,
     busy: int,
     say: Callable[[str], None],
-) -> dict[str, float]:
-    """The seconds of each unfinished job, by its label, where ``busy`` of so many workers compute at a time.
+) -> dict[str, Use]:
+    """What each unfinished job takes, by its label, where ``busy`` of so many workers compute at a time.
 
-    What earlier runs do not tell is timed now, by as many processes at once. Raises what a step raises.
+    What earlier runs do not tell is measured now, by as many processes at once. Raises what a step raises.
     """
     if all(job.is_finished() for job in plan):
         return {}
 
-    def here(units: list[Unit]) -> list[float]:
+    def here(units: list[Unit]) -> list[Use]:
         say(_timing_line(units))
-        return [unit.seconds(images) for unit in units]
+        return [measured_use(unit, images) for unit in units]
 
     if workers == 1:
-        return estimate(plan, images, former_seconds(_store(plan), _device()), here)
+        return estimate(plan, images, former_use(_store(plan), _device()), here)
     with _started(images.data_root, busy, threads_each(workers)) as (pool, _):
 
-        def side_by_side(units: list[Unit]) -> list[float]:
+        def side_by_side(units: list[Unit]) -> list[Use]:
             say(_timing_line(units))
             return [timing.result() for timing in _timings(pool, units, busy)]
 
         device = _meeting(pool, busy)[0].result()
-        return estimate(plan, images, former_seconds(_store(plan), device), side_by_side)
+        return estimate(plan, images, former_use(_store(plan), device), side_by_side)
 
 
 def execute_in_parallel(
@@ -104,7 +104,8 @@ def execute_in_parallel(
     ):
         seconds: dict[str, float] = {}
         if longest_first and order_matters(plan, workers):
-            seconds = _seconds_to_order_by(plan, images, pool, workers, stop, say)
+            use = _use_to_order_by(plan, images, pool, workers, stop, say)
+            seconds = {label: each.seconds for label, each in use.items()}
         runs = unfinished_runs(plan, seconds)
         waiting = Waiting([[seconds.get(job.label, 0.0) for job in jobs] for jobs in runs])
         under_way: dict[Future[int], int] = {}
@@ -123,25 +124,25 @@ def execute_in_parallel(
                 return failures
 
 
-def _seconds_to_order_by(
+def _use_to_order_by(
     plan: Sequence[Job],
     images: Images,
     pool: ProcessPoolExecutor,
     workers: int,
     stop: StopRequest,
     say: Callable[[str], None],
-) -> dict[str, float]:
-    """The seconds of each unfinished job; none of one whose timing fails, for the job will say why."""
+) -> dict[str, Use]:
+    """What each unfinished job takes; nothing is said of one whose timing fails, for the job will say why."""
 
-    def times(units: list[Unit]) -> list[float]:
+    def times(units: list[Unit]) -> list[Use]:
         say(f"{_timing_line(units)} to begin with the longest runs")
         timings = _timings(pool, units, workers, stop)
-        return [0.0 if timing.exception() else timing.result() for timing in timings]
+        return [Use() if timing.exception() else timing.result() for timing in timings]
 
     meeting = _meeting(pool, workers)
     while wait(meeting, timeout=_MESSAGE_SECONDS).not_done:
         _check(stop)
-    return estimate(plan, images, former_seconds(_store(plan), meeting[0].result()), times)
+    return estimate(plan, images, former_use(_store(plan), meeting[0].result()), times)
 
 
 @contextmanager
@@ -193,13 +194,13 @@ def _timing_line(units: list[Unit]) -> str:
 
 def _timings(
     pool: ProcessPoolExecutor, units: list[Unit], busy: int, stop: StopRequest | None = None
-) -> list[Future[float]]:
+) -> list[Future[Use]]:
     """The first timing of each unit, done, during all of which ``busy`` workers computed.
 
     When each unit is being timed, those that are free time them again, for no other end than to be busy.
     """
-    first: dict[int, Future[float]] = {}
-    under_way: dict[Future[float], int] = {}
+    first: dict[int, Future[Use]] = {}
+    under_way: dict[Future[Use], int] = {}
     turns = itertools.cycle(range(len(units)))
     while len(first) < len(units):
         while len(under_way) < busy:
@@ -262,8 +263,8 @@ def _meet() -> str:
     return _device()
 
 
-def _time(unit: Unit) -> float:
-    return unit.seconds(_Worker.images)
+def _time(unit: Unit) -> Use:
+    return measured_use(unit, _Worker.images)
 
 
 def _work(job: Job) -> int:
