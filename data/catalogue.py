@@ -1,17 +1,17 @@
 """Image sets by name.
 
 ``digit-scenes``, ``digit-crowds``, ``letter-scenes``, ``shape-scenes`` and ``texture-scenes`` are embedded
-(`data.scenes`, `data.textures`); ``cifar10`` and ``bccd`` (blood cells under a microscope, with boxes) are read from a
-data folder. A name that ends in a colon stands for any folder of a format, whose path follows: ``folder:PATH`` are
-images in folders (`data.folders`), which stay on disk if they are large (`data.streaming`); ``voc:PATH`` and
-``coco:PATH`` are pictures with annotated objects (`data.voc`, `data.coco`). ``val-of:NAME`` is another set without its
-test images, measured on its validation images (`data.validation`).
+(`data.scenes`, `data.textures`); those of `KNOWN_SETS` are read from a data folder (``bccd`` are blood cells under a
+microscope, with boxes). A name that ends in a colon stands for any folder of a format, whose path follows:
+``folder:PATH`` are images in folders (`data.folders`), which stay on disk if they are large (`data.streaming`);
+``voc:PATH`` and ``coco:PATH`` are pictures with annotated objects (`data.voc`, `data.coco`). ``val-of:NAME`` is another
+set without its test images, measured on its validation images (`data.validation`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from twinbench.data import folders
@@ -44,10 +44,62 @@ Loader = Callable[[str, Path | None, Reading], ImageSet]
 
 IMAGE_SETS = Registry[Loader]("image set")
 
-_CIFAR10_FOLDERS = (CIFAR10_BATCHES, "cifar10-jpeg", "cifar10")
-_CIFAR10_SOURCE = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
-_BCCD_FOLDERS = ("bccd", "BCCD")
-_BCCD_SOURCE = "the folder BCCD of https://github.com/Shenggan/BCCD_Dataset"
+
+@dataclass(frozen=True)
+class KnownSet:
+    """A published set that is read from the data root: the folders it may be in, where it comes from, and its size."""
+
+    folders: tuple[str, ...]
+    source: str
+    train: int
+    test: int
+    has_detection: bool = False
+
+
+KNOWN_SETS = {
+    "cifar10": KnownSet(
+        (CIFAR10_BATCHES, "cifar10-jpeg", "cifar10"),
+        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        train=50_000,
+        test=10_000,
+    ),
+    "bccd": KnownSet(
+        ("bccd", "BCCD"),
+        "the folder BCCD of https://github.com/Shenggan/BCCD_Dataset",
+        train=292,
+        test=72,
+        has_detection=True,
+    ),
+    "imagenet": KnownSet(
+        ("imagenet", "ILSVRC2012"),
+        "https://www.image-net.org (train/<synset>/, and the validation images as test/<synset>/)",
+        train=1_281_167,
+        test=50_000,
+    ),
+    "places205": KnownSet(
+        ("places205",),
+        "http://places.csail.mit.edu (train/<class>/, test/<class>/)",
+        train=2_448_873,
+        test=20_500,
+    ),
+    "inat18": KnownSet(
+        ("inat18",),
+        "https://github.com/visipedia/inat_comp (train/<class>/, and the validation images as test/<class>/)",
+        train=437_513,
+        test=24_426,
+    ),
+    "voc": KnownSet(
+        ("VOCdevkit", "voc"),
+        "http://host.robots.ox.ac.uk/pascal/VOC (VOC2007 and VOC2012 in one folder)",
+        train=16_551,
+        test=4_952,
+        has_detection=True,
+    ),
+    "coco": KnownSet(
+        ("coco", "COCO"), "https://cocodataset.org (2017)", train=118_287, test=5_000, has_detection=True
+    ),
+}
+"""The sets that are not embedded, by name; the sizes are those that were published."""
 
 
 def register_image_set(name: str) -> Callable[[Loader], Loader]:
@@ -122,17 +174,32 @@ def _texture_scenes(name: str, data_root: Path | None, reading: Reading) -> Imag
 
 @register_image_set("cifar10")
 def _cifar10(name: str, data_root: Path | None, reading: Reading) -> ImageSet:
-    root = _below_data_root(data_root, name, _CIFAR10_FOLDERS, _CIFAR10_SOURCE)
+    root = _below_data_root(data_root, name)
     if root.name == CIFAR10_BATCHES:
         return Cifar10Batches(root.parent, reading)
     sized = replace(reading, image_size=reading.image_size or CIFAR10_SIZE)
     return FolderImages(name, folders.list_images(root), CIFAR10_NORMALISATION, sized)
 
 
+@register_image_set("imagenet")
+@register_image_set("places205")
+@register_image_set("inat18")
+def _published_folder(name: str, data_root: Path | None, reading: Reading) -> ImageSet:
+    root = _below_data_root(data_root, name)
+    return FolderImages(name, folders.list_images(root), IMAGENET_NORMALISATION, reading)
+
+
 @register_image_set("bccd")
-def _bccd(name: str, data_root: Path | None, reading: Reading) -> ImageSet:
-    root = _below_data_root(data_root, name, _BCCD_FOLDERS, _BCCD_SOURCE)
+@register_image_set("voc")
+def _published_voc(name: str, data_root: Path | None, reading: Reading) -> ImageSet:
+    root = _below_data_root(data_root, name)
     return AnnotatedPictures(name, root, read_voc(root), reading)
+
+
+@register_image_set("coco")
+def _published_coco(name: str, data_root: Path | None, reading: Reading) -> ImageSet:
+    root = _below_data_root(data_root, name)
+    return AnnotatedPictures(name, root, read_coco(root), reading)
 
 
 @register_image_set("folder:")
@@ -166,22 +233,31 @@ def _path(name: str) -> Path:
     return Path(name.partition(":")[2]).expanduser()
 
 
-def _below_data_root(data_root: Path | None, name: str, candidates: Sequence[str], source: str) -> Path:
-    """The first of some folders that the data root holds; InputError, with where to get the set, if it has none."""
+def is_here(name: str, data_root: Path | None) -> bool:
+    """Whether a set's images are here, as far as a look at the data root tells; embedded sets always are."""
+    known = KNOWN_SETS.get(name.removeprefix(VAL_OF))
+    return known is None or (
+        data_root is not None and any((data_root / folder).is_dir() for folder in known.folders)
+    )
+
+
+def _below_data_root(data_root: Path | None, name: str) -> Path:
+    """The folder of a known set in the data root; InputError, with where to get the set, if there is none."""
+    known = KNOWN_SETS[name]
     if data_root is None:
         raise InputError(
             f"{name} is not embedded and no data folder is given",
             nearest="digit-scenes",
-            next_step=f"give the folder that holds {candidates[0]} as the data root",
+            next_step=f"give the folder that holds {known.folders[0]} as the data root",
             option="data_root",
         )
-    folders.existing_folder(data_root, candidates[0], option="data_root")
-    for candidate in candidates:
+    folders.existing_folder(data_root, known.folders[0], option="data_root")
+    for candidate in known.folders:
         if (data_root / candidate).is_dir():
             return data_root / candidate
     raise InputError(
-        f"{name} is not here: none of {', '.join(candidates)} is a folder",
+        f"{name} is not here: none of {', '.join(known.folders)} is a folder",
         where=data_root,
-        nearest=folders.nearest_entry(data_root, candidates[0]),
-        next_step=f"unpack {source} into the data root",
+        nearest=folders.nearest_entry(data_root, known.folders[0]),
+        next_step=f"unpack {known.source} into the data root",
     )

@@ -508,9 +508,12 @@ def _read_cifar10(root: Path, train: bool) -> tuple[np.ndarray, np.ndarray, tupl
 
 def held_out(labels: np.ndarray) -> np.ndarray:
     """Which of the training images with these labels become ``val``, ascending: stratified, always the same."""
-    return stratified_subset(
-        labels, max(1, min(_MOST_HELD_OUT, round(_HELD_OUT * len(labels)))), _SUBSET_SEED
-    )
+    return stratified_subset(labels, val_count(len(labels)), _SUBSET_SEED)
+
+
+def val_count(images: int) -> int:
+    """How many of so many training images become ``val``."""
+    return max(1, min(_MOST_HELD_OUT, round(_HELD_OUT * images)))
 
 
 def stratified_subset(labels: np.ndarray, n: int, seed: int) -> np.ndarray:

@@ -7,13 +7,14 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from twinbench.data.catalogue import image_set_names
+from twinbench.data.catalogue import image_set_names, is_here
 from twinbench.downstream.protocol import protocol_names
 from twinbench.encoders.foreign.formats import format_names
 from twinbench.foundation.errors import InputError
 from twinbench.harness.carry_out import Execution, carry_out, write_report
 from twinbench.harness.console import say
 from twinbench.harness.images import Images
+from twinbench.harness.outline import outline_lines
 from twinbench.harness.plan import jobs, plan_study
 from twinbench.harness.plan_text import plan_lines
 from twinbench.harness.plugins import load_plugins
@@ -68,6 +69,9 @@ def run_study(request: StudyRequest) -> None:
         load_study(request.study, request.scale), request.seeds, request.methods, request.image_set
     )
     images = Images(request.data_root)
+    if request.dry_run and not all(is_here(name, request.data_root) for name in study.image_sets()):
+        print("\n".join(outline_lines(study, parse_overrides(request.assignments))))
+        return
     planned = plan_study(study, images, request.runs, parse_overrides(request.assignments))
     out = request.out or Path("results") / "-".join([study.name, *([request.scale] if request.scale else [])])
     how = Execution(request.runs, out, request.command(), request.workers, request.debug)

@@ -83,7 +83,7 @@ Unit = Step | ForwardPass
 
 
 class Use(NamedTuple):
-    """What something takes of a worker: seconds, and at the most so many MiB of memory (of the GPU where there is one)."""
+    """What something takes: seconds of a worker, and at most so many MiB of memory, of the GPU where there is one."""
 
     seconds: float = 0.0
     memory_mb: float = 0.0

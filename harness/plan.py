@@ -89,7 +89,7 @@ def _plan_table(
 ) -> list[PlannedRun]:
     assert table.image_set is not None
     assert table.recipes is not None
-    recipes = list(_recipes(table, overrides))
+    recipes = list(table_recipes(table, overrides))
     corrupt = agreed_on_corrupt_images([recipe for _, recipe in recipes], table.recipes)
     trained_on = ImageChoice.of(table.image_set, table.limit or {}, corrupt)
     evaluations = tuple(
@@ -124,7 +124,7 @@ def _protocol_in_full(name: str) -> Protocol:
     return chosen
 
 
-def _recipes(table: StudyTable, overrides: dict[str, Any]) -> Iterator[tuple[RowKey, Recipe]]:
+def table_recipes(table: StudyTable, overrides: dict[str, Any]) -> Iterator[tuple[RowKey, Recipe]]:
     """Every recipe of the table with the row it stands for, once for each seed."""
     rows = [(row, block.seeds or table.seeds or 1) for block in table.rows for row in block.row_keys()]
     for row, seeds in rows:

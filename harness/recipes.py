@@ -49,6 +49,7 @@ CHOSEN_ELSEWHERE = {
     "image_size": "views.size sets the size of the views; the images keep theirs",
     "seed": "use --seed, or --seeds in a study",
     "tuning": "it is written by twinbench tune",
+    "cost": "it says what a publication measured",
 }
 """Keys of a recipe that neither --set nor a search changes, each with what to do instead."""
 
@@ -221,7 +222,7 @@ def identity(source: Source) -> dict[str, Any]:
 
     A key that came later is left out where its value changes nothing, so that numbers from before keep their hash.
     """
-    document: dict[str, Any] = source.model_dump(mode="json", exclude={"tuning"})
+    document: dict[str, Any] = source.model_dump(mode="json", exclude={"tuning", "cost"})
     views = document.get("views")
     for view in views if isinstance(views, list) else ():
         # Until there was a second kernel, every blur had this one; without a blur there is none.

@@ -80,6 +80,13 @@ class Study(StudySpec, Training):
     limit: dict[str, int] | None = Field(default_factory=dict)
     tables: tuple[StudyTable, ...] = ()
 
+    def image_sets(self) -> list[str]:
+        """The image sets that are trained or measured on, each once."""
+        named = [
+            name for table in self.tables for name in (table.image_set, *(c.image_set for c in table.columns))
+        ]
+        return list(dict.fromkeys(name for name in named if name))
+
 
 def study_names() -> list[str]:
     """The studies that come with twinbench."""

@@ -1,7 +1,7 @@
 """A recipe: every hyperparameter of one pretraining run, checked strictly.
 
 The YAML files in ``recipes/`` hold these fields. Unknown keys are errors. Everything here but ``tuning``
-changes the numbers and therefore enters the recipe hash.
+and ``cost`` changes the numbers and therefore enters the recipe hash.
 """
 
 from __future__ import annotations
@@ -53,6 +53,14 @@ class TuningSpec(Strict):
     keys: tuple[str, ...]
 
 
+class CostSpec(Strict):
+    """What an epoch takes by a publication: GPU-hours on ``gpu``, and where that stands."""
+
+    gpu_hours_per_epoch: float = Field(gt=0)
+    gpu: str
+    source: str
+
+
 class Recipe(Strict):
     """One pretraining run, fully resolved."""
 
@@ -72,6 +80,7 @@ class Recipe(Strict):
     """What to do with training images that cannot be decoded: end with their name, or leave them out."""
     seed: int = Field(0, ge=0, lt=2**24)
     tuning: TuningSpec | None = None
-    """The one key that changes no number, and is therefore not in the hash."""
+    """It changes no number, and is therefore not in the hash; nor is ``cost``."""
+    cost: CostSpec | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     views: dict[str, Any] | list[dict[str, Any]] | None = None
