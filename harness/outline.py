@@ -18,7 +18,7 @@ from twinbench.foundation.errors import InputError
 from twinbench.harness.plan import table_recipes
 from twinbench.harness.recipes import recipe_hash
 from twinbench.harness.studies import Study, StudyTable
-from twinbench.pretraining.recipe import Recipe
+from twinbench.pretraining.recipe import BackboneSpec, CostSpec, Recipe
 
 _SIZE = 224
 _TRAINED, _VIEWS = 3.0, 2  # passes of a trained image; views of most methods
@@ -72,7 +72,10 @@ def outline_lines(study: Study, overrides: dict[str, Any]) -> Iterator[str]:
         table.name: [recipe for _, recipe in table_recipes(table, overrides)] for table in study.tables
     }
     # a network costs in an evaluation what it costs in a training, whoever made it
-    costs = {r.backbone: r.cost for own in recipes.values() for r in own if r.cost}
+    costs: dict[BackboneSpec, CostSpec] = {}
+    for recipe in (recipe for own in recipes.values() for recipe in own):
+        if recipe.cost:
+            costs.setdefault(recipe.backbone, recipe.cost)
     for table in study.tables:
         own = _Totals()
         for recipe in recipes[table.name]:

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from twinbench.foundation.errors import InputError
-from twinbench.harness.studies import load_study, study_names
+from twinbench.harness.studies import load_study, narrowed, study_names
 
 COLUMN = {"protocol": "knn/cosine-v1", "metric": "top1"}
 AXIS = {"key": "options.lambd", "label": "lambda", "values": [0.001, 0.01]}
@@ -212,3 +212,42 @@ def test_a_mistake_is_told_with_file_key_and_nearest_name(load, changes, message
     with pytest.raises(InputError, match=message) as caught:
         load(**changes)
     assert "mine.yaml" in str(caught.value.where)
+
+
+SCALED = {
+    "scales": ["small", "large"],
+    "image_set": {"small": "digit-scenes", "large": "cifar10"},
+    "seeds": {"small": 1, "large": 3},
+    "tables": [{"name": "t", "columns": [{**COLUMN, "label": {"small": "kNN", "large": "kNN top-1"}}]}],
+}
+
+
+def test_a_study_has_a_value_for_each_of_its_scales(load, tmp_path):
+    (small,) = load(**SCALED).tables
+    assert (small.image_set, small.seeds, small.columns[0].label) == ("digit-scenes", 1, "kNN")
+    (large,) = load_study(str(tmp_path / "mine.yaml"), "large").tables
+    assert (large.image_set, large.seeds, large.columns[0].label) == ("cifar10", 3, "kNN top-1")
+    with pytest.raises(InputError, match=r"unknown scale 'lage'(.|\n)*nearest: large"):
+        load_study(str(tmp_path / "mine.yaml"), "lage")
+    load(**SCALED | {"seeds": {"small": 1}})
+    with pytest.raises(InputError, match="nothing is said for the scale 'large', only for small"):
+        load_study(str(tmp_path / "mine.yaml"), "large")
+    load()
+    with pytest.raises(InputError, match="no scales"):
+        load_study(str(tmp_path / "mine.yaml"), "large")
+
+
+def test_seeds_methods_and_images_of_a_study_can_be_replaced(load):
+    rows = [{"methods": ["byol", "simclr"], "seeds": 2}, {"methods": ["swav"]}]
+    tables = [
+        {"name": "first", "columns": [COLUMN], "rows": rows},
+        {"name": "second", "columns": [COLUMN], "rows": [{"methods": ["swav"]}]},
+    ]
+    study = load(tables=tables, figures=[{"kind": "bars"}, {"kind": "spectrum", "table": "second"}])
+    only = narrowed(study, 5, ("simclr",), "cifar10")
+    (table,) = only.tables
+    assert [(row.method) for row in table.row_keys()] == ["simclr"]
+    assert (table.seeds, table.rows[0].seeds, table.image_set) == (5, None, "cifar10")
+    assert [figure.name for figure in only.figures] == ["bars"]
+    with pytest.raises(InputError, match=r"unknown method 'simsiam'(.|\n)*nearest: simclr"):
+        narrowed(study, None, ("simsiam",), None)
