@@ -144,11 +144,10 @@ def train_run(
 def show_views(run: Run, image_set: ImageSet) -> None:
     """Leave a picture of a few training images and of views as the method saw them."""
     recipe = run.source
-    policies = (
-        view_policies(recipe, image_set.image_size) if isinstance(recipe, Recipe) and recipe.views else ()
-    )
-    split = image_set.split("train")
-    if not policies or isinstance(split.images, StreamedImages):
+    if not isinstance(recipe, Recipe) or recipe.epochs == 0:
+        return
+    policies, split = view_policies(recipe, image_set.image_size), image_set.split("train")
+    if isinstance(split.images, StreamedImages):
         return
     images = split.images[torch.linspace(0, len(split) - 1, min(_SHOWN, len(split))).long()]
     generator = seeded_generator(run.source.seed, "picture", 0)
