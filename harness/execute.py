@@ -34,6 +34,7 @@ from twinbench.pretraining.checkpoint import remove_checkpoints
 from twinbench.pretraining.engine import Engine
 from twinbench.pretraining.interrupt import Interrupted
 from twinbench.pretraining.memory import peak_memory_mb, reset_peak_memory
+from twinbench.pretraining.method import method_class
 from twinbench.pretraining.recipe import Recipe
 from twinbench.pretraining.train import (
     ReportProgress,
@@ -144,7 +145,7 @@ def train_run(
 def show_views(run: Run, image_set: ImageSet) -> None:
     """Leave a picture of a few training images and of views as the method saw them."""
     recipe = run.source
-    if not isinstance(recipe, Recipe) or recipe.epochs == 0:
+    if not isinstance(recipe, Recipe) or not method_class(recipe.method).trains:
         return
     policies, split = view_policies(recipe, image_set.image_size), image_set.split("train")
     if isinstance(split.images, StreamedImages):
