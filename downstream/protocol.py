@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -30,7 +30,7 @@ _LARGEST_K = 5
 
 @dataclass(frozen=True)
 class Measurement:
-    """One measured number: ``value`` in percent over ``n`` test items.
+    """One measured number over ``n`` test items: in percent, unless reports know its metric with another unit.
 
     ``stderr`` is the sampling error from the finite test set in the same unit, None where it is not known.
     """
@@ -69,13 +69,14 @@ class EvaluationContext:
 class Protocol(ABC):
     """Base class of every protocol. It leaves the encoder as it found it, bit for bit.
 
-    One object does every evaluation of a process, so it keeps nothing from one to the next.
-    ``metrics`` names everything that `evaluate` may measure, so that a table's columns are checked beforehand.
-    ``uses_label_list`` says that a list of labelled images changes what it does.
+    ``needs`` says what of an image set it reads: labels, objects in scenes, or no more than the images of ``val``.
+    One object does every evaluation of a process, so it keeps nothing from one to the next. ``metrics`` names
+    everything that `evaluate` may measure, so that a table's columns are checked beforehand. ``uses_label_list`` says
+    that a list of labelled images changes what it does.
     """
 
     name: str
-    needs: Literal["labels", "detection"]
+    needs: Literal["labels", "detection", "images"]
     metrics: tuple[str, ...]
     uses_label_list: bool = False
 
@@ -170,12 +171,12 @@ def protocol_names() -> list[str]:
     return _PROTOCOLS.names()
 
 
-def protocol(name: str) -> Protocol:
+def protocol(name: str, others: Iterable[str] = ()) -> Protocol:
     """The protocol called ``name``: a full name, a bare family ("knn"), which means its newest version, or a choice.
 
     A choice ("detection/c4") stands for the same protocol with one library or another, whichever is installed.
-    Raises InputError with the nearest name if there is none, for a version that was replaced, and if a family has
-    several variants.
+    Raises InputError with the nearest name, which may be one of the ``others`` that the caller knows, if there is none,
+    for a version that was replaced, and if a family has several variants.
     """
     _require_not_replaced(name)
     full_name = _CHOICES[name]() if name in _CHOICES else name
@@ -183,7 +184,7 @@ def protocol(name: str) -> Protocol:
         return _PROTOCOLS[full_name]
     newest = _newest_of_family(name)
     if not newest:
-        raise _PROTOCOLS.unknown(name, others=_CHOICES.names())
+        raise _PROTOCOLS.unknown(name, others=[*_CHOICES.names(), *others])
     if len(newest) > 1:
         raise InputError(
             f"protocol {name!r} has more than one variant", next_step=f"name one in full: {', '.join(newest)}"

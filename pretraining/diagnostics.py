@@ -11,8 +11,16 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
+
+from twinbench.encoders.geometry import (
+    Geometry,
+    correlation,
+    correlation_facts,
+    effective_rank,
+    singular_values,
+    spread,
+)
 
 MIN_SPREAD = 0.1
 """Below this share of 1/sqrt(d), embeddings count as collapsed."""
@@ -80,26 +88,6 @@ class Diagnostics:
         return Probe(self.feature_std, self.spread, self.effective_rank).collapse(self.samples)
 
 
-def spread(embeddings: Tensor) -> tuple[float, float]:
-    """Mean channel standard deviation of the L2-normalised ``[N, D]`` rows, and its ratio to 1/sqrt(D)."""
-    normalised = torch.nn.functional.normalize(embeddings.double(), dim=1)
-    std = normalised.std(dim=0, unbiased=False).mean().item()
-    return std, std * embeddings.shape[1] ** 0.5
-
-
-def singular_values(embeddings: Tensor) -> Tensor:
-    """Singular values of the centred ``[N, D]`` matrix, largest first."""
-    centred = embeddings.double() - embeddings.double().mean(dim=0)
-    return torch.linalg.svdvals(centred)
-
-
-def effective_rank(values: Tensor) -> float:
-    """The exponential of the entropy of normalised singular values; 1 for a line, D for an isotropic cloud."""
-    share = values / values.sum().clamp_min(1e-300)
-    share = share[share > 0]
-    return float(torch.exp(-(share * share.log()).sum()))
-
-
 def probe(z: Tensor) -> Probe:
     """Spread and effective rank of embeddings ``[N, D]``."""
     return Probe(*spread(z), effective_rank(singular_values(z)))
@@ -109,25 +97,28 @@ def diagnose(z_a: Tensor, z_b: Tensor) -> Diagnostics:
     """Measure the embeddings ``[N, D]`` of two views."""
     std, ratio = spread(z_a)
     values = singular_values(z_a)
-    correlation = _correlation(z_a.double(), z_b.double())
-    d = correlation.shape[0]
-    diagonal = correlation.diagonal()
-    off_diagonal = correlation[~torch.eye(d, dtype=torch.bool)]
-    keep = min(d, _LARGEST_MATRIX)
+    matrix = correlation(z_a.double(), z_b.double())
+    diagonal_mean, off_diagonal_rms = correlation_facts(matrix)
+    keep = _LARGEST_MATRIX
     return Diagnostics(
         feature_std=std,
         spread=ratio,
         effective_rank=effective_rank(values),
-        dimensions=d,
+        dimensions=z_a.shape[1],
         samples=len(z_a),
         spectrum=[float(v) for v in values],
-        cross_correlation=[[round(float(c), 4) for c in row[:keep]] for row in correlation[:keep]],
-        diagonal_mean=float(diagonal.mean()),
-        off_diagonal_rms=float(off_diagonal.square().mean().sqrt()) if d > 1 else 0.0,
+        cross_correlation=[[round(float(c), 4) for c in row[:keep]] for row in matrix[:keep]],
+        diagonal_mean=diagonal_mean,
+        off_diagonal_rms=off_diagonal_rms,
     )
 
 
-def _correlation(z_a: Tensor, z_b: Tensor) -> Tensor:
-    z_a = (z_a - z_a.mean(dim=0)) / (z_a.std(dim=0, unbiased=False) + 1e-12)
-    z_b = (z_b - z_b.mean(dim=0)) / (z_b.std(dim=0, unbiased=False) + 1e-12)
-    return z_a.T @ z_b / len(z_a)
+def embeddings_document(measured: Geometry | None, images: int) -> dict[str, Any] | None:
+    """What ``diagnostics.json`` keeps of embeddings on the views that all methods are compared on; JSON-ready.
+
+    None if the method has no embeddings; a measure that so few images do not have is None.
+    """
+    if measured is None:
+        return None
+    finite = {name: value if math.isfinite(value) else None for name, value in asdict(measured).items()}
+    return {"images": images, "measures": finite}

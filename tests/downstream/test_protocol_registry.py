@@ -56,7 +56,7 @@ def test_every_protocol_of_the_house_is_found():
 def test_every_protocol_has_its_name_and_need():
     for name in protocol_names():
         assert protocol(name).name == name
-        assert protocol(name).needs in ("labels", "detection")
+        assert protocol(name).needs in ("labels", "detection", "images")
         assert protocol(name).forward_passes.__doc__
 
 
