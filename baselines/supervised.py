@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -70,9 +69,3 @@ class Supervised(Method):
                 where="options.classes",
                 next_step=f"set options.classes to at least {highest + 1}",
             )
-
-    @torch.no_grad()
-    def embed(self, view: Tensor) -> Tensor:
-        """The pooled features ``[N, D]``."""
-        features: Tensor = self.backbone(view)
-        return features

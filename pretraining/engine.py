@@ -86,6 +86,11 @@ class Engine:
         """Whether this is rank 0, the only one that writes and prints."""
         return rank() == 0
 
+    @property
+    def counts_energy(self) -> bool:
+        """Whether this rank counts its device's energy: each does with a GPU, and without one of each machine."""
+        return self.device.type == "cuda" or rank() % self.hardware.devices == 0
+
     def setup(
         self, method: Method, build_optimizer: Callable[[Method], Optimizer]
     ) -> tuple[nn.Module, Optimizer]:

@@ -80,6 +80,11 @@ class Method(nn.Module):
         features: Tensor = self.backbone(view)
         return features
 
+    @property
+    def has_embeddings(self) -> bool:
+        """Whether a head makes embeddings that are not the pooled features."""
+        return type(self).embed is not Method.embed
+
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Parameter groups for the optimizer: one-dimensional tensors without decay and LARS adaptation."""
         return split_parameter_groups(self, weight_decay)

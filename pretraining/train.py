@@ -8,11 +8,12 @@ was not.
 from __future__ import annotations
 
 import json
+import math
 import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,14 +25,15 @@ from torch.optim import Optimizer
 from twinbench.data.augment import ViewPolicy, augment
 from twinbench.data.image_sets import ImageSet
 from twinbench.encoders.encoder import Encoder, EncoderInfo
+from twinbench.encoders.geometry import HELD_OUT_IMAGES, Geometry, geometry
 from twinbench.foundation.errors import InputError, RunFailure
 from twinbench.foundation.files import write_atomically
 from twinbench.foundation.randomness import seed_for, seeded_generator
 from twinbench.pretraining.batches import Batches, MicroBatch
 from twinbench.pretraining.build import build_method, check_accumulation, view_policies
 from twinbench.pretraining.checkpoint import load_latest, save_checkpoint
-from twinbench.pretraining.collectives import mean_over_ranks
-from twinbench.pretraining.diagnostics import Diagnostics, diagnose, probe, unjudged
+from twinbench.pretraining.collectives import all_reduce_sum, mean_over_ranks
+from twinbench.pretraining.diagnostics import diagnose, embeddings_document, probe, unjudged
 from twinbench.pretraining.engine import Engine, Hardware, check_shares, launch
 from twinbench.pretraining.finite import LossWatch, check_parameters
 from twinbench.pretraining.interrupt import Interrupted, StopRequest
@@ -41,9 +43,9 @@ from twinbench.pretraining.metrics_log import MetricsLog, wants_probe, wants_row
 from twinbench.pretraining.optim import build_optimizer, set_learning_rates
 from twinbench.pretraining.recipe import Recipe
 from twinbench.pretraining.schedules import lr_factor
+from twinbench.pretraining.spent import Spent, spent_on
 
 _CHECKPOINT_SECONDS = 30.0
-_DIAGNOSED_IMAGES = 1024
 _PROBED_IMAGES = 256
 
 ReportProgress = Callable[[float, str], None]
@@ -52,7 +54,11 @@ ReportProgress = Callable[[float, str], None]
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """What a finished run leaves beside its encoder."""
+    """What a finished run leaves beside its encoder.
+
+    ``seconds`` are those of all its parts, also before an interruption. It used ``ranks`` devices of ``device_type``,
+    each with so many ``threads`` if they are CPUs. ``energy_joules`` is None where ``energy_unknown`` says why.
+    """
 
     status: str
     reason: str
@@ -62,6 +68,11 @@ class TrainingSummary:
     parameters: int
     device: str
     skipped_images: int
+    device_type: str
+    ranks: int
+    threads: int
+    energy_joules: float | None
+    energy_unknown: str
     remarks: tuple[str, ...] = ()
 
 
@@ -85,12 +96,13 @@ def pretrain(
     engine = engine or launch(Hardware(), recipe.precision)
     method = build_method(recipe)
     held_out = image_set.split("val").images[
-        :_DIAGNOSED_IMAGES
+        :HELD_OUT_IMAGES
     ]  # now: a bad image must not end a finished training
-    started = time.monotonic()
+    spent = spent_on(engine.device, counts=engine.counts_energy)
     rate, skipped, first_step = 0.0, 0, 0
     if method.trains and recipe.epochs > 0:
         session = start_session(recipe, method, image_set, engine)
+        session.spent = spent
         first_step = _resume(folder, session)
         rate = _optimise(session, first_step, held_out, folder, report, say, tensorboard, checkpoint_seconds)
         skipped = session.batches.skipped_images()
@@ -99,21 +111,34 @@ def pretrain(
     pair = (policies[0], policies[min(1, len(policies) - 1)])
     diagnostics = diagnose(*_embed_held_out(method, held_out, pair, image_set, recipe.seed))
     if engine.is_main:
-        _write_results(folder, recipe, recipe_hash, method, image_set, diagnostics)
+        measured = _compared(method, held_out, policies[0].size, image_set, recipe.seed)
+        document = diagnostics.as_dict() | {"embeddings": embeddings_document(measured, len(held_out))}
+        write_atomically(folder / "diagnostics.json", json.dumps(document).encode())
+        Encoder.save(
+            folder / "encoder", method.backbone, _encoder_info(recipe, recipe_hash, method, image_set)
+        )
     reason = diagnostics.collapse() if method.trains else None
     doubt = unjudged(diagnostics.samples) if method.trains else None
     if doubt and engine.is_main:
         say(f"{_called(recipe)}: {doubt}")
     partial = _partial_count(image_set, first_step, engine.hardware.ranks)
+    joules = _joules(engine, spent)
     return TrainingSummary(
         status="collapsed" if reason else "done",
         reason=reason or "",
-        seconds=time.monotonic() - started,
+        seconds=spent.seconds,
         images_per_second=rate,
         peak_memory_mb=peak_memory_mb(),
         parameters=sum(p.numel() for p in method.parameters()),
         device=device_name(engine.device, engine.hardware.ranks),
         skipped_images=skipped,
+        device_type=engine.device.type,
+        ranks=engine.hardware.ranks,
+        threads=torch.get_num_threads(),
+        energy_joules=None if math.isnan(joules) else joules,
+        energy_unknown=(spent.unknown or "another device does not tell its energy")
+        if math.isnan(joules)
+        else "",
         remarks=(*image_set.remarks, *[remark for remark in (partial, doubt) if remark]),
     )
 
@@ -129,6 +154,7 @@ class Session:
     model: Any
     optimizer: Optimizer
     batches: Batches
+    spent: Spent = field(default_factory=Spent)
 
     def progress(self, step: int) -> Progress:
         """Where a step is in the run."""
@@ -305,14 +331,16 @@ class _Keeper:
             row.update({name: mean_over_ranks(value.detach()).item() for name, value in loss.parts.items()})
             if self._log is not None:
                 self._log.write({**row, **self._probe(progress)})
+        self._session.spent.keep_count()
         if due.checkpoint:
             self.save(progress.step + 1)
 
     def save(self, step: int) -> None:
         """Write a checkpoint of the state after ``step`` steps, on rank 0; it must be finite."""
         check_parameters(self._session.method, step)
+        joules = _joules(self._session.engine, self._session.spent)
         if self._session.engine.is_main:
-            _save(self._folder, step, self._session)
+            _save(self._folder, step, self._session, joules)
         self._last_saved = time.monotonic()
 
     def _probe(self, progress: Progress) -> dict[str, float]:
@@ -399,12 +427,19 @@ def pretrain_step_seconds(recipe: Recipe, image_set: ImageSet, steps: int = 3) -
     return statistics.median(times[1:])
 
 
-def _save(folder: Path, step: int, session: Session) -> None:
+def _joules(engine: Engine, spent: Spent) -> float:
+    """The energy that all ranks have taken until now, NaN if one does not know; every rank must ask."""
+    spent.keep_count(at_once=True)
+    return all_reduce_sum(torch.tensor(spent.joules, dtype=torch.float64, device=engine.device)).item()
+
+
+def _save(folder: Path, step: int, session: Session, joules: float) -> None:
     state = {
         "step": step,
         "method": session.method.state_dict(),
         "optimizer": session.optimizer.state_dict(),
         "precision": session.engine.precision_state(),
+        "spent": {"seconds": session.spent.seconds, "joules": joules},
     }
     save_checkpoint(folder / "checkpoints", step, state)
 
@@ -428,20 +463,18 @@ def _resume(folder: Path, session: Session) -> int:
         session.method.load_state_dict(state["method"])
         session.optimizer.load_state_dict(state["optimizer"])
         engine.load_precision_state(state["precision"])
+        # checkpoints of earlier versions tell nothing of it
+        session.spent.go_on(state.get("spent", {"seconds": 0.0, "joules": math.nan}), engine.is_main)
     return step
 
 
-def _write_results(
-    folder: Path,
-    recipe: Recipe,
-    recipe_hash: str,
-    method: Method,
-    image_set: ImageSet,
-    diagnostics: Diagnostics,
-) -> None:
-    write_atomically(folder / "diagnostics.json", json.dumps(diagnostics.as_dict()).encode())
-    info = _encoder_info(recipe, recipe_hash, method, image_set)
-    Encoder.save(folder / "encoder", method.backbone, info)
+def _compared(method: Method, held_out: Tensor, size: int, image_set: ImageSet, seed: int) -> Geometry | None:
+    """The geometry of the embeddings of views that are the same for every method; None if it has none."""
+    if not method.has_embeddings:
+        return None
+    method.eval()
+    device = next(method.parameters()).device
+    return geometry(method.embed, held_out, size, image_set.normalisation, seed, device)
 
 
 @torch.no_grad()

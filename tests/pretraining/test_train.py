@@ -20,10 +20,11 @@ import twinbench.pretraining.train
 from twinbench.data.catalogue import load_image_set
 from twinbench.data.streaming import StreamedImages
 from twinbench.encoders.encoder import Encoder
+from twinbench.encoders.geometry import geometry
 from twinbench.foundation.errors import InputError, RunFailure
 from twinbench.pretraining.batches import Batches, batch_rows, steps_in_epoch
 from twinbench.pretraining.build import build_method, resolve, view_policies
-from twinbench.pretraining.checkpoint import load_latest
+from twinbench.pretraining.checkpoint import load_latest, save_checkpoint
 from twinbench.pretraining.engine import Hardware, launch
 from twinbench.pretraining.finite import LossWatch
 from twinbench.pretraining.interrupt import Interrupted
@@ -460,6 +461,56 @@ def test_measuring_collapse_leaves_the_training_alone(image_set, tmp_path, monke
     probed, alone = (Encoder.load(tmp_path / side / "encoder") for side in ("probed", "alone"))
     assert probed.checksum == alone.checksum
     assert "spread" not in (tmp_path / "alone/metrics.jsonl").read_text()
+
+
+def test_comparing_embeddings_leaves_the_training_alone(image_set, tmp_path, monkeypatch):
+    pretrain(recipe("moco_v2"), "hash", image_set, tmp_path / "compared")
+    monkeypatch.setattr(twinbench.pretraining.train, "_compared", lambda *arguments: None)
+    pretrain(recipe("moco_v2"), "hash", image_set, tmp_path / "alone")
+    compared, alone = (Encoder.load(tmp_path / side / "encoder") for side in ("compared", "alone"))
+    assert compared.checksum == alone.checksum
+    rows = [
+        [json.loads(row) for row in (tmp_path / side / "metrics.jsonl").read_text().splitlines()]
+        for side in ("compared", "alone")
+    ]
+    assert [row | {"images_per_second": 0} for row in rows[0]] == [
+        row | {"images_per_second": 0} for row in rows[1]
+    ]
+    documents = [
+        json.loads((tmp_path / side / "diagnostics.json").read_text()) for side in ("compared", "alone")
+    ]
+    assert documents[0].pop("embeddings")["images"] == 32
+    assert documents[1].pop("embeddings") is None
+    assert documents[0] == documents[1]
+
+
+def test_embeddings_are_compared_on_the_views_of_the_protocol(image_set, tmp_path):
+    trained = recipe("simclr", seed=3)
+    method = build_method(resolve(trained, image_set.image_size, image_set.fingerprint))
+    method.eval()
+    images, size = image_set.split("val").images, image_set.image_size
+    expected = geometry(method.embed, images, size, image_set.normalisation, 3, torch.device("cpu"))
+    found = twinbench.pretraining.train._compared(method, images, size, image_set, 3)
+    assert found == expected
+    for without in ("supervised", "random_init"):
+        assert not build_method(recipe(without)).has_embeddings
+    assert all(build_method(recipe(name)).has_embeddings for name in OPTIONS if name != "supervised")
+
+
+def test_what_a_run_took_has_all_its_parts(image_set, tmp_path):
+    with pytest.raises(Killed):
+        pretrain(
+            recipe("simclr"), "hash", image_set, tmp_path / "killed", kill_after(4), checkpoint_seconds=0.0
+        )
+    state = load_latest(tmp_path / "killed" / "checkpoints")
+    assert state is not None
+    assert state["spent"]["seconds"] > 0
+    state["spent"]["seconds"] = 5000.0
+    save_checkpoint(tmp_path / "killed" / "checkpoints", 5, state)
+    summary = pretrain(recipe("simclr"), "hash", image_set, tmp_path / "killed")
+    assert summary.seconds > 5000
+    assert (summary.device_type, summary.ranks, summary.threads) == ("cpu", 1, torch.get_num_threads())
+    assert (summary.energy_joules is None) == bool(summary.energy_unknown)
 
 
 def test_a_signal_in_the_last_step_is_heeded_too(image_set, tmp_path, monkeypatch):
