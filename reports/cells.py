@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from scipy.special import stdtrit
@@ -33,6 +33,7 @@ class Cell:
     sample standard deviation over ``n_seeds`` runs, ``items`` the sampling standard error over ``n_items``
     test items of one run. ``interval`` is the 95 % Student t interval of the mean over seeds. A cell whose
     status is not ``done`` or ``quoted`` has no value. ``note`` is about this cell; ``remarks`` are its records'.
+    ``values`` are those of the seeds.
     """
 
     status: Status
@@ -48,6 +49,7 @@ class Cell:
     source: str = ""
     note: str = ""
     remarks: tuple[str, ...] = ()
+    values: tuple[float, ...] = ()
 
 
 MISSING = Cell("missing")
@@ -58,7 +60,7 @@ def aggregate(records: Sequence[Record], failures: Sequence[Failure] = ()) -> Ce
     elsewhere.
 
     The mean is over the seeds that are done; the others are kept in ``failures``. Where no seed is done, the
-    status is the most frequent failure and the cell has no number.
+    status is the most frequent failure and the cell has no number. Why a number is absent is a note.
     """
     done = list(
         {
@@ -68,9 +70,10 @@ def aggregate(records: Sequence[Record], failures: Sequence[Failure] = ()) -> Ce
     failed = [*_failures(records), *failures]
     origin = next((record.origin for record in records), "")
     hashes = unique(record.recipe_hash for record in records)
+    note = "; ".join(unique(record.reason for record in records if record.status == "absent"))
     if not done:
         if not failed:
-            return MISSING
+            return replace(MISSING, note=note)
         collapsed = sum(failure.status == "collapsed" for failure in failed)
         status: Status = "collapsed" if 2 * collapsed >= len(failed) else "failed"
         return Cell(status, origin=origin, recipe_hashes=hashes, failures=tuple(failed))
@@ -89,6 +92,8 @@ def aggregate(records: Sequence[Record], failures: Sequence[Failure] = ()) -> Ce
         origin=origin,
         recipe_hashes=hashes,
         failures=tuple(failed),
+        note=note,
+        values=tuple(values),
         remarks=unique(remark for record in done for remark in record.all_remarks),
     )
 
@@ -96,9 +101,9 @@ def aggregate(records: Sequence[Record], failures: Sequence[Failure] = ()) -> Ce
 def _failures(records: Sequence[Record]) -> list[Failure]:
     found: dict[tuple[int | None, str], Failure] = {}
     for record in records:
-        if record.status != "done":
+        if record.status in ("failed", "collapsed"):
             found[record.seed, record.encoder_checksum] = Failure(record.seed, record.status, record.reason)
-        elif record.value is None:
+        elif record.status == "done" and record.value is None:
             found[record.seed, record.encoder_checksum] = Failure(
                 record.seed, "failed", "no finite value recorded"
             )
@@ -123,18 +128,18 @@ def number(value: float, digits: int = 1) -> str:
     return text[1:] if text.startswith("-") and float(text) == 0 else text
 
 
-def text(cell: Cell) -> str:
-    """What a reader sees: ``71.4 ± 0.9``, ``failed``, ``collapsed`` or ``-``."""
+def text(cell: Cell, digits: int = 1) -> str:
+    """What a reader sees: ``71.4 ± 0.9`` with so many decimals, ``failed``, ``collapsed`` or ``-``."""
     if cell.status == "missing" or (cell.status == "quoted" and cell.value is None):
         return "-"
     if cell.value is None:
         return cell.status
     if cell.uncertainty is None:
-        return number(cell.value)
-    shown = number(cell.uncertainty)
+        return number(cell.value, digits)
+    shown = number(cell.uncertainty, digits)
     if float(shown) == 0 and cell.uncertainty > 0:  # "± 0.0" would claim certainty
-        shown = number(cell.uncertainty, 2)
-    return f"{number(cell.value)} ± {shown}"
+        shown = number(cell.uncertainty, digits + 1)
+    return f"{number(cell.value, digits)} ± {shown}"
 
 
 def describe_failures(cell: Cell) -> str:

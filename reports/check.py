@@ -63,15 +63,29 @@ def _check_figure(figure: FigureSpec, study: StudySpec, where: str) -> None:
     if figure.kind not in FIGURE_KINDS:
         raise unknown_name("figure kind", figure.kind, FIGURE_KINDS.names(), f"{where}.kind")
     names = [table.name for table in study.tables]
-    if figure.table and figure.table not in names:
-        raise unknown_name("table", figure.table, names, f"{where}.table")
+    for key, name in (("table", figure.table), ("against_table", figure.against_table)):
+        if name and name not in names:
+            raise unknown_name("table", name, names, f"{where}.{key}")
     table = study.table_of(figure)
-    headings = [column.heading for column in table.columns]
-    if figure.column and figure.column not in headings:
-        raise unknown_name(f"column of the table {table.name}", figure.column, headings, f"{where}.column")
+    if figure.column:
+        _check_heading(table, figure.column, f"{where}.column")
+    for heading in figure.against:
+        _check_heading(study.other_table_of(figure), heading, f"{where}.against")
+    if figure.kind == "scatter" and not figure.against:
+        raise InputError(
+            "a scatter needs something to be drawn against",
+            where=where,
+            next_step="add `against: [heading, ...]`, columns of its table or of `against_table`",
+        )
     if figure.kind == "ablation" and not table.axes:
         raise InputError(
             f"an ablation figure needs a table that varies something, and {table.name} does not",
             where=where,
             next_step="add `rows: [{methods: [...], vary: [{key: ..., values: [...]}]}]` to the table, or name another",
         )
+
+
+def _check_heading(table: TableSpec, heading: str, where: str) -> None:
+    headings = [column.heading for column in table.columns]
+    if heading not in headings:
+        raise unknown_name(f"column of the table {table.name}", heading, headings, where)

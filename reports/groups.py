@@ -103,7 +103,7 @@ class Group:
         broad = [
             r
             for r in scope
-            if r.status != "done"
+            if r.status in ("failed", "collapsed")
             and r.seed not in seen
             and r.protocol in ("", protocol)
             and r.metric in ("", metric)
@@ -177,11 +177,11 @@ def image_sets(records: Sequence[Record]) -> tuple[str, ...]:
 
 
 def is_unmeasured(records: Sequence[Record], protocol: str, metric: str, image_set: str) -> bool:
-    """Whether the protocol was measured on the image set and has no number of this metric there."""
+    """Whether the protocol was measured on the image set and has no number of this metric there, nor says why."""
     measured = {
         r.metric
         for r in records
-        if r.protocol == protocol and r.image_set == image_set and r.status == "done"
+        if r.protocol == protocol and r.image_set == image_set and r.status in ("done", "absent")
     }
     return bool(measured) and metric not in measured
 

@@ -8,16 +8,19 @@ from dataclasses import dataclass, field
 from twinbench.reports import cells
 from twinbench.reports.cells import Cell
 from twinbench.reports.groups import Budget, Group, differs, usual_budgets, usual_trials
+from twinbench.reports.metrics import metric_of
 from twinbench.reports.records import unique
 
 BUDGET_MARK = "†"
 TUNING_MARK = "‡"
 ONE_SEED_MARK = "§"
+_BETTER = {"higher": 1, "lower": -1, "none": 0}
 
 
 @dataclass(frozen=True)
 class Column:
     """A column of numbers. ``subtitle`` is the protocol with its version, or what a quotation was measured on.
+    ``label`` has the unit in it, unless that is percent.
 
     ``unmeasured`` says that the protocol has no number of this metric on this image set.
     """
@@ -38,12 +41,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Entry:
-    """A cell in its place: its text without marks, the footnote marks, and whether it is the best."""
+    """A cell in its place: its text without marks, the footnote marks, whether it is the best, and its decimals."""
 
     cell: Cell
     text: str
     marks: tuple[str, ...] = ()
     best: bool = False
+    digits: int = 1
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,7 @@ def _best_rows(
     lines: Sequence[Line], columns: Sequence[Column], different: Sequence[bool]
 ) -> list[int | None]:
     """For each measured column the row of the best value among methods with equal budgets, if two or more
-    compete.
+    compete and one way is better.
     """
     best: list[int | None] = []
     for position, column in enumerate(columns):
@@ -181,7 +185,9 @@ def _best_rows(
             and line.group.origin != "quoted"
             and (value := line.cells[position].value) is not None
         }
-        best.append(max(competing, key=lambda index: competing[index]) if len(competing) >= 2 else None)
+        sign = _BETTER[metric_of(column.metric).better]
+        ranked = sorted(competing, key=lambda index: -sign * competing[index])
+        best.append(ranked[0] if sign and len(ranked) >= 2 else None)
     return best
 
 
@@ -199,7 +205,8 @@ def _entry(cell: Cell, column: Column, best: bool, kinds: set[cells.Kind], footn
         marks.append(footnotes.mark(cells.describe_failures(cell)))
     if cell.note and (cell.value is not None or cell.status == "missing"):
         marks.append(footnotes.mark(cell.note))
-    return Entry(cell, cells.text(cell), tuple(marks), best)
+    digits = metric_of(column.metric).digits
+    return Entry(cell, cells.text(cell, digits), tuple(marks), best, digits)
 
 
 def _counts(lines: Sequence[Line], kind: cells.Kind, attribute: str) -> str:

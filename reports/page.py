@@ -137,7 +137,7 @@ def _problems(records: Sequence[Record], runs: Sequence[RunInfo]) -> list[_Probl
             names.pretty(r.method), r.variant, _known(r.seed), r.protocol or "-", r.status, r.reason
         )
         same = (problem.method, problem.variant, problem.seed, problem.status, problem.reason)
-        if r.status != "done" and problem not in found and same not in known:
+        if r.status in ("failed", "collapsed") and problem not in found and same not in known:
             found.append(problem)
     return found
 
@@ -197,7 +197,8 @@ def _tooltip(entry: Entry) -> str:
     if cell.n_seeds:
         parts.append(f"{cell.n_seeds} seed{'s' if cell.n_seeds > 1 else ''}")
     if cell.interval is not None:
-        parts.append(f"95 % t interval {cell.interval[0]:.2f} to {cell.interval[1]:.2f}")
+        low, high = (number(end, entry.digits + 1) for end in cell.interval)
+        parts.append(f"95 % t interval {low} to {high}")
     parts += [f"{cell.n_items} test items"] if cell.n_items else []
     parts += [f"recipe {', '.join(h[:12] for h in cell.recipe_hashes)}"] if cell.recipe_hashes else []
     parts += [cell.source] if cell.source else []

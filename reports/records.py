@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from twinbench.foundation.errors import InputError, unknown_name
 
-STATUSES = ("done", "failed", "collapsed")
+STATUSES = ("done", "failed", "collapsed", "absent")
 ORIGINS = ("run", "imported", "quoted")
 REMARKS_BETWEEN = " | "
 
@@ -23,8 +23,9 @@ class Record:
     """One measured number, or the failure to measure it. The fields are the columns of ``records.csv``, in order.
 
     ``table`` is the table of the study that it is for, empty if for every table; ``variant`` is what its row varies.
-    ``value`` and ``stderr`` are in the metric's unit (percent) and finite. ``n`` counts test items. ``status`` is one
-    of STATUSES, ``origin`` one of ORIGINS. ``source_name`` is what the study's folder calls an imported encoder,
+    ``value`` and ``stderr`` are in the metric's unit (`metrics.metric_of`) and finite. ``n`` counts test items.
+    ``status`` is one of STATUSES, of which ``absent`` is a number that there is not, though nothing failed, for
+    ``reason``; ``origin`` is one of ORIGINS. ``source_name`` is what the study's folder calls an imported encoder,
     ``source`` where it is from and how it is fed. ``seconds`` and ``peak_memory_mb`` are of the evaluation,
     ``images_per_second`` is of the training. ``tuning_trials`` counts the trials that chose its settings: 0 if none
     did, None if there was nothing to choose. ``remarks`` are sentences with REMARKS_BETWEEN them: what the reading of

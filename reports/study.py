@@ -157,8 +157,9 @@ class TableSpec(Strict):
 class FigureSpec(Strict):
     """One figure, a view of a table: of its first one unless ``table`` names another.
 
-    It is called after its kind unless it has a name. ``column`` is the heading of the measured column that bars and
-    ablations show, the first unless given.
+    It is called after its kind unless it has a name. ``column`` is the heading of the measured column that bars,
+    ablations and scatters show, the first unless given. A scatter shows it against each of the columns ``against``,
+    which are those of the same table unless ``against_table`` names another.
     """
 
     kind: str
@@ -166,6 +167,13 @@ class FigureSpec(Strict):
     title: str = ""
     table: str = ""
     column: str = ""
+    against: Texts = ()
+    against_table: str = ""
+
+    @property
+    def other_table(self) -> str:
+        """The name of the table that it is drawn against: its own unless it names another."""
+        return self.against_table or self.table
 
     @model_validator(mode="before")
     @classmethod
@@ -183,4 +191,11 @@ class StudySpec(Strict):
 
     def table_of(self, figure: FigureSpec) -> TableSpec:
         """The table that a figure is a view of."""
-        return next((table for table in self.tables if table.name == figure.table), self.tables[0])
+        return self._table(figure.table)
+
+    def other_table_of(self, figure: FigureSpec) -> TableSpec:
+        """The table that a figure is drawn against."""
+        return self._table(figure.other_table)
+
+    def _table(self, name: str) -> TableSpec:
+        return next((table for table in self.tables if table.name == name), self.tables[0])

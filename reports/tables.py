@@ -9,6 +9,7 @@ from twinbench.reports import names, quoted
 from twinbench.reports.cells import MISSING, Cell
 from twinbench.reports.groups import Group, group_records, image_sets, is_unmeasured
 from twinbench.reports.layout import Column, Line, Table, finish_table
+from twinbench.reports.metrics import metric_of
 from twinbench.reports.records import Record, RunInfo, of_table, unique
 from twinbench.reports.study import ColumnSpec, QuotedColumns, StudySpec, TableSpec
 from twinbench.reports.variants import published_values, row_of, same_value, varied_fields
@@ -66,7 +67,10 @@ def _measured_columns(specs: Sequence[ColumnSpec], records: Sequence[Record]) ->
         others = [name for name in measured if (spec.protocol, name) not in named]
         found = [spec.image_set] if spec.image_set else others
         for image_set in found or ("",):
-            label = f"{spec.heading} ({image_set})" if len(found) > 1 else spec.heading
+            metric = metric_of(spec.metric)
+            unit = "" if metric.is_percentage else metric.unit
+            more = [*([unit] if unit else []), *([image_set] if len(found) > 1 else [])]
+            label = f"{spec.heading} ({', '.join(more)})" if more else spec.heading
             unmeasured = is_unmeasured(records, spec.protocol, spec.metric, image_set)
             columns.append(
                 Column(label, spec.protocol, spec.protocol, spec.metric, image_set, unmeasured=unmeasured)

@@ -7,6 +7,7 @@ import io
 import re
 
 from twinbench.reports.layout import Column, Entry, Row, Table
+from twinbench.reports.metrics import metric_of
 
 CSV_COLUMNS = (
     "method",
@@ -15,6 +16,7 @@ CSV_COLUMNS = (
     "image_set",
     "protocol",
     "metric",
+    "unit",
     "value",
     "uncertainty",
     "kind",
@@ -52,6 +54,7 @@ def to_csv(table: Table) -> str:
                     column.image_set,
                     column.protocol or column.subtitle,
                     column.metric,
+                    metric_of(column.metric).unit,
                     cell.value,
                     cell.uncertainty,
                     cell.kind,

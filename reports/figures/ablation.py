@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 
 from twinbench.reports import names, quoted
 from twinbench.reports.cells import Cell
-from twinbench.reports.figures.drawing import Drawing, draw, draws, nothing_drawn
+from twinbench.reports.figures.drawing import Drawing, Shown, draw, draws, nothing_drawn
 from twinbench.reports.figures.measured import axis_label, error_words, target_of
 from twinbench.reports.layout import Column, Table
-from twinbench.reports.records import RunInfo, unique
+from twinbench.reports.records import unique
 from twinbench.reports.study import AxisSpec, FigureSpec, QuotedColumns, RowKey, TableSpec, ValueSpec
 from twinbench.reports.variants import as_number, row_of, same_value
 
@@ -49,8 +49,9 @@ class _Panel:
 
 
 @draws("ablation")
-def ablation_figure(spec: FigureSpec, declared: TableSpec, table: Table, runs: Sequence[RunInfo]) -> Drawing:
+def ablation_figure(spec: FigureSpec, shown: Shown, against: Shown) -> Drawing:
     """One number against the first axis of the table: a line or a row of points for each method and other value."""
+    declared, table = shown.declared, shown.table
     place = target_of(spec, declared, table)
     axis = next(iter(declared.axes.values()))
     target = table.columns[place]

@@ -9,51 +9,54 @@ from matplotlib.figure import Figure
 
 from twinbench.reports import names
 from twinbench.reports.cells import Cell
-from twinbench.reports.figures.drawing import Drawing, draw, draws, nothing_drawn
+from twinbench.reports.figures.drawing import Drawing, Shown, draw, draws, nothing_drawn
 from twinbench.reports.figures.measured import axis_label, error_words, target_of
-from twinbench.reports.layout import BUDGET_MARK, Row, Table
-from twinbench.reports.records import RunInfo
-from twinbench.reports.study import FigureSpec, TableSpec
+from twinbench.reports.layout import BUDGET_MARK, Row
+from twinbench.reports.metrics import metric_of
+from twinbench.reports.study import FigureSpec
 
 _LABEL_SHARE = 0.055  # of the height of a bar chart: the height of a line of text
 
 
 @draws("bars")
-def bars(spec: FigureSpec, declared: TableSpec, table: Table, runs: Sequence[RunInfo]) -> Drawing:
+def bars(spec: FigureSpec, shown: Shown, against: Shown) -> Drawing:
     """One number of every row."""
-    place = target_of(spec, declared, table)
+    table = shown.table
+    place = target_of(spec, shown.declared, table)
     target = table.columns[place]
+    digits = metric_of(target.metric).digits
     title = spec.title or f"{target.label} on {target.image_set or 'the image set'}"
-    shown = [(row, row.entries[place].cell) for row in table.method_rows]
+    ours = [(row, row.entries[place].cell) for row in table.method_rows]
     references = [
         (row, cell) for row in table.reference_rows if (cell := row.entries[place].cell).value is not None
     ]
-    if all(cell.value is None for _, cell in (*shown, *references)):
+    if all(cell.value is None for _, cell in (*ours, *references)):
         return nothing_drawn(spec, title, f"no number of {target.protocol} {target.metric} yet")
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
-        for index, (row, cell) in enumerate(shown):
-            _paint_bar(axes, index, row, cell)
+        for index, (row, cell) in enumerate(ours):
+            _paint_bar(axes, index, row, cell, digits)
         for row, cell in references:
             assert cell.value is not None
             axes.axhline(cell.value, color=names.colour(row.method), linestyle="--", linewidth=1.3, zorder=1)
         axes.set_xticks(
-            range(len(shown)), [_label(row) for row, _ in shown], rotation=0 if len(shown) <= 8 else 30
+            range(len(ours)), [_label(row) for row, _ in ours], rotation=0 if len(ours) <= 8 else 30
         )
-        axes.set_xlim(-0.6, len(shown) - 0.4)
+        axes.set_xlim(-0.6, len(ours) - 0.4)
         axes.set_ylabel(axis_label(target))
         axes.grid(False, axis="x")
         axes.margins(y=0.12)
-        axes.set_ylim(bottom=0)
-        _label_references(axes, references)
+        if all((cell.value or 0.0) >= 0 for _, cell in (*ours, *references)):
+            axes.set_ylim(bottom=0)
+        _label_references(axes, references, digits)
 
     caption = (
-        f"{target.metric} of {target.protocol}. {error_words([c for _, c in shown])} Dashed: reference rows."
+        f"{target.metric} of {target.protocol}. {error_words([c for _, c in ours])} Dashed: reference rows."
     )
-    if any(BUDGET_MARK in row.marks for row, _ in shown):
+    if any(BUDGET_MARK in row.marks for row, _ in ours):
         caption += f" {BUDGET_MARK}: another pretraining budget than the others."
-    return draw(spec, title, caption, (max(1.15 * len(shown) + 1.6, 4.5), 3.6), paint)
+    return draw(spec, title, caption, (max(1.15 * len(ours) + 1.6, 4.5), 3.6), paint)
 
 
 def _label(row: Row) -> str:
@@ -62,14 +65,15 @@ def _label(row: Row) -> str:
     return "\n".join([f"{method}{mark}", *(value for value in varied if value != "-")])
 
 
-def _label_references(axes: Axes, references: Sequence[tuple[Row, Cell]]) -> None:
+def _label_references(axes: Axes, references: Sequence[tuple[Row, Cell]], digits: int = 1) -> None:
     """Name the lines of reference rows beside the axes; names of lines that are close are moved apart."""
-    gap = _LABEL_SHARE * axes.get_ylim()[1]
-    lowest = -gap
+    low, high = axes.get_ylim()
+    gap = _LABEL_SHARE * (high - low)
+    lowest = low - gap
     for row, cell in sorted(references, key=lambda reference: reference[1].value or 0.0):
         height = lowest = max(cell.value or 0.0, lowest + gap)
         axes.annotate(
-            f"{row.labels[0]} {cell.value:.1f}",
+            f"{row.labels[0]} {cell.value:.{digits}f}",
             (1.0, height),
             xycoords=("axes fraction", "data"),
             xytext=(4, 0),
@@ -80,7 +84,7 @@ def _label_references(axes: Axes, references: Sequence[tuple[Row, Cell]]) -> Non
         )
 
 
-def _paint_bar(axes: Axes, index: int, row: Row, cell: Cell) -> None:
+def _paint_bar(axes: Axes, index: int, row: Row, cell: Cell, digits: int) -> None:
     if cell.value is None:
         word = cell.status if cell.status != "missing" else "no number"
         axes.annotate(
@@ -100,7 +104,7 @@ def _paint_bar(axes: Axes, index: int, row: Row, cell: Cell) -> None:
     if cell.uncertainty is not None:
         axes.errorbar(index, cell.value, yerr=error, color="black", capsize=3, linewidth=1.2, zorder=3)
     axes.annotate(
-        f"{cell.value:.1f}",
+        f"{cell.value:.{digits}f}",
         (index, cell.value + error),
         xytext=(0, 3),
         textcoords="offset points",

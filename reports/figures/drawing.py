@@ -57,8 +57,17 @@ class Drawing:
     files: dict[str, bytes]
 
 
-Drawer = Callable[[FigureSpec, TableSpec, Table, Sequence[RunInfo]], Drawing]
-"""Draws a figure of a table: as it was declared, as it is finished, and the runs behind it."""
+@dataclass(frozen=True)
+class Shown:
+    """A table as it was declared, as it is finished, and the runs behind it: what a figure is a view of."""
+
+    declared: TableSpec
+    table: Table
+    runs: Sequence[RunInfo]
+
+
+Drawer = Callable[[FigureSpec, Shown, Shown], Drawing]
+"""Draws a figure of a table, against another one, which is the same unless the figure names it."""
 
 FIGURE_KINDS = Registry[Drawer]("figure kind")
 

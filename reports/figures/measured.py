@@ -6,15 +6,21 @@ from collections.abc import Sequence
 
 from twinbench.reports.cells import Cell
 from twinbench.reports.layout import Column, Table
+from twinbench.reports.metrics import metric_of
 from twinbench.reports.study import FigureSpec, TableSpec
 
 
 def target_of(spec: FigureSpec, declared: TableSpec, table: Table) -> int:
-    """The place of the column that bars or an ablation show: the one of the figure's choice, or the first.
+    """The place of the column that bars or an ablation show: the one of the figure's choice, or the first."""
+    return place_of(spec.column, declared, table)
+
+
+def place_of(heading: str, declared: TableSpec, table: Table) -> int:
+    """The place of the column with a heading, or of the first if there is none.
 
     Of several image sets it is the first that was measured.
     """
-    chosen = next((c for c in declared.columns if c.heading == spec.column), declared.columns[0])
+    chosen = next((c for c in declared.columns if c.heading == heading), declared.columns[0])
     return next(
         index
         for index, column in enumerate(table.columns)
@@ -25,7 +31,7 @@ def target_of(spec: FigureSpec, declared: TableSpec, table: Table) -> int:
 
 def axis_label(target: Column) -> str:
     """The axis of the number, with its unit."""
-    return f"{target.label} (%)"
+    return f"{target.label} (%)" if metric_of(target.metric).is_percentage else target.label
 
 
 def error_words(cells: Sequence[Cell]) -> str:

@@ -9,31 +9,38 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from twinbench.reports import names
-from twinbench.reports.figures.drawing import Drawing, draw, draws, grid_size, nothing_drawn, panels_of
+from twinbench.reports.figures.drawing import (
+    Drawing,
+    Shown,
+    draw,
+    draws,
+    grid_size,
+    nothing_drawn,
+    panels_of,
+)
 from twinbench.reports.figures.measured import target_of
-from twinbench.reports.layout import Table
 from twinbench.reports.records import RunInfo
-from twinbench.reports.study import FigureSpec, TableSpec
+from twinbench.reports.study import FigureSpec
 
 
 @draws("views")
-def views(spec: FigureSpec, declared: TableSpec, table: Table, runs: Sequence[RunInfo]) -> Drawing:
+def views(spec: FigureSpec, shown: Shown, against: Shown) -> Drawing:
     """What each method trained on: training images, each before views of it."""
     title = spec.title or "Views"
     caption = (
         "One run a method: in each row a training image and, after the gap, views of it as they were drawn."
     )
-    return _panels(spec, title, caption, _found(runs, ("", "")))
+    return _panels(spec, title, caption, _found(shown.runs, ("", "")))
 
 
 @draws("pictures")
-def pictures(spec: FigureSpec, declared: TableSpec, table: Table, runs: Sequence[RunInfo]) -> Drawing:
+def pictures(spec: FigureSpec, shown: Shown, against: Shown) -> Drawing:
     """What an evaluation left to look at: the neighbours of test images, or detections in test scenes."""
-    column = table.columns[target_of(spec, declared, table)]
+    column = shown.table.columns[target_of(spec, shown.declared, shown.table)]
     title = spec.title or f"{column.label}: examples"
     where = f"{column.protocol} on {column.image_set or 'the image set'}"
     caption = f"One run a method, {where}: the same test images for all."
-    return _panels(spec, title, caption, _found(runs, (column.protocol, column.image_set)))
+    return _panels(spec, title, caption, _found(shown.runs, (column.protocol, column.image_set)))
 
 
 def _found(runs: Sequence[RunInfo], key: tuple[str, str]) -> dict[str, Path]:

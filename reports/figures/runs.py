@@ -11,8 +11,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from twinbench.reports import names
-from twinbench.reports.figures.drawing import Drawing, draw, draws, grid_size, nothing_drawn, panels_of
-from twinbench.reports.layout import Table
+from twinbench.reports.figures.drawing import (
+    Drawing,
+    Shown,
+    draw,
+    draws,
+    grid_size,
+    nothing_drawn,
+    panels_of,
+)
 from twinbench.reports.records import (
     Diagnostics,
     LossCurve,
@@ -20,17 +27,17 @@ from twinbench.reports.records import (
     read_diagnostics,
     read_loss_curve,
 )
-from twinbench.reports.study import FigureSpec, TableSpec
+from twinbench.reports.study import FigureSpec
 
 _MAX_POINTS = 600  # points of one curve: more are not visible and only make the page heavy
 
 
 @draws("loss_curves")
-def loss_curves(spec: FigureSpec, declared: TableSpec, table: Table, runs: Sequence[RunInfo]) -> Drawing:
+def loss_curves(spec: FigureSpec, shown: Shown, against: Shown) -> Drawing:
     """The loss over training, a panel a method."""
     title = spec.title or "Training loss"
     curves: dict[str, list[tuple[RunInfo, LossCurve]]] = {}
-    for run in _in_order(runs):
+    for run in _in_order(shown.runs):
         curve = read_loss_curve(run.folder)
         if curve is not None:
             curves.setdefault(_run_label(run), []).append((run, curve))
@@ -78,12 +85,10 @@ def smoothed(values: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, n
 
 
 @draws("cross_correlation")
-def cross_correlation(
-    spec: FigureSpec, declared: TableSpec, table: Table, runs: Sequence[RunInfo]
-) -> Drawing:
+def cross_correlation(spec: FigureSpec, shown: Shown, against: Shown) -> Drawing:
     """The cross-correlation matrices of two views' embeddings, a panel a method."""
     title = spec.title or "Cross-correlation of the embeddings of two views"
-    found = _with_diagnostics(runs, "cross_correlation")
+    found = _with_diagnostics(shown.runs, "cross_correlation")
     if not found:
         return nothing_drawn(spec, title, "no run has saved a cross-correlation matrix")
     matrices = {label: np.asarray(d.cross_correlation) for label, (_, d) in found.items()}
@@ -120,12 +125,12 @@ def correlation_facts(matrix: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[fl
 
 
 @draws("spectrum")
-def spectrum(spec: FigureSpec, declared: TableSpec, table: Table, runs: Sequence[RunInfo]) -> Drawing:
+def spectrum(spec: FigureSpec, shown: Shown, against: Shown) -> Drawing:
     """The singular values of the embeddings, a line a method."""
     title = spec.title or "Singular values of the standardised embeddings"
     found = {
         label: (run, diagnostics)
-        for label, (run, diagnostics) in _with_diagnostics(runs, "spectrum").items()
+        for label, (run, diagnostics) in _with_diagnostics(shown.runs, "spectrum").items()
         if max(diagnostics.spectrum) > 0
     }
     if not found:

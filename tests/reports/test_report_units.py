@@ -1,0 +1,187 @@
+"""Numbers that are no percentages: units, decimals, which way is better, what is absent, and figures of them."""
+
+import csv
+import io
+import re
+
+import pytest
+from scipy.stats import spearmanr
+
+from twinbench.foundation.errors import InputError
+from twinbench.reports.cells import aggregate
+from twinbench.reports.check import check_study
+from twinbench.reports.figures import draw_figures
+from twinbench.reports.metrics import METRICS, metric_of
+from twinbench.reports.page import _tooltip
+from twinbench.reports.tables import build_tables
+from twinbench.reports.writers import to_csv, to_latex, to_markdown, to_text
+
+COST, LINEAR = "cost/training-v1", "linear/cached-v1"
+SPEEDS = {"simclr": 1000.0, "byol": 700.0, "barlow_twins": 1250.0, "moco_v2": 900.0}
+ACCURACY = {"simclr": 60.0, "byol": 75.0, "barlow_twins": 61.0, "moco_v2": 62.0}
+COLUMNS = [
+    {"protocol": LINEAR, "metric": "top1", "label": "linear"},
+    {"protocol": COST, "metric": "images_per_second", "label": "speed"},
+    {"protocol": COST, "metric": "core_hours", "label": "pretraining"},
+    {"protocol": COST, "metric": "parameters", "label": "size"},
+    {"protocol": COST, "metric": "energy", "label": "energy"},
+]
+STUDY = {
+    "tables": [{"name": "cost", "columns": COLUMNS}],
+    "figures": [{"kind": "scatter", "column": "linear", "against": ["speed", "pretraining", "energy"]}],
+}
+
+
+@pytest.fixture
+def rows(make_row):
+    found = [make_row("random_init", 20.0, seed) for seed in range(2)]
+    for method, speed in SPEEDS.items():
+        for seed in range(2):
+            cost = {"protocol": COST, "stderr": None, "n": None, "seed": seed}
+            found += [
+                make_row(method, ACCURACY[method] + seed, seed),
+                make_row(method, speed + seed, metric="images_per_second", **cost),
+                make_row(method, 10 / speed, metric="core_hours", **cost),
+                make_row(method, 2.5398, metric="parameters", **cost),
+                make_row(method, None, metric="energy", status="absent", reason="no counter", **cost),
+            ]
+    for metric in ("images_per_second", "core_hours", "parameters", "energy"):
+        absent = {"status": "absent", "reason": "nothing is trained", "metric": metric, "protocol": COST}
+        found += [make_row("random_init", None, seed, **absent) for seed in range(2)]
+    return found
+
+
+@pytest.fixture
+def table(rows, spec):
+    (built,) = build_tables(spec(STUDY), rows)
+    return built
+
+
+def texts(table, method):
+    (row,) = (row for row in table.rows if row.method == method)
+    return [entry.text for entry in row.entries]
+
+
+def test_units_stand_in_headings_and_decimals_are_the_metrics(table):
+    labels = ["linear", "speed (images/s)", "pretraining (core-hours)", "size (M)", "energy (kWh)"]
+    assert [column.label for column in table.columns] == labels
+    assert texts(table, "simclr") == ["60.5 ± 0.7", "1000 ± 1", "0.010 ± 0.000", "2.54 ± 0.00", "-"]
+    for written in (to_markdown(table), to_latex(table), to_text(table)):
+        assert "speed (images/s)" in written
+        assert "1000" in written
+        assert "1000.5" not in written
+
+
+def test_a_spread_that_rounds_to_nothing_gets_a_decimal_more(make_row, spec):
+    rows = [make_row("byol", 700.0 + 0.3 * seed, seed, COST, metric="images_per_second") for seed in range(2)]
+    (table,) = build_tables(spec({"tables": [{"name": "cost", "columns": COLUMNS[1:2]}]}), rows)
+    assert texts(table, "byol") == ["700 ± 0.2"]
+
+
+def test_the_best_is_the_highest_the_lowest_or_none(table):
+    best = [
+        [row.method for row in table.rows if row.entries[place].best] for place in range(len(table.columns))
+    ]
+    assert best == [["byol"], ["barlow_twins"], ["barlow_twins"], [], []]
+
+
+def test_an_absent_number_is_a_dash_with_its_reason_and_no_failure(table, rows, spec, study, write, tmp_path):
+    notes = [text for _, text in table.footnotes]
+    assert notes == ["nothing is trained", "no counter"]
+    assert "| -<sup>b</sup> |" in to_markdown(table)
+    page = write(STUDY, rows, [], tmp_path / "out").read_text()
+    assert "None: every run ended well." in page
+
+
+def test_a_seed_without_a_number_leaves_the_mean_of_the_others(make_row):
+    cell = aggregate(
+        [make_row("byol", 3.0, 0), make_row("byol", None, 1, status="absent", reason="an old run")]
+    )
+    assert (cell.status, cell.value, cell.n_seeds, cell.note, cell.failures) == (
+        "done",
+        3.0,
+        1,
+        "an old run",
+        (),
+    )
+    assert cell.values == (3.0,)
+
+
+def test_the_csv_has_units(table):
+    lines = list(csv.DictReader(io.StringIO(to_csv(table))))
+    units = {line["metric"]: line["unit"] for line in lines}
+    assert units == {
+        "top1": "%",
+        "images_per_second": "images/s",
+        "core_hours": "core-hours",
+        "parameters": "M",
+        "energy": "kWh",
+    }
+
+
+def test_an_interval_has_a_decimal_more_than_its_number(table):
+    (row,) = (row for row in table.rows if row.method == "simclr")
+    low, high = re.search(r"interval (\S+) to (\S+);", _tooltip(row.entries[1])).groups()
+    assert (low, high) == ("994.1", "1006.9")  # 1000.5 ± 12.706 * 0.7071 / sqrt(2)
+
+
+def test_an_unknown_metric_is_a_percentage():
+    assert (metric_of("top1").unit, metric_of("top1").digits, metric_of("top1").better) == ("%", 1, "higher")
+    with pytest.raises(ValueError, match="already registered"):
+        METRICS.add("energy", metric_of("top1"))
+
+
+def test_a_scatter_says_the_rank_correlation_of_the_methods(table, rows, spec):
+    (drawing,) = draw_figures(spec(STUDY), [table], [])
+    assert set(drawing.files) == {"svg", "png", "pdf"}
+    rho = spearmanr(list(SPEEDS.values()), [ACCURACY[method] for method in SPEEDS]).statistic
+    assert f"speed (images/s) {rho:.2f} (n = 4)" in drawing.caption
+    assert f"pretraining (core-hours) {-rho:.2f} (n = 4)" in drawing.caption
+    assert "energy" not in drawing.caption, "nothing of it was measured"
+    assert "no proof of a cause" in drawing.caption
+    assert "Error bars: std over seeds" in drawing.caption
+
+
+def test_a_scatter_of_two_tables_takes_the_rows_of_both(rows, spec, make_row):
+    study = {
+        "tables": [{"name": "a", "columns": COLUMNS[:1]}, {"name": "b", "columns": COLUMNS[1:]}],
+        "figures": [{"kind": "scatter", "table": "a", "against": "speed", "against_table": "b"}],
+    }
+    found = spec(study)
+    check_study(found)
+    rows = [*rows, make_row("swav", 50.0)]
+    (drawing,) = draw_figures(found, build_tables(found, rows), [])
+    assert "speed (images/s) -0.80 (n = 4)" in drawing.caption
+    study["figures"][0]["against"] = ["energy"]
+    (drawing,) = draw_figures(spec(study), build_tables(spec(study), rows), [])
+    assert drawing.files == {}
+    assert drawing.caption == "Not drawn: no row has a number in both columns yet."
+
+
+def test_two_methods_have_no_order(rows, spec):
+    few = [row for row in rows if row.method in ("byol", "simclr", "random_init")]
+    (drawing,) = draw_figures(spec(STUDY), build_tables(spec(STUDY), few), [])
+    assert "speed (images/s) no order (n = 2)" in drawing.caption
+
+
+def test_bars_go_below_zero(make_row, spec):
+    columns = [{"protocol": "diagnostics/held-out-v1", "metric": "uniformity", "label": "uniformity"}]
+    study = {"tables": [{"name": "t", "columns": columns}], "figures": [{"kind": "bars"}]}
+    values = {"protocol": "diagnostics/held-out-v1", "metric": "uniformity", "stderr": None}
+    rows = [make_row("byol", -2.125, **values), make_row("random_init", -0.5, **values)]
+    (drawing,) = draw_figures(spec(study), build_tables(spec(study), rows), [])
+    assert set(drawing.files) == {"svg", "png", "pdf"}
+
+
+@pytest.mark.parametrize(
+    ("figure", "message"),
+    [
+        ({}, r"needs something to be drawn against(.|\n)*figures\[0\](.|\n)*`against"),
+        ({"against": "sped"}, r"unknown column of the table cost 'sped'(.|\n)*nearest: speed"),
+        ({"against": "speed", "against_table": "csot"}, r"unknown table 'csot'(.|\n)*nearest: cost"),
+    ],
+)
+def test_a_mistake_in_a_scatter_is_named(spec, figure, message):
+    study = {**STUDY, "figures": [{"kind": "scatter", **figure}]}
+    with pytest.raises(InputError, match=message):
+        check_study(spec(study))
