@@ -48,6 +48,7 @@ def _check_table(table: TableSpec) -> None:
 
 
 def _check_quoted(source: QuotedColumns, table: TableSpec) -> None:
+    _check_compared(source, table)
     for axis in source.match.values():
         if axis not in table.axes:
             raise unknown_name("axis of the table", axis, list(table.axes), "match")
@@ -57,6 +58,13 @@ def _check_quoted(source: QuotedColumns, table: TableSpec) -> None:
     for column in source.columns:
         for method in quoted.PUBLISHED_NAMES:
             quoted.table_value(source.file, column, method, source.where)
+
+
+def _check_compared(source: QuotedColumns, table: TableSpec) -> None:
+    for column, heading in source.compare.items():
+        if column not in source.columns:
+            raise unknown_name("quoted column", column, list(source.columns), "compare")
+        _check_heading(table, heading, f"compare.{column}")
 
 
 def _check_figure(figure: FigureSpec, study: StudySpec, where: str) -> None:

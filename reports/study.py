@@ -82,13 +82,15 @@ class QuotedColumns(Strict):
     """Published columns of a table: file, {published column: label}, row filter {column: allowed values}.
 
     ``match`` says which published column tells the values of an axis apart: {published column: label of the axis}.
-    A row in which that axis is not varied has no quotation.
+    A row in which that axis is not varied has no quotation. ``compare`` says with which measured column the order of a
+    published one is compared: {published column: heading}. By default it is the one with the same label or metric.
     """
 
     file: str
     columns: dict[str, str] = Field(min_length=1)
     where: dict[str, Texts] = Field(default_factory=dict)
     match: dict[str, str] = Field(default_factory=dict)
+    compare: dict[str, str] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)

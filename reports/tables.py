@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from twinbench.reports import names, quoted
+from twinbench.reports.agreement import agreement_notes
 from twinbench.reports.cells import MISSING, Cell
 from twinbench.reports.groups import Group, group_records, image_sets, is_unmeasured
 from twinbench.reports.layout import Column, Line, Table, finish_table
@@ -40,6 +41,7 @@ def build_table(table: TableSpec, records: Sequence[Record], runs: Sequence[RunI
             replace(line, cells=(*line.cells, *(cells[index] for _, cells in quotes)))
             for index, line in enumerate(lines)
         ]
+        notes = [*notes, *agreement_notes(table, columns, lines)]
     return finish_table(table.name, table.heading, stub, columns, lines, notes, varied_fields(table))
 
 

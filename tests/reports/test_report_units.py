@@ -185,3 +185,16 @@ def test_a_mistake_in_a_scatter_is_named(spec, figure, message):
     study = {**STUDY, "figures": [{"kind": "scatter", **figure}]}
     with pytest.raises(InputError, match=message):
         check_study(spec(study))
+
+
+@pytest.mark.parametrize(
+    ("compare", "message"),
+    [
+        ({"top5": "linear"}, r"unknown quoted column 'top5'(.|\n)*nearest: top1"),
+        ({"top1": "liner"}, r"unknown column of the table cost 'liner'(.|\n)*nearest: linear"),
+    ],
+)
+def test_a_mistake_in_what_is_compared_is_named(spec, compare, message):
+    quoted = {"file": "table1_imagenet_linear.csv", "columns": {"top1": "x"}, "compare": compare}
+    with pytest.raises(InputError, match=message):
+        check_study(spec({"tables": [{"name": "cost", "columns": COLUMNS, "quoted": quoted}]}))
