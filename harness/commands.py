@@ -13,6 +13,7 @@ from twinbench.encoders.foreign.formats import format_names
 from twinbench.foundation.errors import InputError
 from twinbench.harness.carry_out import Execution, carry_out, write_report
 from twinbench.harness.console import say
+from twinbench.harness.facts import FACTS
 from twinbench.harness.images import Images
 from twinbench.harness.outline import outline_lines
 from twinbench.harness.plan import jobs, plan_study
@@ -25,6 +26,7 @@ from twinbench.harness.studies import load_study, narrowed, study_names
 from twinbench.harness.workers import busy_workers, estimated_use
 from twinbench.pretraining.method import method_names
 from twinbench.reports.build import check_out
+from twinbench.reports.metrics import metric_of
 from twinbench.reports.records import Record
 from twinbench.reports.study import ColumnSpec, FigureSpec, StudySpec, TableSpec
 
@@ -91,7 +93,7 @@ def report_runs(runs: Path, out: Path) -> None:
         raise InputError("no runs here", where=runs, next_step="train something first: twinbench run quick")
     records, infos = collect_stored(stored)
     done = [record for record in records if record.status == "done"]
-    if not done:
+    if all(record.protocol in FACTS for record in done):
         raise InputError(
             "no finished evaluation here", where=runs, next_step="twinbench evaluate ENCODER ..."
         )
@@ -112,7 +114,9 @@ def report_runs(runs: Path, out: Path) -> None:
 def _table_of(protocol: str, records: list[Record]) -> TableSpec:
     """A table of everything that was measured under a protocol."""
     metrics = dict.fromkeys(record.metric for record in records if record.protocol == protocol)
-    columns = tuple(ColumnSpec(protocol=protocol, metric=metric, label=metric) for metric in metrics)
+    columns = tuple(
+        ColumnSpec(protocol=protocol, metric=metric, label=metric_of(metric).label) for metric in metrics
+    )
     return TableSpec(name=protocol.replace("/", "-"), title=protocol, columns=columns)
 
 

@@ -21,6 +21,8 @@ from twinbench.harness.store import check_writable, encoder_in, record_place, wr
 from twinbench.pretraining.engine import Hardware, check_hardware, launch
 from twinbench.pretraining.interrupt import Interrupted
 from twinbench.pretraining.method import method_names
+from twinbench.reports.cells import number
+from twinbench.reports.metrics import metric_of
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,8 @@ def evaluate_one(request: EvaluateRequest) -> None:
     )
     for measured in record["measurements"]:
         error = "" if measured["stderr"] is None else f" ± {measured['stderr']:.2f}"
-        print(f"  {measured['metric']:<12} {measured['value']:.2f}{error}  (n = {measured['n']})")
+        shown = number(measured["value"], metric_of(measured["metric"]).digits + 1)
+        print(f"  {measured['metric']:<12} {shown}{error}  (n = {measured['n']})")
     for remark in record["remarks"]:
         print(f"  remark: {remark}")
 

@@ -12,6 +12,7 @@ from twinbench.data.folders import Corrupt
 from twinbench.data.image_sets import ImageSet
 from twinbench.downstream.protocol import Protocol, protocol
 from twinbench.foundation.errors import InputError, inside, unknown_name
+from twinbench.harness.facts import FACTS
 from twinbench.harness.images import ImageChoice, Images
 from twinbench.harness.published import encoder_folder, imported_runs
 from twinbench.harness.recipes import load_recipe, overlap, read_value
@@ -116,7 +117,7 @@ def check_evaluations(evaluations: Iterable[Evaluation], images: Images) -> None
 
 def _protocol_in_full(name: str) -> Protocol:
     """The protocol of a study, which must give the version: a study has to mean the same on every machine."""
-    chosen = protocol(name)
+    chosen = protocol(name, others=FACTS.names())
     if chosen.name != name:
         raise InputError(
             f"a study names its protocols in full, not {name!r}", nearest=chosen.name, next_step="write that"
@@ -183,6 +184,8 @@ def load_splits(image_set: ImageSet, protocols: tuple[Protocol, ...]) -> None:
         load_training(image_set)
         image_set.split("test")
         _require_labels(image_set)
+    if any(chosen.needs == "images" for chosen in protocols):
+        image_set.split("val")
     if any(chosen.needs == "detection" for chosen in protocols):
         image_set.detection("train")
         image_set.detection("test")
@@ -206,9 +209,16 @@ def _require_labels(image_set: ImageSet) -> None:
 
 def _check_metrics(table: StudyTable) -> None:
     for column in table.columns:
-        metrics = protocol(column.protocol).metrics
+        is_fact = column.protocol in FACTS
+        metrics = FACTS[column.protocol].metrics if is_fact else protocol(column.protocol).metrics
         if column.metric not in metrics:
             raise unknown_name("metric", column.metric, metrics, f"column {column.heading!r}")
+        if is_fact and column.image_set:
+            raise InputError(
+                f"{column.protocol} tells of the training, and is measured on no other images",
+                where=f"column {column.heading!r}",
+                next_step="leave its image_set out",
+            )
 
 
 def _say_unmeasured(table: StudyTable, evaluations: Sequence[Evaluation], images: Images) -> None:

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from twinbench.encoders.encoder import INFO_FILE
+from twinbench.harness.facts import FACTS, Facts
 from twinbench.harness.images import Images
 from twinbench.harness.plan import PlannedRun, record_of
 from twinbench.harness.recipes import identity
@@ -42,6 +44,10 @@ def collect(
                 lost = _lost(nothing, entry.run, file)
                 metrics = {column.metric for column in table.columns_of(name, image_set)}
                 records += [replace(lost, metric=metric) for metric in sorted(metrics)]
+        for facts in table.facts:
+            wanted = {column.metric for column in table.columns_of(facts.name, "")}
+            nothing = replace(known, image_set=images[entry.trained_on].name, protocol=facts.name)
+            records += [r for r in _facts(nothing, entry.run, facts) if r.metric in wanted]
     infos = [
         replace(
             _run_info(entry.run, entry.variant), table=entry.table, pictures=_pictures(entry, tables, images)
@@ -81,6 +87,10 @@ def collect_stored(runs: list[Run]) -> tuple[list[Record], list[RunInfo]]:
         for document in documents[run.hash]:
             image_set = names[document["image_set_fingerprint"]]
             records += _measured(replace(nothing, image_set=image_set), document)
+        if run.is_trained():
+            trained_on = names.get(run.source.image_set_fingerprint, run.source.image_set)
+            for facts in FACTS.entries():
+                records += _facts(replace(nothing, image_set=trained_on, protocol=facts.name), run, facts)
     return records, [_run_info(run, variants[run.hash]) for run in runs]
 
 
@@ -163,6 +173,29 @@ def _measured(nothing: Record, document: dict[str, Any]) -> list[Record]:
         replace(evaluated, metric=m["metric"], value=finite(m["value"]), stderr=finite(m["stderr"]), n=m["n"])
         for m in document["measurements"]
     ]
+
+
+def _facts(nothing: Record, run: Run, facts: Facts) -> list[Record]:
+    """The records of a training's own facts, one for each of their metrics."""
+    if run.is_collapsed() or not run.is_trained():
+        return [replace(_lost(nothing, run, None), metric=metric) for metric in facts.metrics]
+    status, info = run.status() or {}, read_json(run.encoder_folder / INFO_FILE) or {}
+    known = replace(
+        nothing,
+        encoder_checksum=info.get("sha256", ""),
+        device=status.get("device", ""),
+        environment=json.dumps(status.get("environment", {}), sort_keys=True),
+    )
+    found = []
+    for metric, value in facts.read(run).items():
+        if isinstance(value, str):
+            found.append(replace(known, metric=metric, status="absent", reason=value))
+            continue
+        remarks = REMARKS_BETWEEN.join([*known.all_remarks, *facts.remarks(run, metric)])
+        found.append(
+            replace(known, metric=metric, status="done", reason="", value=finite(value), remarks=remarks)
+        )
+    return found
 
 
 def _of_training(nothing: Record, measured_on: str) -> tuple[str, ...]:

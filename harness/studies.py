@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 
 from twinbench.foundation.errors import InputError, inside, unknown_name
 from twinbench.foundation.models import Strict, explain_validation
+from twinbench.harness.facts import FACTS, Facts
 from twinbench.harness.recipes import read_yaml
 from twinbench.reports.study import ColumnSpec, RowsSpec, StudySpec, TableSpec
 
@@ -53,7 +54,13 @@ class StudyTable(TableSpec, Training):
     @property
     def measured(self) -> list[tuple[str, str]]:
         """Each protocol with the image set it measures on, empty for the one trained on, in order."""
-        return list(dict.fromkeys((column.protocol, column.image_set) for column in self.columns))
+        shown = [(c.protocol, c.image_set) for c in self.columns if c.protocol not in FACTS]
+        return list(dict.fromkeys(shown))
+
+    @property
+    def facts(self) -> list[Facts]:
+        """What the columns show of the trainings themselves, without an evaluation."""
+        return [FACTS[name] for name in dict.fromkeys(c.protocol for c in self.columns) if name in FACTS]
 
     def columns_of(self, protocol: str, image_set: str) -> list[ColumnSpec]:
         """The columns that show a protocol on an image set."""
@@ -213,7 +220,7 @@ def narrowed(study: Study, seeds: int | None, methods: tuple[str, ...], image_se
         if rows or not table.rows:
             tables.append(table.model_copy(update={**changes, "rows": rows}))
     names = {table.name for table in tables}
-    figures = tuple(figure for figure in study.figures if figure.table in names)
+    figures = tuple(figure for figure in study.figures if {figure.table, figure.other_table} <= names)
     return study.model_copy(update={"tables": tuple(tables), "figures": figures})
 
 

@@ -1,0 +1,103 @@
+"""What is known of a training without an evaluation, in columns as a protocol has them: its cost, its embeddings.
+
+Such facts have names of the form of a protocol's, with a version, and metrics. They are read from the run's folder when
+records are collected; there is no job for them. Where a run has none, the reason stands in the number's place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from twinbench.encoders.geometry import MEASURES
+from twinbench.foundation.registry import Registry
+from twinbench.harness.source import ImportedSource
+from twinbench.harness.store import Run, read_json
+
+Values = Mapping[str, float | str]
+"""By metric a number, or why there is none."""
+
+_HOUR, _KWH = 3600.0, 3.6e6
+_EARLIER = "the run is of an earlier version of twinbench, which did not record it"
+_UNTRAINED = "nothing was trained, or one step only"
+_IMPORTED = "the encoder is imported: nobody watched its training here"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Facts under one name: ``read`` gives the value of each of the ``metrics`` for a run that has an encoder.
+
+    ``remarks`` says what a reader must know about these numbers of the run.
+    """
+
+    name: str
+    metrics: tuple[str, ...]
+    read: Callable[[Run], Values]
+    remarks: Callable[[Run, str], tuple[str, ...]] = lambda run, metric: ()
+
+
+def _cost(run: Run) -> Values:
+    if isinstance(run.source, ImportedSource):
+        return dict.fromkeys(_COSTS, _IMPORTED)
+    status = run.status() or {}
+    if not status.get("images_per_second"):
+        return dict.fromkeys(_COSTS, _UNTRAINED)
+    return {
+        "images_per_second": _number(status, "images_per_second"),
+        "core_hours": _hours(status, "cpu"),
+        "gpu_hours": _hours(status, "cuda"),
+        "peak_memory": _number(status, "peak_memory_mb"),
+        "parameters": _number(status, "parameters", 1e6),
+        "energy": status.get("energy_unknown") or _number(status, "energy_joules", _KWH),
+    }
+
+
+_COSTS = ("images_per_second", "core_hours", "gpu_hours", "peak_memory", "parameters", "energy")
+
+
+def _number(status: Mapping[str, Any], key: str, unit: float = 1.0) -> float | str:
+    value = status.get(key)
+    return _EARLIER if value is None else value / unit
+
+
+def _hours(status: Mapping[str, Any], device_type: str) -> float | str:
+    """The hours of all devices of this type, threads of a CPU counting one by one."""
+    if "device_type" not in status:
+        return _EARLIER
+    if status["device_type"] != device_type:
+        return f"it was trained on {status['device']}"
+    each = status["threads"] if device_type == "cpu" else 1
+    return float(status["seconds"] * status["ranks"] * each / _HOUR)
+
+
+def _of_the_device(run: Run, metric: str) -> tuple[str, ...]:
+    """Where it was trained; the number of parameters is the same everywhere."""
+    if metric == "parameters":
+        return ("those of heads and of the slow copies of some methods count as well",)
+    where = (f"trained on {(run.status() or {}).get('device', 'an unknown device')}",)
+    if metric == "energy":
+        return (*where, "it is all that the device took in that time, whatever else ran on it")
+    return where
+
+
+def _embeddings(run: Run) -> Values:
+    if isinstance(run.source, ImportedSource):
+        return dict.fromkeys(MEASURES, "the encoder is imported without its projector")
+    document = read_json(run.folder / "diagnostics.json") or {}
+    if "embeddings" not in document:
+        return dict.fromkeys(MEASURES, _EARLIER)
+    if document["embeddings"] is None:
+        return dict.fromkeys(MEASURES, "the method has no projector")
+    few = "there are too few held-out images"
+    return {
+        name: few if value is None else value for name, value in document["embeddings"]["measures"].items()
+    }
+
+
+FACTS = Registry[Facts]("fact of a training")
+for _facts in (
+    Facts("cost/training-v1", _COSTS, _cost, _of_the_device),
+    Facts("diagnostics/embeddings-v1", MEASURES, _embeddings),
+):
+    FACTS.add(_facts.name, _facts)
