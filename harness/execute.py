@@ -24,6 +24,7 @@ from twinbench.harness.source import ImportedSource
 from twinbench.harness.store import Run, write_json
 from twinbench.pretraining.checkpoint import remove_checkpoints
 from twinbench.pretraining.engine import Engine
+from twinbench.pretraining.finite import Diverged
 from twinbench.pretraining.interrupt import Interrupted
 from twinbench.pretraining.memory import peak_memory_mb, reset_peak_memory
 from twinbench.pretraining.recipe import Recipe
@@ -225,6 +226,7 @@ def mark_failed(job: Job, error: Exception) -> None:
         "status": "failed",
         "reason": f"{explained.what}{place}",
         "error": explained.parts(),
+        "diverged": isinstance(error, Diverged),
         "traceback": "".join(traceback.format_exception(error)),
     }
     if job.protocol is None or job.record is None:
