@@ -32,6 +32,7 @@ from twinbench.harness.store import VIEWS_PICTURE, Run, picture_of, write_json
 from twinbench.pretraining.build import view_policies
 from twinbench.pretraining.checkpoint import remove_checkpoints
 from twinbench.pretraining.engine import Engine
+from twinbench.pretraining.finite import Diverged
 from twinbench.pretraining.interrupt import Interrupted
 from twinbench.pretraining.memory import peak_memory_mb, reset_peak_memory
 from twinbench.pretraining.method import method_class
@@ -271,6 +272,7 @@ def mark_failed(job: Job, error: Exception) -> None:
         "status": "failed",
         "reason": f"{explained.what}{place}",
         "error": explained.parts(),
+        "diverged": isinstance(error, Diverged),
         "traceback": "".join(traceback.format_exception(error)),
     }
     if job.evaluation is None or job.record is None:

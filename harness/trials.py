@@ -45,6 +45,8 @@ class Trial:
 class Outcome:
     """What a trial gave: the top-1 on val under each protocol, in percent, or why there is none.
 
+    ``status`` is that of the run, and ``diverged`` for one that failed because its numbers were no longer finite.
+
     ``seconds`` are those of its training; ``commit`` and ``machine`` say on what that was done.
     """
 
@@ -65,7 +67,7 @@ class Outcome:
     @property
     def is_result(self) -> bool:
         """Whether the trial says something about its values; one that failed or was not run does not."""
-        return self.status in ("done", "collapsed")
+        return self.status in ("done", "collapsed", "diverged")
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def _outcome(trial: Trial, images: Images) -> Outcome:
     environment = status.get("environment", {})
     return Outcome(
         trial=trial,
-        status=lost["status"],
+        status="diverged" if lost.get("diverged") else lost["status"],
         reason=lost["reason"],
         top1=top1,
         seconds=status.get("seconds"),

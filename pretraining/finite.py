@@ -16,6 +16,10 @@ from twinbench.pretraining.method import Progress
 _LOWER_RATE = "lower optimizer.base_lr or lengthen schedule.warmup_epochs"
 
 
+class Diverged(RunFailure):
+    """A training whose numbers are no longer finite: its settings are to blame, not the machine."""
+
+
 class _Unread(NamedTuple):
     progress: Progress
     lr: float
@@ -43,7 +47,7 @@ class LossWatch:
     def check(self, batch: list[MicroBatch], progress: Progress) -> None:
         """Read every loss since the last time; ``batch`` and ``progress`` are those of the step at hand.
 
-        Raises RunFailure naming step, learning rate and tensor unless they are finite on every rank. The tensor is
+        Raises Diverged naming step, learning rate and tensor unless they are finite on every rank. The tensor is
         looked for with the parameters as they are now. Before the update of the step at hand these are the ones that
         its loss was computed with; of a loss further back the error says how many steps later it looked. Every rank
         must call this after the same step.
@@ -60,7 +64,7 @@ class LossWatch:
     def _fail(self, step: _Unread, value: float, batch: list[MicroBatch], now: Progress) -> None:
         name = _first_non_finite(self._model, batch, now, self._engine)
         late = now.step - step.progress.step
-        raise RunFailure(
+        raise Diverged(
             f"the loss became {value}; the first tensor to go wrong"
             + (f", looked for {late} step{'s' * (late > 1)} later" if late else "")
             + f": {name}",
@@ -70,12 +74,10 @@ class LossWatch:
 
 
 def check_parameters(method: nn.Module, steps: int) -> None:
-    """Raise RunFailure if the last of so many updates left a parameter that is not finite."""
+    """Raise Diverged if the last of so many updates left a parameter that is not finite."""
     name = _non_finite_parameter(method)
     if name is not None:
-        raise RunFailure(
-            f"parameter {name} is not finite", where=f"after step {steps}", next_step=_LOWER_RATE
-        )
+        raise Diverged(f"parameter {name} is not finite", where=f"after step {steps}", next_step=_LOWER_RATE)
 
 
 def _non_finite_parameter(module: nn.Module) -> str | None:

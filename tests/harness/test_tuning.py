@@ -26,6 +26,7 @@ from twinbench.harness.store import Run, read_run
 from twinbench.harness.trials import Budget, Outcome, Trial, recipe_text
 from twinbench.harness.tuning import TuneRequest
 from twinbench.pretraining.build import resolve
+from twinbench.pretraining.finite import Diverged
 from twinbench.pretraining.recipe import Recipe
 from twinbench.pretraining.train import TrainingSummary
 
@@ -149,13 +150,15 @@ def check_winner(folder: Path, log: list[dict[str, str]]) -> None:
 def test_a_trial_that_fails_or_collapses_is_ranked_last_with_its_reason(
     cli, tmp_path, monkeypatch, own_recipes
 ):
-    """Of four trials the first fails, and is done when the command runs again; the second collapses."""
+    """Of four trials the first fails, and is done by the next command; the second collapses, the third diverges."""
     train, seen = execute.pretrain, []
 
     def broken(recipe, *arguments, **options) -> TrainingSummary:
         seen.append(recipe)
         if len(seen) == 1:
             raise OSError("the disk is full")
+        if len(seen) >= 3 and recipe == seen[2]:
+            raise Diverged("the loss became nan")
         summary = train(recipe, *arguments, **options)
         if len(seen) == 2:
             return replace(summary, status="collapsed", reason="all the same")
@@ -180,19 +183,22 @@ def test_a_trial_that_fails_or_collapses_is_ranked_last_with_its_reason(
     assert "1 of 4 trials of simclr failed or were not run" in ended.err
     assert {file.name: file.read_bytes() for file in own_recipes.iterdir()} == before
     log = rows(tmp_path / "out" / "simclr.csv")
-    assert [row["status"] for row in log] == ["done", "done", "failed", "collapsed"]
-    assert [row["trial"] for row in log[2:]] == ["0", "1"]
-    assert [row["reason"] for row in log[2:]] == ["OSError: the disk is full", "all the same"]
-    assert [row["score"] for row in log[2:]] == ["", ""]
+    assert [row["status"] for row in log] == ["done", "failed", "collapsed", "diverged"]
+    assert [row["trial"] for row in log[1:]] == ["0", "1", "2"]
+    reasons = ["OSError: the disk is full", "all the same", "the loss became nan"]
+    assert [row["reason"] for row in log[1:]] == reasons
+    assert [row["score"] for row in log[1:]] == ["", "", ""]
     assert "collapsed: all the same" in ended.out
     recipe = (tmp_path / "out" / "simclr.yaml").read_text()
-    assert "the best of 4 trials on val, 1 failed, 1 collapsed" in recipe.replace("\n#            ", " ")
+    assert "the best of 4 trials on val, 1 failed, 1 collapsed, 1 diverged" in recipe.replace(
+        "\n#            ", " "
+    )
     assert yaml.safe_load(recipe)["tuning"]["trials"] == 3
 
     ended = cli(*command, "--out", "out")
     assert ended.code == 0, ended.err
     log = rows(own_recipes / "tuning" / "simclr.csv")
-    assert [row["status"] for row in log] == ["done", "done", "done", "collapsed"]
+    assert [row["status"] for row in log] == ["done", "done", "collapsed", "diverged"]
     assert load_recipe(str(own_recipes), "simclr", "digit-scenes", {}).tuning.trials == 4
 
 
