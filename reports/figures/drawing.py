@@ -39,6 +39,7 @@ _STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
     "svg.hashsalt": "twinbench",
+    "text.parse_math": False,  # a name with dollar signs is a name
     "svg.fonttype": "path",
     "path.simplify": True,
 }

@@ -97,7 +97,7 @@ def cross_correlation(spec: FigureSpec, shown: Shown, against: Shown) -> Drawing
     def paint(figure: Figure) -> None:
         panels = panels_of(figure, len(found))
         for axes, (label, (run, _)) in zip(panels, found.items(), strict=True):
-            image = axes.imshow(matrices[label], cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+            image = axes.imshow(matrices[label], cmap="RdBu_r", vmin=-1, vmax=1, interpolation="none")
             axes.set_title(f"{label}{_status_suffix(run)}")
             axes.set_xlabel(
                 f"diagonal {facts[label][0]:.2f}\noff-diagonal RMS {facts[label][1]:.3f}", fontsize=9
@@ -157,6 +157,7 @@ def spectrum(spec: FigureSpec, shown: Shown, against: Shown) -> Drawing:
                 label=f"{label}{_status_suffix(run)}{suffix}",
             )
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_xlabel("index of the singular value")
         axes.set_ylabel("singular value / largest")
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
