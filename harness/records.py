@@ -225,6 +225,7 @@ def _run_info(run: Run, variant: str) -> RunInfo:
         folder=run.folder,
         origin=run.origin,
         seconds=status.get("seconds", 0.0),
+        recipe_hash=run.hash,
     )
 
 

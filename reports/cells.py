@@ -33,7 +33,7 @@ class Cell:
     sample standard deviation over ``n_seeds`` runs, ``items`` the sampling standard error over ``n_items``
     test items of one run. ``interval`` is the 95 % Student t interval of the mean over seeds. A cell whose
     status is not ``done`` or ``quoted`` has no value. ``note`` is about this cell; ``remarks`` are its records'.
-    ``values`` are those of the seeds.
+    ``values`` are those of the seeds. ``records`` are those that it was made from, one a seed, failed ones too.
     """
 
     status: Status
@@ -50,6 +50,7 @@ class Cell:
     note: str = ""
     remarks: tuple[str, ...] = ()
     values: tuple[float, ...] = ()
+    records: tuple[Record, ...] = ()
 
 
 MISSING = Cell("missing")
@@ -76,7 +77,9 @@ def aggregate(records: Sequence[Record], failures: Sequence[Failure] = ()) -> Ce
             return replace(MISSING, note=note)
         collapsed = sum(failure.status == "collapsed" for failure in failed)
         status: Status = "collapsed" if 2 * collapsed >= len(failed) else "failed"
-        return Cell(status, origin=origin, recipe_hashes=hashes, failures=tuple(failed))
+        return Cell(
+            status, origin=origin, recipe_hashes=hashes, failures=tuple(failed), records=tuple(records)
+        )
     values = [record.value for record in done if record.value is not None]
     mean = statistics.fmean(values)
     n_items = max((record.n for record in done if record.n is not None), default=None)
@@ -95,6 +98,7 @@ def aggregate(records: Sequence[Record], failures: Sequence[Failure] = ()) -> Ce
         note=note,
         values=tuple(values),
         remarks=unique(remark for record in done for remark in record.all_remarks),
+        records=(*done, *(r for r in records if r.status != "done" or r.value is None)),
     )
 
 

@@ -3,21 +3,76 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 
 import jinja2
+from markupsafe import Markup
 
 from twinbench.reports import names
 from twinbench.reports.cells import number
+from twinbench.reports.details import Place, describe, summary
 from twinbench.reports.figures.drawing import Drawing
 from twinbench.reports.groups import image_sets
-from twinbench.reports.layout import Entry, Table
+from twinbench.reports.layout import Entry, Row, Table
 from twinbench.reports.records import Record, RunInfo, unique
 from twinbench.reports.study import StudySpec
+from twinbench.reports.writers import to_csv, to_latex, to_markdown
+
+
+@dataclass(frozen=True)
+class _Number:
+    """A cell of the page. ``address`` opens its details; empty for what was not measured."""
+
+    entry: Entry
+    quoted: bool
+    address: str
+
+    @property
+    def tip(self) -> str:
+        return summary(self.entry)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A row of the page. ``origins`` are the words that the filter knows it by."""
+
+    row: Row
+    numbers: tuple[_Number, ...]
+
+    @property
+    def method(self) -> str:
+        return names.pretty(self.row.method)
+
+    @property
+    def origins(self) -> str:
+        published = any(number.quoted and number.entry.cell.value is not None for number in self.numbers)
+        return " ".join(unique([self.row.origin, "quoted" if published else ""]))
+
+
+@dataclass(frozen=True)
+class _Section:
+    """A table with the figures that are views of it."""
+
+    table: Table
+    lines: tuple[_Line, ...]
+    drawings: tuple[Drawing, ...]
+
+    @property
+    def parts(self) -> list[list[_Line]]:
+        """The reference rows, then the methods' rows."""
+        parts = [[line for line in self.lines if line.row.is_reference is kind] for kind in (True, False)]
+        return [part for part in parts if part]
+
+    @property
+    def downloads(self) -> list[tuple[str, str]]:
+        """The kinds of file that the table can be saved as, with their contents."""
+        texts = ("csv", to_csv(self.table)), ("md", to_markdown(self.table)), ("tex", to_latex(self.table))
+        return [(kind, _data("text/plain;charset=utf-8", text.encode("utf-8"))) for kind, text in texts]
 
 
 @dataclass(frozen=True)
@@ -37,6 +92,7 @@ class _Origin:
     """A line of the provenance table: one encoder."""
 
     method: str
+    source_name: str
     variant: str
     seed: str
     origin: str
@@ -61,37 +117,85 @@ def render_page(
     runs: Sequence[RunInfo],
     command: str,
 ) -> str:
-    """The page as text. Whatever comes from records is escaped; nothing is loaded from elsewhere."""
+    """The page as text. Whatever comes from records is escaped; nothing is loaded from elsewhere.
+
+    ``drawings`` are those of the study's figures, in their order. Raises InputError for diagnostics of a run that
+    cannot be read.
+    """
     environments = unique(record.environment for record in records)
     labels = {environment: f"E{index + 1}" for index, environment in enumerate(environments)}
-    template = (resources.files("twinbench.reports") / "templates" / "report.html.j2").read_text(
-        encoding="utf-8"
-    )
+    kept = [(labels[text], _environment_items(text)) for text in environments]
+    data, addresses = describe(tables, runs, environments, command)
+    sections = _sections(study, tables, drawings, addresses)
     engine = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    engine.filters["data_uri"] = _data_uri
-    engine.filters["tooltip"] = _tooltip
-    return engine.from_string(template).render(
+    engine.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    engine.filters["data_uri"] = lambda drawing: _data("image/svg+xml", drawing.files["svg"])
+    script = _template("page.js")
+    return engine.from_string(_template("report.html.j2")).render(
         study=study,
         facts=_facts(records, runs),
-        tables=tables,
-        drawings=drawings,
+        sections=sections,
+        methods=unique(line.method for section in sections for line in section.lines),
+        origins=unique(
+            word for section in sections for line in section.lines for word in line.origins.split()
+        ),
         problems=_problems(records, runs),
-        origins=_origins(records, labels),
-        environments=[(labels[text], _environment_items(text)) for text in environments],
+        encoders=_encoders(records, labels),
+        environments=kept,
         command=command,
+        data={**asdict(data), "environments": kept},
+        style=Markup(_template("page.css")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii"),
+    )
+
+
+def _template(name: str) -> str:
+    return (resources.files("twinbench.reports") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _data(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64," + base64.b64encode(content).decode("ascii")
+
+
+def _sections(
+    study: StudySpec, tables: Sequence[Table], drawings: Sequence[Drawing], addresses: Mapping[Place, str]
+) -> list[_Section]:
+    views: dict[str, list[Drawing]] = {}
+    for figure, drawing in zip(study.figures, drawings, strict=True):
+        views.setdefault(study.table_of(figure).name, []).append(drawing)
+    return [
+        _Section(
+            table,
+            tuple(_line(table, place, row, addresses) for place, row in enumerate(table.rows)),
+            tuple(views.get(table.name, ())),
+        )
+        for table in tables
+    ]
+
+
+def _line(table: Table, place: int, row: Row, addresses: Mapping[Place, str]) -> _Line:
+    pairs = enumerate(zip(table.columns, row.entries, strict=True))
+    return _Line(
+        row,
+        tuple(
+            _Number(entry, column.quoted, addresses.get((table.name, place, position), ""))
+            for position, (column, entry) in pairs
+        ),
     )
 
 
 def _facts(records: Sequence[Record], runs: Sequence[RunInfo]) -> list[tuple[str, str]]:
     """The headline: what was measured on what, how often, for how long."""
-    done = sum(run.status == "done" for run in runs)
+    trainings = {run.folder: run.status for run in runs}  # what several tables need is trained once
+    done = list(trainings.values()).count("done")
     seeds = {record.seed for record in records if record.seed is not None}
     facts = [
         ("Image set", ", ".join(image_sets(records)) or "-"),
         ("Methods", str(len({record.method for record in records} | {run.method for run in runs}))),
-        ("Runs", f"{len(runs)} ({done} done)" if runs else "0"),
+        ("Runs", f"{len(trainings)} ({done} done)" if runs else "0"),
         ("Seeds", str(len(seeds)) if seeds else "-"),
         ("Devices", ", ".join(unique(record.device for record in records)) or "-"),
     ]
@@ -102,12 +206,12 @@ def _facts(records: Sequence[Record], runs: Sequence[RunInfo]) -> list[tuple[str
 def wall_seconds(records: Sequence[Record], runs: Sequence[RunInfo] = ()) -> float:
     """Seconds summed over jobs, trainings and evaluations.
 
-    The metrics of one evaluation repeat its seconds and count once; so does a training that several variants
+    The metrics of one evaluation repeat its seconds and count once; so does a job that several tables or variants
     share.
     """
     jobs: dict[tuple[object, ...], float] = {}
     for r in records:
-        key = (r.method, r.variant, r.image_set, r.protocol, r.seed, r.recipe_hash, r.encoder_checksum)
+        key = (r.image_set, r.protocol, *_encoder(r))
         jobs[key] = max(jobs.get(key, 0.0), r.seconds or 0.0)
     trainings: dict[Path, float] = {}
     for run in runs:
@@ -126,11 +230,12 @@ def duration(seconds: float) -> str:
 
 
 def _problems(records: Sequence[Record], runs: Sequence[RunInfo]) -> list[_Problem]:
-    found = [
+    lost = [
         _Problem(names.pretty(r.method), r.variant, str(r.seed), "pretraining", r.status, r.reason)
         for r in runs
         if r.status in ("failed", "collapsed")
     ]
+    found = list(dict.fromkeys(lost))
     known = {(p.method, p.variant, p.seed, p.status, p.reason) for p in found}
     for r in records:
         problem = _Problem(
@@ -146,20 +251,21 @@ def _known(value: object) -> str:
     return "-" if value in (None, "") else str(value)
 
 
-def _origins(records: Sequence[Record], environments: dict[str, str]) -> list[_Origin]:
+def _encoders(records: Sequence[Record], environments: Mapping[str, str]) -> list[_Origin]:
     first: dict[tuple[object, ...], Record] = {}
+    variants: dict[tuple[object, ...], list[str]] = {}
     for r in records:
-        first.setdefault(
-            (r.method, r.variant, r.seed, r.origin, r.source_name, r.recipe_hash, r.encoder_checksum), r
-        )
+        first.setdefault(_encoder(r), r)
+        variants.setdefault(_encoder(r), []).append(r.variant)
     ordered = sorted(first.values(), key=lambda r: (names.sort_key(r.method), r.variant, r.seed or 0))
     return [
         _Origin(
-            names.pretty(r.method) + (f" ({r.source_name})" if r.source_name else ""),
-            r.variant,
+            names.pretty(r.method),
+            r.source_name,
+            "; ".join(unique(variants[_encoder(r)])),
             _known(r.seed),
             r.origin,
-            _known(r.image_set),
+            _known(r.pretrained_on or r.image_set),
             _known(r.recipe_hash),
             _known(r.encoder_checksum),
             _known(r.backbone),
@@ -175,6 +281,12 @@ def _origins(records: Sequence[Record], environments: dict[str, str]) -> list[_O
     ]
 
 
+def _encoder(r: Record) -> tuple[object, ...]:
+    """What tells encoders apart. Tables may call one encoder by several variants; only its hash says that it is one."""
+    variant = "" if r.recipe_hash else r.variant
+    return r.method, variant, r.seed, r.origin, r.source_name, r.recipe_hash, r.encoder_checksum
+
+
 def _environment_items(text: str) -> list[tuple[str, str]]:
     """The environment's keys and values; text that is no JSON object is shown as it is."""
     try:
@@ -184,22 +296,3 @@ def _environment_items(text: str) -> list[tuple[str, str]]:
     if not isinstance(content, dict):
         return [("environment", text)]
     return [(str(k), v if isinstance(v, str) else json.dumps(v, sort_keys=True)) for k, v in content.items()]
-
-
-def _data_uri(drawing: Drawing) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(drawing.files["svg"]).decode("ascii")
-
-
-def _tooltip(entry: Entry) -> str:
-    """What a reader sees on hovering a number: seeds, interval, items, recipe or source."""
-    cell = entry.cell
-    parts = []
-    if cell.n_seeds:
-        parts.append(f"{cell.n_seeds} seed{'s' if cell.n_seeds > 1 else ''}")
-    if cell.interval is not None:
-        low, high = (number(end, entry.digits + 1) for end in cell.interval)
-        parts.append(f"95 % t interval {low} to {high}")
-    parts += [f"{cell.n_items} test items"] if cell.n_items else []
-    parts += [f"recipe {', '.join(h[:12] for h in cell.recipe_hashes)}"] if cell.recipe_hashes else []
-    parts += [cell.source] if cell.source else []
-    return "; ".join(parts)

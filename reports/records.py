@@ -79,9 +79,9 @@ _TYPES = get_type_hints(Record)
 class RunInfo:
     """One pretraining run in a table of a study, or in every table.
 
-    ``folder`` holds metrics.jsonl and diagnostics.json where the run got that far. ``seconds`` is how long
-    the training took; 0 where it is not known or nothing was trained. ``pictures`` are files by protocol and image set,
-    that of the views without either.
+    ``folder`` holds the recipe, and metrics.jsonl and diagnostics.json where the run got that far. ``seconds`` is how
+    long the training took; 0 where it is not known or nothing was trained. ``pictures`` are files by protocol and image
+    set, that of the views without either. ``recipe_hash`` is that of its records.
     """
 
     method: str
@@ -94,6 +94,7 @@ class RunInfo:
     origin: str = "run"
     table: str = ""
     pictures: Mapping[tuple[str, str], Path] = field(default_factory=dict)
+    recipe_hash: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,15 @@ class LossCurve:
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """What a run's embeddings look like: ``cross_correlation`` [D, D], ``spectrum`` descending [D]."""
+    """What a run's embeddings look like: ``cross_correlation`` [D, D], ``spectrum`` descending [D].
+
+    ``numbers`` are the name and value of everything in the file that is one finite number, effective rank included.
+    """
 
     cross_correlation: tuple[tuple[float, ...], ...]
     spectrum: tuple[float, ...]
     effective_rank: float | None
+    numbers: tuple[tuple[str, float], ...] = ()
 
 
 def records_csv(records: Sequence[Record]) -> str:
@@ -220,13 +225,26 @@ def read_diagnostics(folder: Path) -> Diagnostics | None:
         matrix = tuple(tuple(float(x) for x in row) for row in content.get("cross_correlation") or ())
         spectrum = tuple(sorted((float(x) for x in content.get("spectrum") or ()), reverse=True))
         rank = finite(content.get("effective_rank"))
+        numbers = tuple((name, x) for name, x in content.items() if _is_number(x))
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(
             f"diagnostics cannot be read: {error}",
             where=path,
             next_step="delete the file and evaluate the run again",
         ) from error
-    return Diagnostics(matrix, spectrum, rank)
+    return Diagnostics(matrix, spectrum, rank, numbers)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def read_recipe(folder: Path) -> str:
+    """The text of the run's recipe, of an imported one that of its source; empty if there is neither."""
+    for name in ("recipe.yaml", "source.yaml"):
+        if (folder / name).is_file():
+            return (folder / name).read_text(encoding="utf-8", errors="replace")
+    return ""
 
 
 def unique(values: Iterable[str]) -> tuple[str, ...]:

@@ -84,16 +84,22 @@ def test_the_page_is_self_contained_and_escaped(study, records, runs, tmp_path, 
     assert page.open == []
     links = [value for name, value in page.attributes if name in ("src", "href", "srcset", "data")]
     assert all(value.startswith(("data:", "#")) for value in links)
-    assert not {"script", "link", "iframe"} & set(page.tags)
-    assert "http" not in text.lower()
+    assert not {"link", "iframe", "object", "embed"} & set(page.tags)
+    assert text.count("<script") == page.tags.count("script") == 2  # the data, which is not run, and our own
+    assert "http" not in text.lower().replace('http-equiv="content-security-policy"', "", 1)
     assert "url(" not in text
     assert "@import" not in text
     assert page.tags.count("img") == 5
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert "A study &amp; &lt;more&gt;" in text
     assert "†: another pretraining budget than the others." in text
-    for part in ("headline", "tables", "figures", "problems", "provenance", "regenerate"):
-        assert f'id="{part}"' in text
+    parts = ["headline", "tables", "table-main", "problems", "provenance", "regenerate"]
+    parts += [
+        f"figure-{name}" for name in ("bars", "bars_knn", "cross_correlation", "loss_curves", "spectrum")
+    ]
+    places = [text.index(f'id="{part}"') for part in (*parts[:3], *parts[6:], *parts[3:6])]
+    assert places[:3] == sorted(places[:3])
+    assert max(places[3:8]) < text.index('id="problems"')  # the figures stand in the section of their table
     assert "twinbench run s" in text
     assert "barlow_twins-0"[:12] in text
     assert "sum-barlow_twins-0"[:12] in text
@@ -415,6 +421,15 @@ def test_no_torch_and_a_quick_import():
     bare = "import sys, twinbench.reports; print({'pandas', 'matplotlib', 'torch'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", bare], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
+
+
+def test_a_name_with_dollars_is_no_formula(make_row, study, spec):
+    """As a formula the first would be set in italics and the second could not be drawn at all."""
+    study["figures"] = [{"kind": "bars"}]
+    rows = [make_row("byol", 50.0, variant=variant) for variant in ("$x_1$", "$\\frac$")]
+    (drawing,) = draw_figures(spec(study), build_tables(spec(study), rows), [])
+    # matplotlib writes every text into the SVG as a comment before its outlines
+    assert all(f"<!-- {name} -->".encode() in drawing.files["svg"] for name in ("$x_1$", "$\\frac$"))
 
 
 def test_names_of_reference_lines_that_are_close_do_not_overlap():

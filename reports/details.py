@@ -1,0 +1,237 @@
+"""What the page tells of a number when it is opened: its seeds, their runs, and the command that makes it again."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from twinbench.reports.cells import Cell, number
+from twinbench.reports.layout import Column, Entry, Row, Table
+from twinbench.reports.records import (
+    Record,
+    RunInfo,
+    read_diagnostics,
+    read_loss_curve,
+    read_recipe,
+    unique,
+)
+
+_LOSS_POINTS = 200  # of one run: more are not visible in the small chart and only make the page heavy
+_SPECTRUM_POINTS = 100
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run: what made an encoder, and how that went. It stands in the page once, whatever was measured on it.
+
+    ``loss`` are (step, loss), ``spectrum`` (index from 1, singular value), ``numbers`` the other diagnostics.
+    """
+
+    folder: str
+    recipe_hash: str
+    recipe: str
+    seconds: float | None
+    images_per_second: float | None
+    parameters: int | None
+    loss: tuple[tuple[int, float], ...]
+    numbers: tuple[tuple[str, float], ...]
+    spectrum: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Seed:
+    """One of the measurements that a number is the mean of. ``run`` and ``environment`` are places in PageData."""
+
+    seed: int | None
+    status: str
+    reason: str = ""
+    value: float | None = None
+    stderr: float | None = None
+    checksum: str = ""
+    seconds: float | None = None
+    memory_mb: float | None = None
+    device: str = ""
+    run: int | None = None
+    environment: int | None = None
+
+
+@dataclass(frozen=True)
+class Details:
+    """What the dialog of one cell shows. ``digits`` are the decimals that its number has in the table."""
+
+    table: str
+    row: str
+    column: str
+    measured: str
+    text: str
+    digits: int
+    summary: str
+    seeds: tuple[Seed, ...]
+    remarks: tuple[str, ...]
+    source: str
+    command: str
+
+
+@dataclass(frozen=True)
+class PageData:
+    """What the page's script reads: the cells by their address, and what they share."""
+
+    cells: dict[str, Details]
+    runs: list[Training]
+
+
+Place = tuple[str, int, int]
+"""Where a cell stands: the name of its table, its row and its column."""
+
+
+def describe(
+    tables: Sequence[Table], runs: Sequence[RunInfo], environments: Sequence[str], command: str
+) -> tuple[PageData, Mapping[Place, str]]:
+    """The details of every measured cell, and the address of each. Raises InputError for broken diagnostics."""
+    trainings = _Trainings(runs, {text: place for place, text in enumerate(environments)})
+    found: dict[str, Details] = {}
+    addresses: dict[Place, str] = {}
+    for table in tables:
+        for i, row in enumerate(table.rows):
+            for j, (column, entry) in enumerate(zip(table.columns, row.entries, strict=True)):
+                if entry.cell.status in ("missing", "quoted"):
+                    continue
+                address = _address(table, row, column, found)
+                addresses[table.name, i, j] = address
+                found[address] = _details(table, row, column, entry, trainings, command)
+    return PageData(found, trainings.read), addresses
+
+
+def _details(
+    table: Table, row: Row, column: Column, entry: Entry, trainings: _Trainings, command: str
+) -> Details:
+    cell = entry.cell
+    return Details(
+        table=table.title,
+        row=", ".join(label for label in row.labels if label != "-"),
+        column=column.heading,
+        measured=f"{column.metric} of {column.protocol} on {column.image_set or 'the image set'}",
+        text=entry.text,
+        digits=entry.digits,
+        summary=summary(entry),
+        seeds=_seeds(cell, trainings),
+        remarks=cell.remarks,
+        source="; ".join(unique(record.source for record in cell.records)),
+        command=_command(command, row),
+    )
+
+
+def summary(entry: Entry) -> str:
+    """What the uncertainty of a number is: ``mean and std of 3 seeds; 95 % t interval 70.1 to 72.3``; its source."""
+    cell = entry.cell
+    parts = [f"mean and std of {cell.n_seeds} seeds"] if cell.kind == "seeds" else []
+    parts += ["1 seed; ± is the standard error over test items"] if cell.kind == "items" else []
+    if cell.interval is not None:
+        low, high = (number(end, entry.digits + 1) for end in cell.interval)
+        parts.append(f"95 % t interval {low} to {high}")
+    parts += [f"{cell.n_items} test items"] if cell.n_items else []
+    parts += [cell.source] if cell.source else []
+    return "; ".join(parts)
+
+
+def _seeds(cell: Cell, trainings: _Trainings) -> tuple[Seed, ...]:
+    """A seed for each record, and for each failure that none tells of; of one encoder's records the first."""
+    records = {(r.seed, r.encoder_checksum): r for r in reversed(cell.records)}
+    told = {record.seed for record in records.values()}
+    seeds = [trainings.seed(record) for record in records.values()]
+    seeds += [Seed(f.seed, f.status, f.reason) for f in cell.failures if f.seed not in told]
+    return tuple(sorted(seeds, key=lambda seed: -1 if seed.seed is None else seed.seed))
+
+
+class _Trainings:
+    """The runs behind the numbers, each read from its folder once, and the places of environments."""
+
+    def __init__(self, runs: Sequence[RunInfo], environments: Mapping[str, int]):
+        self.read: list[Training] = []
+        self._environments = environments
+        self._places: dict[object, int] = {}
+        self._by_hash = {run.recipe_hash: run for run in runs if run.recipe_hash}
+        self._by_name = {_names(run): run for run in runs if not run.recipe_hash}
+
+    def seed(self, record: Record) -> Seed:
+        """The line of a record, with its run."""
+        return Seed(
+            record.seed,
+            record.status,
+            record.reason,
+            record.value,
+            record.stderr,
+            record.encoder_checksum,
+            record.seconds,
+            record.peak_memory_mb,
+            record.device,
+            self._place(record),
+            self._environments.get(record.environment),
+        )
+
+    def _place(self, record: Record) -> int:
+        run = self._by_hash.get(record.recipe_hash) or self._by_name.get(_names(record))
+        key = run.folder if run else (*_names(record), record.source_name, record.recipe_hash)
+        if key not in self._places:
+            self._places[key] = len(self.read)
+            self.read.append(_training(record, run))
+        return self._places[key]
+
+
+def _names(of: Record | RunInfo) -> tuple[object, ...]:
+    return of.method, of.variant, of.seed, of.origin
+
+
+def _training(record: Record, run: RunInfo | None) -> Training:
+    curve = read_loss_curve(run.folder) if run else None
+    diagnostics = read_diagnostics(run.folder) if run else None
+    loss = list(zip(curve.steps, curve.losses, strict=True)) if curve else []
+    spectrum = list(enumerate(diagnostics.spectrum, start=1)) if diagnostics else []
+    numbers = diagnostics.numbers if diagnostics else ()
+    return Training(
+        folder=run.folder.name if run else "",
+        recipe_hash=record.recipe_hash,
+        recipe=read_recipe(run.folder) if run else "",
+        seconds=run.seconds or None if run else None,
+        images_per_second=record.images_per_second or None,
+        parameters=record.parameters,
+        loss=tuple((step, _short(value)) for step, value in thinned(loss, _LOSS_POINTS)),
+        numbers=tuple((name.replace("_", " "), _short(value)) for name, value in numbers),
+        spectrum=tuple((index, _short(value)) for index, value in thinned(spectrum, _SPECTRUM_POINTS)),
+    )
+
+
+_Point = TypeVar("_Point")
+
+
+def thinned(points: Sequence[_Point], most: int) -> list[_Point]:
+    """At most ``most`` of the points, evenly spread, the first and the last among them."""
+    if len(points) <= most:
+        return list(points)
+    return [points[round(place * (len(points) - 1) / (most - 1))] for place in range(most)]
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _command(command: str, row: Row) -> str:
+    """The command that makes the number again: that of the report, for this method alone where that can be said."""
+    if row.origin != "run" or not command.startswith("twinbench run ") or "--methods" in command:
+        return command
+    return f"{command} --methods {shlex.quote(row.method)}"
+
+
+def _address(table: Table, row: Row, column: Column, taken: Mapping[str, object]) -> str:
+    """``cell-table1-byol-linear-top-1``: letters that need no escaping anywhere, and no address twice."""
+    words = [table.name, row.method, *row.labels[1:], column.label]
+    name = "-".join(
+        ["cell", *filter(None, (re.sub(r"[^A-Za-z0-9]+", "-", word).strip("-") for word in words))]
+    )
+    count = 1
+    while (name if count == 1 else f"{name}-{count}") in taken:
+        count += 1
+    return name if count == 1 else f"{name}-{count}"

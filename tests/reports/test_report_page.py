@@ -1,0 +1,192 @@
+"""What the page carries for its dialogs, its addresses, and that nothing in it can break out or load anything."""
+
+import base64
+import hashlib
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from twinbench.reports.details import describe, thinned
+from twinbench.reports.records import RunInfo, read_diagnostics, read_recipe
+from twinbench.reports.tables import build_tables
+
+NASTY = "</script><img src=x onerror=alert(1)> & \\textbf{$x_1$} 100 % ' \" <!--"
+
+
+def data_of(page):
+    """The JSON block as a browser finds it: up to the first end tag."""
+    (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.S)
+    return json.loads(text)
+
+
+@pytest.fixture
+def small(study):
+    return {**study, "figures": []}
+
+
+@pytest.fixture
+def data(small, records, make_run, tmp_path, write):
+    runs = [make_run("byol", seed=seed) for seed in range(2)]
+    (runs[0].folder / "recipe.yaml").write_text("method: byol\nseed: 0\n")
+    return data_of(write(small, records, runs, tmp_path / "out"))
+
+
+def test_a_cell_tells_its_seeds_and_their_runs(data):
+    cell = data["cells"]["cell-main-byol-Linear-top-1"]
+    assert cell["measured"] == "top1 of linear/cached-v1 on digit-scenes"
+    assert (cell["row"], cell["text"]) == ("BYOL", "72.5 ± 0.7")
+    assert [(s["seed"], s["value"], s["stderr"], s["status"]) for s in cell["seeds"]] == [
+        (0, 72.0, 0.5, "done"),
+        (1, 73.0, 0.5, "done"),
+    ]
+    assert cell["command"] == "twinbench run s --methods byol"
+    seed, run = cell["seeds"][0], data["runs"][cell["seeds"][0]["run"]]
+    assert (seed["checksum"], seed["device"], seed["seconds"]) == ("sum-byol-0", "cpu", 10.0)
+    assert (run["recipe_hash"], run["recipe"], run["parameters"]) == (
+        "byol-0",
+        "method: byol\nseed: 0\n",
+        11_000_000,
+    )
+    assert run["loss"] == [[i, pytest.approx(5.0 - i * 0.1)] for i in range(20)]
+    assert dict(run["numbers"]) == {"feature std": 0.1, "effective rank": 3.2}
+    assert run["spectrum"] == [[1, 4.0], [2, 2.0], [3, 1.0], [4, 0.5]]
+    assert data["environments"][seed["environment"]] == ["E1", [["torch", "2.9"]]]
+
+
+def test_a_lost_cell_tells_why(data):
+    cell = data["cells"]["cell-main-swav-kNN-top-1"]
+    assert cell["text"] == "collapsed"
+    assert {s["reason"] for s in cell["seeds"]} == {"std_is_0 & 100 % <b>flat</b>"}
+
+
+def test_every_measured_cell_has_an_address_and_no_other(small, records, tmp_path, write):
+    text = write(small, records, [], tmp_path / "out").read_text()
+    found = re.findall(r'<td id="(cell-[A-Za-z0-9-]+)"', text)
+    assert len(found) == len(set(found))
+    assert set(found) == set(data_of(tmp_path / "out/report.html")["cells"])
+    assert "cell-main-simclr-kNN-top-1" not in found  # not measured
+
+
+def test_labels_that_read_alike_have_addresses_of_their_own(make_row, study, spec):
+    rows = [make_row("byol", 1.0, variant=variant) for variant in ("a b", "a-b", "a_b")]
+    study["tables"][0] |= {"columns": study["tables"][0]["columns"][:1], "quoted": None}
+    found, _ = describe(build_tables(spec(study), rows), [], [], "c")
+    assert sorted(found.cells) == [f"cell-main-byol-a-b-Linear-top-1{suffix}" for suffix in ("", "-2", "-3")]
+
+
+def test_a_run_stands_in_the_page_once(make_row, make_run, spec):
+    columns = [{"protocol": "linear/cached-v1", "metric": "top1", "label": "Linear"}]
+    tables = [{"name": name, "columns": columns} for name in ("one", "two")]
+    run = replace(make_run("byol"), recipe_hash="byol-0")
+    rows = [make_row("byol", 1.0, table="one"), make_row("byol", 1.0, table="two", variant="base")]
+    runs = [replace(run, table="one"), replace(run, table="two", variant="base")]
+    data, _ = describe(build_tables(spec({"tables": tables}), rows, runs), runs, [], "c")
+    assert len(data.cells) == 2
+    assert len(data.runs) == 1
+
+
+def test_records_without_folders_have_details(data, records):
+    cell = data["cells"]["cell-main-supervised-Linear-top-1"]
+    run = data["runs"][cell["seeds"][0]["run"]]
+    assert (run["recipe"], run["loss"], run["numbers"], run["spectrum"]) == ("", [], [], [])
+    assert run["recipe_hash"] == "supervised-0"
+
+
+def test_nothing_breaks_out_of_the_page(make_row, make_run, small, tmp_path, write):
+    small["title"] = small["tables"][0]["title"] = NASTY
+    small["tables"][0]["columns"][0]["label"] = NASTY
+    run = make_run("byol")
+    (run.folder / "recipe.yaml").write_text(NASTY)
+    row = make_row(
+        "byol", 1.0, variant=NASTY, device=NASTY, remarks=NASTY, environment=json.dumps({NASTY: NASTY})
+    )
+    lost = make_row("simclr", None, status="failed", reason=NASTY, seed=1)
+    page = write(small, [row, lost], [replace(run, recipe_hash="byol-0")], tmp_path / "out")
+    text = page.read_text()
+    assert text.count("<script") == text.count("</script>") == 2
+    assert "<img src=x" not in text
+    data = data_of(page)
+    (cell,) = [cell for address, cell in data["cells"].items() if "byol" in address]
+    assert cell["column"] == NASTY
+    assert data["runs"][cell["seeds"][0]["run"]]["recipe"] == NASTY
+    assert data["environments"][0][1] == [[NASTY, NASTY]]
+
+
+def test_only_our_own_script_may_run(small, records, tmp_path, write):
+    text = write(small, records, [], tmp_path / "out").read_text()
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.S)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none';")
+
+
+def test_the_tables_can_be_saved_from_the_page(small, records, tmp_path, write):
+    text = write(small, records, [], tmp_path / "out").read_text()
+    found = re.findall(r'download="main\.(\w+)" href="data:[^,]*base64,([^"]*)"', text)
+    assert [kind for kind, _ in found] == ["csv", "md", "tex"]
+    for kind, content in found:
+        assert base64.b64decode(content) == (tmp_path / "out/tables" / f"main.{kind}").read_bytes()
+
+
+def test_the_command_is_narrowed_to_the_method_where_that_can_be_said(records, spec, small):
+    def command(line, address="cell-main-byol-Linear-top-1", rows=records):
+        return describe(build_tables(spec(small), rows), [], [], line)[0].cells[address].command
+
+    assert command("twinbench run s --seeds 2") == "twinbench run s --seeds 2 --methods byol"
+    assert command("twinbench run s --methods byol,swav") == "twinbench run s --methods byol,swav"
+    assert command("twinbench report runs --out DIR") == "twinbench report runs --out DIR"
+    imported = [replace(record, origin="imported") for record in records]
+    assert command("twinbench run s", "cell-main-byol-Linear-top-1", imported) == "twinbench run s"
+
+
+def test_long_curves_are_thinned_and_keep_their_ends():
+    assert thinned([1, 2, 3], 3) == [1, 2, 3]
+    few = thinned(range(1000), 200)
+    assert (len(few), few[0], few[-1]) == (200, 0, 999)
+    assert few == sorted(set(few))
+
+
+def test_recipe_and_diagnostics_of_a_folder(tmp_path):
+    assert read_recipe(tmp_path) == ""
+    (tmp_path / "source.yaml").write_text("file: x.pth\n")
+    assert read_recipe(tmp_path) == "file: x.pth\n"
+    (tmp_path / "recipe.yaml").write_bytes(b"method: byol\xff")
+    assert read_recipe(tmp_path) == "method: byol\ufffd"
+    content = {
+        "effective_rank": 2.5,
+        "samples": 8,
+        "layer": "x",
+        "ok": True,
+        "bad": float("nan"),
+        "spectrum": [1],
+    }
+    (tmp_path / "diagnostics.json").write_text(json.dumps(content))
+    found = read_diagnostics(tmp_path)
+    assert found is not None
+    assert found.numbers == (("effective_rank", 2.5), ("samples", 8))
+
+
+def test_a_page_of_a_hundred_runs_is_light(make_row, study, write, tmp_path):
+    """13 tables, 110 runs, long logs: the part of the page that is not figures stays below 3 MB."""
+    columns = study["tables"][0]["columns"]
+    tables = [{"name": f"t{number}", "columns": columns} for number in range(13)]
+    steps = "\n".join(json.dumps({"step": i, "loss": 1000 / (i + 1.234567)}) for i in range(500))
+    spectrum = [float(1 / (i + 1)) for i in range(1024)]
+    rows, runs = [], []
+    for number in range(110):
+        folder = Path(tmp_path / f"run{number}")
+        folder.mkdir()
+        (folder / "metrics.jsonl").write_text(steps)
+        (folder / "recipe.yaml").write_text("key: value\n" * 150)
+        (folder / "diagnostics.json").write_text(json.dumps({"spectrum": spectrum, "effective_rank": 3.0}))
+        name = {"variant": str(number), "table": f"t{number % 13}", "recipe_hash": f"hash{number}"}
+        rows += [make_row("byol", 1.0 + number, protocol=c["protocol"], **name) for c in columns]
+        info = RunInfo("byol", name["variant"], 0, "done", "", folder, recipe_hash=name["recipe_hash"])
+        runs.append(replace(info, table=name["table"]))
+    page = write({"tables": tables}, rows, runs, tmp_path / "out")
+    assert page.stat().st_size < 3e6
+    assert len(data_of(page)["runs"]) == 110
