@@ -36,7 +36,7 @@
     const query = new URLSearchParams();
     for (const name of ["text", "method", "origin"]) if (fields[name].value) query.set(name, fields[name].value);
     if (!fields.quoted.checked) query.set("published", "hidden");
-    return "#" + place + (query.size ? "?" + query : "");
+    return "#" + [place, ...(String(query) ? [query] : [])].join("?");
   }
 
   const currentPlace = () => location.hash.slice(1).split("?")[0];
