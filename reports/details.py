@@ -129,6 +129,7 @@ def summary(entry: Entry) -> str:
     cell = entry.cell
     parts = [f"mean and std of {cell.n_seeds} seeds"] if cell.kind == "seeds" else []
     parts += ["1 seed; ± is the standard error over test items"] if cell.kind == "items" else []
+    parts += ["1 seed"] if not cell.kind and cell.n_seeds else []
     if cell.interval is not None:
         low, high = (number(end, entry.digits + 1) for end in cell.interval)
         parts.append(f"95 % t interval {low} to {high}")

@@ -34,7 +34,8 @@ class _Number:
 
     @property
     def tip(self) -> str:
-        return summary(self.entry)
+        hashes = ", ".join(recipe[:12] for recipe in self.entry.cell.recipe_hashes)
+        return "; ".join(filter(None, [summary(self.entry), f"recipe {hashes}" if hashes else ""]))
 
 
 @dataclass(frozen=True)

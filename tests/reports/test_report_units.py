@@ -10,9 +10,9 @@ from scipy.stats import spearmanr
 from twinbench.foundation.errors import InputError
 from twinbench.reports.cells import aggregate
 from twinbench.reports.check import check_study
+from twinbench.reports.details import summary
 from twinbench.reports.figures import draw_figures
 from twinbench.reports.metrics import METRICS, metric_of
-from twinbench.reports.page import _tooltip
 from twinbench.reports.tables import build_tables
 from twinbench.reports.writers import to_csv, to_latex, to_markdown, to_text
 
@@ -121,7 +121,7 @@ def test_the_csv_has_units(table):
 
 def test_an_interval_has_a_decimal_more_than_its_number(table):
     (row,) = (row for row in table.rows if row.method == "simclr")
-    low, high = re.search(r"interval (\S+) to (\S+);", _tooltip(row.entries[1])).groups()
+    low, high = re.search(r"interval (\S+) to ([^\s;]+)", summary(row.entries[1])).groups()
     assert (low, high) == ("994.1", "1006.9")  # 1000.5 ± 12.706 * 0.7071 / sqrt(2)
 
 
