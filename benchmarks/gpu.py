@@ -268,10 +268,11 @@ def epoch_seconds(recipe: Recipe, images: ImageSet, steps: int = 12) -> float:
 
 
 def epoch_seconds_if_any(recipe: Recipe, images: ImageSet) -> float:
-    """As `epoch_seconds`; 0 for a method that fails, which its training will say."""
+    """As `epoch_seconds`; 0 for a method that fails, with the reason in the error output."""
     try:
         return epoch_seconds(recipe, images)
-    except Exception:
+    except Exception as error:
+        print(f"{recipe.method} cannot be timed: {type(error).__name__}: {error}", file=sys.stderr)
         return 0.0
     finally:
         _free_memory()
