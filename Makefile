@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test test-numerics test-gpu lint links readme clean
+.PHONY: run test test-numerics test-gpu lint links docs readme clean
 
 run: $(STAMP)
 	$(BIN)/twinbench run quick
@@ -38,6 +38,12 @@ ROOMS := foundation data encoders pretraining baselines downstream harness repor
 links:
 	@mkdir -p .links/twinbench
 	@for room in $(ROOMS); do ln -sfn ../../$$room .links/twinbench/$$room; done
+
+# The site, into site/, where every broken link is an error; before it, the commands of its pages are run.
+docs: $(STAMP)
+	$(BIN)/python -m twinbench.harness.reference docs/protocols.md
+	TWINBENCH_TEST_DOCS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m docs tests/docs
+	$(BIN)/mkdocs build --quiet
 
 # The tables and figures in docs/results.md and the README are generated: run these studies, then this.
 SHOWN := cifar10-cpu:linear-top1 quick:linear-top1,box-ap quick-lambda:lambda quick-batch-size:batch-size \

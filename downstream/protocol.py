@@ -192,6 +192,11 @@ def protocol(name: str, others: Iterable[str] = ()) -> Protocol:
     return _PROTOCOLS[newest[0]]
 
 
+def replaced_by(name: str) -> dict[str, str]:
+    """The versions that a protocol took the place of, each with how it differs."""
+    return {old: difference for old, (successor, difference) in _REPLACED.items() if successor == name}
+
+
 def _require_not_replaced(name: str) -> None:
     if name in _REPLACED:
         successor, difference = _REPLACED[name]

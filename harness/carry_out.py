@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from twinbench.foundation.errors import RunFailure
-from twinbench.harness.console import job_progress, say
+from twinbench.foundation.errors import ExplainedError, RunFailure
+from twinbench.harness.console import say
 from twinbench.harness.execute import execute
 from twinbench.harness.images import Images
-from twinbench.harness.plan import PlannedRun, jobs
+from twinbench.harness.plan import PlannedRun, jobs, jobs_of_tables
 from twinbench.harness.records import collect
 from twinbench.harness.store import check_writable
 from twinbench.harness.studies import Study
+from twinbench.harness.watch import Rebuilding, watched
 from twinbench.harness.workers import default_workers, execute_in_parallel
 from twinbench.reports.build import build_report, check_out
 from twinbench.reports.console import render_study
@@ -48,13 +49,24 @@ def carry_out(study: Study, planned: Sequence[PlannedRun], images: Images, how: 
     for folder in (how.runs, how.out.parent):
         check_writable(folder)
     plan = jobs(planned, images)
-    missing = sum(not job.is_finished() for job in plan)
-    say(f"{study.name}: {len(plan)} jobs, {len(plan) - missing} already finished, {how.at_once} at a time")
-    with job_progress(missing) as start_job:
-        if how.at_once > 1 and missing:
-            failures = execute_in_parallel(plan, images, how.at_once, start_job, say)
+    tables = {
+        name: [job.label for job in needed] for name, needed in jobs_of_tables(planned, images).items()
+    }
+    finished = [job.label for job in plan if job.is_finished()]
+    say(f"{study.name}: {len(plan)} jobs, {len(finished)} already finished, {how.at_once} at a time")
+
+    def rebuild() -> None:
+        try:
+            build_report(study, *collect(study, planned, images), how.out, how.command)
+        except ExplainedError as error:  # the results are safe, and the report is made again at the end
+            say(f"the report was not made again: {error}")
+
+    with watched(tables, finished) as shown:
+        watch = Rebuilding(shown, rebuild)
+        if how.at_once > 1 and len(finished) < len(plan):
+            failures = execute_in_parallel(plan, images, how.at_once, watch, say)
         else:
-            failures = execute(plan, images, start_job, say, how.debug)
+            failures = execute(plan, images, watch, say, how.debug)
     page = write_report(study, how.command, *collect(study, planned, images), how.out)
     say(f"done in {time.monotonic() - started:.0f} s")
     print(f"report: {page}")
@@ -71,6 +83,6 @@ def write_report(
 ) -> Path:
     """Write a report and print its tables; returns the path of the page."""
     page = build_report(study, records, infos, out, command)
-    for text in render_study(study, records, infos):
+    for text in render_study(study, records, infos, command):
         print(text + "\n")
     return page

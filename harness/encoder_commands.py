@@ -11,13 +11,14 @@ from twinbench.downstream.label_lists import LabelList
 from twinbench.downstream.protocol import Protocol, protocol, protocol_names
 from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.errors import InputError, unknown_name
-from twinbench.harness.console import job_progress, say
+from twinbench.harness.console import say
 from twinbench.harness.execute import Training, evaluate_encoder, run_job, train_run
 from twinbench.harness.images import ImageChoice, Images
 from twinbench.harness.plan import Job, load_splits, load_training, plan_run
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.recipes import load_recipe, parse_overrides
 from twinbench.harness.store import check_writable, encoder_in, record_place, write_json
+from twinbench.harness.watch import watched
 from twinbench.pretraining.engine import Hardware, check_hardware, launch
 from twinbench.pretraining.interrupt import Interrupted
 from twinbench.pretraining.method import method_names
@@ -62,10 +63,10 @@ def pretrain_one(request: PretrainRequest) -> None:
             with suppress(Interrupted):  # rank 0 says so
                 train_run(run, image_set, training)
             return
-        with run.locked(), job_progress(1) as start_job:
-            job = Job(run, choice, f"pretrain {recipe.method} (seed {recipe.seed})")
+        job = Job(run, choice, f"pretrain {recipe.method} (seed {recipe.seed})")
+        with run.locked(), watched({"": [job.label]}) as watch:
             if not job.is_finished():  # by another process, while this one waited for the lock
-                run_job(job, images, training, start_job(job.label), say)
+                run_job(job, images, training, watch.start(job.label), say)
     status = run.status() or {}
     if status["status"] == "collapsed":
         say(f"COLLAPSED: {status['reason']}")
@@ -115,8 +116,9 @@ def evaluate_one(request: EvaluateRequest) -> None:
         check_writable(file.parent)
     chosen.check(image_set)
     load_splits(image_set, (chosen,))
-    with job_progress(1) as start_job:
-        report = start_job(f"{chosen.name} {folder}")
+    label = f"{chosen.name} {folder}"
+    with watched({"": [label]}) as watch:
+        report = watch.start(label)
         record, _ = evaluate_encoder(encoder, chosen, image_set, request.seed, None, report, labelled)
     for file in files:
         write_json(file, record)

@@ -28,6 +28,7 @@ from twinbench.harness.images import Images
 from twinbench.harness.plan import Job
 from twinbench.harness.published import import_run
 from twinbench.harness.source import ImportedSource
+from twinbench.harness.watch import Watch
 from twinbench.harness.store import VIEWS_PICTURE, Run, picture_of, write_json
 from twinbench.pretraining.build import view_policies
 from twinbench.pretraining.checkpoint import remove_checkpoints
@@ -45,10 +46,6 @@ from twinbench.pretraining.train import (
 )
 from twinbench.reports.records import unique
 
-StartJob = Callable[[str], ReportProgress]
-"""Announces a job by its label and returns where its progress goes."""
-
-
 _SHOWN = 6  # training images in the picture of the views
 
 
@@ -63,20 +60,25 @@ class Training:
 def execute(
     plan: Iterable[Job],
     images: Images,
-    start_job: StartJob,
+    watch: Watch,
     say: Callable[[str], None],
     debug: bool = False,
 ) -> int:
     """Run every job that is not finished; returns how many failed. Raises Interrupted after a signal to stop."""
     failures = 0
     for job in plan:
-        if job.is_finished() or (job.evaluation is not None and _is_blocked(job.run)):
+        if job.is_finished():
+            watch.end(job.label)
+            continue
+        if job.evaluation is not None and not job.run.is_trained():
+            watch.end(job.label, "there is no encoder")
             continue
         with job.run.locked():
             if job.is_finished():  # by another process, while this one waited for the lock
+                watch.end(job.label)
                 continue
             try:
-                run_job(job, images, Training(), start_job(job.label), say)
+                run_job(job, images, Training(), watch.start(job.label), say)
             except Interrupted:
                 raise
             except Exception as error:
@@ -84,6 +86,9 @@ def execute(
                     raise
                 failures += 1
                 say(f"FAILED {job.label}: {_explained(error)}")
+                watch.end(job.label, _explained(error).what)
+            else:
+                watch.end(job.label)
     return failures
 
 
@@ -279,10 +284,6 @@ def mark_failed(job: Job, error: Exception) -> None:
         job.run.write_status({**failure, "recipe_hash": job.run.hash})
     else:
         write_json(job.record, {**failure, "protocol": job.evaluation.protocol.name, "encoder_checksum": ""})
-
-
-def _is_blocked(run: Run) -> bool:
-    return run.is_collapsed() or not run.is_trained()
 
 
 def _explained(error: Exception) -> ExplainedError:

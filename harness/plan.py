@@ -64,6 +64,11 @@ class Job:
     evaluation: Evaluation | None = None
     record: Path | None = None
 
+    @property
+    def key(self) -> Path:
+        """The file or folder that it leaves in the run store, and no other job does."""
+        return self.record or self.run.folder
+
     def is_finished(self) -> bool:
         """Whether the run store already holds its result; a collapsed run is not evaluated."""
         if self.record is None:
@@ -268,6 +273,15 @@ def jobs(planned: Sequence[PlannedRun], images: Images) -> list[Job]:
                 record = record_of(entry.run, evaluation, images) if evaluation else None
                 found[key] = Job(entry.run, entry.trained_on, label, evaluation, record)
     return list(found.values())
+
+
+def jobs_of_tables(planned: Sequence[PlannedRun], images: Images) -> dict[str, list[Job]]:
+    """The jobs that each table needs, by its name; one that several need is in each."""
+    known = {job.key: job for job in jobs(planned, images)}
+    entries: dict[str, list[PlannedRun]] = {}
+    for entry in planned:
+        entries.setdefault(entry.table, []).append(entry)
+    return {name: [known[job.key] for job in jobs(own, images)] for name, own in entries.items()}
 
 
 def record_of(run: Run, evaluation: Evaluation, images: Images) -> Path:

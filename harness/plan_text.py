@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cache
+from pathlib import Path
 
 from twinbench.encoders.backbones import build_backbone
 from twinbench.harness.estimate import Use
 from twinbench.harness.images import Images
-from twinbench.harness.plan import Job, PlannedRun, jobs
+from twinbench.harness.plan import Job, PlannedRun, jobs, jobs_of_tables
 from twinbench.harness.schedule import order_matters, timetable, unfinished_runs
 from twinbench.harness.studies import Study
 from twinbench.harness.workers import busy_workers
@@ -22,27 +23,21 @@ def plan_lines(
 ) -> Iterator[str]:
     """The tables of a study with what each still takes, then its jobs, and how long all of them take together."""
     plan = jobs(planned, images)
-    known = {_key(job): job for job in plan}
+    needed = jobs_of_tables(planned, images)
     yield f"{study.title}: {len(plan)} jobs"
-    seen: set[str] = set()
-    for table in study.tables:
-        entries = [entry for entry in planned if entry.table == table.name]
-        own = [known[_key(job)] for job in jobs(entries, images)]
-        yield from _table_lines(table.name, own, seen, images, use)
-        seen |= {_key(job) for job in own}
+    seen: set[Path] = set()
+    for name, own in needed.items():
+        yield from _table_lines(name, own, seen, images, use)
+        seen |= {job.key for job in own}
     yield from _job_lines(plan, use, workers)
 
 
-def _key(job: Job) -> str:
-    return str(job.record or job.run.folder)
-
-
 def _table_lines(
-    name: str, own: Sequence[Job], seen: set[str], images: Images, use: dict[str, Use]
+    name: str, own: Sequence[Job], seen: set[Path], images: Images, use: dict[str, Use]
 ) -> Iterator[str]:
     """What a table needs, and what it takes beyond the tables before it (``seen``)."""
     trainings = [job for job in own if job.evaluation is None]
-    new = [job for job in own if _key(job) not in seen]
+    new = [job for job in own if job.key not in seen]
     left = [job for job in new if not job.is_finished()]
     parts = [f"{len(trainings)} runs, {len(own) - len(trainings)} evaluations"]
     parts += [f"{len(own) - len(new)} jobs shared with tables above"] if len(new) < len(own) else []

@@ -119,8 +119,7 @@ def _nothing_measured(run: Run, study: str, variant: str) -> Record:
         metric="",
         value=None,
         seed=source.seed,
-        status="failed",
-        reason="interrupted or not run",
+        status="not run",
         origin=run.origin,
         source_name=imported.name if imported else "",
         source=_source(imported) if imported else "",
@@ -211,11 +210,13 @@ def _lost(nothing: Record, run: Run, file: Path | None) -> Record:
     for document in (run.status(), None if file is None else read_json(file)):
         if document is not None and document["status"] in {"failed", "collapsed"}:
             return replace(nothing, status=document["status"], reason=document["reason"])
+        if document is not None and document["status"] == "interrupted":
+            return replace(nothing, reason=document["reason"])
     return nothing
 
 
 def _run_info(run: Run, variant: str) -> RunInfo:
-    status = run.status() or {"status": "failed", "reason": "not run"}
+    status = run.status() or {"status": "not run", "reason": ""}
     return RunInfo(
         method=run.source.method,
         variant=variant,

@@ -19,7 +19,7 @@ from twinbench.data.image_sets import ImageSet
 from twinbench.data.validation import VAL_OF
 from twinbench.downstream.protocol import protocol
 from twinbench.foundation.errors import InputError, RunFailure, unknown_name
-from twinbench.harness.console import job_progress, say
+from twinbench.harness.console import say
 from twinbench.harness.execute import execute
 from twinbench.harness.images import ImageChoice, Images
 from twinbench.harness.plan import (
@@ -54,6 +54,7 @@ from twinbench.harness.trials import (
     table_lines,
     write_outcome,
 )
+from twinbench.harness.watch import watched
 from twinbench.harness.workers import (
     busy_workers,
     default_workers,
@@ -135,11 +136,12 @@ def tune(request: TuneRequest) -> None:
         f"{request.trials} trials of {', '.join(request.methods)} on {images[choice].name}: {len(plan)} jobs, "
         f"{len(plan) - missing} already finished, {workers} at a time"
     )
-    with job_progress(missing) as start_job:
+    tried = {method: [job.label for job in plan if job.run.source.method == method] for method in request.methods}
+    with watched(tried, [job.label for job in plan if job.is_finished()]) as watch:
         if workers > 1 and missing:
-            execute_in_parallel(plan, images, workers, start_job, say, longest_first=False)
+            execute_in_parallel(plan, images, workers, watch, say, longest_first=False)
         else:
-            execute(plan, images, start_job, say, request.debug)
+            execute(plan, images, watch, say, request.debug)
     say(f"done in {time.monotonic() - started:.0f} s")
     _conclude(request, spaces, trials, images, choice, shipped, out)
 

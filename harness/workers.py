@@ -25,11 +25,12 @@ from twinbench.data.worker_processes import end_with_parent
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import RunFailure
 from twinbench.harness.estimate import Step, Unit, Use, estimate, former_use, measured_use
-from twinbench.harness.execute import StartJob, evaluation_device, execute
+from twinbench.harness.execute import evaluation_device, execute
 from twinbench.harness.images import Images
 from twinbench.harness.plan import Job
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.schedule import Waiting, order_matters, unfinished_runs
+from twinbench.harness.watch import Watch
 from twinbench.pretraining.interrupt import Interrupted, StopRequest
 from twinbench.pretraining.train import ReportProgress, device_name
 
@@ -86,7 +87,7 @@ def execute_in_parallel(
     plan: Sequence[Job],
     images: Images,
     workers: int,
-    start_job: StartJob,
+    watch: Watch,
     say: Callable[[str], None],
     longest_first: bool = True,
 ) -> int:
@@ -110,7 +111,7 @@ def execute_in_parallel(
         waiting = Waiting([[seconds.get(job.label, 0.0) for job in jobs] for jobs in runs])
         under_way: dict[Future[int], int] = {}
         failures = 0
-        terminal = _Terminal(messages, start_job, say)
+        terminal = _Terminal(messages, watch, say)
         while True:
             _check(stop)
             for future in [future for future in under_way if future.done()]:
@@ -118,7 +119,7 @@ def execute_in_parallel(
                 waiting.ended(under_way.pop(future))
             while len(under_way) < workers and (place := waiting.start()) is not None:
                 future = pool.submit(_work, runs[place[0]][place[1]])
-                future.add_done_callback(lambda _: messages.put(("ended", "", None)))  # wakes the terminal
+                future.add_done_callback(lambda _: messages.put(("wake", "", None)))  # wakes the terminal
                 under_way[future] = place[0]
             if not terminal.show_next() and not under_way:
                 return failures
@@ -215,8 +216,8 @@ def _timings(
 class _Terminal:
     """Where the progress of jobs goes that other processes do."""
 
-    def __init__(self, messages: Any, start_job: StartJob, say: Callable[[str], None]) -> None:
-        self._messages, self._start_job, self._say = messages, start_job, say
+    def __init__(self, messages: Any, watch: Watch, say: Callable[[str], None]) -> None:
+        self._messages, self._watch, self._say = messages, watch, say
         self._reports: dict[str, ReportProgress] = {}
 
     def show_next(self) -> bool:
@@ -226,9 +227,11 @@ class _Terminal:
         except queue.Empty:
             return False
         if kind == "start":
-            self._reports[label] = self._start_job(label)
+            self._reports[label] = self._watch.start(label)
         elif kind == "progress":
             self._reports[label](*content)
+        elif kind == "end":
+            self._watch.end(label, content)
         elif kind == "say":
             self._say(content)
         return True
@@ -272,21 +275,27 @@ def _work(job: Job) -> int:
     if _Worker.stopped is not None:
         raise _Worker.stopped
     try:
-        return execute([job], _Worker.images, _announce, lambda text: _Worker.messages.put(("say", "", text)))
+        return execute([job], _Worker.images, _Told(), lambda text: _Worker.messages.put(("say", "", text)))
     except Interrupted as error:
         _Worker.stopped = error
         raise
 
 
-def _announce(label: str) -> ReportProgress:
-    messages = _Worker.messages
-    messages.put(("start", label, None))
-    last = 0.0
+class _Told:
+    """The watch of a worker, which tells the parent what there is to see."""
 
-    def report(fraction: float, text: str) -> None:
-        nonlocal last
-        if time.monotonic() - last >= _MESSAGE_SECONDS:
-            last = time.monotonic()
-            messages.put(("progress", label, (fraction, text)))
+    def start(self, label: str) -> ReportProgress:
+        messages = _Worker.messages
+        messages.put(("start", label, None))
+        last = 0.0
 
-    return report
+        def report(fraction: float, text: str) -> None:
+            nonlocal last
+            if time.monotonic() - last >= _MESSAGE_SECONDS:
+                last = time.monotonic()
+                messages.put(("progress", label, (fraction, text)))
+
+        return report
+
+    def end(self, label: str, failure: str = "") -> None:
+        _Worker.messages.put(("end", label, failure))

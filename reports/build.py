@@ -35,7 +35,7 @@ def build_report(
     check_out(out)
     target = out.resolve()
     with machine_faults("the report cannot be drawn", target, "check that the run folders can be read"):
-        tables = build_tables(study, records, runs)
+        tables = build_tables(study, records, runs, command)
         drawings = draw_figures(study, tables, runs)
         page = render_page(study, tables, drawings, records, runs, command)
     with machine_faults("the report cannot be written", target, "free some space or give a writable folder"):

@@ -13,12 +13,13 @@ from scipy.special import stdtrit
 from twinbench.reports.records import Record, unique
 
 Kind = Literal["seeds", "items", ""]
-Status = Literal["done", "failed", "collapsed", "missing", "quoted"]
+Status = Literal["done", "failed", "collapsed", "not run", "missing", "quoted"]
+_LOST = ("failed", "collapsed", "not run")
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A seed without a number: ``status`` is failed or collapsed."""
+    """A seed without a number: ``status`` is failed, collapsed or not run."""
 
     seed: int | None
     status: str
@@ -75,10 +76,8 @@ def aggregate(records: Sequence[Record], failures: Sequence[Failure] = ()) -> Ce
     if not done:
         if not failed:
             return replace(MISSING, note=note)
-        collapsed = sum(failure.status == "collapsed" for failure in failed)
-        status: Status = "collapsed" if 2 * collapsed >= len(failed) else "failed"
         return Cell(
-            status, origin=origin, recipe_hashes=hashes, failures=tuple(failed), records=tuple(records)
+            _lost_status(failed), origin=origin, recipe_hashes=hashes, failures=tuple(failed), records=tuple(records)
         )
     values = [record.value for record in done if record.value is not None]
     mean = statistics.fmean(values)
@@ -102,10 +101,18 @@ def aggregate(records: Sequence[Record], failures: Sequence[Failure] = ()) -> Ce
     )
 
 
+def _lost_status(failed: Sequence[Failure]) -> Status:
+    """What most of the seeds that ran came to."""
+    ran = [failure for failure in failed if failure.status != "not run"]
+    if not ran:
+        return "not run"
+    return "collapsed" if 2 * sum(failure.status == "collapsed" for failure in ran) >= len(ran) else "failed"
+
+
 def _failures(records: Sequence[Record]) -> list[Failure]:
     found: dict[tuple[int | None, str], Failure] = {}
     for record in records:
-        if record.status in ("failed", "collapsed"):
+        if record.status in _LOST:
             found[record.seed, record.encoder_checksum] = Failure(record.seed, record.status, record.reason)
         elif record.status == "done" and record.value is None:
             found[record.seed, record.encoder_checksum] = Failure(
@@ -133,7 +140,7 @@ def number(value: float, digits: int = 1) -> str:
 
 
 def text(cell: Cell, digits: int = 1) -> str:
-    """What a reader sees: ``71.4 ± 0.9`` with so many decimals, ``failed``, ``collapsed`` or ``-``."""
+    """What a reader sees: ``71.4 ± 0.9`` with so many decimals, ``failed``, ``collapsed``, ``not run`` or ``-``."""
     if cell.status == "missing" or (cell.status == "quoted" and cell.value is None):
         return "-"
     if cell.value is None:
@@ -150,16 +157,17 @@ def describe_failures(cell: Cell) -> str:
     """The cell's failed seeds in words, with their reasons: ``1 of 3 seeds failed (seed 2: loss is NaN)``."""
     total = cell.n_seeds + len(cell.failures)
     parts = []
-    for status in ("failed", "collapsed"):
+    for status in _LOST:
         group = [failure for failure in cell.failures if failure.status == status]
         if not group:
             continue
         reasons: dict[str, list[str]] = {}
         for failure in group:
             seed = "?" if failure.seed is None else str(failure.seed)
-            reasons.setdefault(failure.reason or "no reason recorded", []).append(seed)
+            unknown = "" if status == "not run" else "no reason recorded"
+            reasons.setdefault(failure.reason or unknown, []).append(seed)
         listed = "; ".join(
-            f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}: {reason}"
+            f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}{': ' if reason else ''}{reason}"
             for reason, seeds in reasons.items()
         )
         parts.append(f"{len(group)} of {total} seed{'s' if total > 1 else ''} {status} ({listed})")

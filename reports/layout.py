@@ -34,6 +34,11 @@ class Column:
     unmeasured: bool = False
 
     @property
+    def better(self) -> str:
+        """Which way its numbers are better: higher, lower or none."""
+        return metric_of(self.metric).better
+
+    @property
     def heading(self) -> str:
         """The label, which for a quotation says so and names its setting."""
         return f"{self.label} ({self.subtitle})" if self.quoted else self.label
@@ -118,8 +123,12 @@ def finish_table(
     lines: Sequence[Line],
     notes: Sequence[str],
     varied: Sequence[str],
+    command: str = "",
 ) -> Table:
-    """The table of these lines: the best of each column, the marks, and the notes that explain them."""
+    """The table of these lines: the best of each column, the marks, and the notes that explain them.
+
+    ``command`` is what would fill cells that were not run.
+    """
     image_sets_shown = unique(column.image_set for column in columns if not column.quoted)
     usual = usual_budgets([line.group for line in lines], image_sets_shown, varied)
     trials = usual_trials([line.group for line in lines])
@@ -159,6 +168,7 @@ def finish_table(
         rows=tuple(rows),
         footnotes=(*marked, *((mark, text) for text, mark in footnotes.letters.items())),
         notes=(
+            *_not_run_notes(lines, columns, command),
             *_uncertainty_notes(lines, kinds),
             *_budget_notes(rows, usual),
             *_tuning_notes(rows, trials),
@@ -185,7 +195,7 @@ def _best_rows(
             and line.group.origin != "quoted"
             and (value := line.cells[position].value) is not None
         }
-        sign = _BETTER[metric_of(column.metric).better]
+        sign = _BETTER[column.better]
         ranked = sorted(competing, key=lambda index: -sign * competing[index])
         best.append(ranked[0] if sign and len(ranked) >= 2 else None)
     return best
@@ -201,7 +211,7 @@ def _entry(cell: Cell, column: Column, best: bool, kinds: set[cells.Kind], footn
     marks = []
     if cell.status == "done" and cell.kind == "items" and "seeds" in kinds:
         marks.append(ONE_SEED_MARK)
-    if cell.failures:
+    if cell.failures and (cell.status != "not run" or any(failure.reason for failure in cell.failures)):
         marks.append(footnotes.mark(cells.describe_failures(cell)))
     if cell.note and (cell.value is not None or cell.status == "missing"):
         marks.append(footnotes.mark(cell.note))
@@ -235,6 +245,23 @@ def _uncertainty_notes(lines: Sequence[Line], kinds: set[cells.Kind]) -> list[st
     if "" in kinds:
         notes.append("Numbers without ± are one seed without a recorded standard error.")
     return notes
+
+
+def _not_run_notes(lines: Sequence[Line], columns: Sequence[Column], command: str) -> list[str]:
+    """What is not there yet, by row, and the command that fills it."""
+    missing: dict[str, list[str]] = {}
+    for line in lines:
+        for cell, column in zip(line.cells, columns, strict=True):
+            if any(failure.status == "not run" for failure in cell.failures):
+                row = " ".join([line.labels[0], *(label for label in line.labels[1:] if label != "-")])
+                missing.setdefault(row, []).append(column.label)
+    if not missing:
+        return []
+    number = sum(map(len, missing.values()))
+    measured = sum(not column.quoted for column in columns) * len(lines)
+    fill = f" They are filled by: {command}" if command else ""
+    rows = "; ".join(f"{row}: {', '.join(labels)}" for row, labels in missing.items())
+    return [f"Not run yet, wholly or for some seeds: {number} of {measured} numbers ({rows}).{fill}"]
 
 
 def _budget_notes(rows: Sequence[Row], usual: Mapping[str, Budget]) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from twinbench.foundation.errors import InputError, unknown_name
 
-STATUSES = ("done", "failed", "collapsed", "absent")
+STATUSES = ("done", "failed", "collapsed", "not run", "absent")
 ORIGINS = ("run", "imported", "quoted")
 REMARKS_BETWEEN = " | "
 
@@ -24,7 +24,7 @@ class Record:
 
     ``table`` is the table of the study that it is for, empty if for every table; ``variant`` is what its row varies.
     ``value`` and ``stderr`` are in the metric's unit (`metrics.metric_of`) and finite. ``n`` counts test items.
-    ``status`` is one of STATUSES, of which ``absent`` is a number that there is not, though nothing failed, for
+    ``status`` is one of STATUSES, of which ``not run`` is a number that a command would make, and ``absent`` is a number that there is not, though nothing failed, for
     ``reason``; ``origin`` is one of ORIGINS. ``source_name`` is what the study's folder calls an imported encoder,
     ``source`` where it is from and how it is fed. ``seconds`` and ``peak_memory_mb`` are of the evaluation,
     ``images_per_second`` is of the training. ``tuning_trials`` counts the trials that chose its settings: 0 if none

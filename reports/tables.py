@@ -18,15 +18,19 @@ from twinbench.reports.variants import published_values, row_of, same_value, var
 _NOT_VARIED = "-"
 
 
-def build_tables(study: StudySpec, records: Sequence[Record], runs: Sequence[RunInfo] = ()) -> list[Table]:
-    """Every table of the study."""
+def build_tables(
+    study: StudySpec, records: Sequence[Record], runs: Sequence[RunInfo] = (), command: str = ""
+) -> list[Table]:
+    """Every table of the study; ``command`` is what would fill cells that were not run."""
     return [
-        build_table(table, of_table(records, table.name), of_table(runs, table.name))
+        build_table(table, of_table(records, table.name), of_table(runs, table.name), command)
         for table in study.tables
     ]
 
 
-def build_table(table: TableSpec, records: Sequence[Record], runs: Sequence[RunInfo] = ()) -> Table:
+def build_table(
+    table: TableSpec, records: Sequence[Record], runs: Sequence[RunInfo] = (), command: str = ""
+) -> Table:
     """A table of its own records and runs: the rows by method in the paper's order, then as they were declared."""
     columns = _measured_columns(table.columns, records)
     groups = group_records(records, runs)
@@ -42,7 +46,7 @@ def build_table(table: TableSpec, records: Sequence[Record], runs: Sequence[RunI
             for index, line in enumerate(lines)
         ]
         notes = [*notes, *agreement_notes(table, columns, lines)]
-    return finish_table(table.name, table.heading, stub, columns, lines, notes, varied_fields(table))
+    return finish_table(table.name, table.heading, stub, columns, lines, notes, varied_fields(table), command)
 
 
 def _stub(table: TableSpec, groups: Sequence[Group]) -> tuple[str, ...]:

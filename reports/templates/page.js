@@ -76,7 +76,7 @@
   form.addEventListener("reset", () => setTimeout(changed));
   form.addEventListener("submit", (event) => event.preventDefault());
 
-  // ---- Sorting: numbers from the largest, words from A; the third click restores the order of the report.
+  // ---- Sorting: numbers from the best or else the largest, words from A; the third click restores the order of the report.
 
   function keyOf(cell) {
     const text = (one(".value", cell) ?? cell).textContent.trim();
@@ -111,7 +111,9 @@
       head.append(button);
       button.addEventListener("click", () => {
         const keys = home.map(({ row }) => keyOf(row.cells[column])).filter((key) => !key.missing);
-        const order = keys.some((key) => Number.isNaN(key.number)) ? ["ascending", "descending"] : ["descending", "ascending"];
+        const words = keys.some((key) => Number.isNaN(key.number));
+        const upward = words || head.dataset.first === "ascending";
+        const order = upward ? ["ascending", "descending"] : ["descending", "ascending"];
         sort(column, order[order.indexOf(head.getAttribute("aria-sort")) + 1]);
       });
     });
