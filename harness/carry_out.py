@@ -49,9 +49,7 @@ def carry_out(study: Study, planned: Sequence[PlannedRun], images: Images, how: 
     for folder in (how.runs, how.out.parent):
         check_writable(folder)
     plan = jobs(planned, images)
-    tables = {
-        name: [job.label for job in needed] for name, needed in jobs_of_tables(planned, images).items()
-    }
+    tables = {name: [job.label for job in needed] for name, needed in jobs_of_tables(planned, images).items()}
     finished = [job.label for job in plan if job.is_finished()]
     say(f"{study.name}: {len(plan)} jobs, {len(finished)} already finished, {how.at_once} at a time")
 

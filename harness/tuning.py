@@ -136,7 +136,9 @@ def tune(request: TuneRequest) -> None:
         f"{request.trials} trials of {', '.join(request.methods)} on {images[choice].name}: {len(plan)} jobs, "
         f"{len(plan) - missing} already finished, {workers} at a time"
     )
-    tried = {method: [job.label for job in plan if job.run.source.method == method] for method in request.methods}
+    tried = {
+        method: [job.label for job in plan if job.run.source.method == method] for method in request.methods
+    }
     with watched(tried, [job.label for job in plan if job.is_finished()]) as watch:
         if workers > 1 and missing:
             execute_in_parallel(plan, images, workers, watch, say, longest_first=False)

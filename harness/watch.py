@@ -66,7 +66,11 @@ class PlainLines:
             nonlocal last_line
             running.update(fraction, text)
             now = time.monotonic()
-            if now - last_line >= _LINE_SECONDS and fraction < 1 and (left := running.seconds_left()) is not None:
+            if (
+                now - last_line >= _LINE_SECONDS
+                and fraction < 1
+                and (left := running.seconds_left()) is not None
+            ):
                 last_line = now
                 say(f"{prefix}: {fraction:.0%}, ETA {left:.0f} s  {text}")
 
@@ -135,7 +139,9 @@ class LiveView:
         grid.add_column("")
         rows = self._tables if len(self._tables) > 1 else {}
         for name, labels in {**rows, "all": self._labels}.items():
-            grid.add_row(*self._counts(name, labels), ProgressBar(len(labels), self._count(labels, self._done), 20))
+            grid.add_row(
+                *self._counts(name, labels), ProgressBar(len(labels), self._count(labels, self._done), 20)
+            )
         left = self.seconds_left()
         grid.caption = "" if left is None else f"about {_duration(left)} left"
         grid.caption_justify = "left"
@@ -190,7 +196,9 @@ def _kind(label: str) -> str:
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    return (
+        f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    )
 
 
 class Rebuilding:

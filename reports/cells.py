@@ -77,7 +77,11 @@ def aggregate(records: Sequence[Record], failures: Sequence[Failure] = ()) -> Ce
         if not failed:
             return replace(MISSING, note=note)
         return Cell(
-            _lost_status(failed), origin=origin, recipe_hashes=hashes, failures=tuple(failed), records=tuple(records)
+            _lost_status(failed),
+            origin=origin,
+            recipe_hashes=hashes,
+            failures=tuple(failed),
+            records=tuple(records),
         )
     values = [record.value for record in done if record.value is not None]
     mean = statistics.fmean(values)

@@ -63,7 +63,7 @@ def _panels(spec: FigureSpec, title: str, caption: str, found: dict[str, Path]) 
 
     def paint(figure: Figure) -> None:
         for axes, (label, image) in zip(panels_of(figure, len(content)), content.items(), strict=True):
-            axes.imshow(image, interpolation="nearest")
+            axes.imshow(image, interpolation="none")
             axes.set_title(label)
             axes.set_axis_off()
 

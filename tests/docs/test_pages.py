@@ -41,7 +41,9 @@ def environment(folder: Path) -> dict[str, str]:
     venv.create(folder, symlinks=True)
     python = folder / "bin" / "python"
     site = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
-    (site / "tests.pth").write_text("".join(f"import site; site.addsitedir({path!r})\n" for path in _packages()))
+    (site / "tests.pth").write_text(
+        "".join(f"import site; site.addsitedir({path!r})\n" for path in _packages())
+    )
     program = folder / "bin" / "twinbench"
     program.write_text(f"#!{python}\nfrom twinbench.harness.main import main\nmain()\n")
     program.chmod(0o755)

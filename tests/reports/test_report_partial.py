@@ -69,9 +69,10 @@ def test_a_failed_seed_outweighs_those_that_were_not_run(make_row):
     table = build_table(TABLE, rows)
     entry = entries(table)["byol"][0]
     assert entry.text == "failed"
-    assert "1 of 3 seeds failed (seed 0: no memory), 2 of 3 seeds not run (seeds 1, 2)" in dict(
-        table.footnotes
-    ).values()
+    assert (
+        "1 of 3 seeds failed (seed 0: no memory), 2 of 3 seeds not run (seeds 1, 2)"
+        in dict(table.footnotes).values()
+    )
 
 
 def test_a_finished_table_has_no_such_note(make_row):
