@@ -5,16 +5,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test test-numerics test-gpu lint links readme clean
+.PHONY: run test test-benchmarks test-numerics test-gpu lint links readme clean
 
 run: $(STAMP)
 	$(BIN)/twinbench run quick
 
-# These start many processes; begun last, one of them would keep a single core busy in the end.
-SLOW := $(addprefix tests/,harness test_installed.py pretraining downstream)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 test: $(STAMP)
-	@echo "The whole suite: about six minutes on two quiet cores."
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(SLOW) tests
+	@echo "The whole suite but for the programs of benchmarks/: about six minutes on two quiet cores."
+	$(PYTEST) -m "not programs" tests
+
+# The programs of benchmarks/, whole and small.
+test-benchmarks: $(STAMP)
+	$(PYTEST) -m programs tests/benchmarks
 
 # The tests that compare a score of something trained, as other CPUs would round and with another seed.
 SETTINGS := default onednn-avx2 oldest seed-100

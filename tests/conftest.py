@@ -27,6 +27,12 @@ os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(
 load_plugins()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start many processes go first: begun last, one would keep a single core busy in the end."""
+    first = ("test_devices", "test_kill_and_resume", "test_installed", "test_exact_across_ranks")
+    items.sort(key=lambda item: item.path.stem not in first)
+
+
 @pytest.fixture(autouse=True)
 def global_seeds() -> None:
     """Every test draws the same first weights and inputs in every run, whatever ran before it in the process."""
