@@ -5,16 +5,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test test-numerics test-gpu lint links docs readme clean
+.PHONY: run test test-benchmarks test-numerics test-gpu lint links docs readme clean
 
 run: $(STAMP)
 	$(BIN)/twinbench run quick
 
-# These start many processes; begun last, one of them would keep a single core busy in the end.
-SLOW := $(addprefix tests/,harness test_installed.py pretraining downstream)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 test: $(STAMP)
-	@echo "The whole suite: about six minutes on two quiet cores."
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(SLOW) tests
+	@echo "The whole suite but for the programs of benchmarks/ and the pages of docs/: about six minutes on two quiet cores."
+	$(PYTEST) -m "not programs and not docs" tests
+
+# The programs of benchmarks/, whole and small.
+test-benchmarks: $(STAMP)
+	$(PYTEST) -m programs tests/benchmarks
 
 # The tests that compare a score of something trained, as other CPUs would round and with another seed.
 SETTINGS := default onednn-avx2 oldest seed-100
@@ -39,11 +42,11 @@ links:
 	@mkdir -p .links/twinbench
 	@for room in $(ROOMS); do ln -sfn ../../$$room .links/twinbench/$$room; done
 
-# The site, into site/, where every broken link is an error; before it, the commands of its pages are run.
+# The site, into site/, where every broken link is an error; then the commands of its pages are run.
 docs: $(STAMP)
 	$(BIN)/python -m twinbench.harness.reference docs/protocols.md
-	TWINBENCH_TEST_DOCS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m docs tests/docs
 	$(BIN)/mkdocs build --quiet
+	$(PYTEST) -m docs tests/docs
 
 # The tables and figures in docs/results.md and the README are generated: run these studies, then this.
 SHOWN := cifar10-cpu:linear-top1 quick:linear-top1,box-ap quick-lambda:lambda quick-batch-size:batch-size \

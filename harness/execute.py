@@ -28,8 +28,8 @@ from twinbench.harness.images import Images
 from twinbench.harness.plan import Job
 from twinbench.harness.published import import_run
 from twinbench.harness.source import ImportedSource
-from twinbench.harness.watch import Watch
 from twinbench.harness.store import VIEWS_PICTURE, Run, picture_of, write_json
+from twinbench.harness.watch import Watch
 from twinbench.pretraining.build import view_policies
 from twinbench.pretraining.checkpoint import remove_checkpoints
 from twinbench.pretraining.engine import Engine

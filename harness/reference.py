@@ -22,9 +22,10 @@ _NEEDS = {
 _INTRODUCTION = """\
 # Protocols
 
-A protocol says how an encoder is measured, to the last default. Its name is `family/variant-vN`; a changed default is a new N,
-so two numbers under one name are comparable. A version that was replaced cannot be run any more, and what it measured keeps
-its name. Commands take a bare family for its newest version where it has one variant (`knn`), and studies the name in full.
+A protocol says how an encoder is measured, to the last default. Its name is `family/variant-vN`; a changed default
+is a new N, so two numbers under one name are comparable. A version that was replaced cannot be run any more, and what
+it measured keeps its name. Commands take a bare family for its newest version where it has one variant (`knn`), and
+studies the name in full.
 
 This page is made from the code."""
 

@@ -56,6 +56,7 @@ class PlainLines:
         self._total, self._count = total, 0
 
     def start(self, label: str) -> ReportProgress:
+        """The line of a job that begins."""
         self._count += 1
         prefix = f"[{self._count}/{self._total}] {label}"
         say(prefix)
@@ -82,7 +83,7 @@ class PlainLines:
 
 @dataclass
 class _Running:
-    """How far a job is. Its time left follows from what it did since it was first heard of: it may have been resumed."""
+    """How far a job is. Its time left follows from what it did since it was first heard of: it may be a resumed one."""
 
     since: float
     fraction: float = 0.0
@@ -113,11 +114,13 @@ class LiveView:
         self._most_at_once = 1
 
     def start(self, label: str) -> ReportProgress:
+        """A job moves from waiting to running."""
         running = self._running[label] = _Running(time.monotonic())
         self._most_at_once = max(self._most_at_once, len(self._running))
         return running.update
 
     def end(self, label: str, failure: str = "") -> None:
+        """A job moves to done or failed."""
         running = self._running.pop(label, None)
         if failure:
             self._failed[label] = failure
@@ -209,9 +212,11 @@ class Rebuilding:
         self._due = time.monotonic() + every
 
     def start(self, label: str) -> ReportProgress:
+        """As the watch does."""
         return self._watch.start(label)
 
     def end(self, label: str, failure: str = "") -> None:
+        """As the watch does; then the report, if it is time."""
         self._watch.end(label, failure)
         started = time.monotonic()
         if started >= self._due:

@@ -24,12 +24,13 @@ class Record:
 
     ``table`` is the table of the study that it is for, empty if for every table; ``variant`` is what its row varies.
     ``value`` and ``stderr`` are in the metric's unit (`metrics.metric_of`) and finite. ``n`` counts test items.
-    ``status`` is one of STATUSES, of which ``not run`` is a number that a command would make, and ``absent`` is a number that there is not, though nothing failed, for
-    ``reason``; ``origin`` is one of ORIGINS. ``source_name`` is what the study's folder calls an imported encoder,
-    ``source`` where it is from and how it is fed. ``seconds`` and ``peak_memory_mb`` are of the evaluation,
-    ``images_per_second`` is of the training. ``tuning_trials`` counts the trials that chose its settings: 0 if none
-    did, None if there was nothing to choose. ``remarks`` are sentences with REMARKS_BETWEEN them: what the reading of
-    the images, the training and the measurement left out, repaired or assumed. ``environment`` is a JSON object.
+    ``status`` is one of STATUSES, of which ``not run`` is a number that a command would make, and ``absent`` is one
+    that there is not, though nothing failed, for ``reason``; ``origin`` is one of ORIGINS. ``source_name`` is what the
+    study's folder calls an imported encoder, ``source`` where it is from and how it is fed. ``seconds`` and
+    ``peak_memory_mb`` are of the evaluation, ``images_per_second`` is of the training. ``tuning_trials`` counts the
+    trials that chose its settings: 0 if none did, None if there was nothing to choose. ``remarks`` are sentences with
+    REMARKS_BETWEEN them: what the reading of the images, the training and the measurement left out, repaired or
+    assumed. ``environment`` is a JSON object.
     Unknown is None or "".
     """
 

@@ -146,6 +146,7 @@ def test_every_command_works_beside_the_users_own_folders(
     assert (users_folder / "results" / "all" / "report.html").is_file()
 
 
+@pytest.mark.parametrize("users_folder", ["packages"], indirect=True)
 def test_the_console_script_and_the_readmes_torchrun_line_work_there(
     bin_and_path: tuple[Path, str, Path], users_folder: Path
 ) -> None:

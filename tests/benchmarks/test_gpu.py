@@ -31,6 +31,7 @@ def order(gpu, **changes):
     return gpu.Order(**values)
 
 
+@pytest.mark.programs
 def test_every_part_runs_at_small_size_and_is_written_as_it_is_known(gpu, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     planned = gpu.throughput_measurements(small=True)

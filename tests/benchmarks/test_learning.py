@@ -18,6 +18,7 @@ def learning(monkeypatch):
     return learning
 
 
+@pytest.mark.programs
 def test_a_small_run_gives_points_a_table_and_a_figure(tmp_path):
     out, figure = tmp_path / "learning.json", tmp_path / "learning.svg"
     command = [sys.executable, str(BENCHMARKS / "learning.py"), "backbone.width=8 epochs=4 batch_size=32"]

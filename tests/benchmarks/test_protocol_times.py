@@ -18,6 +18,7 @@ def protocols(monkeypatch):
     return protocols
 
 
+@pytest.mark.programs
 def test_a_small_run_measures_each_protocol_in_a_fresh_process(tmp_path):
     names = ("knn/cosine-v1", "linear/cached-v1")
     out = tmp_path / "times.json"

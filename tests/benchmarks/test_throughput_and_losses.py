@@ -214,6 +214,7 @@ def test_no_floor_does_more_products_than_the_loss(losses, name):
     assert counted["floor"] == expected.get(name, 0)
 
 
+@pytest.mark.programs
 def test_a_measured_loss_becomes_a_table_between_the_markers(losses, tmp_path, capsys):
     readme = tmp_path / "README.md"
     shutil.copy(BENCHMARKS / "README.md", readme)

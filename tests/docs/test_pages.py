@@ -22,7 +22,6 @@ _BLOCK = re.compile(
     r"^(?:<!-- not run: (?P<why>.+?) -->\n)?```(?P<kind>\w+)(?: title=\"(?P<title>.+?)\")?\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-ASKED = pytest.mark.skipif("TWINBENCH_TEST_DOCS" not in os.environ, reason="run when asked for: make docs")
 
 
 def blocks(page: Path) -> list[re.Match[str]]:
@@ -61,7 +60,6 @@ def _packages() -> list[str]:
     return [path for path in sys.path if path.endswith("-packages")]
 
 
-@ASKED
 @pytest.mark.docs
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_commands_of_a_page_run_as_they_stand(page, tmp_path):

@@ -35,7 +35,7 @@ def test_what_is_loaded_gives_the_features_of_what_was_saved(saved):
     )
     x = (images / 255 - torch.tensor(INFO.mean).view(3, 1, 1)) / torch.tensor(INFO.std).view(3, 1, 1)
     with torch.no_grad():
-        torch.testing.assert_close(Encoder.load(folder).features(images), backbone(x), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(Encoder.load(folder).features(images), backbone(x), atol=1e-4, rtol=1e-4)
 
 
 def test_features_do_not_depend_on_the_batch_an_image_is_in(saved):

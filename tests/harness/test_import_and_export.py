@@ -22,8 +22,8 @@ from twinbench.harness.execute import execute
 from twinbench.harness.images import ImageChoice, Images
 from twinbench.harness.plan import Job
 from twinbench.harness.published import imported_runs
-from twinbench.harness.watch import PlainLines
 from twinbench.harness.store import stored_runs
+from twinbench.harness.watch import PlainLines
 
 IMAGES = "image_set: digit-scenes"
 STUDY = """

@@ -64,8 +64,9 @@ def test_the_printed_lines_load_a_model_with_the_features_of_the_encoder(tmp_pat
     exported = export_encoder(encoder, name, tmp_path / f"it's a net.{SUFFIXES[name]}")
     assert "res2 to res5" in exported.checked
     with torch.no_grad():
+        found, expected = loaded(exported.code).double(), encoder.backbone.double()
         torch.testing.assert_close(
-            loaded(exported.code)(images()), encoder.backbone(images()), atol=1e-5, rtol=1e-5
+            found(images().double()), expected(images().double()), atol=1e-9, rtol=1e-9
         )
 
 
@@ -115,9 +116,11 @@ def test_torchvisions_resnet_50_and_timms_take_the_file_as_it_is(tmp_path):
     model.load_state_dict(torch.load(tmp_path / "net.pth", weights_only=True))
     other = timm.create_model("resnet50", num_classes=0, checkpoint_path=str(tmp_path / "net.safetensors"))
     with torch.no_grad():
-        expected = encoder.backbone(images(1))
-        for found in (model.eval()(images(1)), other.eval()(images(1))):
-            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+        expected = encoder.backbone.double()(images(1).double())
+        for found in (model, other):
+            torch.testing.assert_close(
+                found.eval().double()(images(1).double()), expected, atol=1e-9, rtol=1e-9
+            )
 
 
 def test_a_detectron2_file_holds_53_convolutions_with_their_norms_in_numpy(tmp_path):
