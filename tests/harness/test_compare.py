@@ -33,7 +33,7 @@ def test_everything_that_is_an_encoder_has_a_row(cli, made, tmp_path, records):
     assert dict(zip(found.method, found.origin, strict=True)) == {
         "barlow_twins": "run",
         "random_init": "run",
-        "theirs": "imported",
+        "theirs.pth": "imported",
     }
     # a run's own evaluation on other images is kept in the run, as every evaluation is
     assert len(list((trained / "records").glob("knn--cosine-v1--on-digit-scenes-*.json"))) == 1
@@ -60,7 +60,7 @@ def test_runs_of_one_method_are_told_apart_by_what_differs(cli, made, records):
     [
         (["missing.pth", *KNN], "no such file"),
         (["runs", *KNN], "neither a run nor an encoder"),
-        (["theirs.pth", "--protocol", "knm", "--image-set", "digit-scenes"], "nearest: knn"),
+        (["theirs.pth", "--protocol", "knn/cosin-v1", "--image-set", "digit-scenes"], "nearest: knn/cosine-v1"),
         (["theirs.pth", "--protocol", "knn", "--image-set", "digit-scene"], "nearest: digit-scenes"),
     ],
 )
