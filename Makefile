@@ -42,10 +42,10 @@ links:
 	@mkdir -p .links/twinbench
 	@for room in $(ROOMS); do ln -sfn ../../$$room .links/twinbench/$$room; done
 
-# The site, into site/, where every broken link is an error; then the commands of its pages are run.
+# The site, into site/: a link that leads nowhere is an error; then the commands of its pages are run.
 docs: $(STAMP)
 	$(BIN)/python -m twinbench.harness.reference docs/protocols.md
-	$(BIN)/mkdocs build --quiet
+	$(BIN)/sphinx-build -q -W --keep-going docs site
 	$(PYTEST) -m docs tests/docs
 
 # The tables and figures in docs/results.md and the README are generated: run these studies, then this.

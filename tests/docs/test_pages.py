@@ -1,6 +1,7 @@
 """Every command in the pages of docs/ does what its page says: it runs, in the order of the page, in an empty folder.
 
-A block with a title is a file that the page asks for. A block of commands after ``<!-- not run: why -->`` is left out.
+A block that begins with the name of a file, as a comment, is a file that the page asks for. A block of commands after
+``<!-- not run: why -->`` is left out.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from twinbench.harness.reference import reference
 
 DOCS = Path(__file__).parents[2] / "docs"
 _BLOCK = re.compile(
-    r"^(?:<!-- not run: (?P<why>.+?) -->\n)?```(?P<kind>\w+)(?: title=\"(?P<title>.+?)\")?\n(?P<text>.*?)^```$",
+    r"^(?:<!-- not run: (?P<why>.+?) -->\n)?```(?P<kind>\w+)\n(?P<text>(?:# (?P<title>\S+\.\w+)\n)?.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -83,8 +84,8 @@ def test_the_reference_of_protocols_is_that_of_the_code():
     assert (DOCS / "protocols.md").read_text(encoding="utf-8") == reference(), "make docs writes it again"
 
 
-def test_every_page_is_in_the_navigation_and_every_task_has_commands_that_run():
-    site = (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8")
-    pages = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md") if "results" not in page.parts}
-    assert {page for page in pages if page not in site} == set()
+def test_every_page_is_in_the_contents_and_every_task_has_commands_that_run():
+    contents = set((DOCS / "index.md").read_text(encoding="utf-8").splitlines())
+    pages = {page.relative_to(DOCS).with_suffix("").as_posix() for page in DOCS.rglob("*.md")}
+    assert {page for page in pages if not page.startswith("results/")} - contents == {"index"}
     assert {page.name for page in (DOCS / "tasks").iterdir()} <= {page.name for page in PAGES}
