@@ -45,7 +45,9 @@ def environment(folder: Path) -> dict[str, str]:
         "".join(f"import site; site.addsitedir({path!r})\n" for path in _packages())
     )
     program = folder / "bin" / "twinbench"
-    program.write_text(f"#!{python}\nfrom twinbench.harness.main import main\nmain()\n")
+    program.write_text(
+        f'#!{python}\nfrom twinbench.harness.main import main\nif __name__ == "__main__":\n    main()\n'
+    )
     program.chmod(0o755)
     return {
         **os.environ,
