@@ -1,8 +1,11 @@
-"""Which job next? Longest first, so that no core idles at the end: for the workers, and for how long they will take.
+"""Which job next? For the workers, and for how long they will take.
+
+Longest first, so that no core idles at the end; but as long as more runs wait than there are workers, what has begun is
+brought to its end first, so that tables fill up while the study runs.
 
 A run's jobs go one after another: its evaluations need its encoder, share its features, and one process at a time works
-in its folder. Of the runs in which nothing is under way, the one with most seconds left goes on. A job is (run, place):
-the place in the run.
+in its folder. Of the runs that may go on it is the one with most seconds left. A job is (run, place): the place in the
+run.
 """
 
 from __future__ import annotations
@@ -23,13 +26,13 @@ class Start(NamedTuple):
 
 
 class Waiting:
-    """The jobs that nobody has started; ``runs`` has the seconds of each job of each run.
+    """The jobs that nobody has started, for so many workers; ``runs`` has the seconds of each job of each run.
 
     Runs with as many seconds left go in their order.
     """
 
-    def __init__(self, runs: Sequence[Sequence[float]]) -> None:
-        self._runs = runs
+    def __init__(self, runs: Sequence[Sequence[float]], workers: int) -> None:
+        self._runs, self._workers = runs, workers
         self._next = [0] * len(runs)
         self._busy: set[int] = set()
 
@@ -42,6 +45,9 @@ class Waiting:
         ]
         if not ready:
             return None
+        begun = [run for run in ready if self._next[run]]
+        if begun and self._next.count(0) > self._workers:
+            ready = begun
         run = max(ready, key=lambda run: sum(self._runs[run][self._next[run] :]))
         self._busy.add(run)
         self._next[run] += 1
@@ -59,7 +65,7 @@ def timetable(
 
     Otherwise than ``longest_first`` the runs begin in their order.
     """
-    waiting = Waiting(runs if longest_first else [[0.0] * len(jobs) for jobs in runs])
+    waiting = Waiting(runs if longest_first else [[0.0] * len(jobs) for jobs in runs], workers)
     starts, now = list[Start](), 0.0
     under_way: list[tuple[float, int]] = []
     while True:

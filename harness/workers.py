@@ -108,7 +108,7 @@ def execute_in_parallel(
             use = _use_to_order_by(plan, images, pool, workers, stop, say)
             seconds = {label: each.seconds for label, each in use.items()}
         runs = unfinished_runs(plan, seconds)
-        waiting = Waiting([[seconds.get(job.label, 0.0) for job in jobs] for jobs in runs])
+        waiting = Waiting([[seconds.get(job.label, 0.0) for job in jobs] for jobs in runs], workers)
         under_way: dict[Future[int], int] = {}
         failures = 0
         terminal = _Terminal(messages, watch, say)

@@ -50,6 +50,12 @@ def test_three_equal_runs_keep_two_workers_busy_until_the_end():
     assert end == 12 == 3 * 8 / 2
 
 
+def test_what_has_begun_ends_first_while_more_runs_wait_than_there_are_workers():
+    starts, end = timetable([[4, 1]] * 6, workers=2)
+    assert [(start.run, start.place) for start in starts[:6]] == [(0, 0), (1, 0), (0, 1), (1, 1), (2, 0), (3, 0)]
+    assert end == 15 == 6 * 5 / 2
+
+
 def test_the_longest_run_starts_first_and_equal_ones_in_their_order():
     starts, end = timetable([[1], [2, 1], [5], [2, 1]], workers=2)
     assert [start.run for start in starts] == [2, 1, 3, 0, 1, 3]
@@ -91,7 +97,7 @@ def test_no_order_of_jobs_is_much_shorter(seed):
 
 
 def test_jobs_wait_for_those_before_them_and_for_nothing_else():
-    waiting = Waiting([[1, 1], [5]])
+    waiting = Waiting([[1, 1], [5]], workers=2)
     assert waiting.start() == (1, 0)
     assert waiting.start() == (0, 0)
     assert waiting.start() is None
