@@ -5,13 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import cross_val_score
-from sklearn.svm import LinearSVC
-from sklearn.utils.parallel import Parallel, delayed
 from torch import Tensor
 
 from twinbench.data.detection import DetectionSplit, PictureFiles, unusable
@@ -23,6 +20,10 @@ from twinbench.downstream.protocol import EvaluationContext, Measurement, Protoc
 from twinbench.downstream.views import central_views
 from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.errors import InputError
+
+# scikit-learn takes most of a second to import, which only a measurement should wait for: so it is, below.
+if TYPE_CHECKING:
+    from sklearn.svm import LinearSVC
 
 PENALTIES = (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0)
 """The grid of C, as in VISSL's configuration of VOC07."""
@@ -84,6 +85,8 @@ def unit_rows(features: Tensor) -> np.ndarray:
 
 def linear_svm(penalty: float, seed: int) -> LinearSVC:
     """VISSL's classifier: squared hinge, L2 penalty, dual, positives count twice; ``seed`` orders its updates."""
+    from sklearn.svm import LinearSVC
+
     return LinearSVC(
         C=penalty,
         class_weight={1: 2, -1: 1},
@@ -102,6 +105,9 @@ def fit_class(features: np.ndarray, targets: np.ndarray, seed: int) -> tuple[flo
 
     ``features`` ``[N, D]`` and ``targets`` ``[N]`` (1 or -1) are training images only. Of equals the smallest C wins.
     """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.model_selection import cross_val_score
+
     with warnings.catch_warnings():
         # 2000 iterations are the published protocol, whether they suffice for a large C or not
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -168,6 +174,8 @@ class VocSvm(Protocol):
 
 def _fit_all(features: np.ndarray, table: np.ndarray, seed: int) -> Iterator[tuple[float, LinearSVC]]:
     """`fit_class` for every class in order, difficult images as negatives."""
+    from sklearn.utils.parallel import Parallel, delayed
+
     # processes, since liblinear's random numbers are global; as many as this process may use threads
     pool = Parallel(n_jobs=torch.get_num_threads(), return_as="generator")
     return pool(delayed(fit_class)(features, np.where(column == 1, 1, -1), seed) for column in table.T)
