@@ -126,14 +126,18 @@ def jobs_of(study: Study, names: Sequence[str], most: int | None, shared: Docume
     Not more than ``most`` of a split if it is given, else as many as the study reads: a set that it only measures on is
     never cut. ``shared`` are the values of a `Job` that all have in common. Raises InputError for an unknown protocol.
     """
-    limit = {} if study.measure_on else study.limit
-    if most:
-        limit = dict.fromkeys(("train", "val", "test"), most)
-    images = study.measure_on or study.image_set
-    return [
-        Job(protocol=protocol(name).name, image_set=images, recipes=study.recipes, limit=limit, **shared)
-        for name in names or study.protocols
-    ]
+    wanted = [protocol(name).name for name in names]
+    cut = dict.fromkeys(("train", "val", "test"), most) if most else None
+    found: dict[tuple[str, str], Job] = {}
+    for table in study.tables:
+        for name, elsewhere in table.measured:
+            if wanted and name not in wanted:
+                continue
+            images = elsewhere or table.image_set
+            limit = cut or ({} if elsewhere else table.limit)
+            job = Job(protocol=name, image_set=images, recipes=table.recipes, limit=limit, **shared)
+            found.setdefault((name, images), job)
+    return list(found.values())
 
 
 def measure_all(jobs: Sequence[Job], repetitions: int) -> Document:

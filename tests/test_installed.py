@@ -25,6 +25,7 @@ recipes: digit-scenes
 methods: [barlow_twins]
 limit: {train: 128, val: 32, test: 32}
 overrides: {backbone.width: 8, epochs: 1, batch_size: 64, schedule.warmup_epochs: 0}
+tables: [{name: main, columns: [{protocol: knn/cosine-v1, metric: top1}]}]
 """
 # Every command, one after the other in one process, so that the rooms are imported once.
 COMMANDS = """

@@ -85,6 +85,5 @@ def test_as_many_images_are_read_as_the_study_reads(protocols):
     assert limits("cifar10-cpu") == [{"train": 20000}]
     assert limits("cifar10-cpu", 5) == [dict.fromkeys(("train", "val", "test"), 5)]
     assert limits("quick") == [{}]
-    elsewhere = protocols.load_study("cifar10-cpu").model_copy(update={"measure_on": "digit-scenes"})
-    (job,) = protocols.jobs_of(elsewhere, ["knn/cosine-v1"], None, {})
-    assert (job.image_set, job.limit) == ("digit-scenes", {})
+    jobs = protocols.jobs_of(protocols.load_study("table3", "cifar10"), ["linear/cached-v1"], None, {})
+    assert [(job.image_set, job.limit) for job in jobs] == [("texture-scenes", {}), ("letter-scenes", {})]

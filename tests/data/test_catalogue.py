@@ -22,11 +22,19 @@ def test_names() -> None:
     assert image_set_names() == [
         "bccd",
         "cifar10",
+        "coco",
         "coco:PATH",
         "digit-crowds",
         "digit-scenes",
         "folder:PATH",
+        "imagenet",
+        "inat18",
+        "letter-scenes",
+        "places205",
+        "shape-scenes",
+        "texture-scenes",
         "val-of:NAME",
+        "voc",
         "voc:PATH",
     ]
     with pytest.raises(InputError) as caught:

@@ -60,7 +60,10 @@ def test_runs_of_one_method_are_told_apart_by_what_differs(cli, made, records):
     [
         (["missing.pth", *KNN], "no such file"),
         (["runs", *KNN], "neither a run nor an encoder"),
-        (["theirs.pth", "--protocol", "knn/cosin-v1", "--image-set", "digit-scenes"], "nearest: knn/cosine-v1"),
+        (
+            ["theirs.pth", "--protocol", "knn/cosin-v1", "--image-set", "digit-scenes"],
+            "nearest: knn/cosine-v1",
+        ),
         (["theirs.pth", "--protocol", "knn", "--image-set", "digit-scene"], "nearest: digit-scenes"),
     ],
 )

@@ -146,7 +146,7 @@ class _InThisProcess:
 
     def submit(self, function, *arguments):
         future = Future()
-        future.set_result(arguments[0].seconds(None) if arguments else "a device")
+        future.set_result(estimate.measured_use(arguments[0], None) if arguments else "a device")
         return future
 
 
@@ -246,7 +246,7 @@ def test_what_other_versions_or_devices_took_says_nothing_here(cli, tiny_study, 
 
     def known(**changes):
         record.write_text(json.dumps({**document, **changes}))
-        return {key.partition(" ")[0] for key in estimate.former_seconds(tmp_path / "runs", device)}
+        return {key.partition(" ")[0] for key in estimate.former_use(tmp_path / "runs", device)}
 
     assert known() >= {"knn/cosine-v1", "linear/cached-v1"}
     other_commit = {**document["environment"], "commit": "another"}
@@ -254,6 +254,4 @@ def test_what_other_versions_or_devices_took_says_nothing_here(cli, tiny_study, 
     for changes in ({"device": "another"}, {"status": "failed"}, {"environment": {"torch": "1"}}):
         assert known(**changes) == known() - {"knn/cosine-v1"}
     record.write_text("damaged")
-    assert "linear/cached-v1" in {
-        k.partition(" ")[0] for k in estimate.former_seconds(tmp_path / "runs", device)
-    }
+    assert "linear/cached-v1" in {k.partition(" ")[0] for k in estimate.former_use(tmp_path / "runs", device)}

@@ -29,11 +29,10 @@ def test_a_run_leaves_its_views_and_knn_its_neighbours(ended, tmp_path):
     assert [path.name for path in (random / "pictures").iterdir()] == ["knn--cosine-v1.png"], (
         "it trains on no views"
     )
-    views = Image.open(trained / "pictures" / "views.png")
-    # six images of 32 pixels at twice the size, each before two views
-    assert views.size == (3 * 64 + 2 * 2 + 6, 6 * 64 + 5 * 2)
-    neighbours = Image.open(trained / "pictures" / "knn--cosine-v1.png")
-    assert neighbours.size == (8 * 64 + 7 * 2 + 6, 6 * 64 + 5 * 2)
+    # six images of 32 pixels at twice the size, each before two views or seven neighbours
+    for name, columns in (("views.png", 3), ("knn--cosine-v1.png", 8)):
+        with Image.open(trained / "pictures" / name) as picture:
+            assert picture.size == (columns * 64 + (columns - 1) * 2 + 6, 6 * 64 + 5 * 2)
 
 
 def test_the_report_shows_them_and_says_where_there_are_none(ended, cli, tiny_study, tmp_path):

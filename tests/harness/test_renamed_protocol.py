@@ -18,6 +18,7 @@ def test_a_study(cli, tmp_path, old, told):
     (tmp_path / "old.yaml").write_text(
         "title: Old\ndescription: Old.\nimage_set: digit-scenes\nrecipes: digit-scenes\n"
         "methods: [random_init]\nlimit: {train: 32, val: 32, test: 32}\n"
+        f"tables: [{{name: main, columns: [{{protocol: {old}, metric: top1}}]}}]\n"
     )
     outcome = cli("run", "old.yaml")
     assert outcome.code == 2
@@ -32,6 +33,7 @@ def record(cli, tmp_path):
     (tmp_path / "new.yaml").write_text(
         "title: New\ndescription: New.\nimage_set: digit-scenes\nrecipes: digit-scenes\n"
         f"methods: [random_init]\n{study}"
+        "tables: [{name: main, columns: [{protocol: knn/cosine-v1, metric: top1}]}]\n"
     )
     assert cli("run", "new.yaml").code == 0
     (file,) = (tmp_path / "runs").glob("*/records/*.json")

@@ -52,7 +52,14 @@ def test_three_equal_runs_keep_two_workers_busy_until_the_end():
 
 def test_what_has_begun_ends_first_while_more_runs_wait_than_there_are_workers():
     starts, end = timetable([[4, 1]] * 6, workers=2)
-    assert [(start.run, start.place) for start in starts[:6]] == [(0, 0), (1, 0), (0, 1), (1, 1), (2, 0), (3, 0)]
+    assert [(start.run, start.place) for start in starts[:6]] == [
+        (0, 0),
+        (1, 0),
+        (0, 1),
+        (1, 1),
+        (2, 0),
+        (3, 0),
+    ]
     assert end == 15 == 6 * 5 / 2
 
 

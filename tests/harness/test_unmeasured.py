@@ -37,7 +37,7 @@ def test_a_study_of_which_nothing_can_be_measured_ends_before_any_work(cli, on_p
     on_photos.write_text(on_photos.read_text().replace("metric: top1", "metric: top5"))
     outcome = cli("run", on_photos)
     assert outcome.code == 2
-    assert "no number of the study tiny can be measured" in outcome.err
+    assert "no number of the table can be measured" in outcome.err
     assert not (tmp_path / "runs").exists()
 
 
