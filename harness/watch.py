@@ -180,9 +180,12 @@ class LiveView:
         return [Text(f"failed before these: {more}", style="red"), *lines] if more else lines
 
     def seconds_left(self) -> float | None:
-        """Until all are done, if jobs take as long as others of their kind did; None until each kind has been seen."""
+        """Until all are done, if jobs take as long as others of their kind did; None until each kind has been seen,
+        and at the end."""
         gone = {*self._done, *self._failed, *self._running}
         kinds = [_kind(label) for label in self._labels if label not in gone]
+        if not kinds and not self._running:
+            return None
         under_way = [job.seconds_left() for job in self._running.values()]
         known = [seconds for seconds in under_way if seconds is not None]
         if len(known) < len(under_way) or not all(self._took.get(kind) for kind in kinds):
