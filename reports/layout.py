@@ -258,9 +258,12 @@ def _not_run_notes(lines: Sequence[Line], columns: Sequence[Column], command: st
     if not missing:
         return []
     number = sum(map(len, missing.values()))
-    measured = sum(not column.quoted for column in columns) * len(lines)
+    across = sum(not column.quoted for column in columns)
+    measured = across * len(lines)
     fill = f" They are filled by: {command}" if command else ""
-    rows = "; ".join(f"{row}: {', '.join(labels)}" for row, labels in missing.items())
+    rows = "; ".join(
+        f"{row}: {'all' if len(labels) == across else ', '.join(labels)}" for row, labels in missing.items()
+    )
     return [f"Not run yet, wholly or for some seeds: {number} of {measured} numbers ({rows}).{fill}"]
 
 

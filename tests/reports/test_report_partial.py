@@ -57,7 +57,7 @@ def test_the_seeds_that_are_missing_of_a_mean_are_told_with_the_reason(partial):
 def test_a_note_counts_what_is_missing_and_names_the_command_that_fills_it(partial):
     (note,) = [note for note in partial.notes if note.startswith("Not run yet")]
     assert note == (
-        "Not run yet, wholly or for some seeds: 3 of 6 numbers (SwAV: linear, kNN; BYOL: linear). "
+        "Not run yet, wholly or for some seeds: 3 of 6 numbers (SwAV: all; BYOL: linear). "
         f"They are filled by: {COMMAND}"
     )
 
