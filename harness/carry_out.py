@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from twinbench.foundation.errors import ExplainedError, RunFailure
+from twinbench.foundation.errors import RunFailure
 from twinbench.harness.console import say
 from twinbench.harness.execute import execute
 from twinbench.harness.images import Images
@@ -56,8 +56,8 @@ def carry_out(study: Study, planned: Sequence[PlannedRun], images: Images, how: 
     def rebuild() -> None:
         try:
             build_report(study, *collect(study, planned, images), how.out, how.command)
-        except ExplainedError as error:  # the results are safe, and the report is made again at the end
-            say(f"the report was not made again: {error}")
+        except Exception as error:  # the results are safe, and the report at the end raises what is wrong
+            say(f"the report was not made again: {type(error).__name__}: {error}")
 
     with watched(tables, finished) as shown:
         watch = Rebuilding(shown, rebuild)

@@ -7,8 +7,9 @@ trained image counting three.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 from twinbench.data.catalogue import KNOWN_SETS, KnownSet
@@ -96,13 +97,13 @@ def _add(recipe: Recipe, table: StudyTable, seen: set[tuple[str, ...]], own: _To
     if (run,) not in seen:
         seen.add((run,))
         own.trainings += 1
-        own.add(_hours(recipe, _pretraining_passes(recipe)))
+        own.add(_hours(recipe, partial(_pretraining_passes, recipe)) if recipe.epochs else 0.0)
     for name, image_set in table.measured:
         where = image_set or recipe.image_set
         if (run, name, where) not in seen:
             seen.add((run, name, where))
             own.evaluations += 1
-            own.add(_hours(recipe, protocol(name).forward_passes(cast(ImageSet, _Sizes(_known(where))))))
+            own.add(_hours(recipe, partial(_evaluation_passes, name, where)))
 
 
 def _known(name: str) -> KnownSet:
@@ -119,12 +120,18 @@ def _pretraining_passes(recipe: Recipe) -> float:
     return _TRAINED * _VIEWS * recipe.epochs * _known(recipe.image_set).train
 
 
-def _hours(recipe: Recipe, passes: float) -> float | None:
-    """GPU-hours of so many forward passes through the recipe's network; None if no time of it is known."""
-    if passes == 0:
-        return 0.0
+def _evaluation_passes(name: str, image_set: str) -> float:
+    return protocol(name).forward_passes(cast(ImageSet, _Sizes(_known(image_set))))
+
+
+def _hours(recipe: Recipe, count_passes: Callable[[], float]) -> float | None:
+    """GPU-hours of so many forward passes through the recipe's network; None if no time of it is known.
+
+    Passes are counted only then: what they are counted on may be an embedded set, whose size nobody published.
+    """
     if recipe.cost is None:
         return None
+    passes = count_passes()
     of_an_epoch = _TRAINED * _VIEWS * _known(recipe.image_set).train
     return recipe.cost.gpu_hours_per_epoch * passes / of_an_epoch
 

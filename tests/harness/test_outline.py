@@ -46,6 +46,13 @@ def test_a_time_that_nobody_published_is_not_guessed():
     assert "of unknown length" in lines("table1", "cifar10")["table1"].rest
 
 
+@pytest.mark.parametrize("scale", ["cifar10", "imagenet"])
+@pytest.mark.parametrize("name", [*load_study("paper").include, "paper"])
+def test_every_study_of_the_paper_has_an_outline(name, scale):
+    tables = load_study(name, scale).tables
+    assert set(lines(name, scale)) == {table.name for table in tables} | {"together"}
+
+
 def test_a_dry_run_without_the_images_is_an_outline_and_with_them_a_plan(cli, monkeypatch, tmp_path):
     ended = cli("run", "table1", "--scale", "cifar10", "--dry-run")
     assert ended.code == 0, ended.err
