@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,7 +45,7 @@ class BYOL(Method):
         """Hyperparameters of BYOL; ``tau_base`` is the momentum of the target at the first step."""
 
         projector: tuple[int, ...] = Field((4096, 256), min_length=1)
-        predictor_hidden: int | tuple[int, ...] = 4096
+        predictor_hidden: PositiveInt | tuple[PositiveInt, ...] = 4096
         """The width of the predictor's hidden layer, or those of several (BT-paper table 7)."""
         tau_base: float = Field(0.996, ge=0, le=1)
 

@@ -102,4 +102,4 @@ def _study(request: CompareRequest, evaluations: tuple[Evaluation, ...], images:
 
 
 def _label(chosen: Protocol, metric: str) -> str:
-    return f"{chosen.name.partition('/')[0]} {metric}"
+    return f"{chosen.name} {metric}"
