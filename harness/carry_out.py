@@ -55,7 +55,7 @@ def carry_out(study: Study, planned: Sequence[PlannedRun], images: Images, how: 
 
     def rebuild() -> None:
         try:
-            build_report(study, *collect(study, planned, images), how.out, how.command)
+            build_report(study, *collect(study, planned, images), how.out, how.command, draw=False)
         except Exception as error:  # the results are safe, and the report at the end raises what is wrong
             say(f"the report was not made again: {type(error).__name__}: {error}")
 

@@ -170,19 +170,28 @@ def recipe_folder(folder: str) -> Path | Traversable:
 
 
 def set_dotted(document: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set ``a.b.c`` in nested mappings, creating the ones on the way."""
-    *path, last = dotted.split(".")
-    for part in path:
-        inner = document.get(part)
-        if inner is not None and not isinstance(inner, dict):
-            raise InputError(
-                f"cannot set {dotted!r}: {part!r} is {inner!r} in the recipe",
-                where="--set, or overrides in a study",
-                next_step=f"replace {part!r} as a whole, e.g. --set '{part}=...'",
-            )
+    """Set ``a.b.c`` in nested mappings, creating the ones on the way; in a list of mappings, in each of them.
+
+    Raises InputError where something else is on the way.
+    """
+    part, _, rest = dotted.partition(".")
+    if not rest:
+        document[part] = value
+        return
+    inner = document.get(part)
+    if isinstance(inner, list) and all(isinstance(each, dict) for each in inner):
+        document[part] = [dict(each) for each in inner]
+        for each in document[part]:
+            set_dotted(each, rest, value)
+    elif inner is None or isinstance(inner, dict):
         document[part] = dict(inner or {})
-        document = document[part]
-    document[last] = value
+        set_dotted(document[part], rest, value)
+    else:
+        raise InputError(
+            f"cannot set {rest!r} below {part!r}, which is {inner!r} in the recipe",
+            where="--set, or overrides in a study",
+            next_step=f"replace {part!r} as a whole, e.g. --set '{part}=...'",
+        )
 
 
 def overlap(one: str, other: str) -> bool:

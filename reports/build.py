@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from twinbench.foundation.files import machine_faults, write_synced
-from twinbench.reports.figures import draw_figures
+from twinbench.reports.figures import draw_figures, figures_to_come
 from twinbench.reports.figures.drawing import Drawing
 from twinbench.reports.layout import Table
 from twinbench.reports.output import check_out, recover, swap, write_list
@@ -23,11 +23,17 @@ __all__ = ["build_report", "check_out"]
 
 
 def build_report(
-    study: StudySpec, records: Sequence[Record], runs: Sequence[RunInfo], out: Path, command: str
+    study: StudySpec,
+    records: Sequence[Record],
+    runs: Sequence[RunInfo],
+    out: Path,
+    command: str,
+    draw: bool = True,
 ) -> Path:
     """Write ``out``/report.html, tables/, figures/ and records.csv; return the path of the page.
 
-    ``command`` is the line that makes the report again. Everything is made in a folder beside ``out`` and swapped in,
+    ``command`` is the line that makes the report again. Without ``draw`` a line stands in the place of each figure:
+    that takes a second where the figures take many. Everything is made in a folder beside ``out`` and swapped in,
     so that a crash leaves the old report whole and no file of an older report stays behind. What else lies in ``out``
     is kept. Raises InputError for records or a folder that no report can be made from or in, before anything is
     changed, and RunFailure where the machine fails: a full disk, a folder that cannot be written.
@@ -36,7 +42,7 @@ def build_report(
     target = out.resolve()
     with machine_faults("the report cannot be drawn", target, "check that the run folders can be read"):
         tables = build_tables(study, records, runs, command)
-        drawings = draw_figures(study, tables, runs)
+        drawings = draw_figures(study, tables, runs) if draw else figures_to_come(study)
         page = render_page(study, tables, drawings, records, runs, command)
     with machine_faults("the report cannot be written", target, "free some space or give a writable folder"):
         recover(target)

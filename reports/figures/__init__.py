@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from twinbench.reports.figures import ablation, bars, pictures, runs, scatter  # noqa: F401  (each registers its kinds)
-from twinbench.reports.figures.drawing import FIGURE_KINDS, Drawing, Shown
+from twinbench.reports.figures.drawing import FIGURE_KINDS, Drawing, Shown, nothing_drawn
 from twinbench.reports.layout import Table
 from twinbench.reports.records import RunInfo, of_table
 from twinbench.reports.study import StudySpec, TableSpec
 
-__all__ = ["FIGURE_KINDS", "draw_figures"]
+__all__ = ["FIGURE_KINDS", "draw_figures", "figures_to_come"]
 
 
 def draw_figures(study: StudySpec, tables: Sequence[Table], run_infos: Sequence[RunInfo]) -> list[Drawing]:
@@ -22,5 +22,13 @@ def draw_figures(study: StudySpec, tables: Sequence[Table], run_infos: Sequence[
 
     return [
         FIGURE_KINDS[figure.kind](figure, shown(study.table_of(figure)), shown(study.other_table_of(figure)))
+        for figure in study.figures
+    ]
+
+
+def figures_to_come(study: StudySpec) -> list[Drawing]:
+    """What stands in the place of every figure while results still come in."""
+    return [
+        nothing_drawn(figure, figure.title or figure.name, "the study is still running, and its end draws it")
         for figure in study.figures
     ]
