@@ -72,6 +72,7 @@ class CosineKnn(Protocol):
 
     name = "knn/cosine-v1"
     needs = "labels"
+    keeps_features = True
     metrics = ("top1", "top5")
 
     def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:

@@ -97,6 +97,7 @@ class CachedLinear(Protocol):
 
     name = "linear/cached-v1"
     needs = "labels"
+    keeps_features = True
     metrics = ("top1", "top5")
 
     def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:

@@ -72,13 +72,15 @@ class Protocol(ABC):
     ``needs`` says what of an image set it reads: labels, objects in scenes, or no more than the images of ``val``.
     One object does every evaluation of a process, so it keeps nothing from one to the next. ``metrics`` names
     everything that `evaluate` may measure, so that a table's columns are checked beforehand. ``uses_label_list`` says
-    that a list of labelled images changes what it does.
+    that a list of labelled images changes what it does, ``keeps_features`` that it leaves the features of every image
+    in the store for the next protocol.
     """
 
     name: str
     needs: Literal["labels", "detection", "images"]
     metrics: tuple[str, ...]
     uses_label_list: bool = False
+    keeps_features: bool = False
 
     @abstractmethod
     def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:

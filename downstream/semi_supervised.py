@@ -166,8 +166,7 @@ class FineTuning(Protocol):
 
     def forward_passes(self, image_set: ImageSet) -> float:
         """Three passes for every image trained on, one over test."""
-        train = image_set.split("train")
-        batch = min(_BATCH, len(labelled_subset(train.labels, self.fraction)))
+        batch = min(_BATCH, max(1, round(self.fraction * len(image_set.split("train")))))
         return float(3 * self.steps * batch + len(image_set.split("test")))
 
     def _batches(

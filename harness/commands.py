@@ -61,6 +61,8 @@ class StudyRequest:
         words += ["--image-set", self.image_set] if self.image_set else []
         words += ["--scale", self.scale] if self.scale else []
         words += [word for assignment in self.assignments for word in ("--set", assignment)]
+        words += ["--runs", str(self.runs)] if self.runs != StudyRequest.runs else []
+        words += ["--out", str(self.out)] if self.out else []
         return shlex.join(words) + (" --data-root DIR" if self.data_root else "")
 
 
@@ -72,7 +74,7 @@ def run_study(request: StudyRequest) -> None:
     )
     images = Images(request.data_root)
     if request.dry_run and not all(is_here(name, request.data_root) for name in study.image_sets()):
-        print("\n".join(outline_lines(study, parse_overrides(request.assignments))))
+        print("\n".join(outline_lines(study, parse_overrides(request.assignments), request.runs)))
         return
     planned = plan_study(study, images, request.runs, parse_overrides(request.assignments))
     out = request.out or Path("results") / "-".join([study.name, *([request.scale] if request.scale else [])])

@@ -45,6 +45,8 @@ class CompareRequest:
         words += [word for name in self.protocols for word in ("--protocol", name)]
         words += ["--image-set", self.image_set]
         words += ["--seeds", str(self.seeds)] if self.seeds > 1 else []
+        words += ["--runs", str(self.runs)] if self.runs != CompareRequest.runs else []
+        words += ["--out", str(self.out)] if self.out != CompareRequest.out else []
         return shlex.join(words) + (" --data-root DIR" if self.data_root else "")
 
 
@@ -54,7 +56,9 @@ def compare(request: CompareRequest) -> None:
     images, choice = Images(request.data_root), ImageChoice(request.image_set)
     evaluations = tuple(Evaluation(protocol(name), choice) for name in dict.fromkeys(request.protocols))
     check_evaluations(evaluations, images)
-    runs = [run for path in request.encoders for run in _runs(path, request, images, choice)]
+    # an encoder that is named twice, as a run and as its folder, is one
+    found = [run for path in request.encoders for run in _runs(path, request, images, choice)]
+    runs = list({run.folder.resolve(): run for run in found}.values())
     variants = told_apart(runs)
     planned = [PlannedRun(run, choice, evaluations, variants[run.hash], _TABLE) for run in runs]
     how = Execution(request.runs, request.out, request.command(), request.workers, request.debug)

@@ -14,7 +14,7 @@ from twinbench.foundation.errors import InputError, unknown_name
 from twinbench.harness.console import say
 from twinbench.harness.execute import Training, evaluate_encoder, run_job, train_run
 from twinbench.harness.images import ImageChoice, Images
-from twinbench.harness.plan import Job, load_splits, load_training, plan_run
+from twinbench.harness.plan import Job, load_splits, plan_run
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.recipes import load_recipe, parse_overrides
 from twinbench.harness.store import check_writable, encoder_in, record_place, write_json
@@ -51,7 +51,6 @@ def pretrain_one(request: PretrainRequest) -> None:
     images, choice = Images(request.data_root), ImageChoice(request.image_set, corrupt=recipe.corrupt_images)
     image_set = images[choice]
     check_hardware(request.hardware, recipe.precision)
-    load_training(image_set)
     run = plan_run(recipe, image_set, request.runs, request.hardware.ranks)
     check_writable(request.runs)
     if run.is_trained():

@@ -45,15 +45,14 @@ def _cost(run: Run) -> Values:
         return dict.fromkeys(_COSTS, _UNTRAINED)
     return {
         "images_per_second": _number(status, "images_per_second"),
-        "core_hours": _hours(status, "cpu"),
-        "gpu_hours": _hours(status, "cuda"),
+        "device_hours": _device_hours(status),
         "peak_memory": _number(status, "peak_memory_mb"),
         "parameters": _number(status, "parameters", 1e6),
         "energy": status.get("energy_unknown") or _number(status, "energy_joules", _KWH),
     }
 
 
-_COSTS = ("images_per_second", "core_hours", "gpu_hours", "peak_memory", "parameters", "energy")
+_COSTS = ("images_per_second", "device_hours", "peak_memory", "parameters", "energy")
 
 
 def _number(status: Mapping[str, Any], key: str, unit: float = 1.0) -> float | str:
@@ -61,13 +60,11 @@ def _number(status: Mapping[str, Any], key: str, unit: float = 1.0) -> float | s
     return _EARLIER if value is None else value / unit
 
 
-def _hours(status: Mapping[str, Any], device_type: str) -> float | str:
-    """The hours of all devices of this type, threads of a CPU counting one by one."""
+def _device_hours(status: Mapping[str, Any]) -> float | str:
+    """The hours of all devices: of every GPU, or of every thread of a CPU."""
     if "device_type" not in status:
         return _EARLIER
-    if status["device_type"] != device_type:
-        return f"it was trained on {status['device']}"
-    each = status["threads"] if device_type == "cpu" else 1
+    each = status["threads"] if status["device_type"] == "cpu" else 1
     return float(status["seconds"] * status["ranks"] * each / _HOUR)
 
 
@@ -76,6 +73,8 @@ def _of_the_device(run: Run, metric: str) -> tuple[str, ...]:
     if metric == "parameters":
         return ("those of heads and of the slow copies of some methods count as well",)
     where = (f"trained on {(run.status() or {}).get('device', 'an unknown device')}",)
+    if metric == "device_hours":
+        return (*where, "a device is a GPU, or one core of a CPU")
     if metric == "energy":
         return (*where, "it is all that the device took in that time, whatever else ran on it")
     return where

@@ -1,28 +1,34 @@
-"""What a study would take where its images are not here: GPU-hours by the times that were published.
+"""What a study would take where its images are not here: GPU-hours as measured here before, else as published.
 
-Nothing is read but recipes and the published sizes of the image sets (`data.catalogue.KNOWN_SETS`), so the answer comes
-at once. Evaluations are scaled from the published time of the pretraining: both in forward passes of an image, a
-trained image counting three.
+Nothing is read but recipes, the published sizes of the image sets (`data.catalogue.KNOWN_SETS`) and the run store, so
+the answer comes at once. Evaluations are scaled from the time of the pretraining: both in forward passes of an image of
+full size, a trained image counting three.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
 from typing import Any, cast
 
 from twinbench.data.catalogue import KNOWN_SETS, KnownSet
 from twinbench.data.image_sets import ImageSet, val_count
-from twinbench.downstream.protocol import protocol
-from twinbench.foundation.errors import InputError
-from twinbench.harness.plan import table_recipes
+from twinbench.downstream.protocol import Protocol, protocol
+from twinbench.harness.images import ImageChoice, Images
+from twinbench.harness.plan import check_columns, check_varied_keys, table_recipes
+from twinbench.harness.plan_text import FLOAT, network_size
 from twinbench.harness.recipes import recipe_hash
+from twinbench.harness.store import Run, stored_runs
 from twinbench.harness.studies import Study, StudyTable
+from twinbench.pretraining.build import resolve, view_policies
 from twinbench.pretraining.recipe import BackboneSpec, CostSpec, Recipe
 
 _SIZE = 224
-_TRAINED, _VIEWS = 3.0, 2  # passes of a trained image; views of most methods
+_TRAINED = 3.0  # passes of a trained image
+_HOUR = 3600.0
 
 
 @dataclass(frozen=True)
@@ -50,92 +56,193 @@ class _Sizes:
         return _Count(self.known.train if name == "train" else self.known.test)
 
 
+def _sizes(name: str) -> ImageSet:
+    """The sizes of a set; an embedded one is here."""
+    known = KNOWN_SETS.get(name)
+    return cast(ImageSet, _Sizes(known)) if known else Images(None)[ImageChoice(name)]
+
+
+class _Store:
+    """What a run store holds of recipes whose images are not here: those of its own images count for them."""
+
+    def __init__(self, root: Path) -> None:
+        self._runs = {run.hash: run for run in stored_runs(root) if run.is_trained()}
+        self._images = defaultdict[str, set[tuple[int, str]]](set)
+        self._measured = defaultdict[tuple[str, BackboneSpec, str], list[Run]](list)
+        for run in self._runs.values():
+            recipe = run.source
+            if isinstance(recipe, Recipe) and recipe.image_size:
+                self._images[recipe.image_set].add((recipe.image_size, recipe.image_set_fingerprint))
+                if (run.status() or {}).get("device_type") == "cuda":
+                    self._measured[_kind(recipe)].append(run)
+
+    def run_of(self, recipe: Recipe) -> Run | None:
+        """The finished run of a recipe."""
+        for images in self._images.get(recipe.image_set, ()):
+            if run := self._runs.get(recipe_hash(resolve(recipe, *images))):
+                return run
+        return None
+
+    def cost_of(self, recipe: Recipe) -> CostSpec | None:
+        """GPU-hours of an epoch by the runs of this method, network and image set on a GPU, if there are any."""
+        runs = [run for run in self._measured.get(_kind(recipe), ()) if _speed(run) > 0]
+        if not runs or recipe.image_set not in KNOWN_SETS:
+            return None
+        images = KNOWN_SETS[recipe.image_set].train
+        hours = [images * (run.status() or {}).get("ranks", 1) / _speed(run) / _HOUR for run in runs]
+        device = (runs[0].status() or {})["device"]
+        return CostSpec(
+            gpu_hours_per_epoch=median(hours), gpu=device, source=f"measured here, {len(runs)} runs"
+        )
+
+    def memory_of(self, recipe: Recipe) -> float:
+        """The most MiB that such a run took of a GPU; 0 if none is known."""
+        runs = self._measured.get(_kind(recipe), ())
+        return max(((run.status() or {}).get("peak_memory_mb") or 0.0 for run in runs), default=0.0)
+
+
+def _kind(recipe: Recipe) -> tuple[str, BackboneSpec, str]:
+    return recipe.method, recipe.backbone, recipe.image_set
+
+
+def _speed(run: Run) -> float:
+    return (run.status() or {}).get("images_per_second") or 0.0
+
+
 @dataclass
 class _Totals:
-    """Hours and counts, of one table or all."""
+    """What one table takes, or all."""
 
     trainings: int = 0
     evaluations: int = 0
-    hours: float = 0.0
+    finished: int = 0
     unknown: int = 0
+    hours: float = 0.0
+    memory_mb: float = 0.0
+    kept: dict[tuple[str, str], int] = field(default_factory=dict)
+    """Bytes by run and by image set: encoders, and features."""
 
     def add(self, hours: float | None) -> None:
+        """Count a job's hours, or that nobody knows them."""
         self.hours += hours or 0.0
         self.unknown += hours is None
 
+    def plus(self, other: _Totals) -> _Totals:
+        """Both together."""
+        return _Totals(
+            self.trainings + other.trainings,
+            self.evaluations + other.evaluations,
+            self.finished + other.finished,
+            self.unknown + other.unknown,
+            self.hours + other.hours,
+            max(self.memory_mb, other.memory_mb),
+            self.kept | other.kept,
+        )
 
-def outline_lines(study: Study, overrides: dict[str, Any]) -> Iterator[str]:
-    """For every table what it takes beyond the tables before it; then all together, and where the times are from."""
-    seen: set[tuple[str, ...]] = set()
-    total, sources = _Totals(), dict[str, str]()
-    yield f"{study.title}: an outline, as not all of its images are here"
+    def words(self) -> str:
+        """For a line of the outline."""
+        parts = [
+            f"{self.trainings} trainings, {self.evaluations} evaluations: {self.hours:,.0f} GPU-hours"
+            + (f", and {self.unknown} jobs of unknown length" if self.unknown else "")
+        ]
+        if self.trainings or self.evaluations:
+            memory = f"{self.memory_mb:,.0f} MiB" if self.memory_mb else "an unknown amount"
+            parts += [f"{sum(self.kept.values()) / 2**30:,.1f} GiB of disk", f"{memory} of GPU memory"]
+        parts += [f"{self.finished} jobs finished"] if self.finished else []
+        return "; ".join(parts)
+
+
+def outline_lines(study: Study, overrides: dict[str, Any], runs: Path) -> Iterator[str]:
+    """For every table what it takes beyond the tables before it; then all together, and where the times are from.
+
+    Raises InputError for what a study or an override gets wrong, as a plan does.
+    """
+    check_varied_keys(study, overrides)
+    for table in study.tables:
+        check_columns(table)
     recipes = {
         table.name: [recipe for _, recipe in table_recipes(table, overrides)] for table in study.tables
     }
-    # a network costs in an evaluation what it costs in a training, whoever made it
-    costs: dict[BackboneSpec, CostSpec] = {}
-    for recipe in (recipe for own in recipes.values() for recipe in own):
-        if recipe.cost:
-            costs.setdefault(recipe.backbone, recipe.cost)
+    costs = _Costs([recipe for own in recipes.values() for recipe in own], _Store(runs))
+    yield f"{study.title}: an outline, as not all of its images are here"
+    seen: set[tuple[str, ...]] = set()
+    total = _Totals()
     for table in study.tables:
         own = _Totals()
         for recipe in recipes[table.name]:
-            known = recipe.cost or costs.get(recipe.backbone)
-            _add(recipe.model_copy(update={"cost": known}), table, seen, own)
-            if recipe.cost:
-                sources[recipe.method] = f"{recipe.cost.gpu}, {recipe.cost.source}"
-        for name in ("trainings", "evaluations", "hours", "unknown"):
-            setattr(total, name, getattr(total, name) + getattr(own, name))
-        yield f"{table.name}: {_words(own)}"
-    yield f"together: {_words(total)}"
-    yield "GPU-hours are those published of each method's pretraining, an evaluation by its number of forward passes:"
-    yield from (f"  {method}: {source}" for method, source in sources.items())
+            _add(recipe, table, costs, seen, own)
+        total = total.plus(own)
+        yield f"{table.name}: {own.words()}"
+    yield f"together: {total.words()}"
+    yield "GPU-hours are those of each method's pretraining, an evaluation by its number of forward passes:"
+    yield from (f"  {method}: {source}" for method, source in costs.sources.items())
+    yield "disk: encoders, and the features that some protocols keep; memory is known once a run of this kind is here"
 
 
-def _add(recipe: Recipe, table: StudyTable, seen: set[tuple[str, ...]], own: _Totals) -> None:
-    run = recipe_hash(recipe)
-    if (run,) not in seen:
-        seen.add((run,))
-        own.trainings += 1
-        own.add(_hours(recipe, partial(_pretraining_passes, recipe)) if recipe.epochs else 0.0)
-    for name, image_set in table.measured:
-        where = image_set or recipe.image_set
-        if (run, name, where) not in seen:
-            seen.add((run, name, where))
-            own.evaluations += 1
-            own.add(_hours(recipe, partial(_evaluation_passes, name, where)))
+class _Costs:
+    """What trainings take by what is known: measured here, published, or nothing."""
+
+    def __init__(self, recipes: Sequence[Recipe], store: _Store) -> None:
+        self.store = store
+        self.sources: dict[str, str] = {}
+        self._of: dict[tuple[str, BackboneSpec, str], CostSpec] = {}
+        self._forward: dict[BackboneSpec, float] = {}
+        for recipe in recipes:
+            known = store.cost_of(recipe) or recipe.cost
+            if known is not None and _kind(recipe) not in self._of:
+                self._of[_kind(recipe)] = known
+                self.sources[recipe.method] = f"{known.gpu}, {known.source}"
+                # a network costs in an evaluation what it costs in a training, whoever made it
+                self._forward.setdefault(
+                    recipe.backbone, known.gpu_hours_per_epoch / _passes_of_an_epoch(recipe)
+                )
+
+    def of_training(self, recipe: Recipe) -> float | None:
+        """GPU-hours of a whole training, None where nobody knows them."""
+        known = self._of.get(_kind(recipe))
+        return 0.0 if not recipe.epochs else known and known.gpu_hours_per_epoch * recipe.epochs
+
+    def of_evaluation(self, recipe: Recipe, chosen: Protocol, image_set: str) -> float | None:
+        """GPU-hours of an evaluation of the recipe's network. Its passes are counted only if one's time is known."""
+        each = self._forward.get(recipe.backbone)
+        return None if each is None else each * chosen.forward_passes(_sizes(image_set))
 
 
-def _known(name: str) -> KnownSet:
-    if name not in KNOWN_SETS:
-        raise InputError(
-            f"the size of {name} is not known without its images",
-            where="--dry-run",
-            next_step=f"use one of {', '.join(KNOWN_SETS)}",
-        )
-    return KNOWN_SETS[name]
+def _passes_of_an_epoch(recipe: Recipe) -> float:
+    """Forward passes of a full image: smaller views are parts of one."""
+    areas = [policy.size**2 / _SIZE**2 for policy in view_policies(recipe, _SIZE)]
+    return _TRAINED * sum(areas) * KNOWN_SETS[recipe.image_set].train
 
 
-def _pretraining_passes(recipe: Recipe) -> float:
-    return _TRAINED * _VIEWS * recipe.epochs * _known(recipe.image_set).train
+def _add(recipe: Recipe, table: StudyTable, costs: _Costs, seen: set[tuple[str, ...]], own: _Totals) -> None:
+    """Count what a row takes that no row before it took."""
+    name, run = recipe_hash(recipe), costs.store.run_of(recipe)
+    parameters, features = network_size(recipe.backbone)
+    if (name,) not in seen:
+        seen.add((name,))
+        own.finished += run is not None
+        if run is None:
+            own.trainings += bool(recipe.epochs)
+            own.add(costs.of_training(recipe))
+            own.memory_mb = max(own.memory_mb, costs.store.memory_of(recipe))
+            own.kept[name, ""] = FLOAT * parameters
+    for chosen, where in ((protocol(each), where or recipe.image_set) for each, where in table.measured):
+        if (name, chosen.name, where) in seen:
+            continue
+        seen.add((name, chosen.name, where))
+        if run is not None and _is_evaluated(run, chosen, where):
+            own.finished += 1
+            continue
+        own.evaluations += 1
+        own.add(costs.of_evaluation(recipe, chosen, where))
+        if chosen.keeps_features:
+            images = sum(len(_sizes(where).split(split)) for split in ("train", "val", "test"))
+            own.kept[name, where] = FLOAT * features * images
 
 
-def _evaluation_passes(name: str, image_set: str) -> float:
-    return protocol(name).forward_passes(cast(ImageSet, _Sizes(_known(image_set))))
-
-
-def _hours(recipe: Recipe, count_passes: Callable[[], float]) -> float | None:
-    """GPU-hours of so many forward passes through the recipe's network; None if no time of it is known.
-
-    Passes are counted only then: what they are counted on may be an embedded set, whose size nobody published.
-    """
-    if recipe.cost is None:
-        return None
-    passes = count_passes()
-    of_an_epoch = _TRAINED * _VIEWS * _known(recipe.image_set).train
-    return recipe.cost.gpu_hours_per_epoch * passes / of_an_epoch
-
-
-def _words(totals: _Totals) -> str:
-    unknown = f", and {totals.unknown} jobs of unknown length" if totals.unknown else ""
-    return f"{totals.trainings} trainings, {totals.evaluations} evaluations: {totals.hours:,.0f} GPU-hours{unknown}"
+def _is_evaluated(run: Run, chosen: Protocol, image_set: str) -> bool:
+    """Whether the run has a record of the protocol on a set of this name; a collapsed one needs none."""
+    records, stem = run.folder / "records", chosen.name.replace("/", "--")
+    own = image_set == run.source.image_set
+    files = [records / f"{stem}.json"] if own else records.glob(f"{stem}--on-{image_set}-*.json")
+    return run.is_collapsed() or any(run.record(file) is not None for file in files)

@@ -82,7 +82,7 @@ def plan_study(study: Study, images: Images, runs_root: Path, overrides: dict[st
     Runs that several tables need are the same run in each. Raises InputError for whatever a recipe, a protocol name,
     an override or a checkpoint gets wrong.
     """
-    _check_varied_keys(study, overrides)
+    check_varied_keys(study, overrides)
     planned = []
     for table in study.tables:
         with inside(f"table {table.name}"):
@@ -96,21 +96,24 @@ def _plan_table(
     assert table.image_set is not None
     assert table.recipes is not None
     recipes = list(table_recipes(table, overrides))
+    check_columns(table)
     corrupt = agreed_on_corrupt_images([recipe for _, recipe in recipes], table.recipes)
     trained_on = ImageChoice.of(table.image_set, table.limit or {}, corrupt)
     evaluations = tuple(
-        Evaluation(_protocol_in_full(name), trained_on.whole(image_set)) for name, image_set in table.measured
+        Evaluation(protocol(name), trained_on.whole(image_set)) for name, image_set in table.measured
     )
-    _check_metrics(table)
-    check_evaluations(evaluations, images)
-    _say_unmeasured(table, evaluations, images)
-    if recipes:
-        load_training(images[trained_on])
     folder = encoder_folder(table, images.data_root)
     imported = imported_runs(folder, images[trained_on], runs_root, table.seeds or 1) if folder else []
     runs = [("", run) for run in imported]
-    runs += [(row.variant, plan_run(recipe, images[trained_on], runs_root)) for row, recipe in recipes]
-    return [PlannedRun(run, trained_on, evaluations, variant, table.name) for variant, run in runs]
+    runs += [(row.variant, _open(recipe, images[trained_on], runs_root)) for row, recipe in recipes]
+    planned = [PlannedRun(run, trained_on, evaluations, variant, table.name) for variant, run in runs]
+    # images of finished work are not read: a report of it takes seconds
+    if not all(job.is_finished() for job in jobs(planned, images)):
+        check_evaluations(evaluations, images)
+        _say_unmeasured(table, evaluations, images)
+        for _, recipe in recipes:
+            check_training(recipe, images[trained_on])
+    return planned
 
 
 def check_evaluations(evaluations: Iterable[Evaluation], images: Images) -> None:
@@ -118,16 +121,6 @@ def check_evaluations(evaluations: Iterable[Evaluation], images: Images) -> None
     for evaluation in evaluations:
         evaluation.protocol.check(images[evaluation.images])
         load_splits(images[evaluation.images], (evaluation.protocol,))
-
-
-def _protocol_in_full(name: str) -> Protocol:
-    """The protocol of a study, which must give the version: a study has to mean the same on every machine."""
-    chosen = protocol(name, others=FACTS.names())
-    if chosen.name != name:
-        raise InputError(
-            f"a study names its protocols in full, not {name!r}", nearest=chosen.name, next_step="write that"
-        )
-    return chosen
 
 
 def table_recipes(table: StudyTable, overrides: dict[str, Any]) -> Iterator[tuple[RowKey, Recipe]]:
@@ -160,21 +153,33 @@ def agreed_on_corrupt_images(recipes: Iterable[Recipe], folder: str) -> Corrupt:
 
 def plan_run(recipe: Recipe, image_set: ImageSet, runs_root: Path, ranks: int = 1) -> Run:
     """Resolve and check one recipe for a number of ranks, and open its run."""
+    run = _open(recipe, image_set, runs_root)
+    check_training(recipe, image_set, ranks)
+    return run
+
+
+def _open(recipe: Recipe, image_set: ImageSet, runs_root: Path) -> Run:
+    return open_run(runs_root, resolve(recipe, image_set.image_size, image_set.fingerprint), image_set)
+
+
+def check_training(recipe: Recipe, image_set: ImageSet, ranks: int = 1) -> None:
+    """Raise InputError unless a recipe fits the images, which are read, and the number of ranks."""
+    load_training(image_set)
     resolved = resolve(recipe, image_set.image_size, image_set.fingerprint)
     method = build_method(resolved)
-    if method.trains:
-        train = image_set.split("train")
-        steps_in_epoch(resolved, len(train), image_set.name)
-        method.check(resolved.batch_size, len(resolved.views or ()), ranks)
-        check_shares(resolved.batch_size, resolved.accumulate, ranks)
-        check_accumulation(resolved, method)
-        if method.needs_labels and bool((train.labels < 0).any()):
-            raise InputError(
-                f"{resolved.method} needs labels, but training images have none",
-                where=image_set.name,
-                next_step="sort them into train/<class>/ folders, or choose another method",
-            )
-    return open_run(runs_root, resolved, image_set)
+    if not method.trains:
+        return
+    train = image_set.split("train")
+    steps_in_epoch(resolved, len(train), image_set.name)
+    method.check(resolved.batch_size, len(resolved.views or ()), ranks)
+    check_shares(resolved.batch_size, resolved.accumulate, ranks)
+    check_accumulation(resolved, method)
+    if method.needs_labels and bool((train.labels < 0).any()):
+        raise InputError(
+            f"{resolved.method} needs labels, but training images have none",
+            where=image_set.name,
+            next_step="sort them into train/<class>/ folders, or choose another method",
+        )
 
 
 def load_training(image_set: ImageSet) -> None:
@@ -212,7 +217,19 @@ def _require_labels(image_set: ImageSet) -> None:
             )
 
 
-def _check_metrics(table: StudyTable) -> None:
+def check_columns(table: StudyTable) -> None:
+    """Raise InputError for a protocol or metric that there is not.
+
+    A study names its protocols with their versions: it has to mean the same on every machine.
+    """
+    for name in dict.fromkeys(column.protocol for column in table.columns if column.protocol not in FACTS):
+        chosen = protocol(name, others=FACTS.names())
+        if chosen.name != name:
+            raise InputError(
+                f"a study names its protocols in full, not {name!r}",
+                nearest=chosen.name,
+                next_step="write that",
+            )
     for column in table.columns:
         is_fact = column.protocol in FACTS
         metrics = FACTS[column.protocol].metrics if is_fact else protocol(column.protocol).metrics
@@ -248,7 +265,8 @@ def _say_unmeasured(table: StudyTable, evaluations: Sequence[Evaluation], images
         )
 
 
-def _check_varied_keys(study: Study, overrides: dict[str, Any]) -> None:
+def check_varied_keys(study: Study, overrides: dict[str, Any]) -> None:
+    """Raise InputError if an override has the key of something that the study varies."""
     for table in study.tables:
         for key, varied in ((key, varied) for key in overrides for varied in sorted(table.varied_keys())):
             if overlap(key, varied):

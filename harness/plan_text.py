@@ -15,7 +15,8 @@ from twinbench.harness.studies import Study
 from twinbench.harness.workers import busy_workers
 from twinbench.pretraining.recipe import BackboneSpec
 
-_FLOAT = 4  # bytes
+FLOAT = 4
+"""Bytes of a number."""
 
 
 def plan_lines(
@@ -55,23 +56,23 @@ def _table_lines(
 def _disk_mb(left: Sequence[Job], images: Images) -> float:
     """What the jobs leave behind in MiB: encoders, and the features of each encoder on each image set, once."""
     kept = {
-        str(job.run.folder): _FLOAT * _parameters(job.run.source.backbone)[0]
+        str(job.run.folder): FLOAT * network_size(job.run.source.backbone)[0]
         for job in left
         if not job.evaluation
     }
     for job in left:
-        if job.evaluation is None or job.evaluation.protocol.needs != "labels":
+        if job.evaluation is None or not job.evaluation.protocol.keeps_features:
             continue
         image_set = images[job.evaluation.images]
         count = sum(len(image_set.split(split)) for split in ("train", "val", "test"))
         kept[f"{job.run.folder} {image_set.fingerprint}"] = (
-            _FLOAT * count * _parameters(job.run.source.backbone)[1]
+            FLOAT * count * network_size(job.run.source.backbone)[1]
         )
     return sum(kept.values()) / 2**20
 
 
 @cache
-def _parameters(spec: BackboneSpec) -> tuple[int, int]:
+def network_size(spec: BackboneSpec) -> tuple[int, int]:
     """How many parameters a backbone has, and how many features it gives."""
     backbone = build_backbone(spec.name, spec.width, spec.stem)
     return sum(parameter.numel() for parameter in backbone.parameters()), backbone.feature_dim

@@ -179,7 +179,7 @@ def set_dotted(document: dict[str, Any], dotted: str, value: Any) -> None:
         document[part] = value
         return
     inner = document.get(part)
-    if isinstance(inner, list) and all(isinstance(each, dict) for each in inner):
+    if isinstance(inner, list) and inner and all(isinstance(each, dict) for each in inner):
         document[part] = [dict(each) for each in inner]
         for each in document[part]:
             set_dotted(each, rest, value)

@@ -22,6 +22,7 @@ from twinbench.pretraining.train import ReportProgress
 
 _LINE_SECONDS = 10.0
 _FAILURES_SHOWN = 5
+_REBUILD_SECONDS, _REBUILD_SHARE = 60.0, 1 / 20
 
 
 class Watch(Protocol):
@@ -40,8 +41,7 @@ class Watch(Protocol):
 def watched(tables: Mapping[str, Sequence[str]], finished: Collection[str] = ()) -> Iterator[Watch]:
     """Shows the jobs of each table, some of which several tables may need, until the block ends."""
     if not sys.stderr.isatty():
-        left = {label for labels in tables.values() for label in labels} - set(finished)
-        yield PlainLines(len(left))
+        yield PlainLines({label for labels in tables.values() for label in labels} - set(finished))
         return
     view = LiveView(tables, finished)
     # two times a second are enough for people, and cost the jobs nothing
@@ -50,15 +50,15 @@ def watched(tables: Mapping[str, Sequence[str]], finished: Collection[str] = ())
 
 
 class PlainLines:
-    """A line when a job begins, and one now and then while it runs."""
+    """A line when a job begins, numbered among those that are ``left``, and one now and then while it runs."""
 
-    def __init__(self, total: int) -> None:
-        self._total, self._count = total, 0
+    def __init__(self, left: Collection[str]) -> None:
+        self._left, self._total = set(left), len(left)
 
     def start(self, label: str) -> ReportProgress:
         """The line of a job that begins."""
-        self._count += 1
-        prefix = f"[{self._count}/{self._total}] {label}"
+        self._left.discard(label)
+        prefix = f"[{self._total - len(self._left)}/{self._total}] {label}"
         say(prefix)
         running = _Running(time.monotonic())
         last_line = time.monotonic()
@@ -78,7 +78,8 @@ class PlainLines:
         return report
 
     def end(self, label: str, failure: str = "") -> None:
-        """What failed has had its line already."""
+        """No line: what failed has had one. A job that never begins, as its run collapsed, counts as well."""
+        self._left.discard(label)
 
 
 @dataclass
@@ -210,9 +211,9 @@ def _duration(seconds: float) -> str:
 class Rebuilding:
     """A watch that also has the report made again as results come in, for at most a twentieth of the time."""
 
-    def __init__(self, watch: Watch, rebuild: Callable[[], None], every: float = 60.0) -> None:
-        self._watch, self._rebuild, self._every = watch, rebuild, every
-        self._due = time.monotonic() + every
+    def __init__(self, watch: Watch, rebuild: Callable[[], None]) -> None:
+        self._watch, self._rebuild = watch, rebuild
+        self._due = time.monotonic() + _REBUILD_SECONDS
 
     def start(self, label: str) -> ReportProgress:
         """As the watch does."""
@@ -225,4 +226,4 @@ class Rebuilding:
         if started >= self._due:
             self._rebuild()
             now = time.monotonic()
-            self._due = now + max(self._every, 20 * (now - started))
+            self._due = now + max(_REBUILD_SECONDS, (now - started) / _REBUILD_SHARE)

@@ -43,6 +43,19 @@ def test_everything_that_is_an_encoder_has_a_row(cli, made, tmp_path, records):
     assert "twinbench compare" in page
 
 
+def test_an_encoder_that_is_named_twice_has_one_row_and_the_command_names_the_folders(
+    cli, made, tmp_path, records
+):
+    trained = made["barlow_twins"]
+    ended = cli("compare", trained, trained / "encoder", *KNN, "--workers", "1", "--out", "results/compare")
+    assert ended.code == 0, ended.err
+    assert "2 jobs, 1 already finished" in ended.err, "the training, which is done, and one evaluation"
+    assert len(records()) == 2, "top-1 and top-5 of one encoder"
+    ended = cli("compare", trained, *KNN, "--workers", "1", "--out", "elsewhere")
+    assert ended.code == 0, ended.err
+    assert "--out elsewhere" in (tmp_path / "elsewhere/report.html").read_text()
+
+
 def test_runs_of_one_method_are_told_apart_by_what_differs(cli, made, records):
     pretrain = ("pretrain", "barlow_twins", "--image-set", "digit-scenes", "--set", "backbone.width=8")
     small = ("--set", "epochs=1", "--set", "batch_size=512", "--set", "schedule.warmup_epochs=0")

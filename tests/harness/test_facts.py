@@ -13,8 +13,7 @@ tables:
     columns:
       - {protocol: knn/cosine-v1, metric: top1, label: kNN top-1}
       - {protocol: cost/training-v1, metric: images_per_second, label: speed}
-      - {protocol: cost/training-v1, metric: core_hours, label: cores}
-      - {protocol: cost/training-v1, metric: gpu_hours, label: GPUs}
+      - {protocol: cost/training-v1, metric: device_hours, label: pretraining}
       - {protocol: cost/training-v1, metric: peak_memory, label: memory}
       - {protocol: cost/training-v1, metric: parameters, label: parameters}
   - name: features
@@ -61,11 +60,10 @@ def test_a_study_of_cost_and_diagnostics(cli, study, tmp_path):
     own = ("barlow_twins", "cost/training-v1")
     assert float(value(found, *own, "images_per_second")[0]) == status["images_per_second"]
     hours = status["seconds"] * status["threads"] / 3600
-    assert float(value(found, *own, "core_hours")[0]) == pytest.approx(hours)
+    assert float(value(found, *own, "device_hours")[0]) == pytest.approx(hours)
     assert float(value(found, *own, "parameters")[0]) == status["parameters"] / 1e6
-    assert value(found, *own, "gpu_hours") == ("", "absent", f"it was trained on {status['device']}")
     untrained = "nothing was trained, or one step only"
-    assert value(found, "random_init", own[1], "core_hours") == ("", "absent", untrained)
+    assert value(found, "random_init", own[1], "device_hours") == ("", "absent", untrained)
 
     measures = json.loads((folder / "diagnostics.json").read_text())["embeddings"]["measures"]
     embeddings = "diagnostics/embeddings-v1"
@@ -80,9 +78,7 @@ def test_a_study_of_cost_and_diagnostics(cli, study, tmp_path):
 
     tables = tmp_path / "results/tiny/tables"
     cost = (tables / "cost.md").read_text()
-    assert (
-        "| speed (images/s) | cores (core-hours) | GPUs (GPU-hours) | memory (MiB) | parameters (M) |" in cost
-    )
+    assert "| speed (images/s) | pretraining (device-hours) | memory (MiB) | parameters (M) |" in cost
     assert re.search(r"</sup> nothing was trained", cost)
     assert "those of heads and of the slow copies" in cost
     assert "no projector" in (tables / "embeddings.md").read_text()
@@ -102,7 +98,7 @@ def test_a_study_of_cost_and_diagnostics(cli, study, tmp_path):
     assert outcome.code == 0, outcome.err
     found = records(tmp_path / "old")
     earlier = "the run is of an earlier version of twinbench, which did not record it"
-    assert value(found, *own, "core_hours") == ("", "absent", earlier)
+    assert value(found, *own, "device_hours") == ("", "absent", earlier)
     assert value(found, "simclr", embeddings, "alignment") == ("", "absent", earlier)
     assert value(found, *own, "images_per_second")[1] == "done"
     outcome = cli("report", "runs", "--out", "all")

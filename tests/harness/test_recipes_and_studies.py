@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from twinbench.harness.recipes import load_recipe, parse_overrides, recipe_hash,
 from twinbench.harness.records import collect_stored
 from twinbench.harness.store import Run
 from twinbench.harness.studies import load_study, study_names
-from twinbench.pretraining.build import build_method, resolve
+from twinbench.pretraining.build import build_method, resolve, view_policies
 from twinbench.pretraining.method import Method, method_names
 from twinbench.pretraining.optim import build_optimizer, resolved_lr, set_learning_rates
 from twinbench.pretraining.recipe import Recipe
@@ -289,6 +290,21 @@ def test_the_shown_results_belong_to_the_recipes_as_they_are_now():
 )
 def test_set_reads_values_as_a_person_means_them(text, value):
     assert parse_overrides([f"key={text}"]) == {"key": value}
+
+
+def test_a_key_of_views_that_are_listed_is_set_in_each_of_them():
+    """SwAV's recipe for ImageNet lists its eight views: two large ones and six small."""
+    plain, changed = (
+        view_policies(load_recipe("imagenet", "swav", "imagenet", changes), 224)
+        for changes in ({}, {"views.grayscale": 0.0})
+    )
+    assert [policy.size for policy in changed] == [224] * 2 + [96] * 6
+    assert {policy.grayscale for policy in changed} == {0.0} != {policy.grayscale for policy in plain}
+    assert [replace(policy, grayscale=0.2) for policy in changed] == [
+        replace(policy, grayscale=0.2) for policy in plain
+    ]
+    with pytest.raises(InputError, match="cannot set 'grayscale' below 'views'"):
+        load_recipe("imagenet", "swav", "imagenet", {"views": [], "views.grayscale": 0.0})
 
 
 def test_the_fingerprint_of_the_embedded_set_is_in_the_recipe():

@@ -102,7 +102,7 @@ def test_nothing_is_claimed_of_a_kind_of_job_that_has_not_been_seen(clock):
 
 
 def test_plain_lines_number_the_jobs_and_tell_how_far_a_long_one_is(clock, capsys):
-    lines = PlainLines(2)
+    lines = PlainLines({"pretrain byol", "linear byol"})
     report = lines.start("pretrain byol")
     report(0.0, "")
     clock.now += 11
@@ -116,6 +116,16 @@ def test_plain_lines_number_the_jobs_and_tell_how_far_a_long_one_is(clock, capsy
     ]
 
 
+def test_jobs_that_never_begin_count_all_the_same(clock, capsys):
+    lines = PlainLines({"pretrain byol", "linear byol", "pretrain simclr"})
+    lines.start("pretrain byol")
+    lines.end("pretrain byol", "the embeddings collapsed")
+    lines.end("linear byol")
+    lines.start("pretrain simclr")
+    lines.end("found finished before")
+    assert capsys.readouterr().err.splitlines() == ["[1/3] pretrain byol", "[3/3] pretrain simclr"]
+
+
 def test_the_report_is_made_again_at_most_once_a_minute_and_for_a_twentieth_of_the_time(clock):
     made = []
 
@@ -123,7 +133,7 @@ def test_the_report_is_made_again_at_most_once_a_minute_and_for_a_twentieth_of_t
         made.append(clock.now)
         clock.now += 10
 
-    watched = Rebuilding(PlainLines(1), rebuild)
+    watched = Rebuilding(PlainLines({"job"}), rebuild)
     for _ in range(100):
         clock.now += 5
         watched.end("job")

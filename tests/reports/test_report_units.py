@@ -22,7 +22,7 @@ ACCURACY = {"simclr": 60.0, "byol": 75.0, "barlow_twins": 61.0, "moco_v2": 62.0}
 COLUMNS = [
     {"protocol": LINEAR, "metric": "top1", "label": "linear"},
     {"protocol": COST, "metric": "images_per_second", "label": "speed"},
-    {"protocol": COST, "metric": "core_hours", "label": "pretraining"},
+    {"protocol": COST, "metric": "device_hours", "label": "pretraining"},
     {"protocol": COST, "metric": "parameters", "label": "size"},
     {"protocol": COST, "metric": "energy", "label": "energy"},
 ]
@@ -41,11 +41,11 @@ def rows(make_row):
             found += [
                 make_row(method, ACCURACY[method] + seed, seed),
                 make_row(method, speed + seed, metric="images_per_second", **cost),
-                make_row(method, 10 / speed, metric="core_hours", **cost),
+                make_row(method, 10 / speed, metric="device_hours", **cost),
                 make_row(method, 2.5398, metric="parameters", **cost),
                 make_row(method, None, metric="energy", status="absent", reason="no counter", **cost),
             ]
-    for metric in ("images_per_second", "core_hours", "parameters", "energy"):
+    for metric in ("images_per_second", "device_hours", "parameters", "energy"):
         absent = {"status": "absent", "reason": "nothing is trained", "metric": metric, "protocol": COST}
         found += [make_row("random_init", None, seed, **absent) for seed in range(2)]
     return found
@@ -63,7 +63,7 @@ def texts(table, method):
 
 
 def test_units_stand_in_headings_and_decimals_are_the_metrics(table):
-    labels = ["linear", "speed (images/s)", "pretraining (core-hours)", "size (M)", "energy (kWh)"]
+    labels = ["linear", "speed (images/s)", "pretraining (device-hours)", "size (M)", "energy (kWh)"]
     assert [column.label for column in table.columns] == labels
     assert texts(table, "simclr") == ["60.5 ± 0.7", "1000 ± 1", "0.010 ± 0.000", "2.54 ± 0.00", "-"]
     for written in (to_markdown(table), to_latex(table), to_text(table)):
@@ -113,7 +113,7 @@ def test_the_csv_has_units(table):
     assert units == {
         "top1": "%",
         "images_per_second": "images/s",
-        "core_hours": "core-hours",
+        "device_hours": "device-hours",
         "parameters": "M",
         "energy": "kWh",
     }
@@ -136,7 +136,7 @@ def test_a_scatter_says_the_rank_correlation_of_the_methods(table, rows, spec):
     assert set(drawing.files) == {"svg", "png", "pdf"}
     rho = spearmanr(list(SPEEDS.values()), [ACCURACY[method] for method in SPEEDS]).statistic
     assert f"speed (images/s) {rho:.2f} (n = 4)" in drawing.caption
-    assert f"pretraining (core-hours) {-rho:.2f} (n = 4)" in drawing.caption
+    assert f"pretraining (device-hours) {-rho:.2f} (n = 4)" in drawing.caption
     assert "energy" not in drawing.caption, "nothing of it was measured"
     assert "no proof of a cause" in drawing.caption
     assert "Error bars: std over seeds" in drawing.caption

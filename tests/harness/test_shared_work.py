@@ -1,0 +1,66 @@
+"""What a study has done is never done twice: between its tables, between its runs, and after a change of one key."""
+
+import re
+
+import pytest
+
+from twinbench.data.image_sets import DigitScenes
+
+TWO_TABLES = """
+tables:
+  - name: methods
+    rows: [{methods: [barlow_twins, simclr]}]
+    columns: [{protocol: knn/cosine-v1, metric: top1, label: kNN}]
+  - name: temperature
+    rows:
+      - methods: [simclr]
+        vary: [{key: options.temperature, values: [0.2, 0.5]}]
+    columns: [{protocol: knn/cosine-v1, metric: top1, label: kNN}]
+  - name: lambda
+    rows:
+      - methods: [barlow_twins]
+        vary: [{label: lambda, values: [{label: as it is}, {label: more, set: {options.lambd: 0.1}}]}]
+    columns: [{protocol: knn/cosine-v1, metric: top1, label: kNN}]
+"""
+
+
+@pytest.fixture
+def study(tiny_study):
+    text = tiny_study.read_text()
+    text = text[: text.index("tables:")].replace("methods: [random_init, barlow_twins]\n", "")
+    tiny_study.write_text(text + TWO_TABLES)
+    return tiny_study
+
+
+def counts(ended):
+    """Jobs, and those that were finished before."""
+    assert ended.code == 0, ended.err
+    return tuple(map(int, re.search(r"(\d+) jobs, (\d+) already finished", ended.err).groups()))
+
+
+def test_changing_one_key_trains_anew_only_what_depends_on_it(cli, study):
+    runs = 5  # barlow_twins serves two tables, simclr as it is one
+    assert counts(cli("run", study)) == (2 * runs, 0)
+    assert counts(cli("run", study)) == (2 * runs, 2 * runs)
+    text = study.read_text()
+    study.write_text(text.replace("[0.2, 0.5]", "[0.2, 0.6]"))
+    assert counts(cli("run", study)) == (2 * runs, 2 * runs - 2), "one value of one table"
+    study.write_text(text.replace("{options.lambd: 0.1}", "{options.lambd: 0.1, optimizer.base_lr: 0.1}"))
+    assert counts(cli("run", study)) == (2 * runs, 2 * runs - 2)
+    study.write_text(text.replace("metric: top1, label: kNN}]", "metric: top5, label: kNN}]"))
+    assert counts(cli("run", study)) == (2 * runs, 2 * runs), "another metric of the same evaluation"
+    study.write_text(text.replace("  epochs: 2\n", "  epochs: 3\n"))
+    assert counts(cli("run", study)) == (2 * runs, 0), "a key of every recipe"
+
+
+def test_the_report_of_finished_work_reads_no_image(cli, study, monkeypatch):
+    assert counts(cli("run", study)) == (10, 0)
+
+    def make(self, name):
+        raise AssertionError("images are made")
+
+    monkeypatch.setattr(DigitScenes, "_make", make)
+    assert counts(cli("run", study)) == (10, 10)
+    study.write_text(study.read_text().replace("[0.2, 0.5]", "[0.2, 0.7]"))
+    with pytest.raises(AssertionError, match="images are made"):
+        cli("run", study, "--debug")
