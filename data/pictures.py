@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from twinbench.foundation.files import write_atomically
 
 _GAP = 2
 _SMALLEST = 64  # pixels: smaller images are shown with whole pixels enlarged
+_LARGEST = 96  # larger ones are shown smaller
 
 
 def tiled(rows: Sequence[Sequence[Tensor]], apart: int = 0) -> Tensor:
@@ -34,6 +36,13 @@ def tiled(rows: Sequence[Sequence[Tensor]], apart: int = 0) -> Tensor:
             large = image.repeat_interleave(times, 1).repeat_interleave(times, 2)
             canvas[:, top : top + height, left : left + width] = large
     return canvas
+
+
+def small(images: Tensor, side: int) -> Tensor:
+    """Images ``[N, 3, H, W]``, uint8 or from 0 to 1, as uint8 of ``side`` pixels or as large as is shown."""
+    floats = images.float() / 255 if images.dtype == torch.uint8 else images
+    resized = interpolate(floats, size=min(side, _LARGEST), mode="bilinear", antialias=True)
+    return (255 * resized).round().clamp(0, 255).to(torch.uint8)
 
 
 def write_picture(path: Path, pixels: Tensor) -> None:

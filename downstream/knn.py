@@ -7,8 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from twinbench.data.image_sets import ImageSet
-from twinbench.data.pictures import tiled
-from twinbench.data.streaming import StreamedImages
+from twinbench.data.pictures import small, tiled
 from twinbench.downstream.protocol import (
     EvaluationContext,
     Measurement,
@@ -47,17 +46,18 @@ def knn_scores(
 
 
 def _nearest(queries: Tensor, bank: Tensor, image_set: ImageSet) -> Tensor | None:
-    """A few test images, each before its nearest training images; None where images lack labels or are streamed."""
+    """A few test images, each before its nearest training images; None where images lack labels."""
     test, train = image_set.split("test"), image_set.split("train")
     if len(queries) != len(test) or len(bank) != len(train):
-        return None
-    if isinstance(train.images, StreamedImages) or isinstance(test.images, StreamedImages):
         return None
     shown = torch.linspace(0, len(queries) - 1, min(_SHOWN, len(queries))).long()
     similarity = normalize(queries[shown], dim=1) @ normalize(bank, dim=1).T
     nearest = similarity.topk(min(_NEAREST, len(bank)), dim=1).indices
-    rows = [[test.images[int(i)], *train.images[near.cpu()]] for i, near in zip(shown, nearest, strict=True)]
-    return tiled(rows, apart=1)
+    rows = [
+        torch.cat([test.images[i : i + 1], train.images[near]])
+        for i, near in zip(shown.tolist(), nearest.cpu(), strict=True)
+    ]
+    return tiled([[*small(row, row.shape[-1])] for row in rows], apart=1)
 
 
 @register_protocol

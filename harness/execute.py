@@ -11,12 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from twinbench.data.augment import Normalisation, augment
 from twinbench.data.image_sets import ImageSet
-from twinbench.data.pictures import tiled, write_picture
-from twinbench.data.streaming import StreamedImages
+from twinbench.data.pictures import small, tiled, write_picture
 from twinbench.downstream.features import FeatureStore
 from twinbench.downstream.label_lists import LabelList
 from twinbench.downstream.protocol import EvaluationContext, Protocol
@@ -149,23 +147,21 @@ def train_run(
 
 
 def show_views(run: Run, image_set: ImageSet) -> None:
-    """Leave a picture of a few training images and of views as the method saw them."""
+    """Leave a picture of a few training images and of views as the method saw them.
+
+    Of pictures that stay on disk they are cut from the centre, where training cuts them from the whole.
+    """
     recipe = run.source
     if not isinstance(recipe, Recipe) or not method_class(recipe.method).trains:
         return
     policies, split = view_policies(recipe, image_set.image_size), image_set.split("train")
-    if isinstance(split.images, StreamedImages):
-        return
     images = split.images[torch.linspace(0, len(split) - 1, min(_SHOWN, len(split))).long()]
     generator = seeded_generator(run.source.seed, "picture", 0)
     # draws of its own, not those of the training
     as_it_is = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     views = [augment(images, policy, as_it_is, generator) for policy in policies]
-    side = images.shape[-1]
-    small = [(255 * interpolate(view, size=side)).round().clamp(0, 255).to(torch.uint8) for view in views]
-    write_picture(
-        run.folder / VIEWS_PICTURE, tiled([[*row] for row in zip(images, *small, strict=True)], apart=1)
-    )
+    columns = [small(shown, images.shape[-1]) for shown in (images, *views)]
+    write_picture(run.folder / VIEWS_PICTURE, tiled([[*row] for row in zip(*columns, strict=True)], apart=1))
 
 
 def finish_run(run: Run, summary: TrainingSummary) -> None:

@@ -21,6 +21,7 @@ from twinbench.downstream.detection.coco_eval import (
     evaluation_remarks,
     require_objects,
 )
+from twinbench.downstream.detection.drawing import drawn
 from twinbench.downstream.detection.schedules import Schedule
 from twinbench.downstream.detection.voc_eval import voc_average_precision
 from twinbench.downstream.protocol import EvaluationContext, Measurement, Protocol
@@ -113,6 +114,7 @@ class FineTuning(Protocol):
             for i in range(len(test)):
                 detections.append(detector.detect(test.images[i]))
                 context.progress(0.9 + 0.1 * (i + 1) / (len(test) + 1))
+        context.picture = drawn(test, detections, image_set.detection_classes)
         if self.evaluator == "voc2007":
             precision = voc_average_precision(test, detections, classes)
         else:

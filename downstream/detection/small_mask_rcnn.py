@@ -19,19 +19,17 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from twinbench.data.detection import DetectionSplit, PictureFiles
 from twinbench.data.image_sets import ImageSet
-from twinbench.data.pictures import tiled
 from twinbench.downstream.detection.coco_eval import (
     Detections,
     average_precision,
     evaluation_remarks,
-    pixel_masks,
     require_objects,
     run_lengths,
 )
+from twinbench.downstream.detection.drawing import drawn
 from twinbench.downstream.detection.fine_tuning import (
     BOX_AND_MASK_METRICS,
     STAGES,
@@ -164,9 +162,6 @@ def pyramid_maps(model: GeneralizedRCNN, image: Tensor) -> dict[str, Tensor]:
     return maps
 
 
-_SHOWN, _ENLARGED, _SUREST = 6, 2, 3  # of the picture: test scenes, times as large, detections in each
-
-
 @register_protocol
 class SmallMaskRcnn(Protocol):
     """Box and mask AP of one short Mask R-CNN training on the detection scenes.
@@ -211,7 +206,7 @@ class SmallMaskRcnn(Protocol):
             for step in train_detector(detector, train, STEPS, generator, context.device):
                 context.progress(0.8 * (step + 1) / STEPS)
         detections = detect(detector, test_images, context.device)
-        context.picture = _drawn(test_images, detections, image_set.detection_classes)
+        context.picture = drawn(test, detections, image_set.detection_classes)
         context.progress(0.95)
         precision = average_precision(test, detections, classes)
         context.progress(1.0)
@@ -256,28 +251,6 @@ def train_detector(
         optimizer.step()
         schedule.step()
         yield step
-
-
-def _drawn(images: Tensor, detections: Sequence[Detections], classes: Sequence[str]) -> Tensor:
-    """A few test scenes, enlarged, with the surest detections in each: named boxes with scores, and masks."""
-    shown = torch.linspace(0, len(images) - 1, min(_SHOWN, len(images))).long().tolist()
-    pictures = [_with_detections(images[i].cpu(), detections[i], classes) for i in shown]
-    half = (len(pictures) + 1) // 2
-    return tiled([row for row in (pictures[:half], pictures[half:]) if row])
-
-
-def _with_detections(image: Tensor, found: Detections, classes: Sequence[str]) -> Tensor:
-    def enlarged(pixels: Tensor) -> Tensor:
-        return pixels.repeat_interleave(_ENLARGED, 1).repeat_interleave(_ENLARGED, 2)
-
-    picture = enlarged(image)
-    sure = found.scores.argsort(descending=True)[:_SUREST].tolist()
-    if not sure or found.masks is None:
-        return picture
-    masks = enlarged(pixel_masks([found.masks[i] for i in sure]))
-    names = [f"{classes[int(found.labels[i])]} {found.scores[i]:.2f}" for i in sure]
-    picture = draw_segmentation_masks(picture, masks, alpha=0.3, colors="yellow")
-    return draw_bounding_boxes(picture, _ENLARGED * found.boxes[sure], names, colors="yellow")
 
 
 def _pixels_and_masks(scenes: DetectionSplit) -> tuple[Tensor, Sequence[Tensor]]:
