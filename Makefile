@@ -49,8 +49,7 @@ docs: $(STAMP)
 	$(PYTEST) -m docs tests/docs
 
 # The tables and figures in docs/results.md and the README are generated: run these studies, then this.
-SHOWN := cifar10-cpu:linear-top1 quick:linear-top1,box-ap quick-lambda:lambda quick-batch-size:batch-size \
-  bccd:box-ap detection-backends:detectron2-box-ap
+SHOWN := cifar10-cpu:linear-top1 quick:linear-top1,box-ap bccd:box-ap detection-backends:detectron2-box-ap
 STUDIES := $(foreach shown,$(SHOWN),$(firstword $(subst :, ,$(shown))))
 readme: $(STAMP)
 	for shown in $(SHOWN); do \

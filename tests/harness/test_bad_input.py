@@ -77,7 +77,7 @@ from twinbench.foundation.errors import RunFailure
         ),
         (["run", "quick", "--set", "epochs=["], ["cannot read the value"]),
         (["run", "quick", "--set", "seed=3"], ["'seed' is not a recipe key", "--seeds"]),
-        (["run", "quick-lambda", "--set", "options.lambd=0.1"], ["would overwrite", "options.lambd"]),
+        (["run", "fig5", "--set", "options.lambd=0.1"], ["would overwrite", "options.lambd"]),
         (["run", "quick", "--out", "."], ["next:"]),
         (["report", "nowhere", "--out", "x"], ["no runs here", "twinbench run quick"]),
         (["run", "cifar10-cpu", "--data-root", "nowhere"], ["nowhere"]),
