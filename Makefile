@@ -48,16 +48,23 @@ docs: $(STAMP)
 	$(BIN)/sphinx-build -q -W --keep-going docs site
 	$(PYTEST) -m docs tests/docs
 
-# The tables and figures in docs/results.md and the README are generated: run these studies, then this.
+# The tables and figures in docs/results.md and the README are generated: run these studies, then this. The paper, run at the
+# scale quick, is shown with all its figures and a block for each table; make readme SHOWN= takes it alone.
 SHOWN := cifar10-cpu:linear-top1 quick:linear-top1,box-ap bccd:box-ap detection-backends:detectron2-box-ap
 STUDIES := $(foreach shown,$(SHOWN),$(firstword $(subst :, ,$(shown))))
+PAPER := docs/results/paper
 readme: $(STAMP)
 	for shown in $(SHOWN); do \
 	  from=results/$${shown%%:*}; to=docs/$$from; \
 	  rm -rf $$to && mkdir -p $$to/figures && cp -r $$from/tables $$from/records.csv $$to/ || exit 1; \
 	  for figure in $$(echo $${shown##*:} | tr , ' '); do cp $$from/figures/$$figure.svg $$to/figures/ || exit 1; done; \
 	  done
-	$(BIN)/python -m twinbench.reports.readme docs/results.md $(foreach study,$(STUDIES),$(study)=docs/results/$(study))
+	test -f results/paper-quick/records.csv
+	rm -rf $(PAPER) && mkdir -p $(PAPER)/figures
+	cp -r results/paper-quick/tables results/paper-quick/records.csv $(PAPER)/
+	cp results/paper-quick/figures/*.svg $(PAPER)/figures/
+	$(BIN)/python -m twinbench.reports.readme docs/results.md $(foreach study,$(STUDIES),$(study)=docs/results/$(study)) \
+	  $$(for table in $(PAPER)/tables/*.md; do echo paper/$$(basename $$table .md)=$$table; done)
 	$(BIN)/python -m twinbench.reports.readme README.md cifar10-cpu=docs/results/cifar10-cpu
 
 clean:

@@ -51,14 +51,17 @@ def _replace(text: str, name: str, content: str, readme: Path) -> str:
 
 
 def _main(arguments: list[str]) -> None:
-    """``python -m twinbench.reports.readme README.md STUDY=FOLDER ...``: each report's tables into its block."""
+    """``python -m twinbench.reports.readme README.md NAME=PATH ...``: tables into their blocks.
+
+    A path is the folder of a report, all of whose tables make one block, or the file of one table in Markdown.
+    """
     readme, *pairs = arguments
     blocks = {}
     for pair in pairs:
-        name, _, folder = pair.partition("=")
-        tables = sorted((Path(folder) / "tables").glob("*.md"))
+        name, _, path = pair.partition("=")
+        tables = [Path(path)] if path.endswith(".md") else sorted((Path(path) / "tables").glob("*.md"))
         if not tables:
-            raise InputError("no tables here", folder, next_step=f"run the study first: twinbench run {name}")
+            raise InputError("no tables here", path, next_step=f"run the study first: twinbench run {name}")
         blocks[name] = "\n\n".join(table.read_text(encoding="utf-8").strip() for table in tables)
     update_blocks(Path(readme), blocks)
 
