@@ -16,6 +16,7 @@ from twinbench.data.catalogue import load_image_set
 from twinbench.downstream.protocol import protocol
 from twinbench.foundation.errors import InputError
 from twinbench.harness.facts import FACTS
+from twinbench.harness.plan import table_recipes
 from twinbench.harness.recipes import load_recipe, parse_overrides, recipe_hash, recipe_names
 from twinbench.harness.records import collect_stored
 from twinbench.harness.store import Run
@@ -282,6 +283,26 @@ def test_the_shown_results_belong_to_the_recipes_as_they_are_now():
     for (method, seed), hashes in records.groupby(["method", "seed"]).recipe_hash.unique().items():
         recipe = load_recipe("digit-scenes", str(method), image_set.name, {}, seed)
         assert list(hashes) == [recipe_hash(resolve(recipe, SIZE, image_set.fingerprint))]
+
+
+def test_the_shown_paper_is_made_of_the_rows_and_recipes_that_its_study_has_now():
+    file = SHOWN / "paper" / "records.csv"
+    assert file.is_file(), f"{file} is missing: twinbench run paper --scale quick, then make readme SHOWN="
+    records = pd.read_csv(file, dtype=str, keep_default_na=False)
+    keys = ["table", "method", "variant", "seed", "recipe_hash"]
+    fingerprint = load_image_set("digit-scenes").fingerprint
+    planned = {
+        (
+            table.name,
+            row.method,
+            row.variant,
+            str(recipe.seed),
+            recipe_hash(resolve(recipe, SIZE, fingerprint)),
+        )
+        for table in load_study("paper", "quick").tables
+        for row, recipe in table_recipes(table, {})
+    }
+    assert set(records[keys].itertuples(index=False, name=None)) == planned
 
 
 @pytest.mark.parametrize(
