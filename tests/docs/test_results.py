@@ -202,9 +202,10 @@ def claims() -> dict[str, str]:
 )
 def test_the_page_says_of_a_direction_what_the_records_do(records, name):
     holds, rows = directions(records)[name]
+    verdict, numbers = "holds" if holds else "does not hold", [each.text for each in rows]
     said = claims()[name]
-    assert said.startswith(" holds.**" if holds else " does not hold.**"), said
-    assert [each.text for each in rows if each.text not in said] == [], said
+    assert said.startswith(f" {verdict}.**"), f"{said}; the records: {verdict}, {numbers}"
+    assert [text for text in numbers if text not in said] == [], said
 
 
 def test_the_page_tells_of_these_directions_and_no_others(records):
