@@ -272,8 +272,9 @@ def _with_detections(image: Tensor, found: Detections, classes: Sequence[str]) -
 
     picture = enlarged(image)
     sure = found.scores.argsort(descending=True)[:_SUREST].tolist()
-    if not sure or found.masks is None:
+    if not sure:
         return picture
+    assert found.masks is not None  # this detector finds masks
     masks = enlarged(pixel_masks([found.masks[i] for i in sure]))
     names = [f"{classes[int(found.labels[i])]} {found.scores[i]:.2f}" for i in sure]
     picture = draw_segmentation_masks(picture, masks, alpha=0.3, colors="yellow")
