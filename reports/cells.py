@@ -33,8 +33,9 @@ class Cell:
     ``value`` and ``uncertainty`` are in the metric's unit. ``kind`` names the uncertainty: ``seeds`` is the
     sample standard deviation over ``n_seeds`` runs, ``items`` the sampling standard error over ``n_items``
     test items of one run. ``interval`` is the 95 % Student t interval of the mean over seeds. A cell whose
-    status is not ``done`` or ``quoted`` has no value. ``note`` is about this cell; ``remarks`` are its records'.
-    ``values`` are those of the seeds. ``records`` are those that it was made from, one a seed, failed ones too.
+    status is not ``done`` or ``quoted`` has no value; where only some of its seeds collapsed, ``rest`` is the cell of
+    those that are done. ``note`` is about this cell; ``remarks`` are its records'. ``values`` are those of the seeds.
+    ``records`` are those that it was made from, one a seed, failed ones too.
     """
 
     status: Status
@@ -52,6 +53,12 @@ class Cell:
     remarks: tuple[str, ...] = ()
     values: tuple[float, ...] = ()
     records: tuple[Record, ...] = ()
+    rest: Cell | None = None
+
+    @property
+    def measured(self) -> Cell:
+        """The cell with what was measured, which of a row that collapsed for some seeds is not its number."""
+        return self.rest or self
 
 
 MISSING = Cell("missing")
@@ -62,7 +69,8 @@ def aggregate(records: Sequence[Record], failures: Sequence[Failure] = ()) -> Ce
     elsewhere.
 
     The mean is over the seeds that are done; the others are kept in ``failures``. Where no seed is done, the
-    status is the most frequent failure and the cell has no number. Why a number is absent is a note.
+    status is the most frequent failure and the cell has no number; nor has one of which any seed collapsed, for the
+    mean of those that did not would flatter it. Why a number is absent is a note.
     """
     done = list(
         {
@@ -87,7 +95,7 @@ def aggregate(records: Sequence[Record], failures: Sequence[Failure] = ()) -> Ce
     mean = statistics.fmean(values)
     n_items = max((record.n for record in done if record.n is not None), default=None)
     uncertainty, kind, interval = _uncertainty(values, mean, done[0].stderr)
-    return Cell(
+    cell = Cell(
         "done",
         value=mean,
         uncertainty=uncertainty,
@@ -102,6 +110,19 @@ def aggregate(records: Sequence[Record], failures: Sequence[Failure] = ()) -> Ce
         values=tuple(values),
         remarks=unique(remark for record in done for remark in record.all_remarks),
         records=(*done, *(r for r in records if r.status != "done" or r.value is None)),
+    )
+    return _collapsed(cell) if any(failure.status == "collapsed" for failure in failed) else cell
+
+
+def _collapsed(cell: Cell) -> Cell:
+    """A cell of which some seeds collapsed: it has no number, only ``rest`` has."""
+    return Cell(
+        "collapsed",
+        origin=cell.origin,
+        recipe_hashes=cell.recipe_hashes,
+        failures=cell.failures,
+        records=cell.records,
+        rest=cell,
     )
 
 
@@ -144,22 +165,45 @@ def number(value: float, digits: int = 1) -> str:
 
 
 def text(cell: Cell, digits: int = 1) -> str:
-    """What a reader sees: ``71.4 ± 0.9`` with so many decimals, ``failed``, ``collapsed``, ``not run`` or ``-``."""
+    """What a reader sees: ``71.4 ± 0.9`` with so many decimals, ``collapsed (2 of 3 seeds)``, ``failed`` or ``-``.
+
+    There is no ± where all seeds are equal, and a spread that would be rounded to nothing is ``± <0.1``.
+    """
     if cell.status == "missing" or (cell.status == "quoted" and cell.value is None):
         return "-"
     if cell.value is None:
-        return cell.status
-    if cell.uncertainty is None:
+        return cell.status + _share(cell)
+    if not cell.uncertainty:
         return number(cell.value, digits)
     shown = number(cell.uncertainty, digits)
-    if float(shown) == 0 and cell.uncertainty > 0:  # "± 0.0" would claim certainty
-        shown = number(cell.uncertainty, digits + 1)
+    if float(shown) == 0:  # "± 0.0" would claim certainty
+        shown = f"<{10.0**-digits:.{digits}f}"
     return f"{number(cell.value, digits)} ± {shown}"
+
+
+def _share(cell: Cell) -> str:
+    """How many seeds collapsed, where others did not."""
+    collapsed = sum(failure.status == "collapsed" for failure in cell.failures)
+    total = _count(cell)
+    return f" ({collapsed} of {total} seeds)" if cell.status == "collapsed" and collapsed < total else ""
+
+
+def _count(cell: Cell) -> int:
+    """How many seeds there are, with and without a number."""
+    return cell.measured.n_seeds + len(cell.failures)
+
+
+def describe_rest(cell: Cell, digits: int) -> str:
+    """What the seeds came to that did not collapse: ``without the seeds that collapsed: 52.1 ± 1.1 (2 seeds)``."""
+    assert cell.rest is not None
+    seeds = f"{cell.rest.n_seeds} seeds" if cell.rest.n_seeds > 1 else "1 seed"
+    spread = ", ± over test items" if cell.rest.kind == "items" and cell.rest.uncertainty else ""
+    return f"without the seeds that collapsed: {text(cell.rest, digits)} ({seeds}{spread})"
 
 
 def describe_failures(cell: Cell) -> str:
     """The cell's failed seeds in words, with their reasons: ``1 of 3 seeds failed (seed 2: loss is NaN)``."""
-    total = cell.n_seeds + len(cell.failures)
+    total = _count(cell)
     parts = []
     for status in _LOST:
         group = [failure for failure in cell.failures if failure.status == status]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from twinbench.reports.cells import Cell, number
+from twinbench.reports.cells import Cell, describe_rest, number
 from twinbench.reports.layout import Column, Entry, Row, Table
 from twinbench.reports.records import (
     Record,
@@ -118,7 +118,7 @@ def _details(
         digits=entry.digits,
         summary=summary(entry),
         seeds=_seeds(cell, trainings),
-        remarks=cell.remarks,
+        remarks=cell.measured.remarks,
         source="; ".join(unique(record.source for record in cell.records)),
         command=_command(command, row),
     )
@@ -126,16 +126,26 @@ def _details(
 
 def summary(entry: Entry) -> str:
     """What the uncertainty of a number is: ``mean and std of 3 seeds; 95 % t interval 70.1 to 72.3``; its source."""
-    cell = entry.cell
-    parts = [f"mean and std of {cell.n_seeds} seeds"] if cell.kind == "seeds" else []
-    parts += ["1 seed; ± is the standard error over test items"] if cell.kind == "items" else []
-    parts += ["1 seed"] if not cell.kind and cell.n_seeds else []
-    if cell.interval is not None:
-        low, high = (number(end, entry.digits + 1) for end in cell.interval)
-        parts.append(f"95 % t interval {low} to {high}")
+    cell = entry.cell.measured
+    parts = [describe_rest(entry.cell, entry.digits)] if entry.cell.rest else []
+    if cell.kind == "seeds":
+        parts.append(
+            f"mean and std of {cell.n_seeds} seeds" if cell.uncertainty else f"{cell.n_seeds} equal seeds"
+        )
+    elif cell.n_seeds:
+        spread = "; ± is the standard error over test items" if cell.uncertainty else ""
+        parts.append(f"1 seed{spread}")
+    if cell.interval is not None and cell.uncertainty:
+        parts.append(f"95 % t interval {_interval(*cell.interval, entry.digits + 1)}")
     parts += [f"{cell.n_items} test items"] if cell.n_items else []
     parts += [cell.source] if cell.source else []
     return "; ".join(parts)
+
+
+def _interval(low: float, high: float, digits: int) -> str:
+    """Both ends, or how narrow it is where so many decimals cannot tell them apart."""
+    ends = [number(end, digits) for end in (low, high)]
+    return " to ".join(ends) if ends[0] != ends[1] else f"narrower than {10.0**-digits:.{digits}f}"
 
 
 def _seeds(cell: Cell, trainings: _Trainings) -> tuple[Seed, ...]:

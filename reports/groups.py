@@ -79,6 +79,10 @@ class Group:
         """How many trials chose the settings, of differing seeds the fewest; None if there was nothing to choose."""
         return min((r.tuning_trials for r in self.records if r.tuning_trials is not None), default=None)
 
+    def scales(self) -> tuple[str, ...]:
+        """What the encoders of the group's records were trained at; none for those that never were."""
+        return unique(r.scale for r in self.records)
+
     def sources(self) -> tuple[str, ...]:
         """Where the imported encoders of the group's records are from."""
         return unique(r.source for r in self.records if r.source)

@@ -57,7 +57,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Row:
-    """A row: its leading labels (method, and the ablation's value), marks on the first label, and entries."""
+    """A row: its leading labels (method, and the ablation's value), marks on the first label, and entries.
+
+    ``scales`` are what its encoders were trained at.
+    """
 
     labels: tuple[str, ...]
     method: str
@@ -65,6 +68,7 @@ class Row:
     origin: str
     is_reference: bool
     budget: str
+    scales: tuple[str, ...]
     tuning_trials: int | None
     marks: tuple[str, ...]
     entries: tuple[Entry, ...]
@@ -151,6 +155,7 @@ def finish_table(
                 origin=group.origin,
                 is_reference=group.is_reference,
                 budget="; ".join(unique(str(budget) for budget in group.budgets().values())),
+                scales=group.scales(),
                 tuning_trials=group.tuning_trials,
                 marks=_row_marks(group, different[index], trials),
                 entries=entries,
@@ -216,6 +221,8 @@ def _entry(cell: Cell, column: Column, best: bool, kinds: set[cells.Kind], footn
     if cell.note and (cell.value is not None or cell.status == "missing"):
         marks.append(footnotes.mark(cell.note))
     digits = metric_of(column.metric).digits
+    if cell.rest is not None:
+        marks.append(footnotes.mark(cells.describe_rest(cell, digits)))
     return Entry(cell, cells.text(cell, digits), tuple(marks), best, digits)
 
 
@@ -242,8 +249,10 @@ def _uncertainty_notes(lines: Sequence[Line], kinds: set[cells.Kind]) -> list[st
         notes.append(f"± = std over {_counts(lines, 'seeds', 'n_seeds')} seeds; the value is their mean.")
     elif "items" in kinds:
         notes.append(f"{_one_seed_text(lines)}.")
-    if "" in kinds:
-        notes.append("Numbers without ± are one seed without a recorded standard error.")
+    equal = any(cell.uncertainty == 0 for line in lines for cell in line.cells)
+    bare = ["of seeds, or of test items, that are all equal"] if equal else []
+    bare += ["of one seed without a recorded standard error"] if "" in kinds else []
+    notes += [f"Numbers without ± are {' or '.join(bare)}."] if bare else []
     return notes
 
 

@@ -18,7 +18,7 @@ from twinbench.reports.cells import number
 from twinbench.reports.details import Place, describe, summary
 from twinbench.reports.figures.drawing import Drawing
 from twinbench.reports.groups import image_sets
-from twinbench.reports.layout import Entry, Row, Table
+from twinbench.reports.layout import Column, Entry, Row, Table
 from twinbench.reports.records import Record, RunInfo, unique
 from twinbench.reports.study import StudySpec
 from twinbench.reports.writers import to_csv, to_latex, to_markdown
@@ -29,8 +29,12 @@ class _Number:
     """A cell of the page. ``address`` opens its details; empty for what was not measured."""
 
     entry: Entry
-    quoted: bool
+    column: Column
     address: str
+
+    @property
+    def is_published(self) -> bool:
+        return self.column.quoted and self.entry.cell.value is not None
 
     @property
     def tip(self) -> str:
@@ -40,7 +44,7 @@ class _Number:
 
 @dataclass(frozen=True)
 class _Line:
-    """A row of the page. ``origins`` are the words that the filter knows it by."""
+    """A row of the page. ``origins`` and ``scales`` are the words that the filters know it by."""
 
     row: Row
     numbers: tuple[_Number, ...]
@@ -51,8 +55,14 @@ class _Line:
 
     @property
     def origins(self) -> str:
-        published = any(number.quoted and number.entry.cell.value is not None for number in self.numbers)
+        published = any(number.is_published for number in self.numbers)
         return " ".join(unique([self.row.origin, "quoted" if published else ""]))
+
+    @property
+    def scales(self) -> tuple[str, ...]:
+        """Those of its own encoders, and the settings of its published numbers."""
+        published = [number.column.subtitle for number in self.numbers if number.is_published]
+        return unique([*self.row.scales, *published])
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,7 @@ class _Origin:
     variant: str
     seed: str
     origin: str
+    scale: str
     image_set: str
     recipe_hash: str
     checksum: str
@@ -128,6 +139,7 @@ def render_page(
     kept = [(labels[text], _environment_items(text)) for text in environments]
     data, addresses = describe(tables, runs, environments, command)
     sections = _sections(study, tables, drawings, addresses)
+    lines = [line for section in sections for line in section.lines]
     engine = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -138,10 +150,9 @@ def render_page(
         study=study,
         facts=_facts(records, runs),
         sections=sections,
-        methods=unique(line.method for section in sections for line in section.lines),
-        origins=unique(
-            word for section in sections for line in section.lines for word in line.origins.split()
-        ),
+        methods=unique(line.method for line in lines),
+        origins=unique(word for line in lines for word in line.origins.split()),
+        scales=unique(scale for line in lines for scale in line.scales),
         problems=_problems(records, runs),
         encoders=_encoders(records, labels),
         environments=kept,
@@ -182,7 +193,7 @@ def _line(table: Table, place: int, row: Row, addresses: Mapping[Place, str]) ->
     return _Line(
         row,
         tuple(
-            _Number(entry, column.quoted, addresses.get((table.name, place, position), ""))
+            _Number(entry, column, addresses.get((table.name, place, position), ""))
             for position, (column, entry) in pairs
         ),
     )
@@ -266,6 +277,7 @@ def _encoders(records: Sequence[Record], environments: Mapping[str, str]) -> lis
             "; ".join(unique(variants[_encoder(r)])),
             _known(r.seed),
             r.origin,
+            r.scale,
             _known(r.pretrained_on or r.image_set),
             _known(r.recipe_hash),
             _known(r.encoder_checksum),

@@ -70,6 +70,15 @@ class Record:
         """The remarks one by one."""
         return tuple(remark for remark in self.remarks.split(REMARKS_BETWEEN) if remark)
 
+    @property
+    def scale(self) -> str:
+        """What its encoder was trained at: ``digit-scenes, resnet18, 50 epochs``; empty if it never was trained."""
+        if self.epochs == 0:
+            return ""
+        return ", ".join(
+            filter(None, [self.pretrained_on, self.backbone, f"{self.epochs} epochs" if self.epochs else ""])
+        )
+
 
 COLUMNS = tuple(field.name for field in fields(Record))
 _REQUIRED = tuple(field.name for field in fields(Record) if field.default is MISSING)

@@ -141,10 +141,13 @@ class TableSpec(Strict):
 
     @property
     def axes(self) -> dict[str, AxisSpec]:
-        """What is varied, by label; of axes that share a label the first."""
+        """What is varied, by label; axes that share a label are the first of them with the values of all."""
         found: dict[str, AxisSpec] = {}
         for axis in (axis for block in self.rows for axis in block.vary):
-            found.setdefault(axis.label, axis)
+            first = found.setdefault(axis.label, axis)
+            known = {value.label for value in first.values}
+            more = tuple(value for value in axis.values if value.label not in known)
+            found[axis.label] = first.model_copy(update={"values": (*first.values, *more)})
         return found
 
     def row_keys(self) -> list[RowKey]:

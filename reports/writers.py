@@ -36,15 +36,15 @@ CSV_COLUMNS = (
 
 def to_csv(table: Table) -> str:
     """One line a cell with plain numbers: value, uncertainty, its kind, n seeds, origin, recipe hashes,
-    source.
+    source. Those of a cell that is collapsed are of the seeds that are not.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     for row in table.rows:
         for column, entry in zip(table.columns, row.entries, strict=True):
-            cell = entry.cell
-            low, high = cell.interval or (None, None)
+            cell, measured = entry.cell, entry.cell.measured
+            low, high = measured.interval or (None, None)
             writer.writerow(
                 _plain(value)
                 for value in (
@@ -55,13 +55,13 @@ def to_csv(table: Table) -> str:
                     column.protocol or column.subtitle,
                     column.metric,
                     metric_of(column.metric).unit,
-                    cell.value,
-                    cell.uncertainty,
-                    cell.kind,
-                    cell.n_seeds or None,
+                    measured.value,
+                    measured.uncertainty,
+                    measured.kind,
+                    measured.n_seeds or None,
                     low,
                     high,
-                    cell.n_items,
+                    measured.n_items,
                     cell.status,
                     "; ".join(f"seed {f.seed}: {f.status}: {f.reason}" for f in cell.failures),
                     cell.origin or ("quoted" if column.quoted else row.origin),
@@ -108,7 +108,8 @@ def _md_row(cells: list[str]) -> str:
 
 
 def _md_entry(entry: Entry) -> str:
-    return (f"**{entry.text}**" if entry.best else entry.text) + _md_marks(entry.marks)
+    text = _md(entry.text)
+    return (f"**{text}**" if entry.best else text) + _md_marks(entry.marks)
 
 
 _TEX_SPECIAL = {
@@ -125,6 +126,9 @@ _TEX_SPECIAL = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
+    "[": "{[}",  # at the beginning of a row it would be read as an option of the \\ before it, and so would a *
+    "]": "{]}",
+    "*": "{*}",
     '"': r"\textquotedbl{}",
     "±": r"\ensuremath{\pm}",
     "\u00d7": r"\ensuremath{\times}",
@@ -141,12 +145,13 @@ _TEX_SPECIAL = {
 
 def escape_tex(text: str) -> str:
     """Text that LaTeX prints as it is."""
-    return "".join(_TEX_SPECIAL.get(character, character) for character in text.replace("\n", " "))
+    plain = "".join(_TEX_SPECIAL.get(character, character) for character in text.replace("\n", " "))
+    return re.sub("-(?=-)", "-{}", plain)  # two hyphens, as of an option, would become a dash
 
 
 def to_latex(table: Table) -> str:
-    """A ``table`` float with booktabs rules; needs ``\\usepackage{booktabs}`` and T1 fonts for quotation
-    marks.
+    """A ``table`` float. The document needs two packages: ``\\usepackage{booktabs}`` for the rules, and
+    ``\\usepackage[T1]{fontenc}`` for straight quotation marks; an old one also ``\\usepackage[utf8]{inputenc}``.
     """
     layout = "l" * len(table.stub) + "r" * len(table.columns)
     lines = [

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from twinbench.reports import names, quoted
-from twinbench.reports.cells import Cell
+from twinbench.reports.cells import Cell, describe_rest, text
 from twinbench.reports.figures.drawing import Drawing, Shown, draw, draws, nothing_drawn
 from twinbench.reports.figures.measured import axis_label, error_words, target_of
 from twinbench.reports.layout import Column, Table
+from twinbench.reports.metrics import metric_of
 from twinbench.reports.records import unique
 from twinbench.reports.study import AxisSpec, FigureSpec, QuotedColumns, RowKey, TableSpec, ValueSpec
 from twinbench.reports.variants import as_number, row_of, same_value
@@ -34,13 +36,29 @@ class _Series:
 
 
 @dataclass(frozen=True)
+class _Published:
+    """A published line or row of points, at one value of each axis that is not drawn along."""
+
+    curve: quoted.QuotedCurve
+    others: tuple[str, ...]
+
+    @property
+    def method(self) -> str:
+        return self.curve.method
+
+    @property
+    def label(self) -> str:
+        return ", ".join([self.curve.published_name, *self.others, "quoted", self.curve.length])
+
+
+@dataclass(frozen=True)
 class _Panel:
     """What both painters need: the axis, the number, our lines, the published ones and what they publish."""
 
     axis: AxisSpec
     target: Column
     ours: list[_Series]
-    curves: list[quoted.QuotedCurve]
+    curves: list[_Published]
     published: str
 
     @property
@@ -67,21 +85,26 @@ def ablation_figure(spec: FigureSpec, shown: Shown, against: Shown) -> Drawing:
     words = [f"{target.metric} of {target.protocol} on {target.image_set or 'the image set'}."]
     words.append(error_words(cells))
     lost = [
-        f"{series.label} at {value.label}: {cell.status}"
+        f"{series.label} at {value.label}: {_lost_words(cell, target)}"
         for series in ours
         for value, cell in series.points
         if cell.status in ("failed", "collapsed")
     ]
     words += [f"Without a number: {'; '.join(lost)}."] if lost else []
     if curves:
-        sources = unique(source for curve in curves for source in curve.sources)
-        approximate = (
-            " Some points are read off a figure, approximate." if any(c.digitised for c in curves) else ""
-        )
+        sources = unique(source for one in curves for source in one.curve.sources)
+        digitised = any(one.curve.digitised for one in curves)
+        approximate = " Some points are read off a figure, approximate." if digitised else ""
         words.append(f"Right: {_quoted_title(curves)}; sources: {'; '.join(sources)}.{approximate}")
     height = 3.6 if numeric else max(0.42 * len(panel.values) * max(len(ours), 1) ** 0.5 + 1.4, 3.0)
     size = (9.5 if curves else 6.0, height)
     return draw(spec, title, " ".join(words), size, lambda figure: painter(figure, panel))
+
+
+def _lost_words(cell: Cell, target: Column) -> str:
+    """``collapsed (2 of 3 seeds), without the seeds that collapsed: 20.1 ± 0.9 (1 seed)``."""
+    digits = metric_of(target.metric).digits
+    return ", ".join([text(cell), *([describe_rest(cell, digits)] if cell.rest else [])])
 
 
 def _ours(declared: TableSpec, table: Table, axis: AxisSpec, place: int) -> list[_Series]:
@@ -90,27 +113,48 @@ def _ours(declared: TableSpec, table: Table, axis: AxisSpec, place: int) -> list
         key: RowKey | None = row_of(declared, row.method, row.variant)
         if key is None or axis.label not in key.values:
             continue
-        others = tuple(value.label for label, value in key.values.items() if label != axis.label)
+        rest = {label: value for label, value in key.values.items() if label != axis.label}
+        others = _in_words(list(rest), list(rest.values()))
         series = found.setdefault((row.method, others), _Series(row.method, others, []))
         series.points.append((key.values[axis.label], row.entries[place].cell))
     return list(found.values())
 
 
-def _published(
-    declared: TableSpec, axis: AxisSpec, methods: Sequence[str]
-) -> tuple[list[quoted.QuotedCurve], str]:
-    """The published curves of the methods along the axis, and which number they show."""
+def _in_words(labels: Sequence[str], values: Sequence[ValueSpec]) -> tuple[str, ...]:
+    """The values of axes, each with the label of its axis, without which a yes or no would say nothing."""
+    return tuple(f"{label} {value.label}" for label, value in zip(labels, values, strict=True))
+
+
+def _published(declared: TableSpec, axis: AxisSpec, methods: Sequence[str]) -> tuple[list[_Published], str]:
+    """The published curves of the methods along the axis, one for each value of the other axes, and which number they
+    show.
+    """
     spec: QuotedColumns | None = declared.quoted
     varied = [name for name, label in spec.match.items() if label == axis.label] if spec else []
     if spec is None or len(varied) != 1:
         return [], ""
+    others = {name: declared.axes[label] for name, label in spec.match.items() if label != axis.label}
+    combinations = list(product(*(other.values for other in others.values())))
     number = next(iter(spec.columns))
-    found = [quoted.curve(spec.file, varied, number, method, spec.where) for method in methods]
-    return [curve for curve in found if curve is not None], number
+    curves = [quoted.curve(spec.file, [*varied, *others], number, method, spec.where) for method in methods]
+    found = [
+        _Published(replace(curve, points=points), _in_words([o.label for o in others.values()], values))
+        for curve in curves
+        if curve is not None
+        for values in combinations
+        if (points := _points_at(curve, values))
+    ]
+    return found, number
 
 
-def _quoted_title(curves: Sequence[quoted.QuotedCurve]) -> str:
-    return f"quoted, ImageNet ResNet-50, {' / '.join(unique(curve.length for curve in curves))}"
+def _points_at(curve: quoted.QuotedCurve, others: Sequence[ValueSpec]) -> tuple[quoted.QuotedPoint, ...]:
+    """The points of a curve at one value of each axis but the first."""
+    wanted = [value.published or value.label for value in others]
+    return tuple(point for point in curve.points if all(map(same_value, point.at[1:], wanted)))
+
+
+def _quoted_title(curves: Sequence[_Published]) -> str:
+    return f"quoted, ImageNet ResNet-50, {' / '.join(unique(one.curve.length for one in curves))}"
 
 
 def _paint_numeric(figure: Figure, panel: _Panel) -> None:
@@ -141,14 +185,23 @@ def _paint_numeric(figure: Figure, panel: _Panel) -> None:
     figure.legend(loc="outside lower center", ncols=3)
 
 
+def _places_in_method(lines: Sequence[_Series | _Published]) -> list[int]:
+    """For each line how many of the same method come before it, so that these can look different."""
+    methods = [line.method for line in lines]
+    return [methods[:place].count(method) for place, method in enumerate(methods)]
+
+
 def _line_styles(series: Sequence[_Series]) -> list[str]:
     """Solid, then others for further lines of one method."""
-    styles, used = ("-", "--", ":", "-."), dict[str, int]()
-    chosen = []
-    for one in series:
-        chosen.append(styles[used.get(one.method, 0) % len(styles)])
-        used[one.method] = used.get(one.method, 0) + 1
-    return chosen
+    return [("-", "--", ":", "-.")[place % 4] for place in _places_in_method(series)]
+
+
+def _markers(lines: Sequence[_Series | _Published]) -> list[str]:
+    """The method's marker, then others for further lines of it."""
+    return [
+        (names.marker(line.method), "s", "^", "v")[place % 4]
+        for line, place in zip(lines, _places_in_method(lines), strict=True)
+    ]
 
 
 def _mark_lost(axes: Axes, series: _Series, values: Sequence[float]) -> None:
@@ -168,26 +221,24 @@ def _mark_lost(axes: Axes, series: _Series, values: Sequence[float]) -> None:
 
 
 def _paint_published(axes: Axes, panel: _Panel) -> None:
-    for curve in panel.curves:
-        points = sorted((x, point.y) for point in curve.points if (x := as_number(point.at[0])) is not None)
+    for one, marker in zip(panel.curves, _markers(panel.curves), strict=True):
+        points = sorted(
+            (x, point.y) for point in one.curve.points if (x := as_number(point.at[0])) is not None
+        )
         axes.plot(
             [x for x, _ in points],
             [y for _, y in points],
-            color=names.colour(curve.method),
-            marker=names.marker(curve.method),
+            color=names.colour(one.method),
+            marker=marker,
             markerfacecolor="white",
             linestyle="--",
-            label=_quoted_label(curve),
+            label=one.label,
         )
     axes.set_title(_two_lines(_quoted_title(panel.curves)))
     axes.set_ylabel(f"published {quoted.metric_name(panel.published)} (%)")
     axes.set_ymargin(0.12)
-    numbers = [as_number(point.at[0]) for curve in panel.curves for point in curve.points]
+    numbers = [as_number(point.at[0]) for one in panel.curves for point in one.curve.points]
     _finish_axis(axes, panel.axis, [x for x in numbers if x is not None])
-
-
-def _quoted_label(curve: quoted.QuotedCurve) -> str:
-    return f"{curve.published_name}, quoted, {curve.length}"
 
 
 def _two_lines(title: str) -> str:
@@ -215,16 +266,16 @@ def _log_axis(axes: Axes, points: Sequence[float]) -> None:
 def _paint_categories(figure: Figure, panel: _Panel) -> None:
     axes = figure.add_subplot(1, 2 if panel.curves else 1, 1)
     values = panel.values
-    shift = {id(s): 0.16 * (i - (len(panel.ours) - 1) / 2) for i, s in enumerate(panel.ours)}
-    for series in panel.ours:
-        placed = [(values.index(value.label) + shift[id(series)], cell) for value, cell in series.points]
+    shifts = _shifts(len(panel.ours))
+    for series, marker, shift in zip(panel.ours, _markers(panel.ours), shifts, strict=True):
+        placed = [(values.index(value.label) + shift, cell) for value, cell in series.points]
         good = [(y, cell) for y, cell in placed if cell.value is not None]
         axes.errorbar(
             [cell.value or 0.0 for _, cell in good],
             [y for y, _ in good],
             xerr=[cell.uncertainty or 0.0 for _, cell in good],
             color=names.colour(series.method),
-            marker=names.marker(series.method),
+            marker=marker,
             linestyle="none",
             markersize=7,
             capsize=3,
@@ -233,7 +284,7 @@ def _paint_categories(figure: Figure, panel: _Panel) -> None:
         for y, cell in placed:
             if cell.status in ("failed", "collapsed"):
                 style: dict[str, Any] = {"fontsize": 9, "va": "center", "color": names.colour(series.method)}
-                axes.annotate(cell.status, (0.02, y), xycoords=("axes fraction", "data"), **style)
+                axes.annotate(text(cell), (0.02, y), xycoords=("axes fraction", "data"), **style)
     axes.set_xlabel(axis_label(panel.target))
     axes.set_xmargin(0.15)
     axes.set_yticks(range(len(values)), values)
@@ -244,24 +295,29 @@ def _paint_categories(figure: Figure, panel: _Panel) -> None:
     figure.legend(loc="outside lower center", ncols=3)
 
 
+def _shifts(count: int) -> list[float]:
+    """How far the points of each of ``count`` series stand above or below their value."""
+    return [0.16 * (place - (count - 1) / 2) for place in range(count)]
+
+
 def _paint_published_categories(axes: Axes, panel: _Panel) -> None:
-    for index, curve in enumerate(panel.curves):
-        shift = 0.16 * (index - (len(panel.curves) - 1) / 2)
+    shifts = _shifts(len(panel.curves))
+    for one, marker, shift in zip(panel.curves, _markers(panel.curves), shifts, strict=True):
         found = [
             (point.y, place + shift)
             for place, value in enumerate(panel.axis.values)
-            for point in curve.points
+            for point in one.curve.points
             if same_value(point.at[0], value.published or value.label)
         ]
         axes.plot(
             [x for x, _ in found],
             [y for _, y in found],
-            color=names.colour(curve.method),
-            marker=names.marker(curve.method),
+            color=names.colour(one.method),
+            marker=marker,
             markerfacecolor="white",
             markersize=7,
             linestyle="none",
-            label=_quoted_label(curve),
+            label=one.label,
         )
     axes.set_title(_two_lines(_quoted_title(panel.curves)))
     axes.set_xlabel(f"published {quoted.metric_name(panel.published)} (%)")

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from twinbench.reports import names
-from twinbench.reports.cells import Cell
+from twinbench.reports.cells import Cell, text
 from twinbench.reports.figures.drawing import Drawing, Shown, draw, draws, nothing_drawn
 from twinbench.reports.figures.measured import axis_label, error_words, target_of
 from twinbench.reports.layout import BUDGET_MARK, Row
@@ -86,7 +86,7 @@ def _label_references(axes: Axes, references: Sequence[tuple[Row, Cell]], digits
 
 def _paint_bar(axes: Axes, index: int, row: Row, cell: Cell, digits: int) -> None:
     if cell.value is None:
-        word = cell.status if cell.status != "missing" else "no number"
+        word = text(cell) if cell.status != "missing" else "no number"
         axes.annotate(
             word,
             (index, 0),
@@ -101,7 +101,7 @@ def _paint_bar(axes: Axes, index: int, row: Row, cell: Cell, digits: int) -> Non
         return
     error = cell.uncertainty or 0.0
     axes.bar(index, cell.value, width=0.68, color=names.colour(row.method), zorder=2)
-    if cell.uncertainty is not None:
+    if cell.uncertainty:
         axes.errorbar(index, cell.value, yerr=error, color="black", capsize=3, linewidth=1.2, zorder=3)
     axes.annotate(
         f"{cell.value:.{digits}f}",

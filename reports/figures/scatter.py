@@ -90,20 +90,17 @@ def _key(row: Row) -> tuple[str, ...]:
 
 
 def _paint(axes: Axes, panel: _Panel) -> None:
-    for point in panel.points:
-        axes.errorbar(
-            [point.x.value or 0.0],
-            [point.y.value or 0.0],
-            xerr=[point.x.uncertainty or 0.0],
-            yerr=[point.y.uncertainty or 0.0],
-            color=names.colour(point.row.method),
-            marker=names.marker(point.row.method),
-            markersize=7,
-            linestyle="none",
-            linewidth=1.0,
-            capsize=2,
-            label=_label(point.row),
-        )
+    both = [(point.x.value or 0.0, point.y.value or 0.0, point) for point in panel.points]
+    colours = [names.colour(point.row.method) for point in panel.points]
+    # All error bars at once: point by point, `errorbar` would take longer than all else.
+    for draw_bars, bars in (
+        (axes.hlines, [(y, x - (p.x.uncertainty or 0.0), x + (p.x.uncertainty or 0.0)) for x, y, p in both]),
+        (axes.vlines, [(x, y - (p.y.uncertainty or 0.0), y + (p.y.uncertainty or 0.0)) for x, y, p in both]),
+    ):
+        draw_bars(*zip(*bars, strict=True), colors=colours, linewidth=1.0)
+    for (x, y, point), colour in zip(both, colours, strict=True):
+        marker = names.marker(point.row.method)
+        axes.plot([x], [y], marker, color=colour, markersize=7, linestyle="none", label=_label(point.row))
     axes.margins(0.12)
 
 

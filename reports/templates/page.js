@@ -17,13 +17,14 @@
 
   const form = one("#controls");
   const fields = form.elements;
+  const choices = ["method", "origin", "scale"].filter((name) => name in fields); // a page of one scale has no such field
 
   function readAddress() {
     const [place, query] = location.hash.slice(1).split("?");
     if (query !== undefined) {
       const wanted = new URLSearchParams(query);
       fields.text.value = wanted.get("text") ?? "";
-      for (const name of ["method", "origin"]) {
+      for (const name of choices) {
         fields[name].value = wanted.get(name) ?? "";
         if (fields[name].selectedIndex < 0) fields[name].value = "";
       }
@@ -34,7 +35,7 @@
 
   function addressOf(place) {
     const query = new URLSearchParams();
-    for (const name of ["text", "method", "origin"]) if (fields[name].value) query.set(name, fields[name].value);
+    for (const name of ["text", ...choices]) if (fields[name].value) query.set(name, fields[name].value);
     if (!fields.quoted.checked) query.set("published", "hidden");
     return "#" + [place, ...(String(query) ? [query] : [])].join("?");
   }
@@ -44,22 +45,22 @@
 
   // ---- Filters
 
-  const rows = all("tr[data-method]").map((row) => ({ row, text: row.textContent.toLowerCase() }));
+  // By what each row can be chosen; what it does not tell of is no reason to hide it.
+  const rows = all("tr[data-method]").map((row) => {
+    const { method, origin, scales } = row.dataset;
+    const known = { method: [method], origin: origin?.split(" "), scale: scales && JSON.parse(scales) };
+    return { row, known, text: row.textContent.toLowerCase() };
+  });
 
   function filter() {
     const words = fields.text.value.toLowerCase().split(/\s+/).filter(Boolean);
-    const { value: method } = fields.method;
-    const { value: origin } = fields.origin;
-    for (const { row, text } of rows) {
-      const { method: own, origin: origins } = row.dataset;
-      row.hidden = !(
-        (!method || own === method) &&
-        (!origin || origins === undefined || origins.split(" ").includes(origin)) &&
-        words.every((word) => text.includes(word))
-      );
+    const chosen = choices.filter((name) => fields[name].value);
+    for (const { row, known, text } of rows) {
+      const fits = chosen.every((name) => known[name]?.includes(fields[name].value) ?? true);
+      row.hidden = !(fits && words.every((word) => text.includes(word)));
     }
     html.dataset.published = fields.quoted.checked ? "shown" : "hidden";
-    const narrowed = Boolean(words.length || method || origin);
+    const narrowed = Boolean(words.length || chosen.length);
     const numbers = rows.filter(({ row }) => row.closest(".numbers"));
     const left = numbers.filter(({ row }) => !row.hidden).length;
     one("[role=status]", form).textContent = narrowed ? `${left} of ${numbers.length} rows` : "";
@@ -292,7 +293,7 @@
     const remarks = [...cell.remarks, ...(cell.source ? [cell.source] : [])].map((remark) => make("li", {}, remark));
     const inside = make("div", { class: "inside" });
     inside.append(
-      make("p", { class: "headline" + (cell.seeds.some((seed) => seed.value != null) ? "" : " lost") }, cell.text),
+      make("p", { class: "headline" + (document.getElementById(address).classList.contains("lost") ? " lost" : "") }, cell.text),
       make("p", { class: "soft" }, cell.summary),
       make("h3", {}, cell.seeds.length > 1 ? "Seeds" : "Run"),
       seedsPart(cell, runs),

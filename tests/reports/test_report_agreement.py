@@ -107,6 +107,15 @@ def test_what_has_no_number_is_left_out_and_too_few_are_said_to_be(note, make_ro
     assert "the 6 methods have equal numbers, so there is no order to compare" in text
 
 
+def test_a_row_of_which_a_seed_collapsed_has_no_place_in_the_order(make_row, spec, study):
+    rows = [make_row(method, PUBLISHED[method], seed) for method in METHODS for seed in range(2)]
+    rows = [row for row in rows if (row.method, row.seed) != ("byol", 1)]
+    rows += [make_row("byol", None, 1, status="collapsed", reason="flat")]
+    (table,) = build_tables(spec(study), rows)
+    (text,) = [note for note in table.notes if note.startswith("Order of Linear")]
+    assert parts(text)[:2] == [1.0, 5]
+
+
 def test_a_study_says_which_columns_are_compared(note):
     values = {method: [PUBLISHED[method]] for method in METHODS}
     quoted = {"file": "table1_imagenet_linear.csv", "columns": {"top5": "published"}}

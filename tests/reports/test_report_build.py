@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from twinbench.foundation.errors import InputError, RunFailure
 from twinbench.foundation.files import write_atomically
 from twinbench.reports import build
-from twinbench.reports.build import check_out
+from twinbench.reports.build import build_report, check_out
 from twinbench.reports.cells import Cell
 from twinbench.reports.figures import draw_figures
 from twinbench.reports.figures.bars import _label_references
@@ -144,6 +144,28 @@ def test_an_ablation_study_draws_numbers_and_words(make_row, make_run, tmp_path,
     write(study, words, [], tmp_path / "out")
     table = pd.read_csv(tmp_path / "out/tables/width.csv")
     assert list(table[table["origin"] == "quoted"]["value"]) == [72.5, 71.9]
+
+
+def test_a_report_of_a_running_study_has_a_line_for_each_figure(study, records, runs, spec, tmp_path):
+    def build(draw):
+        page = build_report(spec(study), records, runs, tmp_path / "out", "twinbench run s", draw=draw)
+        return page.read_text(encoding="utf-8")
+
+    line = "Not drawn: the study is still running, and its end draws it."
+    names = ("bars", "bars_knn", "cross_correlation", "loss_curves", "spectrum")
+    early = build(draw=False)
+    assert early.count(line) == 5
+    for name in names:
+        figure = early[early.index(f'id="figure-{name}"') :].split("</figure>")[0]
+        assert line in figure
+        assert "<img" not in figure
+    assert not [name for name in listing(tmp_path / "out") if name.startswith("figures/")]
+    assert "72.5 ± 0.7" in early
+    late = build(draw=True)
+    assert line not in late
+    assert late.count("<img") == 5
+    drawn = {f"figures/{name}.{suffix}" for name in names for suffix in ("svg", "png", "pdf")}
+    assert drawn < set(listing(tmp_path / "out"))
 
 
 def test_no_data_is_said_and_not_drawn(study, records, tmp_path, write):

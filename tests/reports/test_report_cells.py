@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from twinbench.reports.cells import Cell, Failure, aggregate, describe_failures, number, text
+from twinbench.reports.cells import Cell, Failure, aggregate, describe_failures, describe_rest, number, text
 from twinbench.reports.records import Record
 
 
@@ -64,6 +64,34 @@ def test_one_of_three_seeds_failed():
     assert describe_failures(cell) == expected
 
 
+def test_a_cell_of_which_a_seed_collapsed_has_no_number_but_keeps_those_of_the_others():
+    cell = aggregate([record(70.0, 0), record(72.0, 1), record(None, 2, "collapsed", reason="flat")])
+    assert (cell.status, cell.value, cell.uncertainty, cell.interval, cell.values) == (
+        "collapsed",
+        None,
+        None,
+        None,
+        (),
+    )
+    assert text(cell) == "collapsed (1 of 3 seeds)"
+    assert describe_failures(cell) == "1 of 3 seeds collapsed (seed 2: flat)"
+    assert describe_rest(cell, 1) == "without the seeds that collapsed: 71.0 ± 1.4 (2 seeds)"
+    assert (cell.rest.value, cell.rest.n_seeds, cell.measured) == (71.0, 2, cell.rest)
+    assert [(r.seed, r.status) for r in cell.records] == [(0, "done"), (1, "done"), (2, "collapsed")]
+
+
+def test_one_seed_is_left_of_three():
+    cell = aggregate([record(20.1, 0), record(None, 1, "failed")], [Failure(2, "collapsed", "flat")])
+    assert text(cell) == "collapsed (1 of 3 seeds)"
+    assert (
+        describe_rest(cell, 1) == "without the seeds that collapsed: 20.1 ± 0.4 (1 seed, ± over test items)"
+    )
+    everything = aggregate([record(None, seed, "collapsed") for seed in range(3)])
+    assert (text(everything), everything.rest, everything.measured) == ("collapsed", None, everything)
+    begun = aggregate([record(None, 0, "collapsed"), record(None, 1, "not run"), record(None, 2, "not run")])
+    assert text(begun) == "collapsed (1 of 3 seeds)"
+
+
 def test_failures_from_elsewhere_and_the_majority_decides():
     cell = aggregate([record(None, 0, "collapsed")], [Failure(1, "failed", "x"), Failure(2, "failed", "x")])
     assert cell.status == "failed"
@@ -81,8 +109,23 @@ def test_a_repeated_seed_counts_once():
     assert (cell.value, cell.n_seeds) == (71.0, 2)
 
 
-def test_rounding_never_claims_certainty_or_negative_zero():
-    assert text(Cell("done", value=65.0, uncertainty=0.02)) == "65.0 ± 0.02"
-    assert text(Cell("done", value=65.0, uncertainty=0.0)) == "65.0 ± 0.0"
+@pytest.mark.parametrize(
+    ("value", "uncertainty", "digits", "shown"),
+    [
+        (65.0, 0.02, 1, "65.0 ± <0.1"),
+        (65.0, 0.06, 1, "65.0 ± 0.1"),
+        (0.02, 0.003, 1, "0.0 ± <0.1"),
+        (0.0172, 0.00004, 3, "0.017 ± <0.001"),
+        (0.439888, 0.0000001, 2, "0.44 ± <0.01"),
+        (700.2, 0.3, 0, "700 ± <1"),
+        (0.439888, 0.0, 2, "0.44"),
+        (65.0, 0.0, 1, "65.0"),
+    ],
+)
+def test_a_spread_is_never_rounded_to_nothing_and_none_is_not_shown(value, uncertainty, digits, shown):
+    assert text(Cell("done", value=value, uncertainty=uncertainty), digits) == shown
+
+
+def test_no_number_is_a_negative_zero():
     assert number(-0.01) == "0.0"
     assert number(-0.06) == "-0.1"

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 
 from tests.reports.browser import CHROMIUM, Browser
+from tests.reports.hostile import NASTY
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium")
 
-NASTY = "</script><img src=x onerror=alert(1)><script>alert(2)</script> & \\textbf{$x_1$} 100 % ' \""
 BYOL, BYOL_KNN = "cell-main-byol-Linear-top-1", "cell-main-byol-kNN-top-1"
 ORDER = ["Random init", "Supervised", "SimCLR", "MoCo v2", "SwAV", "BYOL", "Barlow Twins"]
 
@@ -25,6 +25,12 @@ def browser(tmp_path_factory):
 def figures():
     """The figures of the study; drawing takes longer than all else, so few tests have one."""
     return []
+
+
+@pytest.fixture
+def small(study):
+    """The study without figures."""
+    return {**study, "figures": []}
 
 
 @pytest.fixture
@@ -101,6 +107,34 @@ def test_rows_are_filtered_by_method_origin_and_text(browser, page):
     assert shown(browser) == ORDER
 
 
+def test_rows_are_filtered_by_the_scale_and_the_address_says_so(browser, page):
+    listed = browser.run(
+        "[...document.querySelectorAll('#controls [name=scale] option')].map((o) => o.value)"
+    )
+    quoted, usual, longer = "quoted, ImageNet ResNet-50", "resnet18, 50 epochs", "resnet18, 200 epochs"
+    assert sorted(listed) == ["", quoted, longer, usual]
+    choose(browser, "scale", longer)
+    assert shown(browser) == ["Random init", "MoCo v2"]  # what was never trained belongs to every scale
+    visible = (
+        "[...document.querySelectorAll('#provenance tbody tr')].filter((row) => row.offsetParent).length"
+    )
+    assert browser.run(visible) == 3  # MoCo v2 has two seeds
+    address = browser.run("location.href")
+    assert "scale=resnet18" in address
+    browser.open(address)
+    assert shown(browser) == ["Random init", "MoCo v2"]
+    assert browser.run("document.querySelector('#controls [name=scale]').value") == longer
+    choose(browser, "scale", usual)
+    assert shown(browser) == [method for method in ORDER if method != "MoCo v2"]
+    choose(browser, "text", "twins")
+    assert shown(browser) == ["Barlow Twins"]
+    browser.click("#controls [type=reset]")
+    browser.wait("document.querySelector('#controls [role=status]').textContent === ''")
+    assert shown(browser) == ORDER
+    browser.open(f"{page}#headline?scale=one+of+an+older+report")
+    assert shown(browser) == ORDER
+
+
 def test_published_numbers_are_hidden_and_the_address_says_so(browser, page):
     columns = (
         "[...document.querySelectorAll('#table-main thead th')].filter((head) => head.offsetParent).length"
@@ -170,6 +204,24 @@ def test_a_lost_number_says_why(browser, page):
     browser.click("#cell-main-swav-Linear-top-1 button")
     text = browser.run("document.querySelector('dialog').innerText")
     assert "std_is_0 & 100 % <b>flat</b>" in text
+    assert browser.run("document.querySelector('dialog .headline').className") == "headline lost"
+
+
+def test_a_number_of_which_a_seed_collapsed_tells_of_the_others_and_sorts_last(
+    browser, small, make_row, tmp_path, write
+):
+    lost = {"status": "collapsed", "reason": "flat"}
+    rows = [make_row("byol", 99.0), make_row("byol", None, 1, **lost), make_row("simclr", 60.0)]
+    browser.shape(1300, 900)
+    browser.open(write(small, rows, [], tmp_path / "out").as_uri())
+    browser.click(head(2))
+    assert shown(browser) == ["SimCLR", "BYOL"]
+    browser.click(f"#{BYOL} button")
+    text = browser.run("document.querySelector('dialog').innerText")
+    for part in ("collapsed (1 of 2 seeds)", "without the seeds that collapsed: 99.0 ± 0.5", "flat", "99.00"):
+        assert part in text
+    assert browser.run("document.querySelector('dialog .headline').className") == "headline lost"
+    assert browser.messages == []
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -238,8 +290,9 @@ def test_hostile_names_are_shown_and_never_run(browser, study, make_row, make_ru
     run = make_run("byol")
     (run.folder / "recipe.yaml").write_text(NASTY)
     environment = json.dumps({NASTY: NASTY})
-    row = make_row("byol", 1.0, variant=NASTY, device=NASTY, remarks=NASTY, environment=environment)
-    lost = make_row("byol", None, seed=1, variant=NASTY, status="failed", reason=NASTY)
+    everywhere = {"variant": NASTY, "backbone": NASTY}
+    row = make_row("byol", 1.0, **everywhere, device=NASTY, remarks=NASTY, environment=environment)
+    lost = make_row("byol", None, seed=1, **everywhere, status="failed", reason=NASTY)
     runs = [replace(run, recipe_hash="byol-0", variant=NASTY)]
     browser.shape(1300, 900)
     browser.open(write(study, [row, lost], runs, tmp_path / "out").as_uri())
@@ -250,6 +303,10 @@ def test_hostile_names_are_shown_and_never_run(browser, study, make_row, make_ru
     text = browser.run("document.querySelector('dialog').textContent")
     assert text.count(NASTY) >= 7  # row, column, table, reason, device, remark, recipe, environment
     assert browser.run("document.querySelectorAll('img[src=x]').length + document.scripts.length") == 2
+    browser.press("Escape")
+    browser.wait("!document.querySelector('dialog').open")
+    choose(browser, "scale", f"{NASTY}, 50 epochs")
+    assert browser.run("document.querySelector('#controls [role=status]').textContent") == "1 of 1 rows"
     assert browser.messages == []
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import html
 import json
 import re
 from dataclasses import replace
@@ -9,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.reports.hostile import NASTY
 from twinbench.reports.details import describe, thinned
 from twinbench.reports.records import RunInfo, read_diagnostics, read_recipe
 from twinbench.reports.tables import build_tables
-
-NASTY = "</script><img src=x onerror=alert(1)> & \\textbf{$x_1$} 100 % ' \" <!--"
 
 
 def data_of(page):
@@ -60,6 +60,67 @@ def test_a_lost_cell_tells_why(data):
     cell = data["cells"]["cell-main-swav-kNN-top-1"]
     assert cell["text"] == "collapsed"
     assert {s["reason"] for s in cell["seeds"]} == {"std_is_0 & 100 % <b>flat</b>"}
+
+
+def test_a_cell_of_which_a_seed_collapsed_tells_of_the_others(small, make_row, tmp_path, write):
+    rows = [make_row("byol", 70.0, 0), make_row("byol", 72.0, 1)]
+    rows += [make_row("byol", None, 2, status="collapsed", reason="flat")]
+    page = write(small, rows, [], tmp_path / "out")
+    cell = data_of(page)["cells"]["cell-main-byol-Linear-top-1"]
+    assert cell["text"] == "collapsed (1 of 3 seeds)"
+    assert cell["summary"].startswith(
+        "without the seeds that collapsed: 71.0 ± 1.4 (2 seeds); mean and std of 2"
+    )
+    assert [(s["value"], s["status"]) for s in cell["seeds"]] == [
+        (70.0, "done"),
+        (72.0, "done"),
+        (None, "collapsed"),
+    ]
+    (found,) = re.findall(r'<td id="cell-main-byol-Linear-top-1"[^>]*>', page.read_text())
+    assert 'class="collapsed lost"' in found
+    assert "data-value" not in found
+
+
+def scales_of(page):
+    """What the filter by scale offers, and the scales of each row of the first table."""
+    text = page.read_text()
+    (field,) = re.findall(r'<select name="scale">(.*?)</select>', text) or [""]
+    table = text[text.index('id="table-main"') : text.index('id="problems"')]
+    rows = re.findall(
+        r"<tr data-method=\"([^\"]*)\" data-origin=\"[^\"]*\"(?: data-scales='([^']*)')?", table
+    )
+    offered = [html.unescape(value) for value in re.findall(r'value="([^"]*)"', field)]
+    return offered, {method: json.loads(scales or "[]") for method, scales in rows}
+
+
+def test_rows_know_what_their_encoders_were_trained_at(small, make_row, tmp_path, write):
+    here = {"pretrained_on": "digit-scenes", "backbone": "resnet10, width 16"}
+    rows = [
+        make_row("random_init", 10.0, backbone="resnet10, width 16", epochs=0),
+        make_row("byol", 50.0, **here),
+        make_row("byol", 60.0, image_set="cifar10", pretrained_on="cifar10", epochs=800),
+        make_row("simsiam", 70.0, origin="imported", epochs=None, batch_size=None),
+    ]
+    offered, of_rows = scales_of(write(small, rows, [], tmp_path / "out"))
+    digits, cifar = "digit-scenes, resnet10, width 16, 50 epochs", "cifar10, resnet18, 800 epochs"
+    quoted = "quoted, ImageNet ResNet-50"
+    assert of_rows == {
+        "Random init": [],
+        "BYOL": [digits, cifar, quoted],
+        "SimSiam": ["resnet18", quoted],
+    }
+    assert sorted(offered) == sorted(["", digits, cifar, quoted, "resnet18"])
+
+
+def test_a_page_of_one_scale_has_no_filter_by_scale(small, make_row, tmp_path, write):
+    small["tables"][0]["quoted"] = None
+    rows = [make_row("random_init", 10.0, epochs=0), make_row("byol", 50.0), make_row("simclr", 60.0)]
+    offered, of_rows = scales_of(write(small, rows, [], tmp_path / "one"))
+    assert offered == []
+    assert of_rows["BYOL"] == of_rows["SimCLR"] == ["resnet18, 50 epochs"]
+    rows.append(make_row("swav", 60.0, epochs=60))
+    offered, _ = scales_of(write(small, rows, [], tmp_path / "two"))
+    assert offered == ["", "resnet18, 50 epochs", "resnet18, 60 epochs"]
 
 
 def test_every_measured_cell_has_an_address_and_no_other(small, records, tmp_path, write):

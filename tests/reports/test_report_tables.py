@@ -224,8 +224,39 @@ def test_a_run_that_failed_before_evaluation_has_a_row(study, make_row, tmp_path
     (table,) = build_tables(spec(study), rows, runs)
     assert entry(table, "simsiam").text == "failed"
     assert "loss is NaN at step 7" in str(table.footnotes)
-    assert entry(table, "byol").cell.value == 70.0  # the record of the collapsed seed is no result
+    assert entry(table, "byol").text == "collapsed (1 of 2 seeds)"
+    assert entry(table, "byol").cell.rest.value == 70.0  # the record of the collapsed seed is no result
     assert entry(table, "byol").cell.failures[0].status == "collapsed"
+
+
+def test_a_row_of_which_a_seed_collapsed_does_not_compete_and_keeps_its_numbers_in_the_csv(
+    make_row, study, spec
+):
+    rows = [make_row(method, 60.0 + seed, seed) for method in ("simclr", "swav") for seed in range(3)]
+    rows += [make_row("byol", 99.0, 0), make_row("byol", 98.0, 1)]
+    rows += [make_row("byol", None, 2, status="collapsed", reason="flat")]
+    (table,) = build_tables(spec(study), rows)
+    shown = entry(table, "byol")
+    assert shown.text == "collapsed (1 of 3 seeds)"
+    assert [dict(table.footnotes)[mark] for mark in shown.marks] == [
+        "1 of 3 seeds collapsed (seed 2: flat)",
+        "without the seeds that collapsed: 98.5 ± 0.7 (2 seeds)",
+    ]
+    assert [row.method for row in table.rows if row.entries[0].best] == ["simclr"]
+    assert any(
+        "only 2 methods have both numbers" in note for note in table.notes
+    )  # of three with a published one
+    marks = ",".join(shown.marks)
+    assert f"| BYOL | collapsed (1 of 3 seeds)<sup>{marks}</sup> |" in to_markdown(table)
+    (line,) = [
+        line
+        for line in csv.DictReader(io.StringIO(to_csv(table)))
+        if (line["method"], line["label"]) == ("byol", "Linear top-1")
+        and line["protocol"] == "linear/cached-v1"
+    ]
+    assert (line["value"], line["n"], line["status"]) == ("98.5", "2", "collapsed")
+    assert float(line["uncertainty"]) == pytest.approx(0.5**0.5)
+    assert line["reason"] == "seed 2: collapsed: flat"
 
 
 def test_two_image_sets_make_two_columns(study, make_row, spec):

@@ -65,17 +65,43 @@ def texts(table, method):
 def test_units_stand_in_headings_and_decimals_are_the_metrics(table):
     labels = ["linear", "speed (images/s)", "pretraining (device-hours)", "size (M)", "energy (kWh)"]
     assert [column.label for column in table.columns] == labels
-    assert texts(table, "simclr") == ["60.5 ± 0.7", "1000 ± 1", "0.010 ± 0.000", "2.54 ± 0.00", "-"]
+    assert texts(table, "simclr") == ["60.5 ± 0.7", "1000 ± 1", "0.010", "2.54", "-"]
     for written in (to_markdown(table), to_latex(table), to_text(table)):
         assert "speed (images/s)" in written
         assert "1000" in written
         assert "1000.5" not in written
 
 
-def test_a_spread_that_rounds_to_nothing_gets_a_decimal_more(make_row, spec):
-    rows = [make_row("byol", 700.0 + 0.3 * seed, seed, COST, metric="images_per_second") for seed in range(2)]
-    (table,) = build_tables(spec({"tables": [{"name": "cost", "columns": COLUMNS[1:2]}]}), rows)
-    assert texts(table, "byol") == ["700 ± 0.2"]
+def test_what_has_no_spread_and_what_has_a_small_one_read_alike_in_every_form(
+    make_row, spec, write, tmp_path
+):
+    small = [700.0 + 0.3 * seed for seed in range(2)]
+    rows = [make_row("byol", value, i, COST, metric="images_per_second") for i, value in enumerate(small)]
+    rows += [make_row("byol", 2.5398, i, COST, metric="parameters") for i in range(2)]
+    study = {"tables": [{"name": "cost", "columns": [COLUMNS[1], COLUMNS[3]]}]}
+    page = write(study, rows, [], tmp_path / "out").read_text()
+    (table,) = build_tables(spec(study), rows)
+    assert texts(table, "byol") == ["700 ± <1", "2.54"]
+    assert "| 700 ± \\<1 | 2.54 |" in to_markdown(table)
+    assert r"700 \ensuremath{\pm} \textless{}1 & 2.54 \\" in to_latex(table)
+    assert re.search(r"700 ± <1 +2\.54$", to_text(table), re.M)
+    assert '<span class="value">700 ± &lt;1</span>' in page
+    assert '<span class="value">2.54</span>' in page
+    spreads = [float(line["uncertainty"]) for line in csv.DictReader(io.StringIO(to_csv(table)))]
+    assert spreads == [pytest.approx(0.3 / 2**0.5), 0.0]
+    assert "Numbers without ± are of seeds, or of test items, that are all equal." in table.notes
+    (row,) = table.rows
+    assert "2 equal seeds" in summary(row.entries[1])
+    assert "interval" not in summary(row.entries[1])
+    assert summary(row.entries[0]).startswith("mean and std of 2 seeds; 95 % t interval 698.2 to 702.1")
+
+
+def test_an_interval_that_its_decimals_cannot_show_says_so(make_row, spec):
+    hours = [0.0172 + seed * 1e-7 for seed in range(2)]
+    rows = [make_row("byol", value, i, COST, metric="core_hours") for i, value in enumerate(hours)]
+    (table,) = build_tables(spec({"tables": [{"name": "cost", "columns": [COLUMNS[2]]}]}), rows)
+    assert texts(table, "byol") == ["0.017 ± <0.001"]
+    assert "95 % t interval narrower than 0.0001;" in summary(table.rows[0].entries[0])
 
 
 def test_the_best_is_the_highest_the_lowest_or_none(table):

@@ -1,0 +1,132 @@
+"""What figures draw: ablations along two axes and of seeds that collapsed, and how a figure becomes files."""
+
+import io
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from twinbench.reports.figures import ablation, draw_figures
+from twinbench.reports.figures.drawing import _STYLE, draw
+from twinbench.reports.tables import build_tables
+
+
+def asymmetry(make_row, spec):
+    """A study as Table 6 is declared, in blocks that share their axes, with records of all its rows."""
+    words = {name: {"label": name} for name in ("no", "yes")}
+
+    def block(gradients, predictors):
+        axes = [("Stop-gradient", gradients), ("Predictor", predictors)]
+        varied = [{"label": label, "values": [words[name] for name in values]} for label, values in axes]
+        return {"methods": ["barlow_twins"], "vary": varied}
+
+    match = {"stop_gradient": "Stop-gradient", "predictor": "Predictor"}
+    table = {
+        "name": "table6",
+        "rows": [block(["no"], ["no"]), block(["yes"], ["no"]), block(["no", "yes"], ["yes"])],
+        "columns": [{"protocol": "linear/cached-v1", "metric": "top1", "label": "Linear"}],
+        "quoted": {"file": "table6_asymmetry.csv", "match": match, "columns": {"top1": "top-1"}},
+    }
+    values = {"no, no": 64.0, "yes, no": 62.0, "no, yes": 61.0, "yes, yes": 40.0}
+    rows = [make_row("barlow_twins", value, variant=variant) for variant, value in values.items()]
+    rows += [make_row("barlow_twins", None, 1, variant="yes, yes", status="collapsed", reason="flat")]
+    return spec({"tables": [table], "figures": [{"kind": "ablation", "name": "table6"}]}), rows
+
+
+@pytest.fixture
+def panels(monkeypatch):
+    """What an ablation figure draws: for each panel the points (x, y) of each line that has a label."""
+
+    def panels(study, rows):
+        painted = []
+
+        def paint(spec, title, caption, size, paint):
+            figure = Figure(size)
+            FigureCanvasAgg(figure)
+            paint(figure)
+            painted.append(figure)
+            return caption
+
+        monkeypatch.setattr(ablation, "draw", paint)
+        (caption,) = draw_figures(study, build_tables(study, rows), [])
+        found = []
+        for axes in painted[0].axes:
+            handles, labels = axes.get_legend_handles_labels()
+            lines = [handle[0] if isinstance(handle, tuple) else handle for handle in handles]
+            found.append({name: line.get_xydata() for name, line in zip(labels, lines, strict=True)})
+        return found, caption
+
+    return panels
+
+
+def test_two_axes_have_a_published_curve_for_each_value_of_the_other(make_row, spec, panels):
+    (_, published), caption = panels(*asymmetry(make_row, spec))
+    path = Path(ablation.__file__).parents[1] / "published" / "table6_asymmetry.csv"
+    printed = pd.read_csv(path)
+    assert len(printed) == 4
+    for predictor in ("no", "yes"):
+        rows = printed[printed.predictor == predictor].sort_values("stop_gradient")
+        points = published.pop(f"Barlow Twins, Predictor {predictor}, quoted, 300 epochs")
+        assert list(points[:, 0]) == list(rows.top1)
+        assert list(points[:, 1].round()) == [0, 1]  # the places of no and yes
+    assert published == {}
+    assert "arXiv:2103.03230v3 Table 6" in caption
+
+
+def test_axes_that_rows_share_are_drawn_with_the_values_of_all(make_row, spec, panels):
+    (ours, _), caption = panels(*asymmetry(make_row, spec))
+    assert sorted(ours) == ["Barlow Twins, Predictor no", "Barlow Twins, Predictor yes"]
+    assert list(ours["Barlow Twins, Predictor no"][:, 0]) == [64.0, 62.0]
+    assert list(ours["Barlow Twins, Predictor yes"][:, 0]) == [61.0], "the other collapsed for one seed"
+    lost = "Barlow Twins, Predictor yes at yes: collapsed (1 of 2 seeds), without the seeds that collapsed: 40.0 ± 0.5"
+    assert lost in caption
+    study, _ = asymmetry(make_row, spec)
+    assert {label: [v.label for v in axis.values] for label, axis in study.tables[0].axes.items()} == {
+        "Stop-gradient": ["no", "yes"],
+        "Predictor": ["no", "yes"],
+    }
+
+
+def test_a_point_of_which_a_seed_collapsed_is_marked_on_a_line(make_row, spec, panels):
+    axis = {"key": "options.lambd", "label": "lambda", "values": [0.001, 0.01, 0.1], "log_scale": True}
+    columns = [{"protocol": "linear/cached-v1", "metric": "top1", "label": "Linear"}]
+    table = {"name": "t", "rows": [{"methods": ["byol"], "vary": [axis]}], "columns": columns}
+    rows = [make_row("byol", 60.0, seed, variant=v) for v in ("0.001", "0.01", "0.1") for seed in range(2)]
+    rows += [make_row("byol", None, 2, variant="0.01", status="collapsed", reason="flat")]
+    (found,), caption = panels(spec({"tables": [table], "figures": [{"kind": "ablation"}]}), rows)
+    assert list(found["BYOL"][:, 0]) == [0.001, 0.1]
+    assert list(found["BYOL, failed or collapsed"][:, 0]) == [0.01]
+    assert (
+        "Without a number: BYOL at 0.01: collapsed (1 of 3 seeds), without the seeds that collapsed: 60.0"
+        in caption
+    )
+
+
+def test_a_figure_is_laid_out_and_cut_as_matplotlib_itself_would(spec):
+    """Doing both once, for all formats, is faster and changes nothing."""
+
+    def paint(figure):
+        for place in (1, 2):
+            axes = figure.add_subplot(1, 2, place)
+            axes.plot([1, 10, 100], [0.1, 5, 20], label="a line with a long name")
+            axes.set_ylabel("two\nlines")
+            axes.set_title("title")
+            axes.annotate("outside", (1.0, 5.0), xycoords=("axes fraction", "data"))
+        figure.legend(loc="outside lower center", ncols=2)
+
+    figure = spec({"figures": [{"kind": "bars"}]}).figures[0]
+    drawing = draw(figure, "", "", (6.0, 3.0), paint)
+    with mpl.rc_context(_STYLE):
+        reference = Figure((6.0, 3.0), layout="constrained")
+        FigureCanvasAgg(reference)
+        paint(reference)
+        buffer = io.BytesIO()
+        reference.savefig(buffer, format="png", dpi=160, bbox_inches="tight")
+    ours, theirs = (imread(io.BytesIO(content)) for content in (drawing.files["png"], buffer.getvalue()))
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).mean() < 1e-3
