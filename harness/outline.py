@@ -24,6 +24,7 @@ from twinbench.harness.recipes import recipe_hash
 from twinbench.harness.store import Run, stored_runs
 from twinbench.harness.studies import Study, StudyTable
 from twinbench.pretraining.build import resolve, view_policies
+from twinbench.pretraining.method import method_class
 from twinbench.pretraining.recipe import BackboneSpec, CostSpec, Recipe
 
 _SIZE = 224
@@ -200,12 +201,16 @@ class _Costs:
     def of_training(self, recipe: Recipe) -> float | None:
         """GPU-hours of a whole training, None where nobody knows them."""
         known = self._of.get(_kind(recipe))
-        return 0.0 if not recipe.epochs else known and known.gpu_hours_per_epoch * recipe.epochs
+        return 0.0 if not _is_trained(recipe) else known and known.gpu_hours_per_epoch * recipe.epochs
 
     def of_evaluation(self, recipe: Recipe, chosen: Protocol, image_set: str) -> float | None:
         """GPU-hours of an evaluation of the recipe's network. Its passes are counted only if one's time is known."""
         each = self._forward.get(recipe.backbone)
         return None if each is None else each * chosen.forward_passes(_sizes(image_set))
+
+
+def _is_trained(recipe: Recipe) -> bool:
+    return recipe.epochs > 0 and method_class(recipe.method).trains
 
 
 def _passes_of_an_epoch(recipe: Recipe) -> float:
@@ -222,7 +227,7 @@ def _add(recipe: Recipe, table: StudyTable, costs: _Costs, seen: set[tuple[str, 
         seen.add((name,))
         own.finished += run is not None
         if run is None:
-            own.trainings += bool(recipe.epochs)
+            own.trainings += _is_trained(recipe)
             own.add(costs.of_training(recipe))
             own.memory_mb = max(own.memory_mb, costs.store.memory_of(recipe))
             own.kept[name, ""] = FLOAT * parameters

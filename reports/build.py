@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from twinbench.foundation.files import machine_faults, write_synced
+from twinbench.reports import unchanged
 from twinbench.reports.figures import draw_figures, figures_to_come
 from twinbench.reports.figures.drawing import Drawing
 from twinbench.reports.layout import Table
-from twinbench.reports.output import check_out, recover, swap, write_list
+from twinbench.reports.output import PAGE, check_out, recover, swap, write_list
 from twinbench.reports.page import render_page
 from twinbench.reports.records import Record, RunInfo, records_csv
 from twinbench.reports.study import StudySpec
@@ -33,7 +34,8 @@ def build_report(
     """Write ``out``/report.html, tables/, figures/ and records.csv; return the path of the page.
 
     ``command`` is the line that makes the report again. Without ``draw`` a line stands in the place of each figure:
-    that takes a second where the figures take many. Everything is made in a folder beside ``out`` and swapped in,
+    that takes a second where the figures take many. A report that is there already, made of the same, stays as it is.
+    Everything is made in a folder beside ``out`` and swapped in,
     so that a crash leaves the old report whole and no file of an older report stays behind. What else lies in ``out``
     is kept. Raises InputError for records or a folder that no report can be made from or in, before anything is
     changed, and RunFailure where the machine fails: a full disk, a folder that cannot be written.
@@ -41,20 +43,25 @@ def build_report(
     check_out(out)
     target = out.resolve()
     with machine_faults("the report cannot be drawn", target, "check that the run folders can be read"):
+        recover(target)
+        digest = unchanged.digest_of(study, records, runs, command, draw)
+        if unchanged.is_there(target, digest):
+            return Path(os.path.abspath(out)) / PAGE
         tables = build_tables(study, records, runs, command)
         drawings = draw_figures(study, tables, runs) if draw else figures_to_come(study)
         page = render_page(study, tables, drawings, records, runs, command)
     with machine_faults("the report cannot be written", target, "free some space or give a writable folder"):
-        recover(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.new-", dir=target.parent))
         try:
             staging.chmod(0o755)
             _write(staging, page, tables, drawings, records)
+            unchanged.note(staging, digest)
+            write_list(staging)
             swap(staging, target)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-    return Path(os.path.abspath(out)) / "report.html"
+    return Path(os.path.abspath(out)) / PAGE
 
 
 def _write(
@@ -69,5 +76,4 @@ def _write(
         for suffix, content in drawing.files.items():
             write_synced(folder / "figures" / f"{drawing.name}.{suffix}", content)
     write_synced(folder / "records.csv", records_csv(records).encode("utf-8"))
-    write_synced(folder / "report.html", page.encode("utf-8"))
-    write_list(folder)
+    write_synced(folder / PAGE, page.encode("utf-8"))

@@ -144,7 +144,7 @@ def render_page(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     engine.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    engine.filters["data_uri"] = lambda drawing: _data("image/svg+xml", drawing.files["svg"])
+    engine.filters["data_uri"] = lambda drawing: _svg_address(drawing.files["svg"])
     script = _template("page.js")
     return engine.from_string(_template("report.html.j2")).render(
         study=study,
@@ -166,6 +166,14 @@ def render_page(
 
 def _template(name: str) -> str:
     return (resources.files("twinbench.reports") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _svg_address(content: bytes) -> str:
+    """An SVG in UTF-8 as the address of an image: as text it is a quarter smaller than in base 64."""
+    text = content.decode("utf-8")
+    for character in '%#<>"&\n':  # what a URL or HTML would take for something else; the percent sign first
+        text = text.replace(character, f"%{ord(character):02X}")
+    return f"data:image/svg+xml;charset=utf-8,{text}"
 
 
 def _data(kind: str, content: bytes) -> str:

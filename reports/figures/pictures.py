@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from matplotlib.figure import Figure
-from matplotlib.image import imread
+from PIL import Image
 
 from twinbench.reports import names
 from twinbench.reports.figures.drawing import (
@@ -21,6 +23,8 @@ from twinbench.reports.figures.drawing import (
 from twinbench.reports.figures.measured import target_of
 from twinbench.reports.records import RunInfo
 from twinbench.reports.study import FigureSpec
+
+_COLOURS = 64
 
 
 @draws("views")
@@ -53,10 +57,16 @@ def _found(runs: Sequence[RunInfo], key: tuple[str, str]) -> dict[str, Path]:
     return found
 
 
+def _pixels(path: Path) -> npt.NDArray[np.uint8]:
+    """A picture ``[H, W, 3]`` in its 64 most suitable colours: it takes half the bytes, and looks much the same."""
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB").quantize(_COLOURS).convert("RGB"))
+
+
 def _panels(spec: FigureSpec, title: str, caption: str, found: dict[str, Path]) -> Drawing:
     if not found:
         return nothing_drawn(spec, title, "no run has left a picture")
-    content = {label: imread(path) for label, path in found.items()}
+    content = {label: _pixels(path) for label, path in found.items()}
     height, width = max(
         (image.shape[:2] for image in content.values()), key=lambda shape: shape[0] / shape[1]
     )

@@ -313,11 +313,11 @@ def test_a_worker_process_is_told_which_file_to_import(tmp_path):
     job = pickle.loads(pickle.dumps(Job(run, choice, "import")))
     assert (job.run.checkpoint, job.run.origin, job.is_finished()) == (file, "imported", False)
     images = Images(None)
-    assert execute([job], images, PlainLines(1), print) == 0
+    assert execute([job], images, PlainLines({job.label}), print) == 0
     assert job.is_finished()
     write_moco(file, seed=1)
     import_again = Job(replace(run, folder=tmp_path / "runs" / "again"), choice, "again")
-    assert execute([import_again], images, PlainLines(1), print) == 1
+    assert execute([import_again], images, PlainLines({job.label}), print) == 1
     assert "the checkpoint changed" in (import_again.run.status() or {})["reason"]
 
 

@@ -17,7 +17,6 @@ from twinbench.harness.store import Run
 from twinbench.harness.studies import load_study, narrowed
 from twinbench.pretraining.build import resolve
 
-
 NO_STORE = Path("there is no store")
 
 

@@ -4,6 +4,7 @@ import html.parser
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,7 +68,7 @@ def test_a_report_has_every_file(study, records, runs, tmp_path, write):
     page = write(study, records, runs, tmp_path / "out")
     assert page == tmp_path / "out" / "report.html"
     figures = ["bars", "bars_knn", "cross_correlation", "loss_curves", "spectrum"]
-    expected = [".report-files.json", "records.csv", "report.html"]
+    expected = [".report-files.json", ".report-made-of.json", "records.csv", "report.html"]
     expected += [f"figures/{name}.{suffix}" for name in figures for suffix in ("pdf", "png", "svg")]
     expected += [f"tables/main.{suffix}" for suffix in ("csv", "md", "tex")]
     assert listing(tmp_path / "out") == sorted(expected)
@@ -77,10 +78,40 @@ def test_a_report_has_every_file(study, records, runs, tmp_path, write):
     assert list(tmp_path.glob(".out*")) == []
 
 
+def test_a_report_that_is_there_stays_until_something_that_it_is_made_of_changes(
+    study, records, runs, tmp_path, write, monkeypatch
+):
+    out = tmp_path / "out"
+    write(study, records, runs, out)
+    drawn = []
+    draw = build.draw_figures
+    monkeypatch.setattr(build, "draw_figures", lambda *of: drawn.append(1) or draw(*of))
+
+    def is_drawn(again=records):
+        drawn.clear()
+        write(study, again, runs, out)
+        return bool(drawn)
+
+    assert not is_drawn()
+    assert is_drawn(records[:-1])
+    assert is_drawn()
+    (out / "figures" / "bars.svg").unlink()
+    assert is_drawn(), "a file of it is gone"
+    (out / "tables" / "main.md").write_text("| mine |")
+    assert is_drawn(), "somebody changed a file of it"
+    with (runs[0].folder / "metrics.jsonl").open("a") as log:
+        log.write("\n")
+    assert is_drawn(), "a file of a run has changed"
+    study["title"] = "Another"
+    assert is_drawn()
+    assert not is_drawn()
+
+
 def test_the_page_is_self_contained_and_escaped(study, records, runs, tmp_path, write):
     text = write(study, records, runs, tmp_path / "out").read_text(encoding="utf-8")
     page = Page()
     page.feed(text)
+    text = re.sub(r'src="data:image/svg[^"]*"', "src", text)  # drawings, which name the namespace of SVG
     assert page.open == []
     links = [value for name, value in page.attributes if name in ("src", "href", "srcset", "data")]
     assert all(value.startswith(("data:", "#")) for value in links)
@@ -215,7 +246,8 @@ def test_stale_files_go_and_foreign_files_stay(small, records, tmp_path, write):
         names = sorted(p.name for p in (out / "tables").iterdir())
         assert names == ["link.csv", "mine.csv", "renamed.csv", "renamed.md", "renamed.tex"]
     written = json.loads((out / ".report-files.json").read_text())
-    assert written == ["records.csv", "report.html"] + [f"tables/renamed.{x}" for x in ("csv", "md", "tex")]
+    own = [".report-made-of.json", "records.csv", "report.html"]
+    assert written == own + [f"tables/renamed.{x}" for x in ("csv", "md", "tex")]
     assert list(tmp_path.glob(".out*")) == []
 
 
@@ -292,6 +324,7 @@ def test_a_linked_tables_folder_is_not_emptied(small, records, tmp_path, write):
     (out / "tables").rename(tmp_path / "elsewhere")
     (out / "tables").symlink_to(tmp_path / "elsewhere")
     before = tree(tmp_path)
+    small["title"] = "Another"
     with pytest.raises(InputError, match="tables"):
         write(small, records, [], out)
     assert tree(tmp_path) == before
@@ -347,6 +380,7 @@ def test_a_fault_of_the_machine_is_no_wrong_use(small, records, tmp_path, monkey
     readme = tmp_path / "README.md"
     readme.write_text("old")
     before = tree(tmp_path)
+    small["title"] = "Another"
     monkeypatch.setattr(os, "fsync", full)
     for fail in (lambda: write(small, records, [], out), lambda: write_atomically(readme, b"new")):
         with pytest.raises(RunFailure, match=r"No space left(.|\n)*where:(.|\n)*next:") as caught:
@@ -374,7 +408,7 @@ def test_every_file_is_synced_before_the_swap(small, records, tmp_path, monkeypa
     monkeypatch.setattr(os, "fsync", note)
     monkeypatch.setattr(build, "swap", watch)
     write(small, records, [], tmp_path / "out")
-    assert len(at_swap) == len(listing(tmp_path / "out")) == 9
+    assert len(at_swap) == len(listing(tmp_path / "out")) == 10
     assert all(done for _, done in at_swap), at_swap
 
 

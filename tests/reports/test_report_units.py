@@ -98,7 +98,7 @@ def test_what_has_no_spread_and_what_has_a_small_one_read_alike_in_every_form(
 
 def test_an_interval_that_its_decimals_cannot_show_says_so(make_row, spec):
     hours = [0.0172 + seed * 1e-7 for seed in range(2)]
-    rows = [make_row("byol", value, i, COST, metric="core_hours") for i, value in enumerate(hours)]
+    rows = [make_row("byol", value, i, COST, metric="device_hours") for i, value in enumerate(hours)]
     (table,) = build_tables(spec({"tables": [{"name": "cost", "columns": [COLUMNS[2]]}]}), rows)
     assert texts(table, "byol") == ["0.017 ± <0.001"]
     assert "95 % t interval narrower than 0.0001;" in summary(table.rows[0].entries[0])

@@ -1,0 +1,82 @@
+"""Whether a report is there already, byte for byte: a finished study is then told of without drawing it anew."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+import matplotlib as mpl
+
+from twinbench.foundation.files import write_synced
+from twinbench.reports.records import Record, RunInfo, records_csv
+from twinbench.reports.study import StudySpec
+
+MADE_OF = ".report-made-of.json"
+
+
+def digest_of(
+    study: StudySpec, records: Sequence[Record], runs: Sequence[RunInfo], command: str, draw: bool
+) -> str:
+    """SHA-256 of all that a report is made of: what is asked for, the records, the runs' files, and this code."""
+    digest = hashlib.sha256()
+    for part in _parts(study, records, runs, command, draw):
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()
+
+
+def _parts(
+    study: StudySpec, records: Sequence[Record], runs: Sequence[RunInfo], command: str, draw: bool
+) -> Iterator[bytes]:
+    yield repr((command, draw, mpl.__version__)).encode()
+    yield study.model_dump_json().encode()
+    yield records_csv(records).encode()
+    for run in runs:
+        yield repr(run).encode()
+    read = {path for run in runs for path in (*_files_of(run.folder), *run.pictures.values())}
+    for path in sorted(read):
+        yield path.read_bytes()
+    yield from _code(files("twinbench.reports"))
+
+
+def _files_of(folder: Path) -> list[Path]:
+    names = ("metrics.jsonl", "diagnostics.json", "recipe.yaml", "source.yaml")
+    return [path for name in names if (path := folder / name).is_file()]
+
+
+def _code(folder: Traversable) -> Iterator[bytes]:
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if entry.is_dir() and entry.name != "__pycache__":
+            yield from _code(entry)
+        elif entry.is_file():
+            yield entry.read_bytes()
+
+
+def note(folder: Path, digest: str) -> None:
+    """Write down what the report in a folder is made of, and what its files are."""
+    made = {"of": digest, "files": _contents(folder)}
+    write_synced(folder / MADE_OF, (json.dumps(made, indent=1) + "\n").encode())
+
+
+def is_there(folder: Path, digest: str) -> bool:
+    """Whether the report in a folder is made of just this, and nobody has changed a file of it since."""
+    try:
+        made = json.loads((folder / MADE_OF).read_text(encoding="utf-8"))
+        return bool(
+            made["of"] == digest
+            and all(_sha256(folder / name) == sha256 for name, sha256 in made["files"].items())
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _contents(folder: Path) -> dict[str, str]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): _sha256(path) for path in paths}
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
