@@ -200,8 +200,10 @@ class _Costs:
 
     def of_training(self, recipe: Recipe) -> float | None:
         """GPU-hours of a whole training, None where nobody knows them."""
+        if not _is_trained(recipe):
+            return 0.0
         known = self._of.get(_kind(recipe))
-        return 0.0 if not _is_trained(recipe) else known and known.gpu_hours_per_epoch * recipe.epochs
+        return None if known is None else known.gpu_hours_per_epoch * recipe.epochs
 
     def of_evaluation(self, recipe: Recipe, chosen: Protocol, image_set: str) -> float | None:
         """GPU-hours of an evaluation of the recipe's network. Its passes are counted only if one's time is known."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from matplotlib.artist import Artist
@@ -93,15 +93,21 @@ def _paint(axes: Axes, panel: _Panel) -> None:
     both = [(point.x.value or 0.0, point.y.value or 0.0, point) for point in panel.points]
     colours = [names.colour(point.row.method) for point in panel.points]
     # All error bars at once: point by point, `errorbar` would take longer than all else.
-    for draw_bars, bars in (
-        (axes.hlines, [(y, x - (p.x.uncertainty or 0.0), x + (p.x.uncertainty or 0.0)) for x, y, p in both]),
-        (axes.vlines, [(x, y - (p.y.uncertainty or 0.0), y + (p.y.uncertainty or 0.0)) for x, y, p in both]),
-    ):
-        draw_bars(*zip(*bars, strict=True), colors=colours, linewidth=1.0)
+    xs, ys = [x for x, _, _ in both], [y for _, y, _ in both]
+    left, right = _bars((x, point.x) for x, _, point in both)
+    low, high = _bars((y, point.y) for _, y, point in both)
+    axes.hlines(ys, left, right, colors=colours, linewidth=1.0)
+    axes.vlines(xs, low, high, colors=colours, linewidth=1.0)
     for (x, y, point), colour in zip(both, colours, strict=True):
         marker = names.marker(point.row.method)
         axes.plot([x], [y], marker, color=colour, markersize=7, linestyle="none", label=_label(point.row))
     axes.margins(0.12)
+
+
+def _bars(points: Iterable[tuple[float, Cell]]) -> tuple[list[float], list[float]]:
+    """Both ends of the error bars of some numbers."""
+    pairs = [(value, cell.uncertainty or 0.0) for value, cell in points]
+    return [value - error for value, error in pairs], [value + error for value, error in pairs]
 
 
 def _label(row: Row) -> str:
