@@ -287,6 +287,7 @@ def _paint_categories(figure: Figure, panel: _Panel) -> None:
                 axes.annotate(text(cell), (0.02, y), xycoords=("axes fraction", "data"), **style)
     axes.set_xlabel(axis_label(panel.target))
     axes.set_xmargin(0.15)
+    axes.set_ylabel(panel.axis.label)
     axes.set_yticks(range(len(values)), values)
     axes.set_ylim(len(values) - 0.5, -0.5)
     if panel.curves:

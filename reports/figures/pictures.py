@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -57,24 +58,42 @@ def _found(runs: Sequence[RunInfo], key: tuple[str, str]) -> dict[str, Path]:
     return found
 
 
-def _pixels(path: Path) -> npt.NDArray[np.uint8]:
-    """A picture ``[H, W, 3]`` in its 64 most suitable colours: it takes half the bytes, and looks much the same."""
+@dataclass(frozen=True)
+class _Picture:
+    """Pixels ``[h, w, 3]`` and the size that they are shown at, in pixels."""
+
+    pixels: np.ndarray[Any, np.dtype[np.uint8]]
+    height: int
+    width: int
+
+
+def _read(path: Path) -> _Picture:
+    """The picture in a file, in its 64 most suitable colours: it takes half the bytes and looks much the same.
+
+    Of one that was enlarged to twice its size every other pixel says it all.
+    """
     with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB").quantize(_COLOURS).convert("RGB"))
+        whole = np.asarray(picture.convert("RGB"))
+    half = whole[::2, ::2]
+    enlarged = np.array_equal(half.repeat(2, axis=0).repeat(2, axis=1), whole)
+    kept = Image.fromarray(half if enlarged else whole).quantize(_COLOURS).convert("RGB")
+    return _Picture(np.asarray(kept), *whole.shape[:2])
 
 
 def _panels(spec: FigureSpec, title: str, caption: str, found: dict[str, Path]) -> Drawing:
     if not found:
         return nothing_drawn(spec, title, "no run has left a picture")
-    content = {label: _pixels(path) for label, path in found.items()}
-    height, width = max(
-        (image.shape[:2] for image in content.values()), key=lambda shape: shape[0] / shape[1]
-    )
+    content = {label: _read(path) for label, path in found.items()}
+    height = max(picture.height for picture in content.values())
+    width = max(picture.width for picture in content.values())
 
     def paint(figure: Figure) -> None:
-        for axes, (label, image) in zip(panels_of(figure, len(content)), content.items(), strict=True):
-            axes.imshow(image, interpolation="none")
+        for axes, (label, picture) in zip(panels_of(figure, len(content)), content.items(), strict=True):
+            extent = (0, picture.width, picture.height, 0)
+            axes.imshow(picture.pixels, extent=extent, interpolation="none")
+            axes.set(xlim=(0, width), ylim=(height, 0))  # so that all are at one scale
             axes.set_title(label)
             axes.set_axis_off()
 
-    return draw(spec, title, caption, grid_size(len(content), 3.2, 3.2 * height / width + 0.3), paint)
+    inches = min(3.2, 4.4 * width / height)
+    return draw(spec, title, caption, grid_size(len(content), inches, inches * height / width + 0.3), paint)

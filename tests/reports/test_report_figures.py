@@ -1,6 +1,9 @@
 """What figures draw: ablations along two axes and of seeds that collapsed, and how a figure becomes files."""
 
+import base64
 import io
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -10,6 +13,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from PIL import Image
 
 from twinbench.reports.figures import ablation, draw_figures
 from twinbench.reports.figures.drawing import _STYLE, draw
@@ -130,3 +134,42 @@ def test_a_figure_is_laid_out_and_cut_as_matplotlib_itself_would(spec):
     ours, theirs = (imread(io.BytesIO(content)) for content in (drawing.files["png"], buffer.getvalue()))
     assert ours.shape == theirs.shape
     assert np.abs(ours - theirs).mean() < 1e-3
+
+
+@pytest.fixture
+def pictured(make_run, tmp_path, make_row, spec):
+    """A study of the pictures of one run; ``pixels`` are saved as its picture."""
+
+    def pictured(pixels):
+        path = tmp_path / "picture.png"
+        Image.fromarray(pixels).save(path)
+        run = replace(make_run("byol"), pictures={("", ""): path})
+        columns = [{"protocol": "linear/cached-v1", "metric": "top1", "label": "Linear"}]
+        figures = [{"kind": "views"}, {"kind": "bars"}]
+        study = spec({"tables": [{"name": "t", "columns": columns}], "figures": figures})
+        return study, [make_row("byol", 50.0)], [run]
+
+    return pictured
+
+
+def embedded(drawing):
+    """The pixels of the one image in the SVG, without transparency."""
+    (content,) = re.findall(r'<image[^>]*base64,([^"]*)"', drawing.files["svg"].decode(), re.S)
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB"))
+
+
+def test_a_picture_that_was_enlarged_is_carried_small_and_any_other_whole(pictured):
+    noise = np.random.default_rng(0).integers(0, 2, (40, 60, 3), np.uint8) * 255  # of eight colours
+    enlarged = noise.repeat(2, axis=0).repeat(2, axis=1)
+    changed = enlarged.copy()
+    changed[11, 11] ^= 255
+    sizes = []
+    for pixels, expected in ((enlarged, noise), (changed, changed), (noise, noise)):
+        study, rows, runs = pictured(pixels)
+        views, _ = draw_figures(study, build_tables(study, rows, runs), runs)
+        found = embedded(views)
+        # matplotlib may turn an image upside down and say so in the SVG
+        assert any(np.array_equal(side, expected) for side in (found, found[::-1]))
+        sizes.append(Image.open(io.BytesIO(views.files["png"])).size)
+        runs[0].folder.rename(runs[0].folder.with_suffix(f".{len(sizes)}"))
+    assert sizes[0] == sizes[1], "shown as large"
