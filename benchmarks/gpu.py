@@ -314,10 +314,10 @@ def _trained_and_measured(recipe: Recipe, images: ImageSet, folder: Path, ends: 
     }
     for name in PROTOCOLS:
         encoder = Encoder.load(folder / "encoder")
-        record, _ = evaluate_encoder(
+        evaluated = evaluate_encoder(
             encoder, protocol(name), images, recipe.seed, folder / "features", lambda fraction, text: None
         )
-        yield {name: next(m["value"] for m in record["measurements"] if m["metric"] == "top1")}
+        yield {name: next(m["value"] for m in evaluated.record["measurements"] if m["metric"] == "top1")}
 
 
 def _free_memory() -> None:

@@ -89,6 +89,10 @@ class FeatureStore:
             )
         return features[known], labels[known]
 
+    def labelled_rows(self, encoder: Encoder, image_set: ImageSet, split: str) -> Tensor:
+        """The places in the split of the images that `labelled` gives, int64 ``[N]``."""
+        return torch.nonzero(self.get(encoder, image_set, split)[1] >= 0).flatten()
+
 
 def _key(encoder: Encoder, image_set: ImageSet, split: str) -> str:
     """A name for the features that changes with everything that changes them."""

@@ -12,7 +12,6 @@ from twinbench.downstream.protocol import (
     EvaluationContext,
     Measurement,
     Protocol,
-    accuracies,
     register_protocol,
 )
 from twinbench.encoders.encoder import Encoder
@@ -86,9 +85,10 @@ class CosineKnn(Protocol):
                 f"the neighbours are all the {len(bank)} labelled training images, not {_NEIGHBOURS}"
             )
         scores = knn_scores(queries, bank, bank_labels, len(context.image_set.classes))
+        rows = context.features.labelled_rows(encoder, context.image_set, "test")
         context.picture = _nearest(queries, bank, context.image_set)
         context.progress(1.0)
-        return accuracies(scores, labels)
+        return context.classified(scores, labels, rows)
 
     def forward_passes(self, image_set: ImageSet) -> float:
         """One pass over train and test, less where the features are cached."""

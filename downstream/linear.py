@@ -13,7 +13,6 @@ from twinbench.downstream.protocol import (
     EvaluationContext,
     Measurement,
     Protocol,
-    accuracies,
     register_protocol,
 )
 from twinbench.encoders.encoder import Encoder
@@ -114,7 +113,8 @@ class CachedLinear(Protocol):
         everything, everything_labels = torch.cat([train, val]), torch.cat([train_labels, val_labels])
         parameters = fit_logistic(everything, everything_labels, classes, penalty, start=parameters)
         context.progress(1.0)
-        return accuracies(predict(parameters, test), test_labels)
+        rows = context.features.labelled_rows(encoder, image_set, "test")
+        return context.classified(predict(parameters, test), test_labels, rows)
 
     def forward_passes(self, image_set: ImageSet) -> float:
         """One pass over all three splits, less where the features are cached."""

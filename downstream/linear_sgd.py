@@ -18,7 +18,6 @@ from twinbench.downstream.protocol import (
     EvaluationContext,
     Measurement,
     Protocol,
-    accuracies,
     register_protocol,
 )
 from twinbench.downstream.randomness import seeded
@@ -114,7 +113,8 @@ class LinearEvaluation(Protocol):
             context.details["skipped_images"] = skipped
         context.progress(1.0)
         counted = readable(test.images, known)
-        return accuracies(scores[counted], test.labels[known[counted]])
+        rows = known[counted]
+        return context.classified(scores[counted], test.labels[rows], rows)
 
     def forward_passes(self, image_set: ImageSet) -> float:
         """One pass for every image of every epoch and for the test images; the head costs next to nothing."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from twinbench.data.image_sets import ImageSet
 from twinbench.downstream.features import FeatureStore
 from twinbench.downstream.label_lists import LabelList
+from twinbench.downstream.outcomes import Outcomes, classified
 from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.errors import InputError
 from twinbench.foundation.registry import Registry
@@ -52,7 +53,8 @@ class EvaluationContext:
     ``label_list`` says which images count as labelled where a protocol uses a share of them. A protocol leaves in
     ``details`` (names to JSON values) what it chose and used, for the record to keep beside the measurements, and
     appends to ``remarks`` a sentence on whatever a reader of the number must know about its measurement, with counts.
-    It may leave a ``picture`` for people to look at, uint8 ``[3, H, W]``.
+    It leaves in ``outcomes`` what became of each test item, if its numbers can be computed again from that, and may
+    leave a ``picture`` for people to look at, uint8 ``[3, H, W]``.
     """
 
     image_set: ImageSet
@@ -63,7 +65,17 @@ class EvaluationContext:
     label_list: LabelList | None = None
     details: dict[str, Any] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    outcomes: Outcomes | None = None
     picture: Tensor | None = None
+
+    def classified(self, scores: Tensor, labels: Tensor, rows: Tensor) -> list[Measurement]:
+        """Leave the outcomes of a classification, and return its accuracies.
+
+        Class scores are ``[N, C]``, labels and the places of the images in the test split ``[N]``. Equal scores rank by
+        class number.
+        """
+        self.outcomes = classified(scores.numpy(force=True), labels.numpy(force=True), rows.numpy(force=True))
+        return accuracies(self.outcomes)
 
 
 class Protocol(ABC):
@@ -86,6 +98,13 @@ class Protocol(ABC):
     def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:
         """Measure the encoder on the test split; hyperparameters come from the split ``val``, never from test."""
 
+    def measure_again(self, outcomes: Outcomes, image_set: ImageSet | None) -> list[Measurement]:
+        """What `evaluate` measured, to the last bit, computed from the outcomes that it left.
+
+        ``image_set`` is needed for the objects of its scenes alone. Raises InputError where it is needed and None.
+        """
+        return accuracies(outcomes)
+
     def check(self, image_set: ImageSet) -> None:  # noqa: B027  (most have nothing to check)
         """Raise InputError if the protocol cannot measure on this machine or image set, before any work."""
 
@@ -100,19 +119,18 @@ class Protocol(ABC):
         """The work of one evaluation in forward passes of one image; an image trained on counts three."""
 
 
-def accuracies(scores: Tensor, labels: Tensor) -> list[Measurement]:
-    """Top-1 and top-5 accuracy of class scores ``[N, C]`` for labels ``[N]``, in percent.
+def accuracies(outcomes: Outcomes) -> list[Measurement]:
+    """Top-1 and top-5 accuracy of a classification, in percent.
 
-    Equal scores rank by class number. The standard error is that of a binomial proportion. With five classes
-    or fewer the top-5 accuracy is 100 whatever the features are, so it is left out.
+    The standard error is that of a binomial proportion. With five classes or fewer the top-5 accuracy is 100 whatever
+    the features are, so it is left out.
     """
-    ranking = scores.argsort(dim=1, descending=True, stable=True)
-    hits = ranking == labels[:, None]
-    n = len(labels)
+    hits = outcomes.arrays["predicted"] == outcomes.arrays["true"][:, None]
+    n = len(hits)
     measurements = []
     for k in (1, _LARGEST_K):
-        if k == 1 or scores.shape[1] > k:
-            p = hits[:, :k].any(dim=1).double().mean().item()
+        if k == 1 or outcomes.arrays["classes"][0] > k:
+            p = float(hits[:, :k].any(axis=1).mean())
             measurements.append(Measurement(f"top{k}", 100 * p, n, 100 * math.sqrt(p * (1 - p) / n)))
     return measurements
 

@@ -18,7 +18,6 @@ from twinbench.downstream.protocol import (
     EvaluationContext,
     Measurement,
     Protocol,
-    accuracies,
     register_protocol,
 )
 from twinbench.downstream.randomness import seeded, shuffled_indices
@@ -109,11 +108,14 @@ def fine_tune(
 
 
 @torch.no_grad()
-def _measure(model: FineTuned, views: Iterator[Tensor], test: Split, rows: Tensor) -> list[Measurement]:
+def _measure(
+    model: FineTuned, views: Iterator[Tensor], test: Split, known: Tensor, context: EvaluationContext
+) -> list[Measurement]:
     model.eval()
     scores = torch.cat([model(chunk).float().cpu() for chunk in views])
-    counted = readable(test.images, rows)
-    return accuracies(scores[counted], test.labels[rows[counted]])
+    counted = readable(test.images, known)
+    rows = known[counted]
+    return context.classified(scores[counted], test.labels[rows], rows)
 
 
 def _require_labels(chosen: Tensor, known: Tensor, protocol: str, image_set: ImageSet) -> None:
@@ -158,7 +160,7 @@ class FineTuning(Protocol):
             batches = self._batches(train, chosen, encoder, context.device, generator)
             fine_tune(model, batches, self.steps, self.head_lr, lambda done: context.progress(0.9 * done))
         views = plain_views(test.images, known, encoder.input_size, encoder.normalisation, context.device)
-        measured = _measure(model, views, test, known)
+        measured = _measure(model, views, test, known, context)
         if skipped := skipped_images(train, test):
             context.details["skipped_images"] = skipped
         context.progress(1.0)
@@ -223,7 +225,8 @@ class PublishedFineTuning(Protocol):
             model = FineTuned(encoder.fresh_backbone(), encoder.feature_dim, len(context.image_set.classes))
         model.to(device).to(memory_format=torch.channels_last)
         fine_tune(model, batches, steps, self.head_lr, lambda done: context.progress(0.9 * done))
-        measured = _measure(model, central_views(test.images, known, encoder, device), test, known)
+        views = central_views(test.images, known, encoder, device)
+        measured = _measure(model, views, test, known, context)
         if skipped := skipped_images(train, test):
             context.details["skipped_images"] = skipped
         context.progress(1.0)

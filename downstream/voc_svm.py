@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -16,6 +17,7 @@ from twinbench.data.image_sets import ImageSet
 from twinbench.data.pixels import CorruptImage
 from twinbench.data.streaming import Images, StreamedImages
 from twinbench.downstream.features import frozen_copy, pooled, require_finite
+from twinbench.downstream.outcomes import Outcomes, replicates
 from twinbench.downstream.protocol import EvaluationContext, Measurement, Protocol, register_protocol
 from twinbench.downstream.views import central_views
 from twinbench.encoders.encoder import Encoder
@@ -44,37 +46,52 @@ def multi_labels(labels: Sequence[Tensor], difficult: Sequence[Tensor] | None, c
     return table
 
 
-def precision_recall(present: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def precision_recall(
+    present: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """True positives and precision at every distinct score, from the highest: int64 ``[T]`` and float64 ``[T]``.
 
-    ``present`` bool ``[N]``, ``scores`` ``[N]``. Images of equal score are retrieved together, so that the order of
-    the images is of no consequence.
+    ``present`` bool ``[N]``, ``scores`` ``[N]``; ``weights`` int64 ``[N]`` is how often each image is there, once by
+    default. Images of equal score are retrieved together, so that the order of the images is of no consequence.
     """
+    weights = np.ones(len(scores), np.int64) if weights is None else weights
     order = np.argsort(-scores, kind="stable")
     last_of_ties = np.append(np.nonzero(np.diff(scores[order]))[0], len(scores) - 1)
-    hits = np.cumsum(present[order])[last_of_ties]
-    return hits, hits / (last_of_ties + 1)
+    hits = np.cumsum((present * weights)[order])[last_of_ties]
+    retrieved = np.cumsum(weights[order])[last_of_ties]
+    return hits, hits / np.maximum(retrieved, 1)
 
 
-def average_precision_all_points(present: np.ndarray, scores: np.ndarray) -> float:
+def average_precision_all_points(
+    present: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None
+) -> float:
     """Area under precision made monotone, at every recall (VOC since 2010, VISSL), in [0, 1].
 
-    At least the average precision of scikit-learn, which does not make it monotone. ``present`` bool ``[N]`` has a
-    True; ``scores`` ``[N]``.
+    At least the average precision of scikit-learn, which does not make it monotone. ``present`` bool ``[N]``,
+    ``scores`` ``[N]`` and ``weights`` as in `precision_recall`; NaN if nothing is present.
     """
-    hits, precision = precision_recall(present, scores)
+    hits, precision = precision_recall(present, scores, weights)
+    if not hits[-1]:
+        return math.nan
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     return float(np.sum(np.diff(hits, prepend=0) * envelope) / hits[-1])
 
 
-def average_precision_11point(present: np.ndarray, scores: np.ndarray) -> float:
+def average_precision_11point(
+    present: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None
+) -> float:
     """Mean of the highest precision at a recall of at least 0, 0.1, ... 1 (VOC 2007), in [0, 1].
 
-    ``present`` bool ``[N]`` has a True; ``scores`` ``[N]``.
+    ``present`` bool ``[N]``, ``scores`` ``[N]`` and ``weights`` as in `precision_recall`; NaN if nothing is present.
     """
-    hits, precision = precision_recall(present, scores)
+    hits, precision = precision_recall(present, scores, weights)
+    if not hits[-1]:
+        return math.nan
     # in integers, for 0.1 * 3 is not 0.3
     return float(np.mean([precision[10 * hits >= tenths * hits[-1]].max() for tenths in range(11)]))
+
+
+_PRECISIONS = {"ap_all_points": average_precision_all_points, "ap_11point": average_precision_11point}
 
 
 def unit_rows(features: Tensor) -> np.ndarray:
@@ -151,25 +168,48 @@ class VocSvm(Protocol):
         test_features = _features(encoder, test, torch.arange(len(test)), context)
         context.progress(0.3)
 
-        details = {}
+        penalties, scores = [], np.zeros(truth.shape)
         for done, (penalty, svm) in enumerate(_fit_all(features, table, context.seed)):
-            counted = truth[:, done] != 0
-            present, scores = truth[counted, done] == 1, svm.decision_function(test_features[counted])
-            details[classes[done]] = {
-                "C": penalty,
-                "ap_all_points": 100 * average_precision_all_points(present, scores),
-                "ap_11point": 100 * average_precision_11point(present, scores),
-            }
-            context.progress(0.3 + 0.7 * (done + 1) / len(classes))
-        context.details["classes"] = details
-        return [
-            Measurement(f"m{kind}", float(np.mean([row[kind] for row in details.values()])), len(test))
-            for kind in ("ap_all_points", "ap_11point")
-        ]
+            penalties.append(penalty)
+            scores[:, done] = svm.decision_function(test_features)
+            context.progress(0.3 + 0.6 * (done + 1) / len(classes))
+        resampled = replicates(len(test), lambda weights: _mean_precisions(truth, scores, weights))
+        context.outcomes = Outcomes({"scores": scores, "truth": truth, **resampled})
+        by_kind = {kind: _precisions(truth, scores, kind) for kind in _PRECISIONS}
+        context.details["classes"] = {
+            name: {"C": penalty, **{kind: by_kind[kind][place] for kind in _PRECISIONS}}
+            for place, (name, penalty) in enumerate(zip(classes, penalties, strict=True))
+        }
+        context.progress(1.0)
+        return self.measure_again(context.outcomes, image_set)
+
+    def measure_again(self, outcomes: Outcomes, image_set: ImageSet | None) -> list[Measurement]:
+        """Both mAPs of the scores in the outcomes."""
+        truth, scores = outcomes.arrays["truth"], outcomes.arrays["scores"]
+        return [Measurement(metric, v, len(truth)) for metric, v in _mean_precisions(truth, scores).items()]
 
     def forward_passes(self, image_set: ImageSet) -> float:
         """One pass for every image; the SVMs, whose time hardly depends on the encoder, come on top."""
         return float(len(image_set.detection("train")) + len(image_set.detection("test")))
+
+
+def _precisions(
+    truth: np.ndarray, scores: np.ndarray, kind: str, weights: np.ndarray | None = None
+) -> list[float]:
+    """The average precision of each class in percent; images with only difficult objects of it do not count."""
+    found = []
+    for present, scored in zip(truth.T, scores.T, strict=True):
+        counted = present != 0
+        often = None if weights is None else weights[counted]
+        found.append(100 * _PRECISIONS[kind](present[counted] == 1, scored[counted], often))
+    return found
+
+
+def _mean_precisions(
+    truth: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None
+) -> dict[str, float]:
+    """Both mAPs in percent, over the classes that are present."""
+    return {f"m{kind}": float(np.nanmean(_precisions(truth, scores, kind, weights))) for kind in _PRECISIONS}
 
 
 def _fit_all(features: np.ndarray, table: np.ndarray, seed: int) -> Iterator[tuple[float, LinearSVC]]:

@@ -17,7 +17,7 @@ from twinbench.harness.images import ImageChoice, Images
 from twinbench.harness.plan import Job, load_splits, plan_run
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.recipes import load_recipe, parse_overrides
-from twinbench.harness.store import check_writable, encoder_in, record_place, write_json
+from twinbench.harness.store import check_writable, encoder_in, record_place
 from twinbench.harness.watch import watched
 from twinbench.pretraining.engine import Hardware, check_hardware, launch
 from twinbench.pretraining.interrupt import Interrupted
@@ -118,9 +118,10 @@ def evaluate_one(request: EvaluateRequest) -> None:
     label = f"{chosen.name} {folder}"
     with watched({"": [label]}) as watch:
         report = watch.start(label)
-        record, _ = evaluate_encoder(encoder, chosen, image_set, request.seed, None, report, labelled)
+        evaluated = evaluate_encoder(encoder, chosen, image_set, request.seed, None, report, labelled)
     for file in files:
-        write_json(file, record)
+        evaluated.write(file)
+    record = evaluated.record
     source = f" from {encoder.info.source_file}" if encoder.info.source_file else ""
     print(
         f"{chosen.name} on {image_set.name}, encoder {encoder.checksum[:12]} ({encoder.info.method}{source})"

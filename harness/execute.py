@@ -17,6 +17,7 @@ from twinbench.data.image_sets import ImageSet
 from twinbench.data.pictures import small, tiled, write_picture
 from twinbench.downstream.features import FeatureStore
 from twinbench.downstream.label_lists import LabelList
+from twinbench.downstream.outcomes import Outcomes, write_outcomes
 from twinbench.downstream.protocol import EvaluationContext, Protocol
 from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.errors import ExplainedError, RunFailure
@@ -26,7 +27,7 @@ from twinbench.harness.images import Images
 from twinbench.harness.plan import Job
 from twinbench.harness.published import import_run
 from twinbench.harness.source import ImportedSource
-from twinbench.harness.store import VIEWS_PICTURE, Run, picture_of, write_json
+from twinbench.harness.store import VIEWS_PICTURE, Run, outcomes_of, picture_of, write_json
 from twinbench.harness.watch import Watch
 from twinbench.pretraining.build import view_policies
 from twinbench.pretraining.checkpoint import remove_checkpoints
@@ -44,6 +45,8 @@ from twinbench.pretraining.train import (
 )
 from twinbench.reports.records import unique
 
+OUTCOMES_OF = ("encoder_checksum", "protocol", "image_set_fingerprint", "seed")
+"""What of a record its outcomes say as well, so that they cannot be taken for another's."""
 _SHOWN = 6  # training images in the picture of the views
 
 
@@ -108,12 +111,10 @@ def _run_job(
     job: Job, images: Images, training: Training, report: ReportProgress, say: Callable[[str], None]
 ) -> None:
     if job.evaluation is not None and job.record is not None:
-        record, picture = evaluate_run(
-            job.run, job.evaluation.protocol, images[job.evaluation.images], report
-        )
-        if picture is not None:
-            write_picture(picture_of(job.record), picture)
-        write_json(job.record, record)
+        evaluated = evaluate_run(job.run, job.evaluation.protocol, images[job.evaluation.images], report)
+        if evaluated.picture is not None:
+            write_picture(picture_of(job.record), evaluated.picture)
+        evaluated.write(job.record)
         return
     if isinstance(job.run.source, ImportedSource):
         import_run(job.run, say)
@@ -189,10 +190,29 @@ def finish_run(run: Run, summary: TrainingSummary) -> None:
     remove_checkpoints(run.folder / "checkpoints")
 
 
-def evaluate_run(
-    run: Run, protocol: Protocol, image_set: ImageSet, report: ReportProgress
-) -> tuple[dict[str, Any], Tensor | None]:
-    """The result record of a run's encoder under one protocol, and the picture that the protocol left."""
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation leaves: its record, what became of each test item, and a picture, the latter two if any."""
+
+    record: dict[str, Any]
+    outcomes: Outcomes | None
+    picture: Tensor | None
+
+    def write(self, path: Path) -> None:
+        """Write the record to a file and the outcomes beside it, which come first: the record tells their checksum."""
+        record = dict(self.record)
+        if self.outcomes is not None:
+            about = {name: str(record[name]) for name in OUTCOMES_OF}
+            file = outcomes_of(path)
+            record["outcomes"] = {
+                "file": file.name,
+                "sha256": write_outcomes(file, self.outcomes, about),
+            }
+        write_json(path, record)
+
+
+def evaluate_run(run: Run, protocol: Protocol, image_set: ImageSet, report: ReportProgress) -> Evaluated:
+    """What the evaluation of a run's encoder under one protocol leaves."""
     encoder = Encoder.load(run.encoder_folder)
     return evaluate_encoder(encoder, protocol, image_set, run.source.seed, run.folder / "features", report)
 
@@ -210,8 +230,8 @@ def evaluate_encoder(
     feature_folder: Path | None,
     report: ReportProgress,
     label_list: LabelList | None = None,
-) -> tuple[dict[str, Any], Tensor | None]:
-    """The result record of one encoder under one protocol, and the picture that the protocol left."""
+) -> Evaluated:
+    """What the evaluation of one encoder under one protocol leaves."""
     device = evaluation_device()
     encoder.backbone.to(device)
     context = EvaluationContext(
@@ -255,7 +275,7 @@ def evaluate_encoder(
             {"metric": m.metric, "value": m.value, "n": m.n, "stderr": m.stderr} for m in measurements
         ],
     }
-    return record, context.picture
+    return Evaluated(record, context.outcomes, context.picture)
 
 
 def _unmeasured(protocol: Protocol, image_set: ImageSet) -> list[str]:

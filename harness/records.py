@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from twinbench.harness.images import Images
 from twinbench.harness.plan import PlannedRun, record_of
 from twinbench.harness.recipes import identity
 from twinbench.harness.source import ImportedSource
-from twinbench.harness.store import VIEWS_PICTURE, Run, picture_of, read_json
+from twinbench.harness.store import VIEWS_PICTURE, Run, outcomes_of, picture_of, read_json
 from twinbench.harness.studies import Study, StudyTable
 from twinbench.pretraining.recipe import Recipe
 from twinbench.reports.records import REMARKS_BETWEEN, Record, RunInfo, finite, unique
@@ -50,11 +50,20 @@ def collect(
             records += [r for r in _facts(nothing, entry.run, facts) if r.metric in wanted]
     infos = [
         replace(
-            _run_info(entry.run, entry.variant), table=entry.table, pictures=_pictures(entry, tables, images)
+            _run_info(entry.run, entry.variant),
+            table=entry.table,
+            pictures=_pictures(entry, tables, images),
+            outcomes=_outcomes(record_of(entry.run, evaluation, images) for evaluation in entry.evaluations),
         )
         for entry in planned
     ]
     return records, infos
+
+
+def _outcomes(records: Iterable[Path]) -> dict[str, Path]:
+    """The files of outcomes beside some records, by the SHA-256 that these tell."""
+    found = ((read_json(record) or {}, outcomes_of(record)) for record in records)
+    return {document["outcomes"]["sha256"]: file for document, file in found if "outcomes" in document}
 
 
 def _pictures(
@@ -91,7 +100,13 @@ def collect_stored(runs: list[Run]) -> tuple[list[Record], list[RunInfo]]:
             trained_on = names.get(run.source.image_set_fingerprint, run.source.image_set)
             for facts in FACTS.entries():
                 records += _facts(replace(nothing, image_set=trained_on, protocol=facts.name), run, facts)
-    return records, [_run_info(run, variants[run.hash]) for run in runs]
+    infos = [
+        replace(
+            _run_info(run, variants[run.hash]), outcomes=_outcomes((run.folder / "records").glob("*.json"))
+        )
+        for run in runs
+    ]
+    return records, infos
 
 
 def _image_set_names(records: list[dict[str, Any]]) -> dict[str, str]:
@@ -167,6 +182,7 @@ def _measured(nothing: Record, document: dict[str, Any]) -> list[Record]:
         seconds=finite(document["seconds"]),
         device=document["device"],
         environment=json.dumps(document["environment"], sort_keys=True),
+        outcomes=document.get("outcomes", {}).get("sha256", ""),
     )
     return [
         replace(evaluated, metric=m["metric"], value=finite(m["value"]), stderr=finite(m["stderr"]), n=m["n"])

@@ -102,7 +102,8 @@ class Run:
         if record is None or info is None or record.get("status") != "done":
             return None
         same = record.get("encoder_checksum") == info["sha256"] and record.get("seed") == self.source.seed
-        return record if same else None
+        lost = "outcomes" in record and not outcomes_of(file).is_file()
+        return record if same and not lost else None
 
     def _lock_file(self) -> TextIO:
         try:
@@ -143,6 +144,11 @@ VIEWS_PICTURE = "pictures/views.png"
 def picture_of(record: Path) -> Path:
     """Where the picture of an evaluation is, given the file of its record."""
     return record.parent.parent / "pictures" / f"{record.stem}.png"
+
+
+def outcomes_of(record: Path) -> Path:
+    """Where the outcomes of an evaluation are, given the file of its record."""
+    return record.with_suffix(".safetensors")
 
 
 def open_run(root: Path, recipe: Recipe, image_set: ImageSet) -> Run:

@@ -30,7 +30,8 @@ class Record:
     ``peak_memory_mb`` are of the evaluation, ``images_per_second`` is of the training. ``tuning_trials`` counts the
     trials that chose its settings: 0 if none did, None if there was nothing to choose. ``remarks`` are sentences with
     REMARKS_BETWEEN them: what the reading of the images, the training and the measurement left out, repaired or
-    assumed. ``environment`` is a JSON object.
+    assumed. ``environment`` is a JSON object. ``outcomes`` is the SHA-256 of the file that tells what became of each test
+    item.
     Unknown is None or "".
     """
 
@@ -64,6 +65,7 @@ class Record:
     device: str = ""
     remarks: str = ""
     environment: str = ""
+    outcomes: str = ""
 
     @property
     def all_remarks(self) -> tuple[str, ...]:
@@ -91,7 +93,8 @@ class RunInfo:
 
     ``folder`` holds the recipe, and metrics.jsonl and diagnostics.json where the run got that far. ``seconds`` is how
     long the training took; 0 where it is not known or nothing was trained. ``pictures`` are files by protocol and image
-    set, that of the views without either. ``recipe_hash`` is that of its records.
+    set, that of the views without either. ``outcomes`` are files by the SHA-256 that records tell. ``recipe_hash`` is
+    that of its records.
     """
 
     method: str
@@ -104,6 +107,7 @@ class RunInfo:
     origin: str = "run"
     table: str = ""
     pictures: Mapping[tuple[str, str], Path] = field(default_factory=dict)
+    outcomes: Mapping[str, Path] = field(default_factory=dict)
     recipe_hash: str = ""
 
 

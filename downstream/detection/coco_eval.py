@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from pycocotools import mask as mask_codec
+from pycocotools.cocoeval import COCOeval as MatchingEvaluation
 from torch import Tensor
 
 from twinbench.data.detection import DetectionSplit
@@ -33,6 +35,8 @@ except ImportError:
 
 _log = logging.getLogger(__name__)
 
+THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))
+_KINDS = (("bbox", "box"), ("segm", "mask"))
 MOST_OF_CLASS = 100
 """How many detections of a class in a picture COCO's AP counts, the best (the last of COCOeval's maxDets)."""
 
@@ -107,13 +111,13 @@ def average_precision(
     if len(detections) != len(truth.images):
         raise ValueError(f"detections of {len(detections)} images for {len(truth.images)} images")
     require_objects(truth)
-    masked = truth.masks is not None and all(found.masks is not None for found in detections)
+    masked = _have_masks(truth, detections)
     # pycocotools prints its progress to standard output, which belongs to the command.
     with contextlib.redirect_stdout(io.StringIO()):
         expected = _coco(truth, classes, _truth_annotations(truth, masked))
         found = _coco(truth, classes, _detection_annotations(detections, masked))
         results = {}
-        for kind, name in (("bbox", "box"), ("segm", "mask"))[: 1 + masked]:
+        for kind, name in _KINDS[: 1 + masked]:
             evaluation = COCOeval(expected, found, kind)
             evaluation.evaluate()
             evaluation.accumulate()
@@ -121,6 +125,125 @@ def average_precision(
             for metric, value in zip(("ap", "ap50", "ap75"), evaluation.stats, strict=False):
                 results[f"{name}_{metric}"] = 100 * float(value)
     return results
+
+
+def resampled_average_precision(
+    truth: DetectionSplit, detections: Sequence[Detections], classes: int, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What `average_precision` would be, float64 ``[r]`` by metric, of images that occur ``weights`` ``[r, N]`` times.
+
+    Detections are matched to objects once, by pycocotools; a class of which no object is left does not count.
+    """
+    masked = _have_masks(truth, detections)
+    with contextlib.redirect_stdout(io.StringIO()):
+        expected = _coco(truth, classes, _truth_annotations(truth, masked))
+        found = _coco(truth, classes, _detection_annotations(detections, masked))
+        results = {}
+        for kind, name in _KINDS[: 1 + masked]:
+            evaluation = MatchingEvaluation(expected, found, kind)
+            evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
+            evaluation.params.maxDets = [MOST_OF_CLASS]
+            evaluation.evaluate()
+            by_class = np.array(evaluation.evalImgs, dtype=object).reshape(classes, len(truth))
+            recalls = evaluation.params.recThrs
+            curves = np.stack([_weighted_precision(row, weights, recalls) for row in by_class])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # a resample without any object: NaN
+                by_threshold = 100 * np.nanmean(curves, axis=0)
+            results[f"{name}_ap"] = by_threshold.mean(axis=0)
+            for metric, place in (("ap50", 0), ("ap75", 5)):
+                results[f"{name}_{metric}"] = by_threshold[place]
+    return results
+
+
+def _weighted_precision(matched: Sequence[Any], weights: np.ndarray, recalls: np.ndarray) -> np.ndarray:
+    """The mean interpolated precision of a class at every IoU, float64 ``[t, r]``; NaN where it has no object.
+
+    ``matched`` is what pycocotools says of each image.
+    """
+    thresholds = len(THRESHOLDS)
+    there = [image for image, found in enumerate(matched) if found is not None]
+    result = np.full((thresholds, len(weights)), np.nan)
+    if not there:
+        return result
+    objects = weights[:, there] @ np.array([(matched[i]["gtIgnore"] == 0).sum() for i in there])
+    scores = np.concatenate([matched[i]["dtScores"] for i in there])
+    order = np.argsort(-scores, kind="mergesort")
+    images = np.repeat(there, [len(matched[i]["dtScores"]) for i in there])[order]
+    hit = np.concatenate([matched[i]["dtMatches"] for i in there], axis=1)[:, order] != 0
+    counts = np.concatenate([matched[i]["dtIgnore"] for i in there], axis=1)[:, order] == 0
+    often = weights[:, images]
+    for t in range(thresholds):
+        right = np.cumsum(often * (hit[t] & counts[t]), axis=1)
+        wrong = np.cumsum(often * (~hit[t] & counts[t]), axis=1)
+        precision = right / np.maximum(right + wrong, np.spacing(1))
+        envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        padded = np.pad(envelope, ((0, 0), (0, 1)))  # no precision at a recall that is not reached
+        for r in np.flatnonzero(objects):
+            places = np.searchsorted(right[r] / objects[r], recalls, side="left")
+            result[t, r] = padded[r, places].mean()
+    return result
+
+
+def _have_masks(truth: DetectionSplit, detections: Sequence[Detections]) -> bool:
+    return truth.masks is not None and all(found.masks is not None for found in detections)
+
+
+def coco_results(detections: Sequence[Detections]) -> list[dict[str, Any]]:
+    """COCO's results format: ``image_id`` is the place of the image in its split, ``category_id`` that of the class."""
+    masked = all(found.masks is not None for found in detections)
+    results = []
+    for annotation in _detection_annotations(detections, masked):
+        del annotation["area"]
+        if masked:
+            code = annotation["segmentation"]
+            annotation["segmentation"] = {
+                "size": list(code["size"]),
+                "counts": code["counts"].decode("ascii"),
+            }
+        results.append(annotation)
+    return results
+
+
+def coco_ground_truth(truth: DetectionSplit, class_names: Sequence[str]) -> dict[str, Any]:
+    """COCO's annotation format with the numbers of `coco_results`; ignored objects are crowds, as they count here."""
+    annotations = []
+    for number, annotation in enumerate(_truth_annotations(truth, truth.masks is not None), start=1):
+        if "segmentation" in annotation:
+            code = annotation["segmentation"]
+            annotation["segmentation"] = {
+                "size": list(code["size"]),
+                "counts": code["counts"].decode("ascii"),
+            }
+        annotations.append({"id": number, **annotation})
+    sizes = [truth.size(i) for i in range(len(truth))]
+    return {
+        "images": [{"id": i, "height": height, "width": width} for i, (height, width) in enumerate(sizes)],
+        "categories": [{"id": place, "name": name} for place, name in enumerate(class_names)],
+        "annotations": annotations,
+    }
+
+
+def from_coco_results(results: Sequence[dict[str, Any]], images: int) -> list[Detections]:
+    """The detections in COCO's results format, with float64 boxes, of so many images."""
+    by_image: list[list[dict[str, Any]]] = [[] for _ in range(images)]
+    for result in results:
+        by_image[result["image_id"]].append(result)
+    return [_detections(found) for found in by_image]
+
+
+def _detections(found: Sequence[dict[str, Any]]) -> Detections:
+    boxes = torch.tensor([result["bbox"] for result in found], dtype=torch.float64).reshape(-1, 4)
+    masks = None
+    if all("segmentation" in result for result in found):
+        codes = [result["segmentation"] for result in found]
+        masks = [{"size": code["size"], "counts": code["counts"].encode("ascii")} for code in codes]
+    return Detections(
+        torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1),
+        torch.tensor([result["score"] for result in found], dtype=torch.float32),
+        torch.tensor([result["category_id"] for result in found], dtype=torch.int64),
+        masks,
+    )
 
 
 def _coco(truth: DetectionSplit, classes: int, annotations: Iterable[dict[str, Any]]) -> COCO:

@@ -7,7 +7,6 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
 from typing import Protocol as Interface
 
 import torch
@@ -17,13 +16,13 @@ from twinbench.data.detection import DetectionSplit
 from twinbench.data.image_sets import ImageSet
 from twinbench.downstream.detection.coco_eval import (
     Detections,
-    average_precision,
     evaluation_remarks,
     require_objects,
 )
 from twinbench.downstream.detection.drawing import drawn
+from twinbench.downstream.detection.outcomes import Evaluator, detected, precisions
 from twinbench.downstream.detection.schedules import Schedule
-from twinbench.downstream.detection.voc_eval import voc_average_precision
+from twinbench.downstream.outcomes import Outcomes
 from twinbench.downstream.protocol import EvaluationContext, Measurement, Protocol
 from twinbench.downstream.randomness import seeded
 from twinbench.encoders.backbones import Stem
@@ -69,7 +68,7 @@ class FineTuning(Protocol):
 
     name: str
     schedule: Schedule
-    evaluator: Literal["coco", "voc2007"] = "coco"
+    evaluator: Evaluator = "coco"
     metrics: tuple[str, ...] = BOX_METRICS
     needs = "detection"
 
@@ -115,12 +114,14 @@ class FineTuning(Protocol):
                 detections.append(detector.detect(test.images[i]))
                 context.progress(0.9 + 0.1 * (i + 1) / (len(test) + 1))
         context.picture = drawn(test, detections, image_set.detection_classes)
-        if self.evaluator == "voc2007":
-            precision = voc_average_precision(test, detections, classes)
-        else:
-            precision = average_precision(test, detections, classes)
+        context.outcomes = detected(detections, test, classes, self.evaluator)
+        measured = self.measure_again(context.outcomes, image_set)
         context.progress(1.0)
-        return [Measurement(metric, value, len(test)) for metric, value in precision.items()]
+        return measured
+
+    def measure_again(self, outcomes: Outcomes, image_set: ImageSet | None) -> list[Measurement]:
+        """The average precisions of the detections in the outcomes."""
+        return precisions(outcomes, image_set, self.evaluator)
 
     def forward_passes(self, image_set: ImageSet) -> float:
         """Pictures count by the area they are resized to, and for the region heads several times over."""

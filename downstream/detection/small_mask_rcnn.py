@@ -24,7 +24,6 @@ from twinbench.data.detection import DetectionSplit, PictureFiles
 from twinbench.data.image_sets import ImageSet
 from twinbench.downstream.detection.coco_eval import (
     Detections,
-    average_precision,
     evaluation_remarks,
     require_objects,
     run_lengths,
@@ -38,6 +37,8 @@ from twinbench.downstream.detection.fine_tuning import (
     require_encoder_maps,
     unit_floats,
 )
+from twinbench.downstream.detection.outcomes import detected, precisions
+from twinbench.downstream.outcomes import Outcomes
 from twinbench.downstream.protocol import EvaluationContext, Measurement, Protocol, register_protocol
 from twinbench.downstream.randomness import seeded, shuffled_indices
 from twinbench.encoders.backbones import ResNet
@@ -208,9 +209,14 @@ class SmallMaskRcnn(Protocol):
         detections = detect(detector, test_images, context.device)
         context.picture = drawn(test, detections, image_set.detection_classes)
         context.progress(0.95)
-        precision = average_precision(test, detections, classes)
+        context.outcomes = detected(detections, test, classes, "coco")
+        measured = self.measure_again(context.outcomes, image_set)
         context.progress(1.0)
-        return [Measurement(metric, value, len(test)) for metric, value in precision.items()]
+        return measured
+
+    def measure_again(self, outcomes: Outcomes, image_set: ImageSet | None) -> list[Measurement]:
+        """The average precisions of the detections in the outcomes."""
+        return precisions(outcomes, image_set, "coco")
 
     def forward_passes(self, image_set: ImageSet) -> float:
         """Scenes count by their area, and for pyramid and heads several times over."""

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from twinbench.data.detection import DetectionSplit
-from twinbench.downstream.detection.coco_eval import Detections, require_objects
-
-THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))
+from twinbench.downstream.detection.coco_eval import THRESHOLDS, Detections, require_objects
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,48 @@ def voc_average_precision(
     }
 
 
+def resampled_voc_average_precision(
+    truth: DetectionSplit, detections: Sequence[Detections], classes: int, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What the metric of 2007 would be, float64 ``[r]`` by metric, of images that occur ``weights`` ``[r, N]`` times.
+
+    A class of which no object is left does not count.
+    """
+    curves = []
+    for label in range(classes):
+        objects = _objects_of(truth, label)
+        counts = weights @ np.array([int((~each.difficult).sum()) for each in objects])
+        if counts.any():
+            found = _ranked(detections, label)
+            curves.append([_resampled_class_ap(objects, found, iou, weights, counts) for iou in THRESHOLDS])
+    by_threshold = 100 * np.nanmean(curves, axis=0)
+    return {
+        "box_ap": by_threshold.mean(axis=0),
+        "box_ap50": by_threshold[THRESHOLDS.index(0.5)],
+        "box_ap75": by_threshold[THRESHOLDS.index(0.75)],
+    }
+
+
+def _resampled_class_ap(
+    objects: list[_Objects],
+    found: tuple[np.ndarray, np.ndarray],
+    iou: float,
+    weights: np.ndarray,
+    counts: np.ndarray,
+) -> np.ndarray:
+    """The eleven-point AP of a class for each resample, float64 ``[r]``; NaN where it has no object."""
+    right, wrong = _judged(objects, found, iou)
+    often = weights[:, found[0]]
+    right, wrong = np.cumsum(often * right, axis=1), np.cumsum(often * wrong, axis=1)
+    precision = right / np.maximum(right + wrong, np.finfo(np.float64).eps)
+    return np.array(
+        [
+            _eleven_point_ap(right[r] / counts[r], precision[r]) if counts[r] else np.nan
+            for r in range(len(weights))
+        ]
+    )
+
+
 def _objects_of(truth: DetectionSplit, label: int) -> list[_Objects]:
     objects = []
     for image, (boxes, labels) in enumerate(zip(truth.boxes, truth.labels, strict=True)):
@@ -70,7 +110,7 @@ def _ranked(detections: Sequence[Detections], label: int) -> tuple[np.ndarray, n
         scores.append(_rounded(found.scores[mine].numpy(), 3))
         # Shifted in single precision and then rounded, as the reference does.
         boxes.append(
-            _rounded(found.boxes[mine].numpy() + np.array((1, 1, 0, 0), np.float32), 1).reshape(-1, 4)
+            _rounded(found.boxes[mine].float().numpy() + np.array((1, 1, 0, 0), np.float32), 1).reshape(-1, 4)
         )
     # The default sort, though it is not stable: rounding makes ties, and the reference breaks them this way.
     order = np.argsort(-np.concatenate(scores))

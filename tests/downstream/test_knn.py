@@ -7,7 +7,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from twinbench.data.image_sets import Split
 from twinbench.downstream.knn import CosineKnn, knn_scores
-from twinbench.downstream.protocol import accuracies
+from twinbench.downstream.protocol import EvaluationContext
 
 
 def random_features(n, d=12, classes=4, seed=0):
@@ -41,6 +41,11 @@ def test_predictions_equal_scikit_learn():
     ).fit(bank.double().numpy(), bank_labels.numpy())
     scores = knn_scores(queries, bank, bank_labels, classes=4, k=20)
     assert scores.argmax(dim=1).tolist() == reference.predict(queries.double().numpy()).tolist()
+
+
+def accuracies(scores, labels):
+    context = EvaluationContext(image_set=None, features=None)
+    return context.classified(scores, labels, torch.arange(len(labels)))
 
 
 def test_one_neighbour_with_the_queries_as_bank_is_always_right():

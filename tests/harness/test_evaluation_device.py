@@ -29,8 +29,9 @@ def evaluated() -> dict:
     info = EncoderInfo("resnet10", 8, "stride2", backbone.feature_dim, 32, grey, grey, "toy", "none")
     encoder = Encoder(backbone, info, "none")
     image_set = load_image_set("digit-scenes", limit={"train": 8, "val": 8, "test": 8})
-    record, _ = execute.evaluate_encoder(encoder, WhereAmI(), image_set, 0, None, lambda fraction, text: None)
-    return record
+    return execute.evaluate_encoder(
+        encoder, WhereAmI(), image_set, 0, None, lambda fraction, text: None
+    ).record
 
 
 def test_encoder_and_protocol_are_on_the_device_of_this_machine():
