@@ -375,6 +375,31 @@ def report(
     report_runs(runs, out)
 
 
+@app.command(epilog="Example: twinbench verify results/quick")
+def verify(
+    results: Annotated[Path, typer.Argument(help="A report folder.")],
+    data_root: DataRoot = None,
+    debug: Debug = False,
+) -> None:
+    """Compute every number of a report again from its records and per-item outcomes, and name what does not follow."""
+    from twinbench.harness.verification import verify as verify_report
+
+    verify_report(results, data_root)
+
+
+@app.command("export-results", epilog="Example: twinbench export-results runs --out outcomes")
+def export_results(
+    source: Annotated[Path, typer.Argument(metavar="RUN|RUNS", help="A run, or a run store.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the files.")],
+    data_root: DataRoot = None,
+    debug: Debug = False,
+) -> None:
+    """Write what became of every test item as CSV, and detections in COCO's format with their ground truth."""
+    from twinbench.harness.exported_results import export_results as export
+
+    export(source, out, data_root)
+
+
 Thing = Literal["methods", "protocols", "image-sets", "recipes", "studies", "formats", "runs"]
 
 

@@ -13,12 +13,13 @@ from twinbench.reports import unchanged
 from twinbench.reports.figures import draw_figures, figures_to_come
 from twinbench.reports.figures.drawing import Drawing
 from twinbench.reports.layout import Table
-from twinbench.reports.output import PAGE, check_out, recover, swap, write_list
+from twinbench.reports.output import PAGE, RECORDS, check_out, recover, swap, write_list
 from twinbench.reports.page import render_page
 from twinbench.reports.records import Record, RunInfo, records_csv
+from twinbench.reports.source import write_source
 from twinbench.reports.study import StudySpec
 from twinbench.reports.tables import build_tables
-from twinbench.reports.writers import to_csv, to_latex, to_markdown
+from twinbench.reports.writers import differences_csv, to_csv, to_latex, to_markdown
 
 __all__ = ["build_report", "check_out"]
 
@@ -31,7 +32,7 @@ def build_report(
     command: str,
     draw: bool = True,
 ) -> Path:
-    """Write ``out``/report.html, tables/, figures/ and records.csv; return the path of the page.
+    """Write ``out``/report.html, tables/, figures/, records.csv and what `source.read_source` reads; return the page.
 
     ``command`` is the line that makes the report again. Without ``draw`` a line stands in the place of each figure:
     that takes a second where the figures take many. A report that is there already, made of the same, stays as it is.
@@ -56,6 +57,7 @@ def build_report(
         try:
             staging.chmod(0o755)
             _write(staging, page, tables, drawings, records)
+            write_source(staging, study, runs, command)
             unchanged.note(staging, digest)
             write_list(staging)
             swap(staging, target)
@@ -70,10 +72,19 @@ def _write(
     (folder / "tables").mkdir()
     (folder / "figures").mkdir()
     for table in tables:
-        for suffix, text in (("csv", to_csv(table)), ("md", to_markdown(table)), ("tex", to_latex(table))):
-            write_synced(folder / "tables" / f"{table.name}.{suffix}", text.encode("utf-8"))
+        for name, text in table_files(table).items():
+            write_synced(folder / "tables" / name, text.encode("utf-8"))
     for drawing in drawings:
         for suffix, content in drawing.files.items():
             write_synced(folder / "figures" / f"{drawing.name}.{suffix}", content)
-    write_synced(folder / "records.csv", records_csv(records).encode("utf-8"))
+    write_synced(folder / RECORDS, records_csv(records).encode("utf-8"))
     write_synced(folder / PAGE, page.encode("utf-8"))
+
+
+def table_files(table: Table) -> dict[str, str]:
+    """The files of a table in the folder ``tables``, by name."""
+    texts = {"csv": to_csv(table), "md": to_markdown(table), "tex": to_latex(table)}
+    files = {f"{table.name}.{suffix}": text for suffix, text in texts.items()}
+    return (
+        {**files, f"{table.name}-differences.csv": differences_csv(table)} if any(table.contests) else files
+    )

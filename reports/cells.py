@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from scipy.special import stdtrit
-
 from twinbench.reports.records import Record, unique
+from twinbench.reports.statistics import Basis, Sample, estimate, of_values
 
 Kind = Literal["seeds", "items", ""]
 Status = Literal["done", "failed", "collapsed", "not run", "missing", "quoted"]
@@ -32,7 +30,8 @@ class Cell:
 
     ``value`` and ``uncertainty`` are in the metric's unit. ``kind`` names the uncertainty: ``seeds`` is the
     sample standard deviation over ``n_seeds`` runs, ``items`` the sampling standard error over ``n_items``
-    test items of one run. ``interval`` is the 95 % Student t interval of the mean over seeds. A cell whose
+    test items of one run; `with_interval` puts half the interval in its place. ``interval`` is the 95 % interval of
+    the mean, over what ``basis`` says, made from ``sample``. A cell whose
     status is not ``done`` or ``quoted`` has no value; where only some of its seeds collapsed, ``rest`` is the cell of
     those that are done. ``note`` is about this cell; ``remarks`` are its records'. ``values`` are those of the seeds.
     ``records`` are those that it was made from, one a seed, failed ones too.
@@ -43,6 +42,8 @@ class Cell:
     uncertainty: float | None = None
     kind: Kind = ""
     interval: tuple[float, float] | None = None
+    basis: Basis | None = None
+    sample: Sample | None = field(default=None, compare=False, repr=False)
     n_seeds: int = 0
     n_items: int | None = None
     origin: str = ""
@@ -94,13 +95,12 @@ def aggregate(records: Sequence[Record], failures: Sequence[Failure] = ()) -> Ce
     values = [record.value for record in done if record.value is not None]
     mean = statistics.fmean(values)
     n_items = max((record.n for record in done if record.n is not None), default=None)
-    uncertainty, kind, interval = _uncertainty(values, mean, done[0].stderr)
+    uncertainty, kind = _uncertainty(values, done[0].stderr)
     cell = Cell(
         "done",
         value=mean,
         uncertainty=uncertainty,
         kind=kind,
-        interval=interval,
         n_seeds=len(values),
         n_items=n_items,
         origin=origin,
@@ -111,7 +111,24 @@ def aggregate(records: Sequence[Record], failures: Sequence[Failure] = ()) -> Ce
         remarks=unique(remark for record in done for remark in record.all_remarks),
         records=(*done, *(r for r in records if r.status != "done" or r.value is None)),
     )
+    cell = with_sample(cell, of_values(values))
     return _collapsed(cell) if any(failure.status == "collapsed" for failure in failed) else cell
+
+
+def with_sample(cell: Cell, sample: Sample) -> Cell:
+    """The cell with the interval of the sample that its number is the mean of."""
+    found = estimate(sample)
+    interval = None if found.low is None or found.high is None else (found.low, found.high)
+    return replace(cell, sample=sample, interval=interval, basis=found.basis)
+
+
+def with_interval(cell: Cell) -> Cell:
+    """The cell with half the width of its interval as the uncertainty; as it is where it has no interval."""
+    if cell.rest is not None:
+        return replace(cell, rest=with_interval(cell.rest))
+    if cell.interval is None:
+        return cell
+    return replace(cell, uncertainty=(cell.interval[1] - cell.interval[0]) / 2)
 
 
 def _collapsed(cell: Cell) -> Cell:
@@ -146,16 +163,10 @@ def _failures(records: Sequence[Record]) -> list[Failure]:
     return list(found.values())
 
 
-def _uncertainty(
-    values: Sequence[float], mean: float, stderr: float | None
-) -> tuple[float | None, Kind, tuple[float, float] | None]:
+def _uncertainty(values: Sequence[float], stderr: float | None) -> tuple[float | None, Kind]:
     if len(values) >= 2:
-        deviation = statistics.stdev(values)
-        half = float(stdtrit(len(values) - 1, 0.975)) * deviation / math.sqrt(len(values))
-        return deviation, "seeds", (mean - half, mean + half)
-    if stderr is not None:
-        return stderr, "items", None
-    return None, "", None
+        return statistics.stdev(values), "seeds"
+    return (stderr, "items") if stderr is not None else (None, "")
 
 
 def number(value: float, digits: int = 1) -> str:
@@ -167,18 +178,21 @@ def number(value: float, digits: int = 1) -> str:
 def text(cell: Cell, digits: int = 1) -> str:
     """What a reader sees: ``71.4 ± 0.9`` with so many decimals, ``collapsed (2 of 3 seeds)``, ``failed`` or ``-``.
 
+    A mean over some of the seeds says over how many: ``71.4 ± 0.9 (2 of 3 seeds)``.
+
     There is no ± where all seeds are equal, and a spread that would be rounded to nothing is ``± <0.1``.
     """
     if cell.status == "missing" or (cell.status == "quoted" and cell.value is None):
         return "-"
     if cell.value is None:
         return cell.status + _share(cell)
+    share = f" ({cell.n_seeds} of {_count(cell)} seeds)" if cell.failures else ""
     if not cell.uncertainty:
-        return number(cell.value, digits)
+        return number(cell.value, digits) + share
     shown = number(cell.uncertainty, digits)
     if float(shown) == 0:  # "± 0.0" would claim certainty
         shown = f"<{10.0**-digits:.{digits}f}"
-    return f"{number(cell.value, digits)} ± {shown}"
+    return f"{number(cell.value, digits)} ± {shown}{share}"
 
 
 def _share(cell: Cell) -> str:

@@ -125,7 +125,8 @@ def _details(
 
 
 def summary(entry: Entry) -> str:
-    """What the uncertainty of a number is: ``mean and std of 3 seeds; 95 % t interval 70.1 to 72.3``; its source."""
+    """What the uncertainty of a number is: ``mean and std of 3 seeds; 95 % interval 70.1 to 72.3 over seeds``;
+    its source."""
     cell = entry.cell.measured
     parts = [describe_rest(entry.cell, entry.digits)] if entry.cell.rest else []
     if cell.kind == "seeds":
@@ -136,7 +137,7 @@ def summary(entry: Entry) -> str:
         spread = "; ± is the standard error over test items" if cell.uncertainty else ""
         parts.append(f"1 seed{spread}")
     if cell.interval is not None and cell.uncertainty:
-        parts.append(f"95 % t interval {_interval(*cell.interval, entry.digits + 1)}")
+        parts.append(f"95 % interval {_interval(*cell.interval, entry.digits + 1)} over {cell.basis}")
     parts += [f"{cell.n_items} test items"] if cell.n_items else []
     parts += [cell.source] if cell.source else []
     return "; ".join(parts)

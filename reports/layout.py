@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from twinbench.reports import cells
 from twinbench.reports.cells import Cell
+from twinbench.reports.contests import Contest, contest
 from twinbench.reports.groups import Budget, Group, differs, usual_budgets, usual_trials
 from twinbench.reports.metrics import metric_of
 from twinbench.reports.records import unique
@@ -14,7 +15,6 @@ from twinbench.reports.records import unique
 BUDGET_MARK = "†"
 TUNING_MARK = "‡"
 ONE_SEED_MARK = "§"
-_BETTER = {"higher": 1, "lower": -1, "none": 0}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Entry:
-    """A cell in its place: its text without marks, the footnote marks, whether it is the best, and its decimals."""
+    """A cell in its place: its text without marks, the footnote marks, and its decimals.
+
+    ``best`` says that it is the best of its column, or cannot be told from that.
+    """
 
     cell: Cell
     text: str
@@ -76,7 +79,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A finished table. ``footnotes`` are (mark, text); ``notes`` apply to the whole table."""
+    """A finished table. ``footnotes`` are (mark, text); ``notes`` apply to the whole table.
+
+    ``contests`` say for each column who beats whom, None where nothing competes; ``conclusions`` say it in words.
+    """
 
     name: str
     title: str
@@ -85,6 +91,8 @@ class Table:
     rows: tuple[Row, ...]
     footnotes: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
+    contests: tuple[Contest | None, ...]
+    conclusions: tuple[str, ...] = ()
 
     @property
     def reference_rows(self) -> tuple[Row, ...]:
@@ -128,23 +136,24 @@ def finish_table(
     notes: Sequence[str],
     varied: Sequence[str],
     command: str = "",
+    intervals: bool = False,
 ) -> Table:
     """The table of these lines: the best of each column, the marks, and the notes that explain them.
 
-    ``command`` is what would fill cells that were not run.
+    ``command`` is what would fill cells that were not run; ``intervals`` says that their uncertainties are those.
     """
     image_sets_shown = unique(column.image_set for column in columns if not column.quoted)
     usual = usual_budgets([line.group for line in lines], image_sets_shown, varied)
     trials = usual_trials([line.group for line in lines])
     different = [differs(line.group, usual, varied) for line in lines]
-    best = _best_rows(lines, columns, different)
+    contests = _contests(lines, columns, different)
     kinds = {cell.kind for line in lines for cell in line.cells if cell.status == "done"}
     footnotes = _Footnotes()
     rows = []
     for index, line in enumerate(lines):
         entries = tuple(
-            _entry(cell, column, best[position] == index, kinds, footnotes)
-            for position, (cell, column) in enumerate(zip(line.cells, columns, strict=True))
+            _entry(cell, column, found is not None and index in found.tied, kinds, footnotes)
+            for cell, column, found in zip(line.cells, columns, contests, strict=True)
         )
         group = line.group
         rows.append(
@@ -164,7 +173,7 @@ def finish_table(
     marked = [(BUDGET_MARK, text) for text in _budget_footnote(rows)]
     marked += [(TUNING_MARK, text) for text in _tuning_footnote(rows)]
     if len(kinds) > 1 and any(ONE_SEED_MARK in e.marks for row in rows for e in row.entries):
-        marked.append((ONE_SEED_MARK, _one_seed_text(lines)))
+        marked.append((ONE_SEED_MARK, _one_seed_text(lines, intervals)))
     return Table(
         name=name,
         title=title,
@@ -174,7 +183,8 @@ def finish_table(
         footnotes=(*marked, *((mark, text) for text, mark in footnotes.letters.items())),
         notes=(
             *_not_run_notes(lines, columns, command),
-            *_uncertainty_notes(lines, kinds),
+            *_uncertainty_notes(lines, kinds, intervals),
+            *_best_notes(contests),
             *_budget_notes(rows, usual),
             *_tuning_notes(rows, trials),
             *_source_notes(lines),
@@ -182,28 +192,47 @@ def finish_table(
             *_remark_notes(lines, columns),
             *notes,
         ),
+        contests=contests,
     )
 
 
-def _best_rows(
+def _contests(
     lines: Sequence[Line], columns: Sequence[Column], different: Sequence[bool]
-) -> list[int | None]:
-    """For each measured column the row of the best value among methods with equal budgets, if two or more
-    compete and one way is better.
-    """
-    best: list[int | None] = []
+) -> tuple[Contest | None, ...]:
+    """For each column the competition among methods with equal budgets whose every seed has a number."""
+    found = []
     for position, column in enumerate(columns):
         competing = {
-            index: value
+            index: line.cells[position]
             for index, line in enumerate(lines)
             if not (line.group.is_reference or different[index] or column.quoted)
             and line.group.origin != "quoted"
-            and (value := line.cells[position].value) is not None
+            and line.cells[position].value is not None
+            and not line.cells[position].failures
         }
-        sign = _BETTER[column.better]
-        ranked = sorted(competing, key=lambda index: -sign * competing[index])
-        best.append(ranked[0] if sign and len(ranked) >= 2 else None)
-    return best
+        found.append(contest(competing, column.better))
+    return tuple(found)
+
+
+def _best_notes(contests: Sequence[Contest | None]) -> list[str]:
+    """What the marks of the best mean, where there are any."""
+    known = [found for found in contests if found is not None]
+    if not known:
+        return []
+    marked = (
+        [
+            "Marked as best: the best number and every one that cannot be told from it at 5 % (differences paired by "
+            "test item where these are recorded, Student's t, Holm's correction for all pairs of the column)."
+        ]
+        if any(found.tied for found in known)
+        else []
+    )
+    untested = any(not found.tied for found in known)
+    return marked + (
+        ["Where nothing is marked, no difference can be tested: one seed without a record of its test items."]
+        if untested
+        else []
+    )
 
 
 def _row_marks(group: Group, different: bool, trials: int | None) -> tuple[str, ...]:
@@ -239,21 +268,35 @@ def _counts(lines: Sequence[Line], kind: cells.Kind, attribute: str) -> str:
     return "" if not found else f"{found[0]}" if len(found) == 1 else f"{found[0]}-{found[-1]}"
 
 
-def _one_seed_text(lines: Sequence[Line]) -> str:
-    return f"± = standard error over {_counts(lines, 'items', 'n_items') or 'the'} test items (one seed)"
+def _one_seed_text(lines: Sequence[Line], intervals: bool) -> str:
+    what = "half the 95 % interval" if intervals else "standard error"
+    return f"± = {what} over {_counts(lines, 'items', 'n_items') or 'the'} test items (one seed)"
 
 
-def _uncertainty_notes(lines: Sequence[Line], kinds: set[cells.Kind]) -> list[str]:
+def _uncertainty_notes(lines: Sequence[Line], kinds: set[cells.Kind], intervals: bool) -> list[str]:
     notes = []
     if "seeds" in kinds:
-        notes.append(f"± = std over {_counts(lines, 'seeds', 'n_seeds')} seeds; the value is their mean.")
+        n = _counts(lines, "seeds", "n_seeds")
+        over = f"{n} seeds{_items(lines)}" if intervals else f"{n} seeds"
+        notes.append(
+            f"± = {'half the 95 % interval' if intervals else 'std'} over {over}; the value is their mean."
+        )
     elif "items" in kinds:
-        notes.append(f"{_one_seed_text(lines)}.")
+        notes.append(f"{_one_seed_text(lines, intervals)}.")
     equal = any(cell.uncertainty == 0 for line in lines for cell in line.cells)
     bare = ["of seeds, or of test items, that are all equal"] if equal else []
     bare += ["of one seed without a recorded standard error"] if "" in kinds else []
     notes += [f"Numbers without ± are {' or '.join(bare)}."] if bare else []
     return notes
+
+
+def _items(lines: Sequence[Line]) -> str:
+    """``and the test items``, where intervals are over these as well."""
+    bases = {cell.basis for line in lines for cell in line.cells if cell.status == "done"}
+    both, seeds = "seeds and test items" in bases, "seeds" in bases
+    return (
+        " and, where they are recorded, test items" if both and seeds else " and test items" if both else ""
+    )
 
 
 def _not_run_notes(lines: Sequence[Line], columns: Sequence[Column], command: str) -> list[str]:
@@ -309,11 +352,11 @@ def _tuning_notes(rows: Sequence[Row], trials: int | None) -> list[str]:
 
 
 def _tuning_footnote(rows: Sequence[Row]) -> list[str]:
-    marked = [f"{_name(row)} {row.tuning_trials or 'none'}" for row in rows if TUNING_MARK in row.marks]
+    marked = [f"{name_of(row)} {row.tuning_trials or 'none'}" for row in rows if TUNING_MARK in row.marks]
     return [f"tuned with another number of trials: {', '.join(marked)}"] if marked else []
 
 
-def _name(row: Row) -> str:
+def name_of(row: Row) -> str:
     """The method with what its row varies in parentheses."""
     method, *varied = row.labels
     return method + "".join(f" ({value})" for value in varied if value != "-")

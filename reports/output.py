@@ -15,7 +15,8 @@ from twinbench.foundation.files import machine_faults, write_synced
 
 PAGE = "report.html"
 LIST = ".report-files.json"
-OWN_ENTRIES = (PAGE, "records.csv", "tables", "figures")
+RECORDS, STUDY, OUTCOMES = "records.csv", "study.json", "outcomes"
+OWN_ENTRIES = (PAGE, RECORDS, STUDY, "tables", "figures", OUTCOMES)
 _MARK = b'<meta name="generator" content="twinbench">'
 
 

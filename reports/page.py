@@ -19,6 +19,7 @@ from twinbench.reports.details import Place, describe, summary
 from twinbench.reports.figures.drawing import Drawing
 from twinbench.reports.groups import image_sets
 from twinbench.reports.layout import Column, Entry, Row, Table
+from twinbench.reports.matrix import Matrix, matrix_of
 from twinbench.reports.records import Record, RunInfo, unique
 from twinbench.reports.study import StudySpec
 from twinbench.reports.writers import to_csv, to_latex, to_markdown
@@ -78,6 +79,15 @@ class _Section:
         """The reference rows, then the methods' rows."""
         parts = [[line for line in self.lines if line.row.is_reference is kind] for kind in (True, False)]
         return [part for part in parts if part]
+
+    @property
+    def matrices(self) -> list[Matrix]:
+        """For each column in which rows compete, who beats whom."""
+        return [
+            matrix_of(self.table, column, found)
+            for column, found in zip(self.table.columns, self.table.contests, strict=True)
+            if found is not None
+        ]
 
     @property
     def downloads(self) -> list[tuple[str, str]]:

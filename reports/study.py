@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -187,10 +187,15 @@ class FigureSpec(Strict):
 
 
 class StudySpec(Strict):
-    """What a report needs of a study. `check.check_study` tells whether its parts fit each other."""
+    """What a report needs of a study. `check.check_study` tells whether its parts fit each other.
+
+    ``uncertainty`` is what stands after the ±: the standard deviation over seeds (of one seed, the standard error over
+    test items), or half the 95 % interval of the mean.
+    """
 
     title: str
     description: str
+    uncertainty: Literal["deviation", "interval"] = "deviation"
     tables: tuple[TableSpec, ...] = ()
     figures: tuple[FigureSpec, ...] = ()
 

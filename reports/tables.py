@@ -7,10 +7,12 @@ from dataclasses import replace
 
 from twinbench.reports import names, quoted
 from twinbench.reports.agreement import agreement_notes
-from twinbench.reports.cells import MISSING, Cell
+from twinbench.reports.cells import MISSING, Cell, with_interval, with_sample
+from twinbench.reports.conclusions import conclude
 from twinbench.reports.groups import Group, group_records, image_sets, is_unmeasured
 from twinbench.reports.layout import Column, Line, Table, finish_table
 from twinbench.reports.metrics import metric_of
+from twinbench.reports.outcomes import OutcomeFiles
 from twinbench.reports.records import Record, RunInfo, of_table, unique
 from twinbench.reports.study import ColumnSpec, QuotedColumns, StudySpec, TableSpec
 from twinbench.reports.variants import published_values, row_of, same_value, varied_fields
@@ -22,20 +24,32 @@ def build_tables(
     study: StudySpec, records: Sequence[Record], runs: Sequence[RunInfo] = (), command: str = ""
 ) -> list[Table]:
     """Every table of the study; ``command`` is what would fill cells that were not run."""
+    outcomes, intervals = OutcomeFiles(runs), study.uncertainty == "interval"
     return [
-        build_table(table, of_table(records, table.name), of_table(runs, table.name), command)
+        build_table(
+            table, of_table(records, table.name), of_table(runs, table.name), command, outcomes, intervals
+        )
         for table in study.tables
     ]
 
 
 def build_table(
-    table: TableSpec, records: Sequence[Record], runs: Sequence[RunInfo] = (), command: str = ""
+    table: TableSpec,
+    records: Sequence[Record],
+    runs: Sequence[RunInfo] = (),
+    command: str = "",
+    outcomes: OutcomeFiles | None = None,
+    intervals: bool = False,
 ) -> Table:
     """A table of its own records and runs: the rows by method in the paper's order, then as they were declared."""
     columns = _measured_columns(table.columns, records)
     groups = group_records(records, runs)
     stub = _stub(table, groups)
-    lines = [Line(group, _labels(table, group, len(stub)), _cells(group, columns)) for group in groups]
+    outcomes = outcomes or OutcomeFiles(runs)
+    lines = [
+        Line(group, _labels(table, group, len(stub)), _cells(group, columns, outcomes, intervals))
+        for group in groups
+    ]
     notes: list[str] = []
     if table.quoted is not None:
         quoting = _quoted_variants if table.quoted.match else _quoted_methods
@@ -46,7 +60,10 @@ def build_table(
             for index, line in enumerate(lines)
         ]
         notes = [*notes, *agreement_notes(table, columns, lines)]
-    return finish_table(table.name, table.heading, stub, columns, lines, notes, varied_fields(table), command)
+    done = finish_table(
+        table.name, table.heading, stub, columns, lines, notes, varied_fields(table), command, intervals
+    )
+    return replace(done, conclusions=conclude(done.columns, done.rows, done.contests))
 
 
 def _stub(table: TableSpec, groups: Sequence[Group]) -> tuple[str, ...]:
@@ -84,14 +101,29 @@ def _measured_columns(specs: Sequence[ColumnSpec], records: Sequence[Record]) ->
     return tuple(columns)
 
 
-def _cells(group: Group, columns: Sequence[Column]) -> tuple[Cell, ...]:
-    found = [group.cell(column.protocol, column.metric, column.image_set) for column in columns]
+def _cells(
+    group: Group, columns: Sequence[Column], outcomes: OutcomeFiles, intervals: bool
+) -> tuple[Cell, ...]:
+    found = [
+        _sampled(group.cell(column.protocol, column.metric, column.image_set), outcomes, intervals)
+        for column in columns
+    ]
     return tuple(
         replace(cell, note=f"{column.protocol} has no {column.metric} on {column.image_set}")
         if column.unmeasured and cell.status == "missing"
         else cell
         for cell, column in zip(found, columns, strict=True)
     )
+
+
+def _sampled(cell: Cell, outcomes: OutcomeFiles, intervals: bool) -> Cell:
+    """The cell with what is known of its test items, and with the uncertainty that the study shows."""
+    if cell.rest is not None:
+        return replace(cell, rest=_sampled(cell.rest, outcomes, intervals))
+    if cell.status == "done":
+        measured = [r for r in cell.records if r.status == "done" and r.value is not None]
+        cell = with_sample(cell, outcomes.sample(measured))
+    return with_interval(cell) if intervals else cell
 
 
 Quotes = tuple[list[tuple[Column, list[Cell]]], list[str]]

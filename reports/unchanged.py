@@ -63,13 +63,30 @@ def note(folder: Path, digest: str) -> None:
 
 def is_there(folder: Path, digest: str) -> bool:
     """Whether the report in a folder is made of just this, and nobody has changed a file of it since."""
+    made = _made(folder)
+    return made is not None and made[0] == digest and not changed_files(folder)
+
+
+def changed_files(folder: Path) -> list[str]:
+    """The files of the report in a folder that are gone or not as they were written; its list, if that is unreadable."""
+    made = _made(folder)
+    if made is None:
+        return [MADE_OF]
+    return [name for name, sha256 in made[1].items() if not _is(folder / name, sha256)]
+
+
+def _made(folder: Path) -> tuple[str, dict[str, str]] | None:
     try:
         made = json.loads((folder / MADE_OF).read_text(encoding="utf-8"))
-        return bool(
-            made["of"] == digest
-            and all(_sha256(folder / name) == sha256 for name, sha256 in made["files"].items())
-        )
+        return str(made["of"]), {str(name): str(sha256) for name, sha256 in made["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _is(path: Path, sha256: str) -> bool:
+    try:
+        return _sha256(path) == sha256
+    except OSError:
         return False
 
 

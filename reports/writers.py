@@ -6,7 +6,7 @@ import csv
 import io
 import re
 
-from twinbench.reports.layout import Column, Entry, Row, Table
+from twinbench.reports.layout import Column, Entry, Row, Table, name_of
 from twinbench.reports.metrics import metric_of
 
 CSV_COLUMNS = (
@@ -74,6 +74,38 @@ def to_csv(table: Table) -> str:
     return out.getvalue()
 
 
+DIFFERENCE_COLUMNS = (
+    "column",
+    "protocol",
+    "metric",
+    "image_set",
+    "row",
+    "other",
+    "difference",
+    "interval_low",
+    "interval_high",
+    "p",
+    "p_holm",
+    "basis",
+)
+
+
+def differences_csv(table: Table) -> str:
+    """One line a pair of rows that compete in a column: the difference with its interval and probabilities."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(DIFFERENCE_COLUMNS)
+    for column, found in zip(table.columns, table.contests, strict=True):
+        for comparison in found.comparisons if found else ():
+            first, second = (table.rows[found.rows[place]] for place in (comparison.first, comparison.second))
+            e = comparison.estimate
+            numbers = (e.value, e.low, e.high, e.p, comparison.p)
+            names = (column.label, column.protocol, column.metric, column.image_set)
+            rows = (name_of(first), name_of(second))
+            writer.writerow([*names, *rows, *map(_plain, numbers), e.basis or ""])
+    return out.getvalue()
+
+
 def _plain(value: object) -> str:
     return "" if value is None else repr(value) if isinstance(value, float) else str(value)
 
@@ -92,7 +124,8 @@ def to_markdown(table: Table) -> str:
     notes = [f"{_md_marks((mark,))} {_md(text)}" for mark, text in table.footnotes] + [
         _md(n) for n in table.notes
     ]
-    return "\n".join(lines) + "\n\n" + "  \n".join(notes) + "\n"
+    paragraphs = ["\n".join(lines), "  \n".join(notes), *(_md(text) for text in table.conclusions)]
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def _md(text: str) -> str:
@@ -171,7 +204,7 @@ def to_latex(table: Table) -> str:
     lines += [_tex_table_row(row) for row in table.method_rows]
     lines += [r"\bottomrule", r"\end{tabular}"]
     notes = [f"{_tex_marks((mark,))} {escape_tex(text)}" for mark, text in table.footnotes]
-    notes += [escape_tex(note) for note in table.notes]
+    notes += [escape_tex(note) for note in (*table.notes, *table.conclusions)]
     if notes:
         lines += [r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize"]
         lines += ["\\par\n".join(notes), r"\end{minipage}"]
@@ -227,12 +260,12 @@ def to_text(table: Table) -> str:
             lines.append(rule)
         lines.append(_text_row(cells, widths, len(table.stub)))
     starred = (
-        ["* best of the methods with equal budgets"]
+        ["* marked as best among the methods with equal budgets"]
         if any(e.best for r in table.rows for e in r.entries)
         else []
     )
     notes = [f"{_text_marks((mark,)).strip()} {text}" for mark, text in table.footnotes]
-    return "\n".join([*lines, "", *starred, *notes, *table.notes]) + "\n"
+    return "\n".join([*lines, "", *starred, *notes, *table.notes, *table.conclusions]) + "\n"
 
 
 def _text_marks(marks: tuple[str, ...]) -> str:
