@@ -146,10 +146,15 @@ def _nothing_measured(run: Run, study: str, variant: str) -> Record:
         batch_size=recipe.batch_size if recipe else None,
         tuning_trials=_tuning_trials(recipe) if recipe and recipe.epochs else None,
         images_per_second=finite(status.get("images_per_second")),
+        trained_in=_environment(status) if recipe and recipe.epochs else "",
         remarks=REMARKS_BETWEEN.join(
             [*([imported.note] if imported and imported.note else []), *status.get("remarks", ())]
         ),
     )
+
+
+def _environment(document: dict[str, Any]) -> str:
+    return json.dumps(document["environment"], sort_keys=True) if document.get("environment") else ""
 
 
 def _tuning_trials(recipe: Recipe) -> int:
@@ -181,7 +186,7 @@ def _measured(nothing: Record, document: dict[str, Any]) -> list[Record]:
         peak_memory_mb=finite(document["peak_memory_mb"]),
         seconds=finite(document["seconds"]),
         device=document["device"],
-        environment=json.dumps(document["environment"], sort_keys=True),
+        environment=_environment(document),
         outcomes=document.get("outcomes", {}).get("sha256", ""),
     )
     return [
@@ -199,7 +204,7 @@ def _facts(nothing: Record, run: Run, facts: Facts) -> list[Record]:
         nothing,
         encoder_checksum=info.get("sha256", ""),
         device=status.get("device", ""),
-        environment=json.dumps(status.get("environment", {}), sort_keys=True),
+        environment=_environment(status),
     )
     found = []
     for metric, value in facts.read(run).items():

@@ -43,6 +43,7 @@ class Cell:
     kind: Kind = ""
     interval: tuple[float, float] | None = None
     basis: Basis | None = None
+    shows_interval: bool = False
     sample: Sample | None = field(default=None, compare=False, repr=False)
     n_seeds: int = 0
     n_items: int | None = None
@@ -128,7 +129,7 @@ def with_interval(cell: Cell) -> Cell:
         return replace(cell, rest=with_interval(cell.rest))
     if cell.interval is None:
         return cell
-    return replace(cell, uncertainty=(cell.interval[1] - cell.interval[0]) / 2)
+    return replace(cell, uncertainty=(cell.interval[1] - cell.interval[0]) / 2, shows_interval=True)
 
 
 def _collapsed(cell: Cell) -> Cell:

@@ -43,7 +43,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Seed:
-    """One of the measurements that a number is the mean of. ``run`` and ``environment`` are places in PageData."""
+    """One of the measurements that a number is the mean of. ``run`` and both environments are places in PageData."""
 
     seed: int | None
     status: str
@@ -56,6 +56,7 @@ class Seed:
     device: str = ""
     run: int | None = None
     environment: int | None = None
+    trained_in: int | None = None
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,7 @@ class _Trainings:
             record.device,
             self._place(record),
             self._environments.get(record.environment),
+            self._environments.get(record.trained_in),
         )
 
     def _place(self, record: Record) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from twinbench.reports import cells
 from twinbench.reports.cells import Cell
 from twinbench.reports.contests import Contest, contest
+from twinbench.reports.environments import environment_notes
 from twinbench.reports.groups import Budget, Group, differs, usual_budgets, usual_trials
 from twinbench.reports.metrics import metric_of
 from twinbench.reports.records import unique
@@ -190,6 +191,7 @@ def finish_table(
             *_source_notes(lines),
             *_protocol_notes(columns),
             *_remark_notes(lines, columns),
+            *environment_notes(record for line in lines for cell in line.cells for record in cell.records),
             *notes,
         ),
         contests=contests,

@@ -144,7 +144,7 @@ def render_page(
     ``drawings`` are those of the study's figures, in their order. Raises InputError for diagnostics of a run that
     cannot be read.
     """
-    environments = unique(record.environment for record in records)
+    environments = unique(text for record in records for text in (record.trained_in, record.environment))
     labels = {environment: f"E{index + 1}" for index, environment in enumerate(environments)}
     kept = [(labels[text], _environment_items(text)) for text in environments]
     data, addresses = describe(tables, runs, environments, command)
@@ -306,7 +306,7 @@ def _encoders(records: Sequence[Record], environments: Mapping[str, str]) -> lis
             "-" if r.images_per_second is None else number(r.images_per_second, 0),
             "-" if r.peak_memory_mb is None else f"{r.peak_memory_mb:.0f} MB",
             _known(r.device),
-            environments.get(r.environment, "-"),
+            environments.get(r.trained_in or r.environment, "-"),
         )
         for r in ordered
     ]

@@ -68,7 +68,7 @@ def is_there(folder: Path, digest: str) -> bool:
 
 
 def changed_files(folder: Path) -> list[str]:
-    """The files of the report in a folder that are gone or not as they were written; its list, if that is unreadable."""
+    """The files of a report that are gone or not as they were written; its list of them, if that is unreadable."""
     made = _made(folder)
     if made is None:
         return [MADE_OF]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from twinbench.reports.figures import ablation, bars, pictures, runs, scatter  # noqa: F401  (each registers its kinds)
+from twinbench.reports.figures import ablation, bars, pictures, ranks, runs, scatter  # noqa: F401  (each registers its kinds)
 from twinbench.reports.figures.drawing import FIGURE_KINDS, Drawing, Shown, nothing_drawn
 from twinbench.reports.layout import Table
 from twinbench.reports.records import RunInfo, of_table

@@ -36,12 +36,14 @@ def axis_label(target: Column) -> str:
 
 def error_words(cells: Sequence[Cell]) -> str:
     """What the error bars of the cells stand for."""
-    kinds = {cell.kind for cell in cells if cell.value is not None}
-    words = []
-    if "seeds" in kinds:
-        words.append("std over seeds")
-    if "items" in kinds:
-        words.append("standard error over test items where there is one seed")
+    kinds = {(cell.kind, cell.shows_interval) for cell in cells if cell.value is not None}
+    spreads = {
+        ("seeds", False): "std over seeds",
+        ("items", False): "standard error over test items where there is one seed",
+        ("seeds", True): "half the 95 % interval over seeds and, where they are recorded, test items",
+        ("items", True): "half the 95 % interval over test items where there is one seed",
+    }
+    words = [spread for kind, spread in spreads.items() if kind in kinds]
     return (
         f"Error bars: {', '.join(words)}."
         if words

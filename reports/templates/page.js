@@ -241,7 +241,8 @@
       ["Evaluation", of((s) => duration(s.seconds))],
       ["Peak memory of the evaluation", of((s) => s.memory_mb && `${s.memory_mb.toFixed(0)} MB`)],
       ["Device", of((s) => s.device), "words"],
-      ["Environment", of((s) => data.environments[s.environment]?.[0])],
+      ["Environment of the training", of((s) => data.environments[s.trained_in]?.[0])],
+      ["Environment of the evaluation", of((s) => data.environments[s.environment]?.[0])],
     ]);
   }
 
@@ -276,7 +277,7 @@
   }
 
   function environmentPart(cell) {
-    return [...new Set(cell.seeds.map((seed) => seed.environment))].filter((place) => place != null).map((place) => {
+    return [...new Set(cell.seeds.flatMap((seed) => [seed.trained_in, seed.environment]))].filter((place) => place != null).map((place) => {
       const [name, items] = data.environments[place];
       const pairs = items.flatMap(([key, value]) => [make("dt", {}, key), make("dd", {}, value)]);
       return make("details", { class: "environment" }, make("summary", {}, `Environment ${name}`), make("dl", { class: "pairs" }, ...pairs));

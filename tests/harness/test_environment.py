@@ -4,6 +4,7 @@ import sys
 from importlib.metadata import version
 
 import pytest
+import torch
 
 from twinbench.harness import environment as module
 from twinbench.harness.environment import environment, takes_as_long
@@ -16,9 +17,9 @@ def with_faster_coco_eval(tmp_path, monkeypatch):
     about.parent.mkdir()
     about.write_text("Metadata-Version: 2.1\nName: faster-coco-eval\nVersion: 9.9\n")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    environment.cache_clear()
+    module._installed.cache_clear()
     yield
-    environment.cache_clear()
+    module._installed.cache_clear()
 
 
 def test_versions_are_those_that_are_installed(with_faster_coco_eval):
@@ -30,10 +31,11 @@ def test_versions_are_those_that_are_installed(with_faster_coco_eval):
 
 def test_a_package_that_is_absent_is_left_out(monkeypatch):
     monkeypatch.setattr(module, "_PACKAGES", ("torch", "no-such-package"))
-    environment.cache_clear()
+    module._installed.cache_clear()
     facts = environment()
-    environment.cache_clear()
-    assert set(facts) == {"torch", "python", "commit", "machine"}
+    module._installed.cache_clear()
+    assert "torch" in facts
+    assert not {"no-such-package", "numpy"} & facts.keys()
 
 
 def test_times_compare_whatever_the_commit_but_not_across_versions_and_machines():
@@ -45,3 +47,26 @@ def test_times_compare_whatever_the_commit_but_not_across_versions_and_machines(
     assert not takes_as_long({**here, "machine": "another"})
     assert not takes_as_long({**here, "a-package": "1.0"}), "which is no longer installed"
     assert not takes_as_long({})
+
+
+def test_the_processor_and_how_torch_computes_are_told():
+    facts = environment()
+    assert facts["instruction set"].startswith(torch.backends.cpu.get_cpu_capability())
+    assert facts["threads"] == str(torch.get_num_threads())
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert environment()["deterministic"] == "yes"
+    finally:
+        torch.use_deterministic_algorithms(before)
+    assert takes_as_long({**facts, "threads": "77"}), "the number of threads is told apart"
+
+
+def test_a_gpu_tells_its_name_driver_and_tf32(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA T1")
+    module._installed.cache_clear()
+    facts = environment()
+    module._installed.cache_clear()
+    assert facts["gpu"] == "NVIDIA T1"
+    assert {"cuda", "driver", "tf32"} <= facts.keys()

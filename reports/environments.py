@@ -1,0 +1,43 @@
+"""Whether the numbers of a table come from one environment, and in what theirs differ."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+
+from twinbench.reports.records import Record
+
+_NAMED = 4
+_UNKNOWN = "not recorded"
+
+
+def environment_notes(records: Iterable[Record]) -> list[str]:
+    """A sentence for each of trainings and evaluations whose environments differ, with the values and their counts."""
+    measured = [record for record in records if record.value is not None]
+    trainings = {(r.recipe_hash, r.trained_in) for r in measured if r.trained_in}
+    evaluations = {(r.recipe_hash, r.protocol, r.image_set, r.environment) for r in measured if r.environment}
+    notes = []
+    for what, texts in (
+        ("trainings", [environment for _, environment in sorted(trainings)]),
+        ("evaluations", [environment for *_, environment in sorted(evaluations)]),
+    ):
+        differing = _differing([json.loads(text) for text in texts])
+        if differing:
+            notes.append(
+                f"The {what} were not all done in one environment: they differ in {'; '.join(differing)}."
+            )
+    return notes
+
+
+def _differing(environments: list[dict[str, str]]) -> list[str]:
+    """``commit (0123: 5, 4567: 2)`` for each fact that is not the same in all."""
+    facts = dict.fromkeys(name for environment in environments for name in environment)
+    found = []
+    for name in facts:
+        counts = Counter(str(environment.get(name, _UNKNOWN)) for environment in environments)
+        if len(counts) > 1:
+            shown = [f"{value or 'none'}: {count}" for value, count in counts.most_common(_NAMED)]
+            shown += [f"{len(counts) - _NAMED} more"] if len(counts) > _NAMED else []
+            found.append(f"{name} ({', '.join(shown)})")
+    return found
