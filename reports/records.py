@@ -30,8 +30,8 @@ class Record:
     ``peak_memory_mb`` are of the evaluation, ``images_per_second`` is of the training. ``tuning_trials`` counts the
     trials that chose its settings: 0 if none did, None if there was nothing to choose. ``remarks`` are sentences with
     REMARKS_BETWEEN them: what the reading of the images, the training and the measurement left out, repaired or
-    assumed. ``environment`` and, of the training, ``trained_in`` are JSON objects. ``outcomes`` is the SHA-256 of the file that tells what became of each
-    test item.
+    assumed. ``environment`` and, of the training, ``trained_in`` are JSON objects.
+    ``outcomes`` is the SHA-256 of the file that tells what became of each test item.
     Unknown is None or "".
     """
 
