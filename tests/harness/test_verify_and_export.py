@@ -1,0 +1,103 @@
+"""A report whose numbers are computed again, and what became of test items in forms that other tools read."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from twinbench.reports.records import read_records
+
+RESULTS = "results/tiny"
+
+
+@pytest.fixture
+def done(cli, tiny_study, tmp_path):
+    outcome = cli("run", tiny_study)
+    assert outcome.code == 0, outcome.err
+    return tmp_path / RESULTS
+
+
+def test_every_number_follows_also_without_the_run_store(cli, done, tmp_path):
+    shutil.rmtree(tmp_path / "runs")
+    outcome = cli("verify", RESULTS)
+    assert outcome.code == 0, outcome.err
+    records = read_records(done / "records.csv")
+    assert f"{len(records)} numbers follow from the outcomes of their test items" in outcome.out
+    assert "files of tables follow from the records" in outcome.out
+    assert "not computed again" not in outcome.out
+
+
+def test_a_number_that_was_changed_is_named(cli, done):
+    records = pd.read_csv(done / "records.csv")
+    text = (done / "records.csv").read_text()
+    value = records.value[records.protocol == "linear/cached-v1"].iloc[0]
+    (done / "records.csv").write_text(text.replace(repr(float(value)), "99.5"))
+    outcome = cli("verify", RESULTS)
+    assert outcome.code == 2
+    assert "records.csv: not as the report was written" in outcome.err
+    assert "99.5 is recorded, its outcomes give" in outcome.err
+    assert "tables/main.csv: the records give another table" in outcome.err
+
+
+def test_a_table_that_was_changed_is_named(cli, done):
+    table = done / "tables" / "main.md"
+    table.write_text(table.read_text().replace("linear", "Linear"))
+    outcome = cli("verify", RESULTS)
+    assert outcome.code == 2
+    assert "tables/main.md: not as the report was written" in outcome.err
+    assert "tables/main.md: the records give another table" in outcome.err
+    assert "main.csv" not in outcome.err
+
+
+def test_outcomes_that_were_exchanged_or_lost_are_named(cli, done):
+    first, second, *_ = sorted((done / "outcomes").iterdir())
+    second.write_bytes(first.read_bytes())
+    first.unlink()
+    outcome = cli("verify", RESULTS)
+    assert outcome.code == 2
+    assert "the outcomes are not there" in outcome.err
+    assert "the outcomes are not those of their record" in outcome.err
+
+
+def test_a_folder_that_is_no_report_is_refused(cli, tmp_path):
+    outcome = cli("verify", tmp_path)
+    assert outcome.code == 2
+    assert "this is no report" in outcome.err
+
+
+def test_predictions_are_exported_and_give_the_number(cli, done, tmp_path):
+    outcome = cli("export-results", "runs", "--out", "exported")
+    assert outcome.code == 0, outcome.err
+    files = sorted((tmp_path / "exported").rglob("*.csv"))
+    assert len(files) == 4
+    records = read_records(done / "records.csv")
+    for file in files:
+        rows = list(csv.DictReader(file.open()))
+        top1 = 100 * np.mean([row["true"] == row["predicted_1"] for row in rows])
+        method = "barlow_twins" if "barlow_twins" in file.parent.name else "random_init"
+        protocol = file.name.partition("--on-")[0].replace("--", "/")
+        (record,) = [r for r in records if (r.method, r.protocol, r.metric) == (method, protocol, "top1")]
+        assert top1 == pytest.approx(record.value)
+        assert len(rows) == record.n == 128
+
+
+def test_an_evaluation_without_its_outcomes_is_done_again(cli, tiny_study, done, tmp_path):
+    (lost, *_) = sorted((tmp_path / "runs").glob("barlow*/records/*.safetensors"))
+    before = lost.read_bytes()
+    lost.unlink()
+    outcome = cli("run", tiny_study)
+    assert outcome.code == 0, outcome.err
+    assert lost.read_bytes() == before
+
+
+def test_a_store_without_outcomes_has_nothing_to_export(cli, done, tmp_path):
+    for record in (tmp_path / "runs").glob("*/records/*.json"):
+        document = json.loads(record.read_text())
+        del document["outcomes"]
+        record.write_text(json.dumps(document))
+    outcome = cli("export-results", "runs", "--out", "exported")
+    assert outcome.code == 2
+    assert "there are no outcomes of test items here" in outcome.err
