@@ -35,11 +35,10 @@ def _conclusion(position: int, rows: Sequence[Row], found: Contest) -> str:
     beaten = [row for row in others if row not in found.tied]
     digits = rows[best].entries[position].digits
     said = [f"{name_of(rows[best])} has the best number"]
-    if ties:
-        said.append(f"but cannot be told from {_listed(ties, rows, against, digits)}")
-    if beaten:
-        said.append(f"{'and ' if ties else ''}beats {_listed(beaten, rows, against, digits)}")
-    sentences = [" ".join(said) + "." if not ties or not beaten else f"{said[0]} {said[1]}, {said[2]}."]
+    said += [f"cannot be told from {_listed(ties, rows, against, digits)}"] if ties else []
+    said += [f"beats {_listed(beaten, rows, against, digits)}"] if beaten else []
+    middle = " but " if ties else " and "
+    sentences = [said[0] + middle + ", and ".join(said[1:]) + "."]
     sentences += _about_the_rest(found, digits)
     return " ".join(sentences)
 
