@@ -38,7 +38,7 @@ def command(study: Path, runs: str) -> list[str]:
 
 
 def test_a_killed_study_goes_on_where_it_was(tiny_study, tmp_path, wait_for):
-    tiny_study.write_text(tiny_study.read_text().replace("epochs: 2", "epochs: 12"))
+    tiny_study.write_text(tiny_study.read_text().replace("epochs: 2", "epochs: 8"))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command(tiny_study, "killed"), cwd=tmp_path, env=environment)
     wait_for(lambda: list(tmp_path.glob("killed/barlow_twins*/checkpoints/step-00000001*.pt")), process)
@@ -72,7 +72,7 @@ def test_a_killed_study_goes_on_where_it_was(tiny_study, tmp_path, wait_for):
 
 
 def test_killed_workers_let_go_and_the_study_goes_on(tiny_study, tmp_path, wait_for):
-    tiny_study.write_text(tiny_study.read_text().replace("epochs: 2", "epochs: 60"))
+    tiny_study.write_text(tiny_study.read_text().replace("epochs: 2", "epochs: 24"))
     parallel = [
         sys.executable,
         "-c",
