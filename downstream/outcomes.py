@@ -30,7 +30,7 @@ REPLICATES = 200
 """How many resampled test sets a metric that is no mean of items is computed on."""
 _SEED = 0
 _MOST_CLASSES = 5
-_DETECTIONS = "detections_sha256"
+_ABOUT, _DETECTIONS = "about", "detections_sha256"
 _AGAIN = "delete it and its record, and run the command again that made them"
 
 
@@ -75,11 +75,13 @@ def replicates(items: int, metrics: Callable[[Array], Mapping[str, float]]) -> d
 
 def write_outcomes(path: Path, outcomes: Outcomes, about: Mapping[str, str]) -> str:
     """Write the file, that of the detections first; the SHA-256 of the file. ``about`` says what the numbers are of."""
-    metadata = dict(about)
+    known = dict(about)
     if outcomes.detections is not None:
         packed = gzip.compress(json.dumps(outcomes.detections, separators=(",", ":")).encode(), mtime=0)
         write_atomically(detections_file(path), packed)
-        metadata[_DETECTIONS] = hashlib.sha256(packed).hexdigest()
+        known[_DETECTIONS] = hashlib.sha256(packed).hexdigest()
+    # All in one entry: safetensors writes several in an order that changes from time to time.
+    metadata = {_ABOUT: json.dumps(known, sort_keys=True)}
     content = save({name: np.ascontiguousarray(a) for name, a in outcomes.arrays.items()}, metadata)
     write_atomically(path, content)
     return hashlib.sha256(content).hexdigest()
@@ -96,8 +98,8 @@ def read_outcomes(path: Path, sha256: str) -> Outcomes:
     try:
         with safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-            about = dict(file.metadata() or {})
-    except SafetensorError as error:
+            about = json.loads((file.metadata() or {})[_ABOUT])
+    except (SafetensorError, KeyError, ValueError) as error:
         raise InputError("the outcomes cannot be read", where=path, next_step=_AGAIN) from error
     detections = None
     if _DETECTIONS in about:

@@ -131,7 +131,12 @@ def _scenes(
 
 def _check_tables(results: Path, source: Source, found: Verification) -> None:
     """Build every table again from the records and compare its files."""
-    for table in build_tables(source.study, source.records, source.runs, source.command):
+    try:
+        tables = build_tables(source.study, source.records, source.runs, source.command)
+    except InputError as error:
+        found.wrong.append(f"tables: {error.what} ({error.where})")
+        return
+    for table in tables:
         for name, text in table_files(table).items():
             path = results / "tables" / name
             if path.is_file() and path.read_bytes() == text.encode("utf-8"):

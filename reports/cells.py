@@ -140,7 +140,7 @@ def _collapsed(cell: Cell) -> Cell:
         recipe_hashes=cell.recipe_hashes,
         failures=cell.failures,
         records=cell.records,
-        rest=cell,
+        rest=replace(cell, failures=()),
     )
 
 

@@ -32,13 +32,15 @@ def _conclusion(position: int, rows: Sequence[Row], found: Contest) -> str:
         )
     against = {row: found.of(best, row) for row in others}
     ties = [row for row in others if row in found.tied]
-    beaten = [row for row in others if row not in found.tied]
+    beaten = [row for row in others if against[row].separates]
+    untested = [row for row in others if against[row].p is None]
     digits = rows[best].entries[position].digits
     said = [f"{name_of(rows[best])} has the best number"]
     said += [f"cannot be told from {_listed(ties, rows, against, digits)}"] if ties else []
     said += [f"beats {_listed(beaten, rows, against, digits)}"] if beaten else []
     middle = " but " if ties else " and "
     sentences = [said[0] + middle + ", and ".join(said[1:]) + "."]
+    sentences += [f"Not tested: {_listed(untested, rows, against, digits)}."] if untested else []
     sentences += _about_the_rest(found, digits)
     return " ".join(sentences)
 
@@ -53,7 +55,7 @@ def _difference(comparison: Comparison, digits: int) -> str:
     """``by 2.1, 95 % interval -0.3 to 4.5, p = 0.21``."""
     e = comparison.estimate
     if e.low is None or e.high is None or comparison.p is None:
-        return f"by {number(abs(e.value), digits)}, not tested"
+        return f"by {number(abs(e.value), digits)}"
     # the difference is told as a lead, so an interval of a metric of which less is better is turned
     low, high = (e.low, e.high) if e.value >= 0 else (-e.high, -e.low)
     interval = f"{number(low, digits)} to {number(high, digits)}"
@@ -81,6 +83,4 @@ def _about_the_rest(found: Contest, digits: int) -> list[str]:
             "Comparisons with a row of one seed are over its test items alone: they are about these encoders, and "
             "another training could come out otherwise."
         )
-    if len(pairs) < len(found.comparisons):
-        sentences.append(f"{len(found.comparisons) - len(pairs)} pairs could not be tested.")
     return sentences

@@ -15,8 +15,8 @@ _SIGN = {"higher": 1, "lower": -1}
 class Contest:
     """The competition in one column. ``rows`` are places in the table, the best mean first.
 
-    ``comparisons`` are of all pairs, by places in ``rows``. ``tied`` are the rows that cannot be told from the best;
-    none, not even the best, where nothing is known of the spread of its number.
+    ``comparisons`` are of all pairs, by places in ``rows``. ``tied`` are the best and the rows that were tested against
+    it and cannot be told from it; none, not even the best, where none could be tested.
     """
 
     rows: tuple[int, ...]
@@ -45,9 +45,9 @@ def contest(competing: Mapping[int, Cell], better: str) -> Contest | None:
     rows = sorted(competing, key=lambda row: -sign * (competing[row].value or 0.0))
     samples = _on_the_same_items([competing[row].sample or of_values([]) for row in rows])
     comparisons = compare_all(samples)
-    known = any(c.p is not None for c in comparisons if c.first == 0)
-    tied = {rows[place] for place in tied_with_best(samples, comparisons, sign)} if known else set()
-    return Contest(tuple(rows), tuple(comparisons), frozenset(tied))
+    tested = {c.second for c in comparisons if c.first == 0 and c.p is not None}
+    alike = tied_with_best(samples, comparisons, sign) & {0, *tested} if tested else set()
+    return Contest(tuple(rows), tuple(comparisons), frozenset(rows[place] for place in alike))
 
 
 def _on_the_same_items(samples: list[Sample]) -> list[Sample]:

@@ -59,7 +59,10 @@ class OutcomeFiles:
 
 
 def _load(path: Path, sha256: str) -> Mapping[str, Array]:
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError("the outcomes are not there", where=path, next_step="run the study again") from error
     if hashlib.sha256(content).hexdigest() != sha256:
         raise InputError(
             "the outcomes are not those of their record",

@@ -10,9 +10,9 @@ two-way layout with random effects; Searle, Casella, McCulloch, Variance Compone
 bootstrap of seeds and items converges to, but with three seeds a bootstrap has ten different resamples of them and its
 percentiles are far too narrow: `tests/reports/test_statistics.py` measures by how much. Student's t with degrees of
 freedom as Satterthwaite (1946) counts them is not, and needs no random numbers. His are too many where a few seeds
-happen to lie close together, so the part of n seeds counts n / (n - 1) times in them: simulated intervals of three seeds
-and more then cover the truth in 94 to 96 of 100 whatever share of the variance is the seeds', of two seeds in 92 at
-worst.
+happen to lie close together, so the part of n seeds counts n / (n - 1) times in them: simulated intervals of three
+seeds and more then cover the truth in 94 to 96 of 100 whatever share of the variance is the seeds', of two seeds in 92
+at worst.
 
 A metric that is no mean of items, such as an average precision, comes with replicates: its values on resampled test
 sets, the same ones for every seed and method. They give the second and third term.

@@ -65,6 +65,7 @@ def test_the_processor_and_how_torch_computes_are_told():
 def test_a_gpu_tells_its_name_driver_and_tf32(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA T1")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 90100)
     module._installed.cache_clear()
     facts = environment()
     module._installed.cache_clear()

@@ -75,7 +75,7 @@ def test_predictions_are_exported_and_give_the_number(cli, done, tmp_path):
     assert len(files) == 4
     records = read_records(done / "records.csv")
     for file in files:
-        rows = list(csv.DictReader(file.open()))
+        rows = list(csv.DictReader(file.read_text().splitlines()))
         top1 = 100 * np.mean([row["true"] == row["predicted_1"] for row in rows])
         method = "barlow_twins" if "barlow_twins" in file.parent.name else "random_init"
         protocol = file.name.partition("--on-")[0].replace("--", "/")

@@ -70,7 +70,8 @@ def test_a_report_has_every_file(study, records, runs, tmp_path, write):
     figures = ["bars", "bars_knn", "cross_correlation", "loss_curves", "spectrum"]
     expected = [".report-files.json", ".report-made-of.json", "records.csv", "report.html"]
     expected += [f"figures/{name}.{suffix}" for name in figures for suffix in ("pdf", "png", "svg")]
-    expected += [f"tables/main.{suffix}" for suffix in ("csv", "md", "tex")]
+    expected += [f"tables/main{suffix}" for suffix in (".csv", ".md", ".tex", "-differences.csv")]
+    expected += ["study.json"]
     assert listing(tmp_path / "out") == sorted(expected)
     assert (tmp_path / "out/figures/bars.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "out/figures/bars.pdf").read_bytes().startswith(b"%PDF")
@@ -244,10 +245,11 @@ def test_stale_files_go_and_foreign_files_stay(small, records, tmp_path, write):
         assert all((out / name).read_text() == name for name in foreign)
         assert (out / "empty").is_dir()
         names = sorted(p.name for p in (out / "tables").iterdir())
-        assert names == ["link.csv", "mine.csv", "renamed.csv", "renamed.md", "renamed.tex"]
+        files = ["renamed-differences.csv", "renamed.csv", "renamed.md", "renamed.tex"]
+        assert names == ["link.csv", "mine.csv", *files]
     written = json.loads((out / ".report-files.json").read_text())
-    own = [".report-made-of.json", "records.csv", "report.html"]
-    assert written == own + [f"tables/renamed.{x}" for x in ("csv", "md", "tex")]
+    own = [".report-made-of.json", "records.csv", "report.html", "study.json"]
+    assert written == own + [f"tables/{name}" for name in files]
     assert list(tmp_path.glob(".out*")) == []
 
 
@@ -367,7 +369,8 @@ def test_a_swap_cut_short_after_the_new_report_is_in_place(small, records, tmp_p
     write(small, records, [], tmp_path / "new")
     (tmp_path / "new").rename(out)  # as if the process had died before the old report was cleared away
     write(small, records, [], out)
-    assert sorted(p.stem for p in (out / "tables").iterdir()) == ["mine", "renamed", "renamed", "renamed"]
+    names = {p.stem.removesuffix("-differences") for p in (out / "tables").iterdir()}
+    assert names == {"mine", "renamed"}
     assert list(tmp_path.glob(".out*")) == []
 
 
@@ -408,7 +411,7 @@ def test_every_file_is_synced_before_the_swap(small, records, tmp_path, monkeypa
     monkeypatch.setattr(os, "fsync", note)
     monkeypatch.setattr(build, "swap", watch)
     write(small, records, [], tmp_path / "out")
-    assert len(at_swap) == len(listing(tmp_path / "out")) == 10
+    assert len(at_swap) == len(listing(tmp_path / "out")) == 12
     assert all(done for _, done in at_swap), at_swap
 
 

@@ -50,7 +50,7 @@ def page(browser, study, figures, records, make_run, tmp_path, write):
 
 def shown(browser):
     """The methods of the first table, row by row, as they stand."""
-    rows = "[...document.querySelectorAll('#table-main tbody tr')].filter((row) => row.offsetParent)"
+    rows = "[...document.querySelectorAll('#table-main .numbers tbody tr')].filter((row) => row.offsetParent)"
     return browser.run(f"{rows}.map((row) => row.querySelector('th .value').textContent)")
 
 
@@ -136,9 +136,7 @@ def test_rows_are_filtered_by_the_scale_and_the_address_says_so(browser, page):
 
 
 def test_published_numbers_are_hidden_and_the_address_says_so(browser, page):
-    columns = (
-        "[...document.querySelectorAll('#table-main thead th')].filter((head) => head.offsetParent).length"
-    )
+    columns = "[...document.querySelectorAll('#table-main .numbers thead th')].filter((head) => head.offsetParent).length"
     assert browser.run(columns) == 4
     browser.click("#controls [name=quoted]")
     assert browser.run(columns) == 3

@@ -47,7 +47,7 @@ def test_what_was_not_run_says_so_and_is_no_failure(partial):
 
 def test_the_seeds_that_are_missing_of_a_mean_are_told_with_the_reason(partial):
     cell = entries(partial)["byol"][0]
-    assert cell.text == "51.0 ± 1.4"
+    assert cell.text == "51.0 ± 1.4 (2 of 3 seeds)"
     (mark,) = cell.marks
     assert dict(partial.footnotes)[mark] == (
         "1 of 3 seeds not run (seed 2: stopped by SIGTERM); the mean is over the other 2"

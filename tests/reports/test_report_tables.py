@@ -39,8 +39,8 @@ def test_another_budget_is_marked_and_out_of_competition(table):
     assert (marked.method, marked.marks) == ("moco_v2", ("†",))
     assert "MoCo v2: resnet18, 200 epochs, batch 512" in dict(table.footnotes)["†"]
     assert "resnet18, 50 epochs, batch 256" in " ".join(table.notes)
-    assert entry(table, "byol").best  # 99.0 of MoCo v2 is higher, but bought with another budget
-    assert sum(row.entries[0].best for row in table.rows) == 1
+    # 99.0 of MoCo v2 is higher, but bought with another budget; SimCLR has one seed, so it is not tested.
+    assert {row.method for row in table.rows if row.entries[0].best} == {"byol", "barlow_twins"}
     assert not any(row.entries[2].best for row in table.rows)  # a quotation never wins
 
 
@@ -89,7 +89,7 @@ def test_unequal_tuning_is_marked_in_every_form(tuned):
     assert f"[‡] {FOOTNOTE}" in text.splitlines()
     assert MARKED in text.splitlines()
     markdown = to_markdown(table)
-    assert "| SimSiam<sup>‡</sup> | **60.0 ± 0.5** |" in markdown
+    assert "| SimSiam<sup>‡</sup> | 60.0 ± 0.5 |" in markdown
     assert "| BYOL | 60.0 ± 0.5 |" in markdown
     assert "| Barlow Twins<sup>‡</sup> | 60.0 ± 0.5 |" in markdown
     assert f"<sup>‡</sup> {FOOTNOTE}" in markdown.split("  \n")[0]
@@ -106,9 +106,13 @@ def test_unequal_tuning_is_no_other_budget(tuned, make_row, study, spec):
     """Each mark has its own footnote, and only another budget keeps a row out of competition."""
     table = tuned(simclr=12, byol=12, barlow_twins=4)
     assert "†" not in str(table)
-    rows = [make_row("simclr", 60.0, tuning_trials=12), make_row("byol", 61.0, tuning_trials=12)]
-    rows += [make_row("barlow_twins", 62.0, tuning_trials=4)]
-    rows += [make_row("moco_v2", 63.0, tuning_trials=4, epochs=200), make_row("swav", 64.0, epochs=200)]
+    rows = []
+    for seed, more in enumerate((0.0, 0.1)):
+        rows += [make_row("simclr", 40.0 + more, seed, tuning_trials=12)]
+        rows += [make_row("byol", 50.0 + more, seed, tuning_trials=12)]
+        rows += [make_row("barlow_twins", 62.0 + more, seed, tuning_trials=4)]
+        rows += [make_row("moco_v2", 63.0 + more, seed, tuning_trials=4, epochs=200)]
+        rows += [make_row("swav", 64.0 + more, seed, epochs=200)]
     (table,) = build_tables(spec(study), rows)
     assert {row.labels[0]: row.marks for row in table.rows} == {
         "SimCLR": (),
@@ -242,7 +246,7 @@ def test_a_row_of_which_a_seed_collapsed_does_not_compete_and_keeps_its_numbers_
         "1 of 3 seeds collapsed (seed 2: flat)",
         "without the seeds that collapsed: 98.5 ± 0.7 (2 seeds)",
     ]
-    assert [row.method for row in table.rows if row.entries[0].best] == ["simclr"]
+    assert {row.method for row in table.rows if row.entries[0].best} == {"simclr", "swav"}
     assert any(
         "only 2 methods have both numbers" in note for note in table.notes
     )  # of three with a published one
@@ -343,7 +347,7 @@ def test_ablation_table(make_row, spec):
     assert body == [
         (("Barlow Twins", "0.002"), ["60.5 ± 0.7", "70.8"]),
         (("Barlow Twins", "0.005"), ["60.5 ± 0.7", "71.7"]),
-        (("Barlow Twins", "2e-2"), ["60.0 ± 0.5", "71.2"]),
+        (("Barlow Twins", "2e-2"), ["60.0 ± 0.5 (1 of 2 seeds)", "71.2"]),
     ]
     assert "300 epochs" in table.columns[-1].subtitle
     assert "read off a figure" in str(table.footnotes)

@@ -93,7 +93,9 @@ def test_what_has_no_spread_and_what_has_a_small_one_read_alike_in_every_form(
     (row,) = table.rows
     assert "2 equal seeds" in summary(row.entries[1])
     assert "interval" not in summary(row.entries[1])
-    assert summary(row.entries[0]).startswith("mean and std of 2 seeds; 95 % t interval 698.2 to 702.1")
+    assert summary(row.entries[0]).startswith(
+        "mean and std of 2 seeds; 95 % interval 698.2 to 702.1 over seeds"
+    )
 
 
 def test_an_interval_that_its_decimals_cannot_show_says_so(make_row, spec):
@@ -101,7 +103,7 @@ def test_an_interval_that_its_decimals_cannot_show_says_so(make_row, spec):
     rows = [make_row("byol", value, i, COST, metric="device_hours") for i, value in enumerate(hours)]
     (table,) = build_tables(spec({"tables": [{"name": "cost", "columns": [COLUMNS[2]]}]}), rows)
     assert texts(table, "byol") == ["0.017 ± <0.001"]
-    assert "95 % t interval narrower than 0.0001;" in summary(table.rows[0].entries[0])
+    assert "95 % interval narrower than 0.0001 over seeds;" in summary(table.rows[0].entries[0])
 
 
 def test_the_best_is_the_highest_the_lowest_or_none(table):
