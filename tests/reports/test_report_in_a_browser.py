@@ -136,7 +136,8 @@ def test_rows_are_filtered_by_the_scale_and_the_address_says_so(browser, page):
 
 
 def test_published_numbers_are_hidden_and_the_address_says_so(browser, page):
-    columns = "[...document.querySelectorAll('#table-main .numbers thead th')].filter((head) => head.offsetParent).length"
+    heads = "[...document.querySelectorAll('#table-main .numbers thead th')]"
+    columns = f"{heads}.filter((head) => head.offsetParent).length"
     assert browser.run(columns) == 4
     browser.click("#controls [name=quoted]")
     assert browser.run(columns) == 3
