@@ -135,6 +135,9 @@ def test_a_wheel_holds_every_file_of_the_rooms(wheel: Path) -> None:
     assert ours - kept == set()
 
 
+@pytest.mark.parametrize(
+    ("bin_and_path", "users_folder"), [("editable", "packages"), ("wheel", "folders")], indirect=True
+)
 def test_every_command_works_beside_the_users_own_folders(
     bin_and_path: tuple[Path, str, Path], users_folder: Path
 ) -> None:

@@ -9,13 +9,17 @@ KNN = ("--protocol", "knn", "--image-set", "digit-scenes")
 
 
 @pytest.fixture
-def made(cli, tiny_study, tmp_path):
-    """A trained run and a random one, an exported encoder, and a checkpoint as torchvision writes it."""
-    assert cli("run", tiny_study).code == 0
-    runs = {path.name.split("-")[0]: path for path in (tmp_path / "runs").iterdir()}
+def theirs(tmp_path):
+    """A checkpoint as torchvision writes it, in the current folder."""
     torch.manual_seed(0)
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "theirs.pth")
-    return runs
+
+
+@pytest.fixture
+def made(cli, tiny_study, theirs, tmp_path):
+    """A trained run and a random one, beside the checkpoint."""
+    assert cli("run", tiny_study).code == 0
+    return {path.name.split("-")[0]: path for path in (tmp_path / "runs").iterdir()}
 
 
 @pytest.fixture
@@ -90,7 +94,8 @@ def test_runs_of_one_method_are_told_apart_by_what_differs(cli, made, records):
         (["theirs.pth", "--protocol", "knn", "--image-set", "digit-scene"], "nearest: digit-scenes"),
     ],
 )
-def test_what_cannot_be_compared_is_said_before_any_work(cli, made, tmp_path, arguments, words):
+def test_what_cannot_be_compared_is_said_before_any_work(cli, theirs, tmp_path, arguments, words):
+    (tmp_path / "runs").mkdir()
     ended = cli("compare", *arguments)
     assert ended.code == 2
     assert words in ended.err

@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -120,8 +121,10 @@ def test_a_time_that_nobody_published_is_not_guessed():
     assert "of unknown length" in lines("table1", "cifar10")["table1"].rest
 
 
-@pytest.mark.parametrize("scale", ["cifar10", "imagenet"])
-@pytest.mark.parametrize("name", [*load_study("paper").include, "paper"])
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [*product(load_study("paper").include, ["cifar10", "imagenet"]), ("paper", "imagenet")],
+)
 def test_every_study_of_the_paper_has_an_outline(name, scale):
     tables = load_study(name, scale).tables
     assert set(lines(name, scale)) == {table.name for table in tables} | {"together"}
