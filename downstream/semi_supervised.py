@@ -159,7 +159,7 @@ class FineTuning(Protocol):
             fine_tune(model, batches, self.steps, self.head_lr, lambda done: context.progress(0.9 * done))
         views = plain_views(test.images, known, encoder.input_size, encoder.normalisation, context.device)
         measured = _measure(model, views, test, known)
-        if skipped := skipped_images(train, test):
+        if skipped := skipped_images(train=train, test=test):
             context.details["skipped_images"] = skipped
         context.progress(1.0)
         return measured
@@ -224,7 +224,7 @@ class PublishedFineTuning(Protocol):
         model.to(device).to(memory_format=torch.channels_last)
         fine_tune(model, batches, steps, self.head_lr, lambda done: context.progress(0.9 * done))
         measured = _measure(model, central_views(test.images, known, encoder, device), test, known)
-        if skipped := skipped_images(train, test):
+        if skipped := skipped_images(train=train, test=test):
             context.details["skipped_images"] = skipped
         context.progress(1.0)
         return measured
