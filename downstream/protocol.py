@@ -100,20 +100,26 @@ class Protocol(ABC):
         """The work of one evaluation in forward passes of one image; an image trained on counts three."""
 
 
-def accuracies(scores: Tensor, labels: Tensor) -> list[Measurement]:
-    """Top-1 and top-5 accuracy of class scores ``[N, C]`` for labels ``[N]``, in percent.
+def hits(scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Which items have their label first by class scores ``[N, C]`` ("top1"), and among the first five: bool ``[N]``.
 
-    Equal scores rank by class number. The standard error is that of a binomial proportion. With five classes
-    or fewer the top-5 accuracy is 100 whatever the features are, so it is left out.
+    Equal scores rank by class number. With five classes or fewer the top-5 accuracy is 100 whatever the features are,
+    so it is left out.
     """
     ranking = scores.argsort(dim=1, descending=True, stable=True)
-    hits = ranking == labels[:, None]
-    n = len(labels)
+    right = ranking == labels[:, None]
+    return {f"top{k}": right[:, :k].any(dim=1) for k in (1, _LARGEST_K) if k == 1 or scores.shape[1] > k}
+
+
+def accuracies(scores: Tensor, labels: Tensor) -> list[Measurement]:
+    """Top-1 and top-5 accuracy (see `hits`) of class scores ``[N, C]`` for labels ``[N]``, in percent.
+
+    The standard error is that of a binomial proportion.
+    """
     measurements = []
-    for k in (1, _LARGEST_K):
-        if k == 1 or scores.shape[1] > k:
-            p = hits[:, :k].any(dim=1).double().mean().item()
-            measurements.append(Measurement(f"top{k}", 100 * p, n, 100 * math.sqrt(p * (1 - p) / n)))
+    for metric, right in hits(scores, labels).items():
+        p, n = right.double().mean().item(), len(labels)
+        measurements.append(Measurement(metric, 100 * p, n, 100 * math.sqrt(p * (1 - p) / n)))
     return measurements
 
 
