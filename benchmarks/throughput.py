@@ -233,7 +233,7 @@ def measure_lightly(job: Job) -> Document:
     # Workers run two batches each ahead; more batches than are used keep them at work until the end.
     batches_in_all = job.last_step + 2 * job.workers + 1
     loader = DataLoader(
-        _PilImages(images, lightly_transform(job.method, job.size), batches_in_all * job.batch_size),
+        PilImages(images, lightly_transform(job.method, job.size), batches_in_all * job.batch_size),
         batch_size=job.batch_size,
         shuffle=True,
         drop_last=True,
@@ -328,7 +328,7 @@ def _answer(watch: Stopwatch) -> Document:
 # lightly's side
 
 
-class _PilImages(Dataset[tuple[list[Tensor], int]]):
+class PilImages(Dataset[tuple[list[Tensor], int]]):
     """Images in memory, each handed to the transform as a PIL image, like torchvision's CIFAR10.
 
     ``length`` items over and over, so that a run is one epoch and workers start once.

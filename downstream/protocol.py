@@ -21,7 +21,7 @@ from torch import Tensor
 from twinbench.data.image_sets import ImageSet
 from twinbench.downstream.features import FeatureStore
 from twinbench.downstream.label_lists import LabelList
-from twinbench.downstream.outcomes import Outcomes, classified
+from twinbench.downstream.outcomes import Array, Outcomes, classified
 from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.errors import InputError
 from twinbench.foundation.registry import Registry
@@ -119,19 +119,25 @@ class Protocol(ABC):
         """The work of one evaluation in forward passes of one image; an image trained on counts three."""
 
 
-def accuracies(outcomes: Outcomes) -> list[Measurement]:
-    """Top-1 and top-5 accuracy of a classification, in percent.
+def hits(outcomes: Outcomes) -> dict[str, Array]:
+    """Which items of a classification have their label first ("top1"), and among the first five: bool ``[N]``.
 
-    The standard error is that of a binomial proportion. With five classes or fewer the top-5 accuracy is 100 whatever
-    the features are, so it is left out.
+    With five classes or fewer the top-5 accuracy is 100 whatever the features are, so it is left out.
     """
-    hits = outcomes.arrays["predicted"] == outcomes.arrays["true"][:, None]
-    n = len(hits)
+    right = outcomes.arrays["predicted"] == outcomes.arrays["true"][:, None]
+    classes = int(outcomes.arrays["classes"][0])
+    return {f"top{k}": right[:, :k].any(axis=1) for k in (1, _LARGEST_K) if k == 1 or classes > k}
+
+
+def accuracies(outcomes: Outcomes) -> list[Measurement]:
+    """Top-1 and top-5 accuracy (see `hits`) of a classification, in percent.
+
+    The standard error is that of a binomial proportion.
+    """
     measurements = []
-    for k in (1, _LARGEST_K):
-        if k == 1 or outcomes.arrays["classes"][0] > k:
-            p = float(hits[:, :k].any(axis=1).mean())
-            measurements.append(Measurement(f"top{k}", 100 * p, n, 100 * math.sqrt(p * (1 - p) / n)))
+    for metric, right in hits(outcomes).items():
+        p, n = float(right.mean()), len(right)
+        measurements.append(Measurement(metric, 100 * p, n, 100 * math.sqrt(p * (1 - p) / n)))
     return measurements
 
 

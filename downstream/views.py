@@ -53,11 +53,11 @@ def readable(images: Images, rows: Tensor) -> Tensor:
     return ~torch.isin(rows, torch.tensor(skipped, dtype=torch.int64))
 
 
-def skipped_images(train: Split, test: Split) -> dict[str, int]:
-    """How many corrupt pictures of both splits were met, by the names of the splits; only splits with such pictures."""
+def skipped_images(**splits: Split) -> dict[str, int]:
+    """How many corrupt pictures of each split were met, by the names of the splits; only splits with such pictures."""
     counts = {
         name: len(split.images.skipped)
-        for name, split in (("train", train), ("test", test))
+        for name, split in splits.items()
         if isinstance(split.images, StreamedImages)
     }
     return {name: count for name, count in counts.items() if count}

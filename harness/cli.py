@@ -238,7 +238,7 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Published list of ImageNet's labelled images, for semi-1pct and semi-10pct/paper-v2.",
+            help="Published list of ImageNet's labelled images, for semi-1pct/paper and semi-10pct/paper.",
         ),
     ] = None,
     own_list: Annotated[

@@ -47,6 +47,9 @@ class OutcomeFiles:
             k = int(accuracy[1])
             hits = [(each["predicted"][:, :k] == true[:, None]).any(axis=1) for each in arrays]
             return of_items(100.0 * np.stack(hits))
+        counts = f"right/{metric}"
+        if all(counts in each for each in arrays):  # over draws of the labelled images
+            return of_items(np.stack([100.0 * each[counts] / each["draws"][0] for each in arrays]))
         name = f"replicates/{metric}"
         if not all(name in each for each in arrays):
             return alone

@@ -6,7 +6,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from twinbench.data.image_sets import Split
-from twinbench.downstream.knn import CosineKnn, knn_scores
+from twinbench.downstream.knn import CosineKnn, TunedKnn, knn_accuracies, knn_scores
 from twinbench.downstream.protocol import EvaluationContext
 
 
@@ -115,3 +115,70 @@ def test_a_bank_smaller_than_the_neighbours_is_said(encoder, context, images, sa
     context.image_set.splits["train"] = Split(train.images[:images], train.labels[:images])
     CosineKnn().evaluate(encoder, context)
     assert context.remarks == ["the neighbours are all the 199 labelled training images, not 200"] * said
+
+
+def by_scikit_learn(queries, bank, bank_labels, k, temperature):
+    reference = KNeighborsClassifier(
+        n_neighbors=k,
+        metric="cosine",
+        algorithm="brute",
+        weights=lambda distance: np.exp((1 - distance) / temperature),
+    ).fit(bank.double().numpy(), bank_labels.numpy())
+    return torch.from_numpy(reference.predict(queries.double().numpy()))
+
+
+def test_the_accuracies_of_a_grid_are_scikit_learns_one_by_one(monkeypatch):
+    bank, (queries, labels) = random_features(120), random_features(70, seed=1)
+    monkeypatch.setattr("twinbench.downstream.knn._CHUNK", 32)
+    found = knn_accuracies((queries, labels), bank, 4, (1, 5, 30), (0.02, 0.1, 1.0))
+    assert len(found) == 9
+    assert len(set(found.values())) > 3
+    for (k, temperature), top1 in found.items():
+        right = by_scikit_learn(queries, *bank, k, temperature) == labels
+        assert top1 == pytest.approx(100 * right.double().mean().item()), (k, temperature)
+
+
+@pytest.mark.numerics
+def test_the_pair_that_is_best_on_val_is_measured_once_with_the_bank_of_train(encoder, context, margin):
+    (top1,) = TunedKnn().evaluate(encoder, context)
+    bank, val, test = (
+        context.features.labelled(encoder, context.image_set, split) for split in ("train", "val", "test")
+    )
+    expected = {
+        (k, temperature): (by_scikit_learn(val[0], *bank, k, temperature) == val[1]).double().mean().item()
+        for k in (1, 5, 10, 20, 50, 100, 200)
+        for temperature in (0.02, 0.05, 0.07, 0.1, 0.2, 0.5, 1.0)
+    }
+    grid = {(entry["k"], entry["temperature"]): entry["val_top1"] / 100 for entry in context.details["grid"]}
+    assert grid.keys() == expected.keys()
+    # float32 may order two neighbours of one similarity otherwise
+    margin.at_most("difference on val", max(abs(grid[key] - expected[key]) for key in grid), 1 / 60)
+    chosen = context.details["chosen"]
+    assert chosen["val_top1"] / 100 == max(grid.values())
+    # of equals the first
+    assert next(key for key in grid if grid[key] == max(grid.values())) == (
+        chosen["k"],
+        chosen["temperature"],
+    )
+    measured = by_scikit_learn(test[0], *bank, chosen["k"], chosen["temperature"]) == test[1]
+    margin.at_most("difference on test", abs(top1.value - 100 * measured.double().mean().item()), 100 / 90)
+    assert context.details["bank"] == {"split": "train", "images": 300}
+    assert TunedKnn().forward_passes(context.image_set) == 450
+
+
+def test_the_test_labels_play_no_part_in_the_choice_of_neighbours(encoder, context, image_set):
+    TunedKnn().evaluate(encoder, context)
+    before = dict(context.details)
+    test = image_set.splits["test"]
+    image_set.splits["test"] = Split(test.images, test.labels.flip(0))
+    context.features = type(context.features)(None)
+    TunedKnn().evaluate(encoder, context)
+    assert context.details == before
+
+
+def test_no_k_beyond_the_bank_is_tried(encoder, context):
+    train = context.image_set.split("train")
+    context.image_set.splits["train"] = Split(train.images[:60], train.labels[:60])
+    TunedKnn().evaluate(encoder, context)
+    assert {entry["k"] for entry in context.details["grid"]} == {1, 5, 10, 20, 50}
+    assert "tried no k above 50, for only 60 training images have a label" in context.remarks[0]

@@ -13,6 +13,8 @@ from twinbench.data.augment import eval_view
 from twinbench.data.catalogue import load_image_set
 from twinbench.data.image_sets import Split
 from twinbench.downstream.features import FeatureStore
+from twinbench.downstream.linear_grid import LinearGrid, haiku_head
+from twinbench.downstream.linear_sgd import LinearEvaluation, cosine
 from twinbench.downstream.protocol import EvaluationContext, protocol
 from twinbench.downstream.views import EpochOrder, training_views
 from twinbench.foundation.errors import InputError, RunFailure
@@ -25,6 +27,11 @@ LONGER = replace(SHORT, epochs=60)
 SHORT_TRANSFER = replace(protocol("linear/inat18-v2"), name="linear-test/transfer-v1", epochs=6)
 SHORT_MOCO = replace(protocol("linear/moco-v1"), name="linear-test/moco-v1", epochs=5)
 SHORT_SIMSIAM = replace(protocol("linear/simsiam-v1"), name="linear-test/simsiam-v1", epochs=6)
+SHORT_SIMCLR = replace(protocol("linear/simclr-v1"), name="linear-test/simclr-v1", epochs=6, batch=256)
+SHORT_BYOL = replace(protocol("linear/byol-v1"), name="linear-test/byol-v1", epochs=4)
+GRID = LinearGrid(
+    "linear-test/grid-v1", epochs=6, rates=(0.02, 0.3, 2.0), weight_decays=(0.0, 0.03), decay=cosine
+)
 ALL_LABELLED = replace(protocol("semi-10pct/paper-v2"), name="linear-test/paper-v1", fraction=1.0, epochs=1)
 
 
@@ -64,9 +71,43 @@ def test_the_learning_rate_is_that_of_torchs_scheduler_stepped_once_an_epoch(nam
         scheduler.step()
 
 
+@pytest.mark.parametrize(("name", "epochs"), [("linear/simclr-v1", 90), ("linear/byol-v1", 80)])
+def test_the_learning_rate_is_that_of_torchs_scheduler_stepped_at_every_step(name, epochs):
+    chosen, steps = protocol(name), 7
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.6)
+    scheduler = CosineAnnealingLR(optimizer, T_max=epochs * steps)
+    assert chosen.epochs == epochs
+    for step in range(epochs * steps):
+        found = 1.6 * chosen.decay(step / steps, chosen.epochs)
+        assert found == pytest.approx(scheduler.get_last_lr()[0], abs=1e-9), step
+        optimizer.step()
+        scheduler.step()
+
+
+def test_byols_rates_are_the_papers_five_scaled_by_the_batch():
+    chosen = protocol("linear/byol-v1")
+    assert chosen.batch == 1024
+    assert [rate / (1024 / 256) for rate in chosen.rates] == pytest.approx([0.05, 0.1, 0.2, 0.3, 0.4])
+    assert (chosen.weight_decays, chosen.nesterov, chosen.refit, chosen.start) == (
+        (0.0,),
+        True,
+        True,
+        haiku_head,
+    )
+
+
+def test_a_head_of_haiku_is_a_normal_cut_off_at_two_deviations():
+    torch.manual_seed(0)
+    weight = haiku_head(400, 1000).weight.detach()
+    # the deviation of a standard normal between -2 and 2
+    assert weight.std().item() == pytest.approx(0.8796 / 20, rel=0.01)
+    assert 0.0999 < weight.abs().max() <= 0.1
+
+
 @pytest.mark.parametrize(
     ("name", "weight_decay", "batch", "larc"),
     [
+        ("linear/simclr-v1", 0.0, 4096, False),
         ("linear/sgd-v2", 1e-6, 256, False),
         ("linear/swav-v1", 1e-6, 256, False),
         ("linear/moco-v1", 0.0, 256, False),
@@ -145,6 +186,172 @@ def test_scores_are_those_of_a_plain_loop_with_torchs_optimizer_and_scheduler(
     expected = head(norm.eval()(encoder.backbone(eval_view(test.images, 16, encoder.normalisation))))
     difference = (scores[0] - expected).abs().max() / expected.abs().max().clamp(min=1)
     margin.at_most("difference of scores", difference.item(), 1e-3)
+
+
+def plain_heads(encoder, split, epochs, starts, optimizers, schedulers):
+    """Linear heads trained one after the other by a loop of their own, on the views of the protocols."""
+    order = EpochOrder(torch.arange(len(split)), 0, 256)
+    steps = order.steps_per_epoch * epochs
+    views = list(training_views(split.images, order, steps, 0, encoder, CPU))
+    features = [encoder.backbone(batch) for batch in views]
+    heads = []
+    for start, optimizer_of, scheduler_of in zip(starts, optimizers, schedulers, strict=True):
+        torch.manual_seed(0)
+        head = nn.Linear(encoder.feature_dim, 3)
+        start(head.weight)
+        nn.init.zeros_(head.bias)
+        optimizer = optimizer_of(head.parameters())
+        scheduler = scheduler_of(optimizer, order.steps_per_epoch)
+        for step, batch in enumerate(features):
+            optimizer.zero_grad()
+            cross_entropy(head(batch), split.labels[order(step)]).backward()
+            optimizer.step()
+            scheduler(step)
+        heads.append(head)
+    return heads
+
+
+def every_epoch(optimizer, steps_per_epoch, epochs=6):
+    scheduler = CosineAnnealingLR(optimizer, T_max=epochs)
+    return lambda step: scheduler.step() if (step + 1) % steps_per_epoch == 0 else None
+
+
+def every_step(optimizer, steps_per_epoch, epochs=6):
+    scheduler = CosineAnnealingLR(optimizer, T_max=epochs * steps_per_epoch)
+    return lambda step: scheduler.step()
+
+
+def central_features(encoder, split):
+    return encoder.backbone(eval_view(split.images, 16, encoder.normalisation))
+
+
+@pytest.mark.numerics
+def test_simclrs_evaluation_is_a_plain_loop_with_nesterovs_momentum(encoder, image_set, scores, margin):
+    SHORT_SIMCLR.evaluate(encoder, EvaluationContext(image_set, FeatureStore(None), seed=0))
+    train, val = image_set.split("train"), image_set.split("val")
+    together = Split(torch.cat([train.images, val.images]), torch.cat([train.labels, val.labels]))
+    nesterov = partial(torch.optim.SGD, lr=1.6, momentum=0.9, nesterov=True)
+    (head,) = plain_heads(encoder, together, 6, [nn.init.zeros_], [nesterov], [every_step])
+    expected = head(central_features(encoder, image_set.split("test")))
+    difference = (scores[0] - expected).abs().max() / expected.abs().max().clamp(min=1)
+    margin.at_most("difference of scores", difference.item(), 1e-3)
+
+
+@pytest.mark.numerics
+def test_every_head_of_the_grid_is_what_it_would_be_alone_and_the_best_on_val_is_measured(
+    encoder, image_set, scores, margin
+):
+    context = EvaluationContext(image_set, FeatureStore(None), seed=0)
+    (top1,) = GRID.evaluate(encoder, context)
+    candidates = [(rate, decay) for rate in GRID.rates for decay in GRID.weight_decays]
+    optimizers = [
+        partial(torch.optim.SGD, lr=rate, momentum=0.9, weight_decay=decay) for rate, decay in candidates
+    ]
+    start = partial(nn.init.normal_, std=0.01)
+    heads = plain_heads(
+        encoder, image_set.split("train"), 6, [start] * 6, optimizers, [every_epoch] * len(candidates)
+    )
+    val = image_set.split("val")
+    features = central_features(encoder, val)
+    expected = [(head(features).argmax(dim=1) == val.labels).double().mean() * 100 for head in heads]
+    found = [entry["val_top1"] for entry in context.details["grid"]]
+    assert [(entry["lr"], entry["weight_decay"]) for entry in context.details["grid"]] == candidates
+    assert len(set(found)) > 1
+    margin.at_most(
+        "difference on val", max(abs(a - b.item()) for a, b in zip(found, expected, strict=True)), 100 / 60
+    )
+    best = found.index(max(found))
+    assert context.details["chosen"] == context.details["grid"][best]
+    ours = heads[best](central_features(encoder, image_set.split("test")))
+    difference = (scores[0] - ours).abs().max() / ours.abs().max().clamp(min=1)
+    margin.at_most("difference of scores", difference.item(), 1e-3)
+    assert len(scores) == 1
+    assert top1.n == 90
+
+
+def test_the_test_labels_play_no_part_in_the_choice(encoder, image_set, scores):
+    details = []
+    for _ in range(2):
+        context = EvaluationContext(image_set, FeatureStore(None))
+        GRID.evaluate(encoder, context)
+        details.append(context.details)
+        image_set.splits["test"].labels.copy_(image_set.splits["test"].labels.flip(0))
+    assert details[0] == details[1]
+    assert torch.equal(*scores)
+
+
+def test_the_images_of_val_choose_and_do_not_train(encoder, image_set, scores):
+    single = replace(GRID, rates=(0.3,), weight_decays=(0.0,))
+    found = []
+    for _ in range(2):
+        context = EvaluationContext(image_set, FeatureStore(None))
+        single.evaluate(encoder, context)
+        found.append(context.details["chosen"]["val_top1"])
+        image_set.splits["val"].labels.copy_((image_set.splits["val"].labels + 1) % 3)
+    assert torch.equal(*scores)
+    assert found[0] != found[1]
+
+
+def test_a_head_that_diverges_is_never_chosen(encoder, context):
+    replace(GRID, rates=(0.3, 1e38)).evaluate(encoder, context)
+    found = {entry["lr"]: entry["val_top1"] for entry in context.details["grid"]}
+    assert found[1e38] is None
+    assert found[0.3] is not None
+    assert context.details["chosen"]["lr"] == 0.3
+    with pytest.raises(RunFailure, match=r"loss became|no head of the grid"):
+        replace(GRID, rates=(1e38,)).evaluate(encoder, context)
+
+
+def test_of_equals_the_smaller_rate_and_decay_are_chosen_and_the_edge_is_remarked_on(encoder, context):
+    for parameter in encoder.backbone.parameters():
+        parameter.zero_()  # all scores are those of the biases
+    GRID.evaluate(encoder, context)
+    assert context.details["chosen"]["lr"] == 0.02
+    assert context.details["chosen"]["weight_decay"] == 0.0
+    steps, edge = context.remarks
+    assert "these had 150 of the 300 with a label" in steps
+    assert "the smallest learning rate of its grid, 0.02" in edge
+
+
+def test_a_refit_is_the_evaluation_with_the_chosen_rate_on_train_and_val(encoder, image_set, scores):
+    context = EvaluationContext(image_set, FeatureStore(None), seed=5)
+    SHORT_BYOL.evaluate(encoder, context)
+    chosen = context.details["chosen"]["lr"]
+    assert chosen in SHORT_BYOL.rates
+    alone = LinearEvaluation(
+        "linear-test/alone-v1",
+        epochs=4,
+        lr=chosen,
+        weight_decay=0.0,
+        decay=SHORT_BYOL.decay,
+        batch=1024,
+        nesterov=True,
+        start=haiku_head,
+    )
+    alone.evaluate(encoder, EvaluationContext(image_set, FeatureStore(None), seed=5))
+    torch.testing.assert_close(scores[0], scores[1], rtol=1e-5, atol=1e-6)
+    without = replace(SHORT_BYOL, refit=False)
+    without.evaluate(encoder, EvaluationContext(image_set, FeatureStore(None), seed=5))
+    assert not torch.allclose(scores[2], scores[0], rtol=1e-3)
+
+
+def test_the_grid_leaves_the_encoder_and_randomness_alone_and_its_progress_ends_at_one(encoder, context):
+    before = {name: tensor.clone() for name, tensor in encoder.backbone.state_dict().items()}
+    state = torch.get_rng_state()
+    context.progress = (fractions := []).append
+    SHORT_BYOL.evaluate(encoder, context)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+    for name, tensor in encoder.backbone.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_a_grid_without_labelled_val_is_an_input_error(encoder, context, image_set):
+    val = image_set.split("val")
+    image_set.splits["val"] = replace(val, labels=torch.full_like(val.labels, -1))
+    with pytest.raises(InputError, match="needs labelled"):
+        GRID.evaluate(encoder, context)
 
 
 @pytest.mark.numerics
@@ -262,6 +469,8 @@ def test_steps_that_are_smaller_than_the_protocols_are_remarked_on(encoder, cont
 def test_estimate_counts_every_epoch(image_set):
     assert protocol("linear/sgd-v2").forward_passes(image_set) == 100 * 360 + 90
     assert protocol("linear/places205-v2").forward_passes(image_set) == 14 * 360 + 90
+    assert protocol("linear/grid-v1").forward_passes(image_set) == 100 * 300 + 60 + 90
+    assert protocol("linear/byol-v1").forward_passes(image_set) == 80 * (300 + 360) + 60 + 90
 
 
 def test_progress_ends_at_one(encoder, context):

@@ -37,9 +37,16 @@ def toy(full_name):
 def test_every_protocol_of_the_house_is_found():
     assert {
         "knn/cosine-v1",
+        "knn-tuned/cosine-v1",
+        "few-shot/1-v1",
+        "few-shot/5-v1",
+        "few-shot/10-v1",
         "linear/cached-v1",
+        "linear/grid-v1",
         "linear/sgd-v2",
+        "linear/byol-v1",
         "linear/moco-v1",
+        "linear/simclr-v1",
         "linear/simsiam-v1",
         "linear/swav-v1",
         "linear/places205-v2",
@@ -49,6 +56,10 @@ def test_every_protocol_of_the_house_is_found():
         "semi-10pct/paper-v2",
         "semi-1pct/finetune-v1",
         "semi-10pct/finetune-v1",
+        "semi-1pct/finetune-v2",
+        "semi-10pct/finetune-v2",
+        "semi-1pct/paper-v3",
+        "semi-10pct/paper-v3",
         "detection/small-mask-rcnn-torchvision-v2",
     } <= set(protocol_names())
 
@@ -95,11 +106,11 @@ def test_a_family_with_two_variants_must_be_named_in_full_whatever_their_version
     register_protocol(toy(f"knn/euclidean-v{version}"))
     with pytest.raises(InputError, match=f"knn/cosine-v1, knn/euclidean-v{version}"):
         protocol("knn")
-    with pytest.raises(InputError, match="semi-1pct/finetune-v1, semi-1pct/paper-v2"):
+    with pytest.raises(InputError, match="semi-1pct/finetune-v2, semi-1pct/paper-v3"):
         protocol("semi-1pct")
     with pytest.raises(
         InputError,
-        match="linear/cached-v1, linear/inat18-v2, linear/moco-v1, linear/places205-v2, linear/sgd-v2",
+        match="linear/byol-v1, linear/cached-v1, linear/grid-v1, linear/inat18-v2, linear/moco-v1, linear/places205-v2",
     ):
         protocol("linear")
 

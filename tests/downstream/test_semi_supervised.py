@@ -55,7 +55,49 @@ def test_the_lists_never_change():
 def test_images_without_label_are_never_drawn():
     labels = unbalanced_labels()
     labels[::2] = -1
-    assert (labels[labelled_subset(labels, 0.1)] >= 0).all()
+    for seed in (None, 0, 1):
+        assert (labels[labelled_subset(labels, 0.1, seed)] >= 0).all()
+
+
+def test_every_seed_draws_a_share_of_its_own_of_the_same_size():
+    labels = unbalanced_labels()
+    drawn = {seed: labelled_subset(labels, 0.1, seed) for seed in (None, 0, 1)}
+    for chosen in drawn.values():
+        assert torch.bincount(labels[chosen]).tolist() == [100, 25, 4, 1]
+    assert torch.equal(drawn[0], labelled_subset(labels, 0.1, 0))
+    pairs = [(None, 0), (None, 1), (0, 1)]
+    # two shares of a tenth have about a tenth of one of them in common: 13 of 130
+    common = [len(set(drawn[a].tolist()) & set(drawn[b].tolist())) for a, b in pairs]
+    assert all(count < 40 for count in common)
+    assert set(labelled_subset(labels, 0.01, 1).tolist()) < set(drawn[1].tolist())
+
+
+@pytest.mark.parametrize("name", ["finetune-v1", "finetune-v2", "paper-v2", "paper-v3"])
+@pytest.mark.parametrize("share", ["1pct", "10pct"])
+def test_the_later_version_draws_by_the_seed_and_differs_in_nothing_else(name, share):
+    chosen = protocol(f"semi-{share}/{name}")
+    assert chosen.drawn_by_seed == (name in ("finetune-v2", "paper-v3"))
+    earlier = {"finetune-v2": "finetune-v1", "paper-v3": "paper-v2"}.get(name, name)
+    assert replace(chosen, name="", drawn_by_seed=False) == replace(
+        protocol(f"semi-{share}/{earlier}"), name=""
+    )
+
+
+@pytest.mark.parametrize("chosen", [SHORT, HALF])
+@pytest.mark.parametrize("by_seed", [False, True])
+def test_the_labelled_images_are_those_that_the_seed_draws(encoder, image_set, monkeypatch, chosen, by_seed):
+    asked = []
+
+    def spy(labels, fraction, seed=None):
+        asked.append(seed)
+        return labelled_subset(labels, fraction, seed)[:4]
+
+    monkeypatch.setattr("twinbench.downstream.semi_supervised.labelled_subset", spy)
+    short = {"epochs": 1} if chosen is HALF else {"steps": 1}
+    for seed in (3, 4):
+        context = EvaluationContext(image_set, FeatureStore(None), seed=seed)
+        replace(chosen, drawn_by_seed=by_seed, **short).evaluate(encoder, context)
+    assert asked == ([3, 4] if by_seed else [None, None])
 
 
 def test_learning_rate_drops_after_three_and_four_fifths():
@@ -135,16 +177,18 @@ def test_a_list_says_what_is_labelled_wherever_val_was_taken_from(encoder, tmp_p
     context = EvaluationContext(
         image_set, FeatureStore(None), label_list=LabelList(tmp_path / "list.txt", own=True)
     )
-    (top1,) = HALF.evaluate(encoder, context)
+    (top1,) = replace(HALF, drawn_by_seed=True).evaluate(encoder, context)
     assert seen == set(names)
     assert top1.n == 10
     digest = hashlib.sha256((tmp_path / "list.txt").read_bytes()).hexdigest()
     assert context.details["labels"] == {"source": f"own list, SHA-256 {digest}", "images": 20}
 
 
-def test_without_a_list_the_labels_are_a_stratified_share_of_train_and_val(encoder, context):
-    HALF.evaluate(encoder, context)
-    assert context.details["labels"] == {"source": "stratified", "images": 180}
+def test_without_a_list_the_labels_are_a_stratified_share_of_train_and_val(encoder, image_set):
+    for by_seed, source in ((False, "stratified"), (True, "stratified, drawn by seed 7")):
+        context = EvaluationContext(image_set, FeatureStore(None), seed=7)
+        replace(HALF, drawn_by_seed=by_seed, epochs=1).evaluate(encoder, context)
+        assert context.details["labels"] == {"source": source, "images": 180}
 
 
 def test_an_image_set_without_labels_is_an_input_error(encoder, context, image_set):

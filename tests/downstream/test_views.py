@@ -107,7 +107,7 @@ def test_skipped_pictures_are_counted_and_their_substitutes_known(folder, make_e
     encoder = make_encoder(0)
     image_set = load_image_set(f"folder:{folder}", image_size=16, stream=True, corrupt="skip")
     train, test = all_training_images(image_set), image_set.split("test")
-    assert skipped_images(train, test) == {}
+    assert skipped_images(train=train, test=test) == {}
     cut_short(folder / "test" / "ant" / "ant3.png")
     cut_short(train.images.path(2))
     rows = torch.tensor([5, 3, 0])
@@ -116,14 +116,14 @@ def test_skipped_pictures_are_counted_and_their_substitutes_known(folder, make_e
     assert views.shape == (3, 3, 16, 16)
     assert readable(test.images, rows).tolist() == [True, False, True]
     assert readable(train.images, torch.arange(4)).tolist() == [True, True, False, True]
-    assert skipped_images(train, test) == {"train": 1, "test": 1}
+    assert skipped_images(train=train, test=test) == {"train": 1, "test": 1}
     assert image_set.skipped == {"test": 1}
 
 
 def test_images_in_memory_are_all_readable(image_set):
     split = image_set.split("test")
     assert readable(split.images, torch.arange(4)).tolist() == [True] * 4
-    assert skipped_images(split, split) == {}
+    assert skipped_images(train=split, test=split) == {}
 
 
 @pytest.mark.parametrize(("size", "large"), [(16, 18), (20, 23), (32, 37), (68, 78)])

@@ -47,6 +47,17 @@ def test_features_are_those_of_the_cpu(gpu, encoder, image_set):
         (protocol("knn/cosine-v1"), 1),
         (protocol("linear/cached-v1"), 2),
         (replace(protocol("linear/sgd-v2"), name="linear-test/sgd-v1", epochs=3), 4),
+        (replace(protocol("few-shot/5-v1"), name="few-shot-test/5-v1", draws=3), 2),
+        (
+            replace(
+                protocol("linear/grid-v1"),
+                name="linear-test/grid-v1",
+                epochs=3,
+                rates=(0.3,),
+                weight_decays=(0.0,),
+            ),
+            4,
+        ),
         (FineTuning("semi-test/finetune-v1", fraction=0.5, steps=12), 8),
     ],
     ids=lambda value: getattr(value, "name", None),

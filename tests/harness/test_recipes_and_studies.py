@@ -94,7 +94,9 @@ def test_every_expected_score_names_the_protocol_it_belongs_to(name):
     [
         ("imagenet/barlow_twins", "linear/sgd-v2"),
         ("imagenet-256/barlow_twins", "linear/sgd-v2"),
+        ("imagenet/byol", "linear/byol-v1"),
         ("imagenet/moco_v2", "linear/moco-v1"),
+        ("imagenet/simclr", "linear/simclr-v1"),
         ("imagenet/simsiam", "linear/simsiam-v1"),
         ("imagenet/swav", "linear/swav-v1"),
         ("imagenet-256/swav", "linear/swav-v1"),
