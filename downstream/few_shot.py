@@ -87,7 +87,7 @@ class FewShot(Protocol):
             for metric, right in hits(classified(scores, truth.numpy(force=True), rows)).items():
                 found.setdefault(metric, []).append(right)
             context.progress((draw + 1) / self.draws)
-        # All draws of all items would take megabytes: how often each item was right, and how many in each draw, is enough.
+        # All draws of all items would take megabytes: how often each item was right, and how many in a draw, is enough.
         arrays: dict[str, Array] = {"rows": rows.astype(np.int32)}
         for metric, right in found.items():
             arrays[f"right/{metric}"] = np.sum(right, axis=0).astype(np.int32)
