@@ -75,6 +75,9 @@ def _of_the_device(run: Run, metric: str) -> tuple[str, ...]:
     where = (f"trained on {(run.status() or {}).get('device', 'an unknown device')}",)
     if metric == "device_hours":
         return (*where, "a device is a GPU, or one core of a CPU")
+    if metric == "peak_memory":
+        what = "it is that of a process, which also holds the images of its earlier jobs: it ranks no method"
+        return (*where, what)
     if metric == "energy":
         return (*where, "it is all that the device took in that time, whatever else ran on it")
     return where

@@ -37,6 +37,7 @@ def build_table(
     stub = _stub(table, groups)
     lines = [Line(group, _labels(table, group, len(stub)), _cells(group, columns)) for group in groups]
     notes: list[str] = []
+    own = [table.note] if table.note else []
     if table.quoted is not None:
         quoting = _quoted_variants if table.quoted.match else _quoted_methods
         quotes, notes = quoting(table, table.quoted, lines)
@@ -46,7 +47,9 @@ def build_table(
             for index, line in enumerate(lines)
         ]
         notes = [*notes, *agreement_notes(table, columns, lines)]
-    return finish_table(table.name, table.heading, stub, columns, lines, notes, varied_fields(table), command)
+    return finish_table(
+        table.name, table.heading, stub, columns, lines, [*own, *notes], varied_fields(table), command
+    )
 
 
 def _stub(table: TableSpec, groups: Sequence[Group]) -> tuple[str, ...]:
