@@ -56,7 +56,7 @@ def build_report(
         try:
             staging.chmod(0o755)
             _write(staging, page, tables, drawings, records)
-            unchanged.note(staging, digest)
+            unchanged.note(staging, digest, command)
             write_list(staging)
             swap(staging, target)
         finally:
