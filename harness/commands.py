@@ -29,6 +29,7 @@ from twinbench.reports.build import check_out
 from twinbench.reports.metrics import metric_of
 from twinbench.reports.records import Record
 from twinbench.reports.study import ColumnSpec, FigureSpec, StudySpec, TableSpec
+from twinbench.reports.unchanged import made_by
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,24 @@ def run_study(request: StudyRequest) -> None:
         use = estimated_use(plan, images, how.at_once, busy, say)
         print("\n".join(plan_lines(study, planned, images, use, how.at_once)))
         return
+    _keep_another_report(request, out)
     carry_out(study, planned, images, how)
+
+
+def _keep_another_report(request: StudyRequest, out: Path) -> None:
+    """Raise InputError where a part of a study, or the study with other keys, would take the place of its report.
+
+    ``--out`` says that it shall.
+    """
+    changed = request.methods or request.assignments or request.image_set
+    there = made_by(out)
+    if changed and not request.out and there not in ("", request.command()):
+        raise InputError(
+            f"the report here was made by another command: {there}",
+            where=out,
+            next_step="give a folder for this one, or this folder itself to replace that report",
+            option="out",
+        )
 
 
 def report_runs(runs: Path, out: Path) -> None:

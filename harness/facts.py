@@ -28,10 +28,12 @@ _IMPORTED = "the encoder is imported: nobody watched its training here"
 class Facts:
     """Facts under one name: ``read`` gives the value of each of the ``metrics`` for a run that has an encoder.
 
-    ``remarks`` says what a reader must know about these numbers of the run.
+    ``about`` describes them in the reference of protocols; ``remarks`` says what a reader must know about these numbers
+    of the run.
     """
 
     name: str
+    about: str
     metrics: tuple[str, ...]
     read: Callable[[Run], Values]
     remarks: Callable[[Run, str], tuple[str, ...]] = lambda run, metric: ()
@@ -75,6 +77,9 @@ def _of_the_device(run: Run, metric: str) -> tuple[str, ...]:
     where = (f"trained on {(run.status() or {}).get('device', 'an unknown device')}",)
     if metric == "device_hours":
         return (*where, "a device is a GPU, or one core of a CPU")
+    if metric == "peak_memory":
+        what = "it is that of a process, which also holds the images of its earlier jobs: it ranks no method"
+        return (*where, what)
     if metric == "energy":
         return (*where, "it is all that the device took in that time, whatever else ran on it")
     return where
@@ -96,7 +101,21 @@ def _embeddings(run: Run) -> Values:
 
 FACTS = Registry[Facts]("fact of a training")
 for _facts in (
-    Facts("cost/training-v1", _COSTS, _cost, _of_the_device),
-    Facts("diagnostics/embeddings-v1", MEASURES, _embeddings),
+    Facts(
+        "cost/training-v1",
+        "What the training took: images a second, hours of all its devices (a device is a GPU, or one core of a CPU), "
+        "the peak memory of one process or GPU, parameters with heads and slow copies, and the energy that the device "
+        "counted.",
+        _COSTS,
+        _cost,
+        _of_the_device,
+    ),
+    Facts(
+        "diagnostics/embeddings-v1",
+        "The geometry of the embeddings, which are what the loss sees, of images of the split `val` at the end of the "
+        "training. `diagnostics/held-out-v1` measures the same of the features of the backbone.",
+        MEASURES,
+        _embeddings,
+    ),
 ):
     FACTS.add(_facts.name, _facts)

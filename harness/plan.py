@@ -22,9 +22,11 @@ from twinbench.harness.studies import Study, StudyTable
 from twinbench.pretraining.batches import steps_in_epoch
 from twinbench.pretraining.build import build_method, check_accumulation, resolve
 from twinbench.pretraining.engine import check_shares
+from twinbench.pretraining.method import method_class
 from twinbench.pretraining.recipe import Recipe
 from twinbench.reports.study import RowKey
 
+_OF_THE_UNTRAINED = ("backbone", "corrupt_images", "options")
 _log = logging.getLogger(__name__)
 
 
@@ -129,6 +131,9 @@ def table_recipes(table: StudyTable, overrides: dict[str, Any]) -> Iterator[tupl
     for row, seeds in rows:
         changes = {key: _value(value) for each in row.values.values() for key, value in each.set.items()}
         merged = {**(table.overrides or {}), **changes, **overrides}
+        if not method_class(row.method).trains:
+            # what changes a training alone would make another run of the same encoder
+            merged = {key: value for key, value in merged.items() if key.split(".")[0] in _OF_THE_UNTRAINED}
         for seed in range(seeds):
             yield row, load_recipe(table.recipes or "", row.method, table.image_set or "", merged, seed)
 

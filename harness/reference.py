@@ -8,9 +8,11 @@ import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from textwrap import fill
 
 from twinbench.downstream.protocol import Protocol, protocol, protocol_names, replaced_by
 from twinbench.foundation.files import write_atomically
+from twinbench.harness.facts import FACTS, Facts
 from twinbench.harness.plugins import load_plugins
 from twinbench.reports.metrics import metric_of
 
@@ -29,11 +31,26 @@ studies the name in full.
 
 This page is made from the code."""
 
+_FACTS = """\
+## Facts of trainings
+
+Columns of tables name these as they name protocols. They are read from what a training left behind; there is nothing to
+evaluate."""
+
 
 def reference() -> str:
-    """The page: every protocol with what it measures, its settings and the versions that it took the place of."""
+    """The page: every protocol with what it measures, its settings and the versions that it took the place of.
+
+    Then the facts of trainings, which tables show beside them.
+    """
     load_plugins()
-    return "\n\n".join([_INTRODUCTION, *map(_section, protocol_names())]) + "\n"
+    facts = [_section_of_facts(found) for found in FACTS.entries()]
+    return "\n\n".join([_INTRODUCTION, *map(_section, protocol_names()), _FACTS, *facts]) + "\n"
+
+
+def _section_of_facts(found: Facts) -> str:
+    metrics = ", ".join(f"`{name}`{_unit(name)}" for name in found.metrics)
+    return f"### {found.name}\n\n{fill(found.about, 120)}\n\n- Tells: {metrics}."
 
 
 def _section(name: str) -> str:

@@ -58,7 +58,7 @@ def build_report(
             staging.chmod(0o755)
             _write(staging, page, tables, drawings, records)
             write_source(staging, study, runs, command)
-            unchanged.note(staging, digest)
+            unchanged.note(staging, digest, command)
             write_list(staging)
             swap(staging, target)
         finally:

@@ -233,10 +233,16 @@ def _short(value: float) -> float:
 
 
 def _command(command: str, row: Row) -> str:
-    """The command that makes the number again: that of the report, for this method alone where that can be said."""
+    """The command that makes the number again: that of the report, for this method alone where that can be said.
+
+    It names a report folder of its own, for a report of one method would take the place of this one.
+    """
     if row.origin != "run" or not command.startswith("twinbench run ") or "--methods" in command:
         return command
-    return f"{command} --methods {shlex.quote(row.method)}"
+    words = shlex.split(command)
+    if "--out" in words:
+        del words[words.index("--out") : words.index("--out") + 2]
+    return shlex.join([*words, "--methods", row.method, "--out", f"results/only-{row.method}"])
 
 
 def _address(table: Table, row: Row, column: Column, taken: Mapping[str, object]) -> str:

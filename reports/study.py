@@ -123,7 +123,7 @@ class RowsSpec(Strict):
 
 
 class TableSpec(Strict):
-    """One table: its rows, the measured columns, then the quoted ones.
+    """One table: its rows, the measured columns, then the quoted ones; ``note`` stands below it.
 
     Without ``rows`` there is a row for whatever there are records of.
     """
@@ -133,6 +133,7 @@ class TableSpec(Strict):
     rows: tuple[RowsSpec, ...] = ()
     columns: tuple[ColumnSpec, ...] = Field(min_length=1)
     quoted: QuotedColumns | None = None
+    note: str = ""
 
     @property
     def heading(self) -> str:

@@ -51,6 +51,7 @@ def build_table(
         for group in groups
     ]
     notes: list[str] = []
+    own = [table.note] if table.note else []
     if table.quoted is not None:
         quoting = _quoted_variants if table.quoted.match else _quoted_methods
         quotes, notes = quoting(table, table.quoted, lines)
@@ -61,7 +62,15 @@ def build_table(
         ]
         notes = [*notes, *agreement_notes(table, columns, lines)]
     done = finish_table(
-        table.name, table.heading, stub, columns, lines, notes, varied_fields(table), command, intervals
+        table.name,
+        table.heading,
+        stub,
+        columns,
+        lines,
+        [*own, *notes],
+        varied_fields(table),
+        command,
+        intervals,
     )
     return replace(done, conclusions=conclude(done.columns, done.rows, done.contests))
 

@@ -55,10 +55,19 @@ def _code(folder: Traversable) -> Iterator[bytes]:
             yield entry.read_bytes()
 
 
-def note(folder: Path, digest: str) -> None:
-    """Write down what the report in a folder is made of, and what its files are."""
-    made = {"of": digest, "files": _contents(folder)}
+def note(folder: Path, digest: str, command: str) -> None:
+    """Write down what the report in a folder is made of, what its files are, and the command that made it."""
+    made = {"of": digest, "command": command, "files": _contents(folder)}
     write_synced(folder / MADE_OF, (json.dumps(made, indent=1) + "\n").encode())
+
+
+def made_by(folder: Path) -> str:
+    """The command that made the report in a folder; empty where there is none, or none that is told of."""
+    try:
+        made = json.loads((folder / MADE_OF).read_text(encoding="utf-8"))
+        return str(made["command"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def is_there(folder: Path, digest: str) -> bool:

@@ -112,6 +112,8 @@ def _render(figure: Figure) -> dict[str, bytes]:
         buffer = io.BytesIO()
         figure.savefig(buffer, format=name, dpi=_DPI, bbox_inches=box, **_OPTIONS[name])
         files[name] = buffer.getvalue()
+    # Browsers would leave out lines of a picture that they show smaller than it is.
+    files["svg"] = files["svg"].replace(b"image-rendering:crisp-edges;image-rendering:pixelated", b"")
     return files
 
 
@@ -120,9 +122,9 @@ def nothing_drawn(spec: FigureSpec, title: str, why: str) -> Drawing:
     return Drawing(spec.name, title, f"Not drawn: {why}.", {})
 
 
-def panels_of(figure: Figure, count: int) -> list[Axes]:
+def panels_of(figure: Figure, count: int, columns: int | None = None) -> list[Axes]:
     """``count`` axes in a grid, with few ticks: the panels are small, and ticks are most of the work."""
-    columns = _grid_columns(count)
+    columns = columns or _grid_columns(count)
     rows = math.ceil(count / columns)
     panels = [figure.add_subplot(rows, columns, index + 1) for index in range(count)]
     for axes in panels:
@@ -130,9 +132,9 @@ def panels_of(figure: Figure, count: int) -> list[Axes]:
     return panels
 
 
-def grid_size(count: int, width: float, height: float) -> tuple[float, float]:
+def grid_size(count: int, width: float, height: float, columns: int | None = None) -> tuple[float, float]:
     """The size in inches of a figure of ``count`` panels of ``width`` and ``height``."""
-    columns = _grid_columns(count)
+    columns = columns or _grid_columns(count)
     return max(columns * width, 3.6), math.ceil(count / columns) * height
 
 

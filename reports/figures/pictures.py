@@ -25,7 +25,9 @@ from twinbench.reports.figures.measured import target_of
 from twinbench.reports.records import RunInfo
 from twinbench.reports.study import FigureSpec
 
-_COLOURS = 64
+_COLOURS, _COLOURS_OF_WIDE = 128, 64
+_WIDE = 400  # pixels from which on two panels beside each other are enough
+_DPI = 150  # of the PNG, in which a picture is to have all its pixels
 
 
 @draws("views")
@@ -68,16 +70,19 @@ class _Picture:
 
 
 def _read(path: Path) -> _Picture:
-    """The picture in a file, in its 64 most suitable colours: it takes half the bytes and looks much the same.
+    """The picture in a file, in its most suitable colours: it takes half the bytes and looks much the same.
 
-    Of one that was enlarged to twice its size every other pixel says it all.
+    Without dithering, which would sprinkle views with dots that no method saw. Of one that was enlarged to twice its
+    size every other pixel says it all.
     """
     with Image.open(path) as picture:
         whole = np.asarray(picture.convert("RGB"))
     half = whole[::2, ::2]
     enlarged = np.array_equal(half.repeat(2, axis=0).repeat(2, axis=1), whole)
-    kept = Image.fromarray(half if enlarged else whole).quantize(_COLOURS).convert("RGB")
-    return _Picture(np.asarray(kept), *whole.shape[:2])
+    kept = Image.fromarray(half if enlarged else whole)
+    colours = _COLOURS_OF_WIDE if kept.width > _WIDE else _COLOURS
+    reduced = kept.quantize(colours, dither=Image.Dither.NONE).convert("RGB")
+    return _Picture(np.asarray(reduced), *whole.shape[:2])
 
 
 def _panels(spec: FigureSpec, title: str, caption: str, found: dict[str, Path]) -> Drawing:
@@ -87,13 +92,17 @@ def _panels(spec: FigureSpec, title: str, caption: str, found: dict[str, Path]) 
     height = max(picture.height for picture in content.values())
     width = max(picture.width for picture in content.values())
 
+    columns = min(2, len(content)) if width > _WIDE else None
+
     def paint(figure: Figure) -> None:
-        for axes, (label, picture) in zip(panels_of(figure, len(content)), content.items(), strict=True):
+        panels = panels_of(figure, len(content), columns)
+        for axes, (label, picture) in zip(panels, content.items(), strict=True):
             extent = (0, picture.width, picture.height, 0)
             axes.imshow(picture.pixels, extent=extent, interpolation="none")
             axes.set(xlim=(0, width), ylim=(height, 0))  # so that all are at one scale
             axes.set_title(label)
             axes.set_axis_off()
 
-    inches = min(3.2, 4.4 * width / height)
-    return draw(spec, title, caption, grid_size(len(content), inches, inches * height / width + 0.3), paint)
+    inches = min(max(3.2, width / _DPI), 4.4 * width / height)
+    size = grid_size(len(content), inches, inches * height / width + 0.3, columns)
+    return draw(spec, title, caption, size, paint)

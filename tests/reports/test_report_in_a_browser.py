@@ -164,7 +164,7 @@ def test_a_number_opens_by_the_mouse_and_focus_returns(browser, page):
         "1000 MB",
     ):
         assert part in text
-    assert "twinbench run s --methods byol" in text
+    assert "twinbench run s --methods byol --out results/only-byol" in text
     assert browser.run("document.querySelectorAll('dialog svg.chart').length") == 2
     assert browser.run("document.querySelector('dialog polyline').points.numberOfItems") == 20
     assert (

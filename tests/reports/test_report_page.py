@@ -42,7 +42,7 @@ def test_a_cell_tells_its_seeds_and_their_runs(data):
         (0, 72.0, 0.5, "done"),
         (1, 73.0, 0.5, "done"),
     ]
-    assert cell["command"] == "twinbench run s --methods byol"
+    assert cell["command"] == "twinbench run s --methods byol --out results/only-byol"
     seed, run = cell["seeds"][0], data["runs"][cell["seeds"][0]["run"]]
     assert (seed["checksum"], seed["device"], seed["seconds"]) == ("sum-byol-0", "cpu", 10.0)
     assert (run["recipe_hash"], run["recipe"], run["parameters"]) == (
@@ -197,7 +197,9 @@ def test_the_command_is_narrowed_to_the_method_where_that_can_be_said(records, s
     def command(line, address="cell-main-byol-Linear-top-1", rows=records):
         return describe(build_tables(spec(small), rows), [], [], line)[0].cells[address].command
 
-    assert command("twinbench run s --seeds 2") == "twinbench run s --seeds 2 --methods byol"
+    own = "--methods byol --out results/only-byol"
+    assert command("twinbench run s --seeds 2") == f"twinbench run s --seeds 2 {own}"
+    assert command("twinbench run s --out results/s --seeds 2") == f"twinbench run s --seeds 2 {own}"
     assert command("twinbench run s --methods byol,swav") == "twinbench run s --methods byol,swav"
     assert command("twinbench report runs --out DIR") == "twinbench report runs --out DIR"
     imported = [replace(record, origin="imported") for record in records]
