@@ -12,7 +12,7 @@ run: $(STAMP)
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 test: $(STAMP)
-	@echo "The whole suite but for the programs of benchmarks/ and the pages of docs/: about six minutes on two quiet cores."
+	@echo "The whole suite but for the programs of benchmarks/ and the pages of docs/: about seven minutes on two quiet cores."
 	$(PYTEST) -m "not programs and not docs" tests
 
 # The programs of benchmarks/, whole and small.

@@ -5,6 +5,9 @@ import re
 import pytest
 
 from twinbench.data.image_sets import DigitScenes
+from twinbench.harness.plan import table_recipes
+from twinbench.harness.recipes import recipe_hash
+from twinbench.harness.studies import load_study
 
 TWO_TABLES = """
 tables:
@@ -65,3 +68,18 @@ def test_the_report_of_finished_work_reads_no_image(cli, study, monkeypatch):
     ended = cli("run", study)
     assert ended.code != 0
     assert "images are made" in ended.err, "what is not finished needs them"
+
+
+def test_an_untrained_reference_is_one_run_whatever_a_table_changes_in_trainings(tiny_study):
+    study = load_study(str(tiny_study))
+    (table,) = study.tables
+    changed = {**(table.overrides or {}), "schedule.warmup_epochs": 1, "epochs": 3}
+    other = table.model_copy(update={"overrides": changed})
+
+    def hashes(of, method):
+        return {recipe_hash(r) for _, r in table_recipes(of, {}) if r.method == method}
+
+    assert hashes(table, "random_init") == hashes(other, "random_init")
+    assert hashes(table, "barlow_twins") != hashes(other, "barlow_twins")
+    wider = table.model_copy(update={"overrides": {**changed, "backbone.width": 16}})
+    assert hashes(table, "random_init") != hashes(wider, "random_init"), "it is another encoder"

@@ -400,3 +400,12 @@ def test_no_run_is_left_out_beside_one_without_a_variant(make_row, study, spec):
     ]
     (table,) = build_tables(spec({**study, "figures": [], "tables": study["tables"][:1]}), records)
     assert len(table.rows) == 3
+
+
+def test_a_note_of_a_table_stands_below_it_in_every_form(make_row, study, spec):
+    words = "warmed up over 3 epochs, 100 % of them"
+    study["tables"][0]["note"] = words
+    (table,) = build_tables(spec(study), [make_row("byol", 60.0), make_row("simclr", 61.0)])
+    assert words in table.notes
+    for text in (to_markdown(table), to_text(table), to_latex(table).replace("\\%", "%")):
+        assert words in text
