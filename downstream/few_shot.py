@@ -89,9 +89,9 @@ class FewShot(Protocol):
             context.progress((draw + 1) / self.draws)
         # All draws of all items would take megabytes: how often each item was right, and how many in a draw, is enough.
         arrays: dict[str, Array] = {"rows": rows.astype(np.int32)}
-        for metric, right in found.items():
-            arrays[f"right/{metric}"] = np.sum(right, axis=0).astype(np.int32)
-            arrays[f"by_draw/{metric}"] = np.sum(right, axis=1).astype(np.int32)
+        for metric, by_draw in found.items():
+            arrays[f"right/{metric}"] = np.sum(by_draw, axis=0).astype(np.int32)
+            arrays[f"by_draw/{metric}"] = np.sum(by_draw, axis=1).astype(np.int32)
         context.outcomes = Outcomes({**arrays, "draws": np.array([self.draws], np.int32)})
         context.details["draws"] = {
             "draws": self.draws,

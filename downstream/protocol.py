@@ -146,6 +146,7 @@ _CHOICES = Registry[Callable[[], str]]("choice of protocols")
 _NAME = re.compile(r"(?P<family>[a-z0-9-]+)/(?P<variant>[a-z0-9-]+)-v(?P<version>\d+)")
 _TEST_CROP = "its test crop is torchvision's to the pixel"
 _STATISTICS = "batch norm's final variance is that of all batches together"
+_DRAWN = "its labelled images are drawn by the seed of the run"
 _QUICKER = "it has one mask for all classes and leaves out the map res2, which learns more in less time"
 _REPLACED = (
     {
@@ -154,9 +155,16 @@ _REPLACED = (
             "linear/sgd",
             "linear/places205",
             "linear/inat18",
-            "semi-1pct/paper",
-            "semi-10pct/paper",
             "svm/voc07",
+        )
+    }
+    | {
+        f"semi-{share}/{old}": (f"semi-{share}/{successor}", difference)
+        for share in ("1pct", "10pct")
+        for old, successor, difference in (
+            ("finetune-v1", "finetune-v2", _DRAWN),
+            ("paper-v1", "paper-v3", f"{_TEST_CROP}, and {_DRAWN} unless a list names them"),
+            ("paper-v2", "paper-v3", f"{_DRAWN} unless a list names them"),
         )
     }
     | {

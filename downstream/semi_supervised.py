@@ -35,22 +35,17 @@ from twinbench.foundation.errors import InputError, RunFailure
 from twinbench.foundation.randomness import seeded_generator
 
 BACKBONE_LR = 0.002
-_LIST_SEED = 0
 _BATCH = 256
 
 
-def labelled_subset(labels: Tensor, fraction: float, seed: int | None = None) -> Tensor:
+def labelled_subset(labels: Tensor, fraction: float, seed: int) -> Tensor:
     """Sorted indices of the share ``fraction`` of the labelled images, drawn class by class.
 
     Every class gets the rounded share of its images and at least one. The order within a class is drawn once,
-    so a smaller fraction is a subset of a larger one. Without a ``seed`` the draw never changes, as with the published
-    lists (google-research/simclr, imagenet_subsets); with that of the run it is the same for all methods and another
-    for every seed. ``labels`` is ``[N]``, -1 where unlabelled.
+    so a smaller fraction is a subset of a larger one. With the seed of the run the draw is the same for all methods and
+    another for every seed. ``labels`` is ``[N]``, -1 where unlabelled.
     """
-    if seed is None:
-        generator = torch.Generator().manual_seed(_LIST_SEED)
-    else:
-        generator = seeded_generator(seed, "labelled subset", 0)
+    generator = seeded_generator(seed, "labelled subset", 0)
     chosen = []
     for label in labels[labels >= 0].unique():
         members = torch.nonzero(labels == label).flatten()
@@ -144,22 +139,21 @@ class FineTuning(Protocol):
     rises to 11 before it falls). Every method gets the same values; nothing is selected, so ``val`` is not
     used. The state after the last step counts.
 
-    The share is drawn class by class (`labelled_subset`): with ``drawn_by_seed`` another one for every seed of the run,
-    so that the spread over seeds has it in it, otherwise one for all seeds.
+    The share is drawn class by class (`labelled_subset`), another one for every seed of the run, so that the spread
+    over seeds has it in it.
     """
 
     name: str
     fraction: float
     steps: int
     head_lr: float = 0.1
-    drawn_by_seed: bool = False
     needs = "labels"
     metrics = ("top1", "top5")
 
     def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:
         """``top1`` and ``top5`` on the test split. Raises RunFailure if the loss is not finite."""
         train, test = context.image_set.split("train"), context.image_set.split("test")
-        chosen = labelled_subset(train.labels, self.fraction, context.seed if self.drawn_by_seed else None)
+        chosen = labelled_subset(train.labels, self.fraction, context.seed)
         known = torch.nonzero(test.labels >= 0).flatten()
         _require_labels(chosen, known, self.name, context.image_set)
         with seeded(context.seed, context.device) as generator:
@@ -203,16 +197,15 @@ class PublishedFineTuning(Protocol):
     for both shares, x0.2 after epochs 12 and 16, batch norm in training mode. The official code's later command has
     0.005 with a cosine instead. Differs: batch norm sees the whole batch, in the official code on 8 devices the 32
     images of each. The labelled images are those of `context.label_list`, or where there is none a
-    stratified share (`labelled_subset`), drawn from ``train`` and ``val``, for nothing is selected: with
-    ``drawn_by_seed`` another one for every seed of the run, otherwise one for all seeds. Views are those of the linear
-    evaluation (`downstream.views`). The state after the last epoch counts.
+    stratified share (`labelled_subset`), drawn from ``train`` and ``val``, for nothing is selected,
+    another one for every seed of the run. Views are those of the linear evaluation (`downstream.views`). The state
+    after the last epoch counts.
     """
 
     name: str
     fraction: float
     epochs: int = 20
     head_lr: float = 0.5
-    drawn_by_seed: bool = False
     needs = "labels"
     metrics = ("top1", "top5")
     uses_label_list = True
@@ -250,9 +243,8 @@ class PublishedFineTuning(Protocol):
     def _chosen(self, train: Split, context: EvaluationContext) -> Tensor:
         """The rows of the labelled images, int64 ``[n]``."""
         if context.label_list is None:
-            seed = context.seed if self.drawn_by_seed else None
-            chosen = labelled_subset(train.labels, self.fraction, seed)
-            source = "stratified" if seed is None else f"stratified, drawn by seed {seed}"
+            chosen = labelled_subset(train.labels, self.fraction, context.seed)
+            source = f"stratified, drawn by seed {context.seed}"
         else:
             chosen, digest = read_label_list(
                 context.label_list, train, context.image_set.classes, self.fraction
@@ -262,13 +254,7 @@ class PublishedFineTuning(Protocol):
         return chosen
 
 
-register_protocol(FineTuning("semi-1pct/finetune-v1", fraction=0.01, steps=60))
-register_protocol(FineTuning("semi-10pct/finetune-v1", fraction=0.1, steps=40))
-register_protocol(PublishedFineTuning("semi-1pct/paper-v2", fraction=0.01))
-register_protocol(PublishedFineTuning("semi-10pct/paper-v2", fraction=0.1))
-
-# The same with labelled images that the run's seed draws; with a list the published ones are what they were.
-register_protocol(FineTuning("semi-1pct/finetune-v2", fraction=0.01, steps=60, drawn_by_seed=True))
-register_protocol(FineTuning("semi-10pct/finetune-v2", fraction=0.1, steps=40, drawn_by_seed=True))
-register_protocol(PublishedFineTuning("semi-1pct/paper-v3", fraction=0.01, drawn_by_seed=True))
-register_protocol(PublishedFineTuning("semi-10pct/paper-v3", fraction=0.1, drawn_by_seed=True))
+register_protocol(FineTuning("semi-1pct/finetune-v2", fraction=0.01, steps=60))
+register_protocol(FineTuning("semi-10pct/finetune-v2", fraction=0.1, steps=40))
+register_protocol(PublishedFineTuning("semi-1pct/paper-v3", fraction=0.01))
+register_protocol(PublishedFineTuning("semi-10pct/paper-v3", fraction=0.1))

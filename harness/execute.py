@@ -120,7 +120,6 @@ def _run_job(
         import_run(job.run, say)
         return
     job.run.begin()
-    reset_peak_memory()
     summary = train_run(job.run, images[job.trained_on], training, report, say)
     show_views(job.run, images[job.trained_on])
     finish_run(job.run, summary)
@@ -175,6 +174,7 @@ def finish_run(run: Run, summary: TrainingSummary) -> None:
             "seconds": summary.seconds,
             "images_per_second": summary.images_per_second,
             "peak_memory_mb": summary.peak_memory_mb,
+            "training_memory_mb": summary.training_memory_mb,
             "parameters": summary.parameters,
             "device": summary.device,
             "device_type": summary.device_type,

@@ -48,7 +48,7 @@ def _cost(run: Run) -> Values:
     return {
         "images_per_second": _number(status, "images_per_second"),
         "device_hours": _device_hours(status),
-        "peak_memory": _number(status, "peak_memory_mb"),
+        "peak_memory": _number(status, "training_memory_mb"),
         "parameters": _number(status, "parameters", 1e6),
         "energy": status.get("energy_unknown") or _number(status, "energy_joules", _KWH),
     }
@@ -58,8 +58,9 @@ _COSTS = ("images_per_second", "device_hours", "peak_memory", "parameters", "ene
 
 
 def _number(status: Mapping[str, Any], key: str, unit: float = 1.0) -> float | str:
-    value = status.get(key)
-    return _EARLIER if value is None else value / unit
+    if key not in status:
+        return _EARLIER
+    return "the system does not tell" if status[key] is None else status[key] / unit
 
 
 def _device_hours(status: Mapping[str, Any]) -> float | str:
@@ -78,8 +79,10 @@ def _of_the_device(run: Run, metric: str) -> tuple[str, ...]:
     if metric == "device_hours":
         return (*where, "a device is a GPU, or one core of a CPU")
     if metric == "peak_memory":
-        what = "it is that of a process, which also holds the images of its earlier jobs: it ranks no method"
-        return (*where, what)
+        return (
+            *where,
+            "without images and libraries; what a process computed before shifts it by some tens of MiB",
+        )
     if metric == "energy":
         return (*where, "it is all that the device took in that time, whatever else ran on it")
     return where
@@ -104,8 +107,8 @@ for _facts in (
     Facts(
         "cost/training-v1",
         "What the training took: images a second, hours of all its devices (a device is a GPU, or one core of a CPU), "
-        "the peak memory of one process or GPU, parameters with heads and slow copies, and the energy that the device "
-        "counted.",
+        "the peak memory of one process or GPU beyond the images and libraries that it held before, parameters with "
+        "heads and slow copies, and the energy that the device counted.",
         _COSTS,
         _cost,
         _of_the_device,

@@ -127,7 +127,11 @@ def check_evaluations(evaluations: Iterable[Evaluation], images: Images) -> None
 
 def table_recipes(table: StudyTable, overrides: dict[str, Any]) -> Iterator[tuple[RowKey, Recipe]]:
     """Every recipe of the table with the row it stands for, once for each seed."""
-    rows = [(row, block.seeds or table.seeds or 1) for block in table.rows for row in block.row_keys()]
+    rows = [
+        (row, row.seeds or block.seeds or table.seeds or 1)
+        for block in table.rows
+        for row in block.row_keys()
+    ]
     for row, seeds in rows:
         changes = {key: _value(value) for each in row.values.values() for key, value in each.set.items()}
         merged = {**(table.overrides or {}), **changes, **overrides}

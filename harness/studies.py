@@ -216,12 +216,20 @@ def narrowed(study: Study, seeds: int | None, methods: tuple[str, ...], image_se
     tables = []
     for table in study.tables:
         rows = _only(table.rows, methods) if methods else table.rows
-        rows = tuple(block.model_copy(update={"seeds": None}) for block in rows) if seeds else rows
+        rows = tuple(map(_with_seeds_of_the_table, rows)) if seeds else rows
         if rows or not table.rows:
             tables.append(table.model_copy(update={**changes, "rows": rows}))
     names = {table.name for table in tables}
     figures = tuple(figure for figure in study.figures if {figure.table, figure.other_table} <= names)
     return study.model_copy(update={"tables": tuple(tables), "figures": figures})
+
+
+def _with_seeds_of_the_table(block: StudyRows) -> StudyRows:
+    vary = tuple(
+        axis.model_copy(update={"values": tuple(v.model_copy(update={"seeds": None}) for v in axis.values)})
+        for axis in block.vary
+    )
+    return block.model_copy(update={"seeds": None, "vary": vary})
 
 
 def _only(rows: tuple[StudyRows, ...], methods: tuple[str, ...]) -> tuple[StudyRows, ...]:

@@ -41,11 +41,29 @@ def peak_memory_mb() -> float:
     """Peak memory in MiB: of the GPU where there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
+    peak = _told_by_linux("VmHWM")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 if peak is None else peak
+
+
+def peak_working_memory_mb() -> float | None:
+    """`peak_memory_mb` without what is mapped from files, as libraries are when they are first used.
+
+    So it grows by what was computed alone, whether the process had computed anything before or not. None where the
+    system does not tell.
+    """
+    if torch.cuda.is_available():
+        return peak_memory_mb()
+    peak, mapped = _told_by_linux("VmHWM"), _told_by_linux("RssFile")
+    return None if peak is None or mapped is None else peak - mapped
+
+
+def _told_by_linux(name: str) -> float | None:
+    """A line of /proc/self/status, in MiB."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(f"{name}:"):
                 return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return None
 
 
 def _glibc() -> Any:

@@ -37,7 +37,7 @@ from twinbench.pretraining.diagnostics import diagnose, embeddings_document, pro
 from twinbench.pretraining.engine import Engine, Hardware, check_shares, launch
 from twinbench.pretraining.finite import LossWatch, check_parameters
 from twinbench.pretraining.interrupt import Interrupted, StopRequest
-from twinbench.pretraining.memory import peak_memory_mb
+from twinbench.pretraining.memory import peak_memory_mb, peak_working_memory_mb, reset_peak_memory
 from twinbench.pretraining.method import LossParts, Method, Progress
 from twinbench.pretraining.metrics_log import MetricsLog, wants_probe, wants_row
 from twinbench.pretraining.optim import build_optimizer, set_learning_rates
@@ -57,7 +57,9 @@ class TrainingSummary:
     """What a finished run leaves beside its encoder.
 
     ``seconds`` are those of all its parts, also before an interruption. It used ``ranks`` devices of ``device_type``,
-    each with so many ``threads`` if they are CPUs. ``energy_joules`` is None where ``energy_unknown`` says why.
+    each with so many ``threads`` if they are CPUs. ``peak_memory_mb`` is that of the process, and
+    ``training_memory_mb`` what the training added to it, without images and libraries; None if the system does not
+    tell. ``energy_joules`` is None where ``energy_unknown`` says why.
     """
 
     status: str
@@ -65,6 +67,7 @@ class TrainingSummary:
     seconds: float
     images_per_second: float
     peak_memory_mb: float
+    training_memory_mb: float | None
     parameters: int
     device: str
     skipped_images: int
@@ -94,10 +97,12 @@ def pretrain(
     set or the hardware, RunFailure on a non-finite loss, Interrupted after a signal to stop.
     """
     engine = engine or launch(Hardware(), recipe.precision)
+    # now: a bad image must not end a finished training, and images are no memory of the method's
+    held_out = image_set.split("val").images[:HELD_OUT_IMAGES]
+    image_set.split("train")
+    reset_peak_memory()
+    held_mb = peak_working_memory_mb()
     method = build_method(recipe)
-    held_out = image_set.split("val").images[
-        :HELD_OUT_IMAGES
-    ]  # now: a bad image must not end a finished training
     spent = spent_on(engine.device, counts=engine.counts_energy)
     rate, skipped, first_step = 0.0, 0, 0
     if method.trains and recipe.epochs > 0:
@@ -122,13 +127,14 @@ def pretrain(
     if doubt and engine.is_main:
         say(f"{_called(recipe)}: {doubt}")
     partial = _partial_count(image_set, first_step, engine.hardware.ranks)
-    joules = _joules(engine, spent)
+    joules, working_mb = _joules(engine, spent), peak_working_memory_mb()
     return TrainingSummary(
         status="collapsed" if reason else "done",
         reason=reason or "",
         seconds=spent.seconds,
         images_per_second=rate,
         peak_memory_mb=peak_memory_mb(),
+        training_memory_mb=None if working_mb is None or held_mb is None else working_mb - held_mb,
         parameters=sum(p.numel() for p in method.parameters()),
         device=device_name(engine.device, engine.hardware.ranks),
         skipped_images=skipped,

@@ -29,7 +29,7 @@ METRICS = Registry[Metric]("metric")
 for _name, _metric in {
     "images_per_second": Metric("speed", "images/s", 0),
     "device_hours": Metric("pretraining", "device-hours", 3, "lower"),
-    "peak_memory": Metric("peak memory", "MiB", 0, "none"),
+    "peak_memory": Metric("peak memory", "MiB", 0, "lower"),
     "parameters": Metric("parameters", "M", 2, "none"),
     "energy": Metric("energy", "kWh", 4, "lower"),
     "effective_rank": Metric("effective rank", "", 1, "none"),

@@ -179,7 +179,7 @@ def mcnemar(first: Numbers, second: Numbers) -> float:
 
     1 where they are right on the same items (McNemar 1947; Dietterich 1998, section 3.1).
     """
-    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    only_first, only_second = int((first > second).sum()), int((second > first).sum())
     if not only_first + only_second:
         return 1.0
     return float(stats.binomtest(only_first, only_first + only_second).pvalue)

@@ -48,11 +48,15 @@ class ColumnSpec(Strict):
 
 
 class ValueSpec(Strict):
-    """A value of what is varied: its label, the recipe keys it sets, and what a published file calls it."""
+    """A value of what is varied: its label, the recipe keys it sets, and what a published file calls it.
+
+    ``seeds`` is for the value that other tables have with more seeds than this one: the most of those of a row count.
+    """
 
     label: Text
     set: dict[str, Any] = Field(default_factory=dict)
     published: Text = ""
+    seeds: int | None = Field(None, ge=1)
 
 
 class AxisSpec(Strict):
@@ -104,6 +108,11 @@ class RowKey:
     def variant(self) -> str:
         """How records call what the row varies; empty where it varies nothing."""
         return ", ".join(value.label for value in self.values.values())
+
+    @property
+    def seeds(self) -> int | None:
+        """The most seeds that one of its values asks for, if any does."""
+        return max((value.seeds for value in self.values.values() if value.seeds), default=None)
 
 
 class RowsSpec(Strict):

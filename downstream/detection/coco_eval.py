@@ -156,10 +156,10 @@ def resampled_average_precision(
     return results
 
 
-def _weighted_precision(matched: Sequence[Any], weights: np.ndarray, recalls: np.ndarray) -> np.ndarray:
+def _weighted_precision(matched: Any, weights: np.ndarray, recalls: np.ndarray) -> np.ndarray:
     """The mean interpolated precision of a class at every IoU, float64 ``[t, r]``; NaN where it has no object.
 
-    ``matched`` is what pycocotools says of each image.
+    ``matched`` is what pycocotools says of each image, objects ``[images]``.
     """
     thresholds = len(THRESHOLDS)
     there = [image for image, found in enumerate(matched) if found is not None]

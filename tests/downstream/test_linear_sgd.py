@@ -32,7 +32,7 @@ SHORT_BYOL = replace(protocol("linear/byol-v1"), name="linear-test/byol-v1", epo
 GRID = LinearGrid(
     "linear-test/grid-v1", epochs=6, rates=(0.02, 0.3, 2.0), weight_decays=(0.0, 0.03), decay=cosine
 )
-ALL_LABELLED = replace(protocol("semi-10pct/paper-v2"), name="linear-test/paper-v1", fraction=1.0, epochs=1)
+ALL_LABELLED = replace(protocol("semi-10pct/paper-v3"), name="linear-test/paper-v1", fraction=1.0, epochs=1)
 
 
 @pytest.fixture

@@ -33,62 +33,50 @@ def unbalanced_labels():
 @pytest.mark.parametrize(("fraction", "counts"), [(0.01, [10, 2, 1, 1]), (0.1, [100, 25, 4, 1])])
 def test_every_class_gives_its_share_and_at_least_one(fraction, counts):
     labels = unbalanced_labels()
-    chosen = labelled_subset(labels, fraction)
+    chosen = labelled_subset(labels, fraction, seed=0)
     assert torch.bincount(labels[chosen]).tolist() == counts
     assert len(chosen.unique()) == len(chosen)
 
 
 def test_the_small_list_is_part_of_the_large_one():
     labels = unbalanced_labels()
-    small, large = labelled_subset(labels, 0.01), labelled_subset(labels, 0.1)
+    small, large = labelled_subset(labels, 0.01, 0), labelled_subset(labels, 0.1, 0)
     assert set(small.tolist()) < set(large.tolist())
 
 
 def test_the_lists_never_change():
     labels = unbalanced_labels()
     torch.manual_seed(123)
-    assert torch.equal(labelled_subset(labels, 0.1), labelled_subset(labels, 0.1))
+    assert torch.equal(labelled_subset(labels, 0.1, 0), labelled_subset(labels, 0.1, 0))
     # A different draw is a different protocol and needs a new version.
-    assert labelled_subset(torch.arange(300) % 3, 0.01).tolist() == [37, 128, 132]
+    assert labelled_subset(torch.arange(300) % 3, 0.01, 0).tolist() == [4, 65, 105]
 
 
 def test_images_without_label_are_never_drawn():
     labels = unbalanced_labels()
     labels[::2] = -1
-    for seed in (None, 0, 1):
+    for seed in (0, 1):
         assert (labels[labelled_subset(labels, 0.1, seed)] >= 0).all()
 
 
 def test_every_seed_draws_a_share_of_its_own_of_the_same_size():
     labels = unbalanced_labels()
-    drawn = {seed: labelled_subset(labels, 0.1, seed) for seed in (None, 0, 1)}
+    drawn = {seed: labelled_subset(labels, 0.1, seed) for seed in (0, 1, 2)}
     for chosen in drawn.values():
         assert torch.bincount(labels[chosen]).tolist() == [100, 25, 4, 1]
     assert torch.equal(drawn[0], labelled_subset(labels, 0.1, 0))
-    pairs = [(None, 0), (None, 1), (0, 1)]
+    pairs = [(0, 1), (0, 2), (1, 2)]
     # two shares of a tenth have about a tenth of one of them in common: 13 of 130
     common = [len(set(drawn[a].tolist()) & set(drawn[b].tolist())) for a, b in pairs]
     assert all(count < 40 for count in common)
     assert set(labelled_subset(labels, 0.01, 1).tolist()) < set(drawn[1].tolist())
 
 
-@pytest.mark.parametrize("name", ["finetune-v1", "finetune-v2", "paper-v2", "paper-v3"])
-@pytest.mark.parametrize("share", ["1pct", "10pct"])
-def test_the_later_version_draws_by_the_seed_and_differs_in_nothing_else(name, share):
-    chosen = protocol(f"semi-{share}/{name}")
-    assert chosen.drawn_by_seed == (name in ("finetune-v2", "paper-v3"))
-    earlier = {"finetune-v2": "finetune-v1", "paper-v3": "paper-v2"}.get(name, name)
-    assert replace(chosen, name="", drawn_by_seed=False) == replace(
-        protocol(f"semi-{share}/{earlier}"), name=""
-    )
-
-
 @pytest.mark.parametrize("chosen", [SHORT, HALF])
-@pytest.mark.parametrize("by_seed", [False, True])
-def test_the_labelled_images_are_those_that_the_seed_draws(encoder, image_set, monkeypatch, chosen, by_seed):
+def test_the_labelled_images_are_those_that_the_seed_draws(encoder, image_set, monkeypatch, chosen):
     asked = []
 
-    def spy(labels, fraction, seed=None):
+    def spy(labels, fraction, seed):
         asked.append(seed)
         return labelled_subset(labels, fraction, seed)[:4]
 
@@ -96,8 +84,8 @@ def test_the_labelled_images_are_those_that_the_seed_draws(encoder, image_set, m
     short = {"epochs": 1} if chosen is HALF else {"steps": 1}
     for seed in (3, 4):
         context = EvaluationContext(image_set, FeatureStore(None), seed=seed)
-        replace(chosen, drawn_by_seed=by_seed, **short).evaluate(encoder, context)
-    assert asked == ([3, 4] if by_seed else [None, None])
+        replace(chosen, **short).evaluate(encoder, context)
+    assert asked == [3, 4]
 
 
 def test_learning_rate_drops_after_three_and_four_fifths():
@@ -129,7 +117,7 @@ def test_unlabelled_test_images_do_not_count(encoder, context, image_set):
     test = image_set.split("test")
     image_set.splits["test"] = Split(test.images, torch.where(torch.arange(90) < 30, test.labels, -1))
     context.progress = (fractions := []).append
-    (top1,) = protocol("semi-1pct/finetune-v1").evaluate(encoder, context)
+    (top1,) = protocol("semi-1pct/finetune-v2").evaluate(encoder, context)
     assert top1.n == 30
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
@@ -140,7 +128,7 @@ def test_estimate_counts_training_three_times(image_set):
     assert HALF.forward_passes(image_set) == 3 * 25 * 180 + 90
 
 
-@pytest.mark.parametrize("name", ["semi-1pct/paper-v2", "semi-10pct/paper-v2"])
+@pytest.mark.parametrize("name", ["semi-1pct/paper-v3", "semi-10pct/paper-v3"])
 def test_the_published_recipe_drops_after_epochs_12_and_16(name):
     chosen = protocol(name)
     steps_per_epoch = 7
@@ -177,7 +165,7 @@ def test_a_list_says_what_is_labelled_wherever_val_was_taken_from(encoder, tmp_p
     context = EvaluationContext(
         image_set, FeatureStore(None), label_list=LabelList(tmp_path / "list.txt", own=True)
     )
-    (top1,) = replace(HALF, drawn_by_seed=True).evaluate(encoder, context)
+    (top1,) = HALF.evaluate(encoder, context)
     assert seen == set(names)
     assert top1.n == 10
     digest = hashlib.sha256((tmp_path / "list.txt").read_bytes()).hexdigest()
@@ -185,10 +173,9 @@ def test_a_list_says_what_is_labelled_wherever_val_was_taken_from(encoder, tmp_p
 
 
 def test_without_a_list_the_labels_are_a_stratified_share_of_train_and_val(encoder, image_set):
-    for by_seed, source in ((False, "stratified"), (True, "stratified, drawn by seed 7")):
-        context = EvaluationContext(image_set, FeatureStore(None), seed=7)
-        replace(HALF, drawn_by_seed=by_seed, epochs=1).evaluate(encoder, context)
-        assert context.details["labels"] == {"source": source, "images": 180}
+    context = EvaluationContext(image_set, FeatureStore(None), seed=7)
+    replace(HALF, epochs=1).evaluate(encoder, context)
+    assert context.details["labels"] == {"source": "stratified, drawn by seed 7", "images": 180}
 
 
 def test_an_image_set_without_labels_is_an_input_error(encoder, context, image_set):

@@ -57,7 +57,7 @@ from twinbench.foundation.errors import RunFailure
                 "--label-list",
                 "1percent.txt",
             ],
-            ["takes no list", "semi-1pct/paper-v2"],
+            ["takes no list", "semi-1pct/paper-v3"],
         ),
         (
             ["evaluate", "x", "--protocol", "linear", "--image-set", "digit-scenes"],

@@ -8,7 +8,7 @@ import torch
 from twinbench.encoders.backbones import build_backbone
 from twinbench.encoders.encoder import Encoder, EncoderInfo
 
-PROTOCOL = ("--protocol", "semi-10pct/paper-v2")
+PROTOCOL = ("--protocol", "semi-10pct/paper-v3")
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from twinbench.foundation.errors import InputError
+from twinbench.harness.plan import table_recipes
 from twinbench.harness.studies import load_study, narrowed, study_names
 
 COLUMN = {"protocol": "knn/cosine-v1", "metric": "top1"}
@@ -249,5 +250,22 @@ def test_seeds_methods_and_images_of_a_study_can_be_replaced(load):
     assert [(row.method) for row in table.row_keys()] == ["simclr"]
     assert (table.seeds, table.rows[0].seeds, table.image_set) == (5, None, "cifar10")
     assert [figure.name for figure in only.figures] == ["bars"]
+
+
+def test_a_value_may_have_seeds_of_its_own(load):
+    values = [64, {"label": 128, "set": {"batch_size": 128}, "seeds": 3}]
+    rows = [{"methods": ["byol"], "seeds": 2, "vary": [{"key": "batch_size", "values": values}]}]
+    study = load(tables=[{"name": "first", "columns": [COLUMN], "rows": rows}], recipes="digit-scenes")
+
+    def seeds(study):
+        found = [(recipe.batch_size, recipe.seed) for _, recipe in table_recipes(study.tables[0], {})]
+        return sorted(found)
+
+    assert seeds(study) == [(64, 0), (64, 1), (128, 0), (128, 1), (128, 2)]
+    assert seeds(narrowed(study, 1, (), None)) == [(64, 0), (128, 0)], "--seeds counts for all"
+
+
+def test_a_study_has_no_method_that_it_does_not_name(load):
+    study = load(tables=[{"name": "first", "columns": [COLUMN], "rows": [{"methods": ["byol", "simclr"]}]}])
     with pytest.raises(InputError, match=r"unknown method 'simsiam'(.|\n)*nearest: simclr"):
         narrowed(study, None, ("simsiam",), None)

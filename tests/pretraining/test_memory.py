@@ -1,0 +1,69 @@
+"""The peak of a training is what it adds, whatever the process holds or maps besides."""
+
+import mmap
+import sys
+
+import pytest
+import torch
+
+from twinbench.data.catalogue import load_image_set
+from twinbench.harness.recipes import load_recipe
+from twinbench.pretraining.build import resolve
+from twinbench.pretraining.memory import peak_memory_mb, peak_working_memory_mb, reset_peak_memory
+from twinbench.pretraining.train import pretrain
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux tells the peak of a part of a process"
+)
+MB = 2**20
+
+
+def added(work) -> float:
+    """MiB that a piece of work adds at its peak."""
+    reset_peak_memory()
+    before = peak_working_memory_mb()
+    work()
+    return peak_working_memory_mb() - before
+
+
+def test_the_peak_is_of_what_was_there_at_once_and_not_of_what_is_mapped(tmp_path):
+    held = torch.ones(64 * MB // 4)
+    (tmp_path / "file").write_bytes(bytes(96 * MB))
+
+    def compute():
+        for _ in range(3):
+            torch.ones(96 * MB // 4)
+
+    def read():
+        with (
+            (tmp_path / "file").open() as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        ):
+            assert sum(mapped[:: mmap.PAGESIZE]) == 0
+            assert peak_memory_mb() > 160
+
+    assert added(compute) == pytest.approx(96, abs=24)
+    assert added(read) == pytest.approx(0, abs=24)
+    assert added(lambda: None) == pytest.approx(0, abs=8), "an earlier peak does not count"
+    assert held.sum() == held.numel()
+
+
+def test_what_the_process_holds_besides_is_not_the_trainings(tmp_path):
+    image_set = load_image_set("digit-scenes", limit={"train": 256, "val": 64, "test": 32})
+    changes = {"epochs": 1, "batch_size": 128}
+    recipe = resolve(
+        load_recipe("digit-scenes", "simclr", "digit-scenes", changes, 0), 32, image_set.fingerprint
+    )
+
+    def memory(name: str) -> tuple[float, float]:
+        summary = pretrain(recipe, "hash", image_set, tmp_path / name)
+        return summary.peak_memory_mb, summary.training_memory_mb
+
+    memory("first")  # what is loaded once
+    process, training = memory("alone")
+    held = torch.ones(256 * MB // 4)
+    process_beside, training_beside = memory("beside")
+    assert process_beside > process + 150
+    assert training > 20
+    assert abs(training_beside - training) < 60
+    assert held.sum() == held.numel()
