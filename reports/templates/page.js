@@ -251,7 +251,7 @@
     if (!names.length) return "";
     const value = (run, name) => new Map(run?.numbers).get(name);
     const lines = names.map((name) => [name, runs.map((run) => value(run, name) != null && label(value(run, name)))]);
-    return [make("h3", {}, "Diagnostics of the embeddings"), matrix(cell.seeds.map(seedName), lines)];
+    return [make("h3", {}, "Embeddings at the end of the training, of the method's own views of held-out images"), matrix(cell.seeds.map(seedName), lines)];
   }
 
   function chartsPart(cell, runs) {
@@ -260,7 +260,7 @@
     const charts = make("div", { class: "charts" });
     if (lines("loss").length) charts.append(chart("Loss", lines("loss"), "step"));
     const spectra = lines("spectrum").filter(({ points }) => points[0][1] > 0);
-    if (spectra.length) charts.append(chart("Singular values of the embeddings", spectra, "index", true));
+    if (spectra.length) charts.append(chart("Singular values of the embeddings, the method's own views", spectra, "index", true));
     return charts;
   }
 

@@ -51,7 +51,10 @@ def test_a_cell_tells_its_seeds_and_their_runs(data):
         11_000_000,
     )
     assert run["loss"] == [[i, pytest.approx(5.0 - i * 0.1)] for i in range(20)]
-    assert dict(run["numbers"]) == {"feature std": 0.1, "effective rank": 3.2}
+    own = (
+        "the method's own views"  # a column "effective rank" is of the views that all methods are compared on
+    )
+    assert dict(run["numbers"]) == {f"feature std, {own}": 0.1, f"effective rank, {own}": 3.2}
     assert run["spectrum"] == [[1, 4.0], [2, 2.0], [3, 1.0], [4, 0.5]]
     assert data["environments"][seed["environment"]] == ["E1", [["torch", "2.9"]]]
 
