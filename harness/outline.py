@@ -18,7 +18,7 @@ from twinbench.data.catalogue import KNOWN_SETS, KnownSet
 from twinbench.data.image_sets import ImageSet, val_count
 from twinbench.downstream.protocol import Protocol, protocol
 from twinbench.harness.images import ImageChoice, Images
-from twinbench.harness.plan import check_columns, check_varied_keys, table_recipes
+from twinbench.harness.plan import check_columns, check_overrides, table_recipes
 from twinbench.harness.plan_text import FLOAT, network_size
 from twinbench.harness.recipes import recipe_hash
 from twinbench.harness.store import Run, stored_runs
@@ -158,7 +158,7 @@ def outline_lines(study: Study, overrides: dict[str, Any], runs: Path) -> Iterat
 
     Raises InputError for what a study or an override gets wrong, as a plan does.
     """
-    check_varied_keys(study, overrides)
+    check_overrides(study, overrides)
     for table in study.tables:
         check_columns(table)
     recipes = {
