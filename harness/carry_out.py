@@ -17,6 +17,7 @@ from twinbench.harness.store import check_writable
 from twinbench.harness.studies import Study
 from twinbench.harness.watch import Rebuilding, watched
 from twinbench.harness.workers import default_workers, execute_in_parallel
+from twinbench.pretraining.interrupt import Interrupted, raised_signals
 from twinbench.reports.build import build_report, check_out
 from twinbench.reports.console import render_study
 from twinbench.reports.records import Record, RunInfo
@@ -43,7 +44,10 @@ class Execution:
 
 
 def carry_out(study: Study, planned: Sequence[PlannedRun], images: Images, how: Execution) -> None:
-    """Do the jobs that are not finished, then report; raises RunFailure if some failed."""
+    """Do the jobs that are not finished, then report; raises RunFailure if some failed.
+
+    Raises Interrupted after a signal to stop, when the tables and the page show what is finished.
+    """
     started = time.monotonic()
     check_out(how.out)
     for folder in (how.runs, how.out.parent):
@@ -59,12 +63,17 @@ def carry_out(study: Study, planned: Sequence[PlannedRun], images: Images, how: 
         except Exception as error:  # the results are safe, and the report at the end raises what is wrong
             say(f"the report was not made again: {type(error).__name__}: {error}")
 
-    with watched(tables, finished) as shown:
-        watch = Rebuilding(shown, rebuild)
-        if how.at_once > 1 and len(finished) < len(plan):
-            failures = execute_in_parallel(plan, images, how.at_once, watch, say)
-        else:
-            failures = execute(plan, images, watch, say, how.debug)
+    try:
+        with raised_signals(), watched(tables, finished) as shown:
+            watch = Rebuilding(shown, rebuild)
+            if how.at_once > 1 and len(finished) < len(plan):
+                failures = execute_in_parallel(plan, images, how.at_once, watch, say)
+            else:
+                failures = execute(plan, images, watch, say, how.debug)
+    except Interrupted:
+        say(f"stopped: {how.out} is made again with what is finished, without figures")
+        rebuild()
+        raise
     page = write_report(study, how.command, *collect(study, planned, images), how.out)
     say(f"done in {time.monotonic() - started:.0f} s")
     print(f"report: {page}")

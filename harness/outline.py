@@ -18,7 +18,7 @@ from twinbench.data.catalogue import KNOWN_SETS, KnownSet
 from twinbench.data.image_sets import ImageSet, val_count
 from twinbench.downstream.protocol import Protocol, protocol
 from twinbench.harness.images import ImageChoice, Images
-from twinbench.harness.plan import check_columns, check_varied_keys, table_recipes
+from twinbench.harness.plan import check_columns, check_overrides, table_recipes
 from twinbench.harness.plan_text import FLOAT, network_size
 from twinbench.harness.recipes import recipe_hash
 from twinbench.harness.store import Run, stored_runs
@@ -147,8 +147,8 @@ class _Totals:
             + (f", and {self.unknown} jobs of unknown length" if self.unknown else "")
         ]
         if self.trainings or self.evaluations:
-            memory = f"{self.memory_mb:,.0f} MiB" if self.memory_mb else "an unknown amount"
-            parts += [f"{sum(self.kept.values()) / 2**30:,.1f} GiB of disk", f"{memory} of GPU memory"]
+            parts += [f"{sum(self.kept.values()) / 2**30:,.1f} GiB of disk"]
+            parts += [f"{self.memory_mb:,.0f} MiB of GPU memory"] if self.memory_mb else []
         parts += [f"{self.finished} jobs finished"] if self.finished else []
         return "; ".join(parts)
 
@@ -158,7 +158,7 @@ def outline_lines(study: Study, overrides: dict[str, Any], runs: Path) -> Iterat
 
     Raises InputError for what a study or an override gets wrong, as a plan does.
     """
-    check_varied_keys(study, overrides)
+    check_overrides(study, overrides)
     for table in study.tables:
         check_columns(table)
     recipes = {
@@ -175,9 +175,48 @@ def outline_lines(study: Study, overrides: dict[str, Any], runs: Path) -> Iterat
         total = total.plus(own)
         yield f"{table.name}: {own.words()}"
     yield f"together: {total.words()}"
-    yield "GPU-hours are those of each method's pretraining, an evaluation by its number of forward passes:"
-    yield from (f"  {method}: {source}" for method, source in costs.sources.items())
-    yield "disk: encoders, and the features that some protocols keep; memory is known once a run of this kind is here"
+    if costs.sources:
+        yield "GPU-hours are those of each method's pretraining, an evaluation by its number of forward passes:"
+        yield from (f"  {method}: {source}" for method, source in costs.sources.items())
+    if total.unknown:
+        yield _unknown_hours_line(study)
+    yield "disk: encoders, and the features that some protocols keep"
+    yield from _memory_lines(recipes, costs)
+
+
+def _unknown_hours_line(study: Study) -> str:
+    """Why jobs have no GPU-hours, and what gives them."""
+    away = [name for name in study.image_sets() if name in KNOWN_SETS]
+    places = "; ".join(f"{name}: {KNOWN_SETS[name].source}" for name in away)
+    return (
+        "jobs of unknown length: no run of their network on a GPU is in this run store, and no publication says what "
+        "an epoch takes; give a folder with the images (--data-root DIR), and this command times a few steps of each "
+        f"method; they come from: {places}"
+    )
+
+
+def _memory_lines(recipes: dict[str, list[Recipe]], costs: _Costs) -> Iterator[str]:
+    """Of which methods no run here tells the memory of a GPU, what was published of it, and how to find out."""
+    unknown = {
+        recipe.method: recipe
+        for own in recipes.values()
+        for recipe in own
+        if _is_trained(recipe) and not costs.store.memory_of(recipe)
+    }
+    if not unknown:
+        return
+    published = [
+        f"{method} {each.cost.memory}" for method, each in unknown.items() if each.cost and each.cost.memory
+    ]
+    of_one = next(iter(unknown.values()))
+    yield (
+        f"GPU memory of {', '.join(unknown)}: no run on a GPU is here to tell it, and it depends on how many images "
+        "a GPU holds at a time"
+        + (f" (published: {', '.join(published)}; their sources as above)" if published else "")
+        + "; "
+        f"a short run tells: twinbench pretrain METHOD --image-set {of_one.image_set} --set epochs=1 "
+        "--data-root DIR"
+    )
 
 
 class _Costs:

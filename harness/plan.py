@@ -84,7 +84,7 @@ def plan_study(study: Study, images: Images, runs_root: Path, overrides: dict[st
     Runs that several tables need are the same run in each. Raises InputError for whatever a recipe, a protocol name,
     an override or a checkpoint gets wrong.
     """
-    check_varied_keys(study, overrides)
+    check_overrides(study, overrides)
     planned = []
     for table in study.tables:
         with inside(f"table {table.name}"):
@@ -274,7 +274,28 @@ def _say_unmeasured(table: StudyTable, evaluations: Sequence[Evaluation], images
         )
 
 
-def check_varied_keys(study: Study, overrides: dict[str, Any]) -> None:
+def check_overrides(study: Study, overrides: dict[str, Any]) -> None:
+    """Raise InputError for an override of what the study varies, or of an option that only some of its methods have."""
+    _check_varied_keys(study, overrides)
+    _check_options(study, [key.split(".")[1] for key in overrides if key.startswith("options.")])
+
+
+def _check_options(study: Study, options: Sequence[str]) -> None:
+    """What no method has is left to the check of each recipe, which knows the nearest name."""
+    rows = (row.method for table in study.tables for row in table.row_keys())
+    methods = [method for method in dict.fromkeys(rows) if method_class(method).trains]
+    for option in options:
+        having = [method for method in methods if option in method_class(method).Options.model_fields]
+        lacking = [method for method in methods if method not in having]
+        if having and lacking:
+            raise InputError(
+                f"{', '.join(lacking)} of this study {'has' if len(lacking) == 1 else 'have'} no option {option!r}",
+                where=f"--set options.{option}",
+                next_step=f"narrow the study to what has it: --methods {','.join(having)}",
+            )
+
+
+def _check_varied_keys(study: Study, overrides: dict[str, Any]) -> None:
     """Raise InputError if an override has the key of something that the study varies."""
     for table in study.tables:
         for key, varied in ((key, varied) for key in overrides for varied in sorted(table.varied_keys())):

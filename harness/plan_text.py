@@ -83,6 +83,9 @@ def _job_lines(plan: Sequence[Job], use: dict[str, Use], workers: int) -> Iterat
     for job in plan:
         if job.is_finished():
             yield f"  {job.label:<70} finished"
+    if all(job.is_finished() for job in plan):
+        yield "nothing is left to do"
+        return
     seconds = {label: each.seconds for label, each in use.items()}
     longest_first = order_matters(plan, workers)
     # one at a time they go in the order of the plan, as a single run would

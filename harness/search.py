@@ -19,7 +19,6 @@ from typing import Any, cast
 
 import numpy as np
 from pydantic import ValidationError, model_validator
-from scipy.stats import qmc
 
 from twinbench.data.augment import ViewPolicy
 from twinbench.foundation.errors import InputError, nearest_name, unknown_name
@@ -145,6 +144,8 @@ def load_search(folder: str) -> dict[str, Space]:
 
 def points(space: Space, method: str, seed: int, trials: int) -> list[dict[str, Number]]:
     """The values of each trial by dimension: the first ``trials`` points of the method's sequence."""
+    from scipy.stats import qmc  # half a second of imports that only a search needs
+
     generator = np.random.default_rng(seed_for(seed, f"trials of {method}", 0))
     sobol = qmc.Sobol(len(space), scramble=True, seed=generator)
     places = sobol.random_base2(math.ceil(math.log2(trials)))[:trials]

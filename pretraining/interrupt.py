@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 from twinbench.foundation.errors import RunFailure
@@ -39,3 +41,29 @@ class StopRequest:
         self.name = signal.Signals(number).name
         if number == signal.SIGINT:
             signal.signal(number, signal.default_int_handler)  # a second Ctrl-C does not wait
+
+
+@contextmanager
+def raised_signals() -> Iterator[None]:
+    """While entered, a signal that no `StopRequest` inside listens to raises Interrupted when it leaves the block.
+
+    Until then it is a KeyboardInterrupt, whichever signal it is: no handler of errors on the way takes it for one.
+    """
+    names: list[str] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        names.append(signal.Signals(number).name)
+        raise KeyboardInterrupt
+
+    listens = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, note) for number in _SIGNALS} if listens else {}
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted(
+            f"stopped by {names[0] if names else signal.SIGINT.name}; what was under way is begun anew",
+            next_step="run the same command again: finished jobs are kept",
+        ) from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

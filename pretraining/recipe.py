@@ -54,11 +54,15 @@ class TuningSpec(Strict):
 
 
 class CostSpec(Strict):
-    """What an epoch takes by a publication: GPU-hours on ``gpu``, and where that stands."""
+    """What an epoch takes by a publication: GPU-hours on ``gpu``, and where that stands.
+
+    ``memory`` is what was published of a GPU's memory, with how many images it held; empty where nothing was.
+    """
 
     gpu_hours_per_epoch: float = Field(gt=0)
     gpu: str
     source: str
+    memory: str = ""
 
 
 class Recipe(Strict):

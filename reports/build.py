@@ -35,7 +35,8 @@ def build_report(
     """Write ``out``/report.html, tables/, figures/, records.csv and what `source.read_source` reads; return the page.
 
     ``command`` is the line that makes the report again. Without ``draw`` a line stands in the place of each figure:
-    that takes a second where the figures take many. A report that is there already, made of the same, stays as it is.
+    that takes a second where the figures take many. A report that is there already, made of the same, stays as it is,
+    with the figures that it has.
     Everything is made in a folder beside ``out`` and swapped in,
     so that a crash leaves the old report whole and no file of an older report stays behind. What else lies in ``out``
     is kept. Raises InputError for records or a folder that no report can be made from or in, before anything is
@@ -46,7 +47,8 @@ def build_report(
     with machine_faults("the report cannot be drawn", target, "check that the run folders can be read"):
         recover(target)
         digest = unchanged.digest_of(study, records, runs, command, draw)
-        if unchanged.is_there(target, digest):
+        drawn = digest if draw else unchanged.digest_of(study, records, runs, command, draw=True)
+        if any(unchanged.is_there(target, each) for each in (digest, drawn)):
             return Path(os.path.abspath(out)) / PAGE
         tables = build_tables(study, records, runs, command)
         drawings = draw_figures(study, tables, runs) if draw else figures_to_come(study)

@@ -27,7 +27,8 @@ _SPECTRUM_POINTS = 100
 class Training:
     """A run: what made an encoder, and how that went. It stands in the page once, whatever was measured on it.
 
-    ``loss`` are (step, loss), ``spectrum`` (index from 1, singular value), ``numbers`` the other diagnostics.
+    ``loss`` are (step, loss), ``spectrum`` (index from 1, singular value), ``numbers`` the other diagnostics
+    of the end of the training.
     """
 
     folder: str
@@ -213,9 +214,15 @@ def _training(record: Record, run: RunInfo | None) -> Training:
         images_per_second=record.images_per_second or None,
         parameters=record.parameters,
         loss=tuple((step, _short(value)) for step, value in thinned(loss, _LOSS_POINTS)),
-        numbers=tuple((name.replace("_", " "), _short(value)) for name, value in numbers),
+        numbers=tuple((_name_of_diagnostic(name), _short(value)) for name, value in numbers),
         spectrum=tuple((index, _short(value)) for index, value in thinned(spectrum, _SPECTRUM_POINTS)),
     )
+
+
+def _name_of_diagnostic(name: str) -> str:
+    """Not that of a column of `diagnostics/embeddings-v1`, whose views are the same for all methods."""
+    words = name.replace("_", " ")
+    return words if name in ("samples", "dimensions") else f"{words}, the method's own views"
 
 
 _Point = TypeVar("_Point")

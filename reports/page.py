@@ -24,6 +24,8 @@ from twinbench.reports.records import Record, RunInfo, unique
 from twinbench.reports.study import StudySpec
 from twinbench.reports.writers import to_csv, to_latex, to_markdown
 
+_PUBLISHED = "quoted"
+
 
 @dataclass(frozen=True)
 class _Number:
@@ -61,9 +63,9 @@ class _Line:
 
     @property
     def scales(self) -> tuple[str, ...]:
-        """Those of its own encoders, and the settings of its published numbers."""
-        published = [number.column.subtitle for number in self.numbers if number.is_published]
-        return unique([*self.row.scales, *published])
+        """Those of its own encoders, and one word for whatever its published numbers were measured at."""
+        published = any(number.is_published for number in self.numbers)
+        return unique([*self.row.scales, _PUBLISHED if published else ""])
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,9 @@ def render_page(
         sections=sections,
         methods=unique(line.method for line in lines),
         origins=unique(word for line in lines for word in line.origins.split()),
-        scales=unique(scale for line in lines for scale in line.scales),
+        scales=sorted(
+            unique(scale for line in lines for scale in line.scales), key=lambda scale: scale == _PUBLISHED
+        ),
         problems=_problems(records, runs),
         encoders=_encoders(records, labels),
         environments=kept,

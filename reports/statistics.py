@@ -26,7 +26,8 @@ from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
-from scipy import special, stats
+import scipy  # whose parts are imported when first used: `stats` takes half a second of every command
+from scipy import special
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 Basis = Literal["seeds and test items", "seeds", "test items"]
@@ -182,7 +183,7 @@ def mcnemar(first: Numbers, second: Numbers) -> float:
     only_first, only_second = int((first > second).sum()), int((second > first).sum())
     if not only_first + only_second:
         return 1.0
-    return float(stats.binomtest(only_first, only_first + only_second).pvalue)
+    return float(scipy.stats.binomtest(only_first, only_first + only_second).pvalue)
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -251,10 +252,10 @@ def rank(scores: Numbers) -> Ranking:
     protocols, methods = scores.shape
     if protocols < 2 or methods < 3:
         raise ValueError("ranks need two protocols and three methods at least")
-    ranks = stats.rankdata(-scores, axis=1).mean(axis=0)
+    ranks = scipy.stats.rankdata(-scores, axis=1).mean(axis=0)
     equal = bool((scores == scores[:, :1]).all())
-    p = 1.0 if equal else float(stats.friedmanchisquare(*scores.T).pvalue)
-    quantile = stats.studentized_range.ppf(LEVEL, methods, np.inf) / np.sqrt(2)
+    p = 1.0 if equal else float(scipy.stats.friedmanchisquare(*scores.T).pvalue)
+    quantile = scipy.stats.studentized_range.ppf(LEVEL, methods, np.inf) / np.sqrt(2)
     return Ranking(
         tuple(map(float, ranks)),
         protocols,
@@ -265,7 +266,7 @@ def rank(scores: Numbers) -> Ranking:
 
 def wilcoxon(differences: Numbers) -> float:
     """The two-sided p of Wilcoxon's signed-rank test of differences ``[protocols]``; 1 where all are zero."""
-    return float(stats.wilcoxon(differences).pvalue) if np.any(differences) else 1.0
+    return float(scipy.stats.wilcoxon(differences).pvalue) if np.any(differences) else 1.0
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import unicodedata
 
 from twinbench.reports.layout import Column, Entry, Row, Table, name_of
 from twinbench.reports.metrics import metric_of
@@ -179,18 +180,38 @@ _TEX_SPECIAL = {
 
 
 def escape_tex(text: str) -> str:
-    """Text that LaTeX prints as it is."""
-    plain = "".join(_TEX_SPECIAL.get(character, character) for character in text.replace("\n", " "))
+    """Text that LaTeX prints as it is; control characters, which no LaTeX takes, as spaces."""
+    printed = (" " if unicodedata.category(character) == "Cc" else character for character in text)
+    plain = "".join(_TEX_SPECIAL.get(character, character) for character in printed)
     return re.sub("-(?=-)", "-{}", plain)  # two hyphens, as of an option, would become a dash
+
+
+_SET_BY_PDFLATEX = "\u2013\u2014\u2018\u2019\u201a\u201c\u201d\u201e\u2022\u2026\u20ac\u2122"
+"""Dashes, quotation marks, bullet, ellipsis, euro and trade mark, beside Latin letters with accents."""
+_BEYOND_SHOWN = 20  # characters that a comment names
+
+
+def _tex_needs(text: str) -> str:
+    """The comment that names what a document needs to print the text, which is escaped already."""
+    beyond = sorted({c for c in text if not (c < "\u017f" or c in _SET_BY_PDFLATEX)})
+    if not beyond:
+        return r"% needs \usepackage[T1]{fontenc} and \usepackage{booktabs}"
+    some = " ".join(beyond[:_BEYOND_SHOWN]) + (" and others" if len(beyond) > _BEYOND_SHOWN else "")
+    return (
+        f"% needs XeLaTeX or LuaLaTeX (pdfLaTeX cannot print: {some}), "
+        r"\usepackage{fontspec} with a \setmainfont that has these characters, and \usepackage{booktabs}"
+    )
 
 
 def to_latex(table: Table) -> str:
     """A ``table`` float. The document needs two packages: ``\\usepackage{booktabs}`` for the rules, and
     ``\\usepackage[T1]{fontenc}`` for straight quotation marks; an old one also ``\\usepackage[utf8]{inputenc}``.
+
+    Latin letters with accents are set by any LaTeX. Of others, such as Chinese ones, the first line says that it takes
+    XeLaTeX or LuaLaTeX, and a font that has them.
     """
     layout = "l" * len(table.stub) + "r" * len(table.columns)
     lines = [
-        "% needs \\usepackage[T1]{fontenc} and \\usepackage{booktabs}",
         r"\begin{table}[t]",
         r"\centering",
         rf"\caption{{{escape_tex(table.title)}}}",
@@ -210,7 +231,8 @@ def to_latex(table: Table) -> str:
     if notes:
         lines += [r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize"]
         lines += ["\\par\n".join(notes), r"\end{minipage}"]
-    return "\n".join([*lines, r"\end{table}"]) + "\n"
+    text = "\n".join([*lines, r"\end{table}"]) + "\n"
+    return f"{_tex_needs(text)}\n{text}"
 
 
 def _tex_head(column: Column) -> str:

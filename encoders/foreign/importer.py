@@ -381,6 +381,7 @@ def _method(checkpoint: CheckpointFile, wanted: str | None, trained_with: str | 
     return name
 
 
+@cache
 def _feature_dim(architecture: str, width: int) -> int:
     with torch.device("meta"):
         return build_backbone(architecture, width).feature_dim

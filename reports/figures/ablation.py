@@ -21,6 +21,8 @@ from twinbench.reports.records import unique
 from twinbench.reports.study import AxisSpec, FigureSpec, QuotedColumns, RowKey, TableSpec, ValueSpec
 from twinbench.reports.variants import as_number, row_of, same_value
 
+_MOST_COUNTS = 10  # ticks with a number each that have room on an axis
+
 
 @dataclass(frozen=True)
 class _Series:
@@ -249,6 +251,14 @@ def _finish_axis(axes: Axes, axis: AxisSpec, points: Sequence[float]) -> None:
     axes.set_xlabel(axis.label)
     if axis.log_scale:
         _log_axis(axes, points)
+    elif _are_counts(points):
+        axes.set_xticks(range(int(min(points)), int(max(points)) + 1))
+
+
+def _are_counts(points: Sequence[float]) -> bool:
+    """Whether they are a few whole numbers near each other, such as layers, between which there is nothing."""
+    whole = all(x == int(x) for x in points)
+    return whole and len(set(points)) > 1 and max(points) - min(points) <= _MOST_COUNTS
 
 
 def _log_axis(axes: Axes, points: Sequence[float]) -> None:

@@ -162,7 +162,10 @@ def spectrum(spec: FigureSpec, shown: Shown, against: Shown) -> Drawing:
         axes.set_ylabel("singular value / largest")
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
-    caption = "One run a method. A line that falls early means few dimensions carry the information."
+    caption = (
+        "One run a method, at the end of its training, of its own views of held-out images. A line that falls early "
+        "means few dimensions carry the information."
+    )
     return draw(spec, title, caption, (8.0, 3.8), paint)
 
 

@@ -63,9 +63,20 @@
     const narrowed = Boolean(words.length || chosen.length);
     const numbers = rows.filter(({ row }) => row.closest(".numbers"));
     const left = numbers.filter(({ row }) => !row.hidden).length;
-    one("[role=status]", form).textContent = narrowed ? `${left} of ${numbers.length} rows` : "";
+    const away = hideEmpty(narrowed);
+    const tables = away ? `; ${away} table${away === 1 ? "" : "s"} hidden` : "";
+    one("[role=status]", form).textContent = narrowed ? `${left} of ${numbers.length} rows${tables}` : "";
     one("[type=reset]", form).hidden = !narrowed && fields.quoted.checked;
     one(".on", form).hidden = !narrowed && fields.quoted.checked;
+  }
+
+  /** Hides the tables of which a filter leaves no row, with all below them and their lines in the contents; how many. */
+  function hideEmpty(narrowed) {
+    for (const section of all("#tables > section")) {
+      section.hidden = narrowed && !one(".numbers tbody tr:not([hidden])", section);
+      one(`nav a[href="#${section.id}"]`).parentNode.hidden = section.hidden;
+    }
+    return all("#tables > section[hidden]").length;
   }
 
   function changed() {
@@ -118,6 +129,20 @@
         sort(column, order[order.indexOf(head.getAttribute("aria-sort")) + 1]);
       });
     });
+  }
+
+  // ---- Tables that are wider than their place: which of their sides go on
+
+  const edges = (box) => {
+    box.classList.toggle("scrolled", box.scrollLeft > 2);
+    box.classList.toggle("more", box.scrollWidth - box.clientWidth - box.scrollLeft > 2);
+  };
+  const widths = new ResizeObserver((entries) => entries.forEach(({ target }) => edges(target.closest(".scroll"))));
+
+  function scrollable(box) {
+    box.addEventListener("scroll", () => edges(box), { passive: true });
+    for (const element of [box, one("table", box)]) widths.observe(element);
+    return box;
   }
 
   // ---- Charts
@@ -207,7 +232,8 @@
         : values.map((value) => make("td", { class: kind }, value || "-"));
       body.append(make("tr", {}, make("th", { scope: "row" }, name), ...cells));
     }
-    return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Seeds" }, make("table", {}, make("thead", {}, head), body));
+    const table = make("table", {}, make("thead", {}, head), body);
+    return scrollable(make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Seeds" }, table));
   }
 
   function copyButton(text) {
@@ -251,7 +277,7 @@
     if (!names.length) return "";
     const value = (run, name) => new Map(run?.numbers).get(name);
     const lines = names.map((name) => [name, runs.map((run) => value(run, name) != null && label(value(run, name)))]);
-    return [make("h3", {}, "Diagnostics of the embeddings"), matrix(cell.seeds.map(seedName), lines)];
+    return [make("h3", {}, "Embeddings at the end of the training, of the method's own views of held-out images"), matrix(cell.seeds.map(seedName), lines)];
   }
 
   function chartsPart(cell, runs) {
@@ -260,7 +286,7 @@
     const charts = make("div", { class: "charts" });
     if (lines("loss").length) charts.append(chart("Loss", lines("loss"), "step"));
     const spectra = lines("spectrum").filter(({ points }) => points[0][1] > 0);
-    if (spectra.length) charts.append(chart("Singular values of the embeddings", spectra, "index", true));
+    if (spectra.length) charts.append(chart("Singular values of the embeddings, the method's own views", spectra, "index", true));
     return charts;
   }
 
@@ -370,6 +396,7 @@
   form.hidden = false;
   one(".hint").hidden = false;
   all("table.sortable").forEach(sortable);
+  all(".scroll").forEach(scrollable);
   for (const cell of all("td[id]")) {
     const value = one(".value", cell);
     const button = make("button", { type: "button", class: "value", "aria-haspopup": "dialog" }, ...value.childNodes);

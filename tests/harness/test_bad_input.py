@@ -78,6 +78,15 @@ from twinbench.foundation.errors import RunFailure
         (["run", "quick", "--set", "epochs=["], ["cannot read the value"]),
         (["run", "quick", "--set", "seed=3"], ["'seed' is not a recipe key", "--seeds"]),
         (["run", "fig5", "--set", "options.lambd=0.1"], ["would overwrite", "options.lambd"]),
+        (
+            ["run", "quick", "--set", "options.lambd=0.1"],
+            ["have no option 'lambd'", "simclr", "--methods barlow_twins"],
+        ),
+        (
+            ["run", "table1", "--scale", "imagenet", "--set", "options.lambd=1", "--dry-run"],
+            ["--methods barlow_twins"],
+        ),
+        (["run", "quick", "--set", "options.lamd=1"], ["unknown key 'lamd'"]),
         (["run", "quick", "--out", "."], ["next:"]),
         (["report", "nowhere", "--out", "x"], ["no runs here", "twinbench run quick"]),
         (["run", "cifar10-cpu", "--data-root", "nowhere"], ["nowhere"]),

@@ -68,6 +68,16 @@ def test_before_anything_is_timed_a_line_says_so(cli, tiny_study, clock):
     assert said("--set", "epochs=0") == ["timing a forward pass"], "no step is taken"
 
 
+def test_the_plan_of_a_finished_study_says_that_nothing_is_left_to_do(cli, tiny_study, clock):
+    part = ("--methods", "random_init")
+    assert cli("run", tiny_study, *part).code == 0
+    clock.clear()
+    ended = cli("run", tiny_study, *part, "--dry-run")
+    assert ended.out.splitlines()[-1] == "nothing is left to do"
+    assert "estimated time" not in ended.out
+    assert clock == []
+
+
 def test_seeds_share_what_is_timed(cli, tiny_study, clock):
     cli("run", tiny_study, "--dry-run", "--seeds", "3", "--set", "epochs=7")
     assert len(clock) == 2

@@ -7,61 +7,66 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pytest
+import torch
 
 from twinbench.encoders.encoder import Encoder
 
-SCRIPT = """
+MAIN = """
 import sys
 import twinbench.pretraining.train
 from twinbench.harness.main import main
 
-twinbench.pretraining.train._CHECKPOINT_SECONDS = 0.0  # a checkpoint after every step
-sys.argv = ["twinbench", *sys.argv[1:]]
+twinbench.pretraining.train._CHECKPOINT_SECONDS = float(sys.argv.pop(1))
 main()
 """
 
 
-def command(study: Path, runs: str) -> list[str]:
-    return [
-        sys.executable,
-        "-c",
-        SCRIPT,
-        "run",
-        str(study),
-        "--runs",
-        runs,
-        "--out",
-        f"results-{runs}/tiny",
-        "--workers",
-        "1",
-    ]
+def started(tmp_path: Path, checkpoint_seconds: float, words: list[str]) -> subprocess.Popen:
+    """The command in a process of its own, to be killed; this process goes on, with as many threads for the same bits."""
+    command = [sys.executable, "-c", MAIN, str(checkpoint_seconds), *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return subprocess.Popen(command, cwd=tmp_path, env=environment)
 
 
-def test_a_killed_study_goes_on_where_it_was(tiny_study, tmp_path, wait_for):
-    tiny_study.write_text(tiny_study.read_text().replace("epochs: 2", "epochs: 8"))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command(tiny_study, "killed"), cwd=tmp_path, env=environment)
-    wait_for(lambda: list(tmp_path.glob("killed/barlow_twins*/checkpoints/step-00000001*.pt")), process)
+def kill(process: subprocess.Popen) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+
+
+@pytest.fixture
+def study_of(tiny_study, photos):
+    """The tiny study on a few photos, with so many epochs of two steps: of the embedded set a process draws all images."""
+
+    def study(epochs: int) -> Path:
+        text = tiny_study.read_text().replace("image_set: digit-scenes", f"image_set: folder:{photos}")
+        text = text.replace("limit: {train: 256, val: 64, test: 128}\n", "")
+        tiny_study.write_text(text.replace("epochs: 2", f"epochs: {epochs}").replace("size: 64", "size: 16"))
+        return tiny_study
+
+    return study
+
+
+def test_a_killed_study_goes_on_where_it_was(cli, study_of, tmp_path, wait_for, monkeypatch):
+    study = study_of(epochs=20)
+
+    def words(runs: str) -> list[str]:
+        return ["run", str(study), "--runs", runs, "--out", f"results-{runs}/tiny", "--workers", "1"]
+
+    always = 0.0  # seconds between checkpoints: one after every step
+    process = started(tmp_path, always, words("killed"))
+    wait_for(lambda: list(tmp_path.glob("killed/barlow_twins*/checkpoints/step-00000001*.pt")), process)
+    kill(process)
     finished = next(tmp_path.glob("killed/random_init*/records/knn--cosine-v1.json"))
     written = finished.stat().st_mtime_ns
     assert not list(tmp_path.glob("killed/barlow_twins*/encoder"))
 
-    resumed, whole = (
-        subprocess.run(
-            command(tiny_study, runs),
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        for runs in ("killed", "whole")
-    )
+    monkeypatch.setattr("twinbench.pretraining.train._CHECKPOINT_SECONDS", always)
+    resumed, whole = (cli(*words(runs)) for runs in ("killed", "whole"))
+    assert resumed.code == whole.code == 0, resumed.err + whole.err
     assert finished.stat().st_mtime_ns == written, "a finished job was repeated"
-    assert "6 jobs, 3 already finished" in resumed.stderr
-    assert "6 jobs, 0 already finished" in whole.stderr
+    assert "6 jobs, 3 already finished" in resumed.err
+    assert "6 jobs, 0 already finished" in whole.err
     columns = ["method", "protocol", "metric", "value", "encoder_checksum"]
     first, second = (
         pd.read_csv(tmp_path / f"results-{side}/tiny/records.csv")[columns] for side in ("killed", "whole")
@@ -71,21 +76,12 @@ def test_a_killed_study_goes_on_where_it_was(tiny_study, tmp_path, wait_for):
     assert Encoder.load(folder).checksum in set(second.encoder_checksum)
 
 
-def test_killed_workers_let_go_and_the_study_goes_on(tiny_study, tmp_path, wait_for):
-    tiny_study.write_text(tiny_study.read_text().replace("epochs: 2", "epochs: 24"))
-    parallel = [
-        sys.executable,
-        "-c",
-        "from twinbench.harness.main import main; main()",
-        "run",
-        str(tiny_study),
-    ]
-    parallel += ["--workers", "2"]
-    process = subprocess.Popen(parallel, cwd=tmp_path)
+def test_killed_workers_let_go_and_the_study_goes_on(cli, study_of, tmp_path, wait_for):
+    words = ["run", str(study_of(epochs=120))]
+    process = started(tmp_path, 30.0, [*words, "--workers", "2"])
     wait_for(lambda: list(tmp_path.glob("runs/random_init*/records/linear--cached-v1.json")), process)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    resumed = subprocess.run(parallel, cwd=tmp_path, capture_output=True, text=True)
-    assert resumed.returncode == 0, resumed.stderr
-    assert "3 already finished" in resumed.stderr
+    kill(process)
+    resumed = cli(*words, "--workers", "1")
+    assert resumed.code == 0, resumed.err
+    assert "3 already finished" in resumed.err
     assert (pd.read_csv(tmp_path / "results/tiny/records.csv").status == "done").all()

@@ -74,7 +74,30 @@ def test_the_disk_is_that_of_encoders_and_of_kept_features():
     )
     gib = 24 * 4 * (parameters + 2048 * (1_281_167 + 50_000)) / 2**30
     assert f"{gib:,.1f} GiB of disk" in found.rest
-    assert "an unknown amount of GPU memory" in found.rest
+    assert "GPU memory" not in found.rest, "what nobody knows is said once, below the tables"
+
+
+def told(study, scale, runs=NO_STORE):
+    return list(outline_lines(load_study(study, scale), {}, runs))
+
+
+def test_what_is_known_of_a_gpus_memory_stands_in_one_line_with_how_to_find_out():
+    """Published are those of moco v2, SimCLR and SwAV; random initialisation takes none."""
+    (line,) = (line for line in told("paper", "imagenet") if "GPU memory" in line)
+    assert line.startswith("GPU memory of barlow_twins")
+    assert "random_init" not in line
+    assert "moco_v2 5.0 GB with 32 images" in line
+    assert "twinbench pretrain METHOD --image-set imagenet" in line
+
+
+def test_where_no_gpu_hours_are_known_it_is_said_why_and_what_gives_them():
+    text = told("table1", "cifar10")
+    assert not any(line.startswith("GPU-hours are") for line in text), "an empty list"
+    (line,) = (line for line in text if line.startswith("jobs of unknown length"))
+    assert "no publication" in line
+    assert "--data-root DIR" in line
+    assert "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz" in line
+    assert not any(line.startswith("jobs of unknown") for line in told("table1", "imagenet"))
 
 
 def test_what_the_store_holds_is_finished_and_its_speed_is_used(tmp_path):

@@ -198,6 +198,7 @@ def test_a_report_of_a_running_study_has_a_line_for_each_figure(study, records, 
     assert late.count("<img") == 5
     drawn = {f"figures/{name}.{suffix}" for name in names for suffix in ("svg", "png", "pdf")}
     assert drawn < set(listing(tmp_path / "out"))
+    assert build(draw=False) == late, "made of the same, it keeps its figures"
 
 
 def test_no_data_is_said_and_not_drawn(study, records, tmp_path, write):

@@ -17,6 +17,7 @@ from PIL import Image
 
 from twinbench.reports.figures import ablation, draw_figures
 from twinbench.reports.figures.drawing import _STYLE, draw
+from twinbench.reports.study import AxisSpec
 from twinbench.reports.tables import build_tables
 
 
@@ -136,6 +137,19 @@ def test_a_figure_is_laid_out_and_cut_as_matplotlib_itself_would(spec):
     assert np.abs(ours - theirs).mean() < 1e-3
 
 
+def test_ticks_of_a_few_counts_are_whole_and_those_of_other_numbers_are_matplotlibs():
+    def ticks(points):
+        axes = Figure((5.0, 3.0)).add_subplot()
+        axes.plot(points, points)
+        ablation._finish_axis(axes, AxisSpec(label="depth", values=[{"label": 1}]), points)
+        return list(axes.get_xticks())
+
+    assert ticks([1.0, 2.0, 3.0]) == [1, 2, 3]
+    assert ticks([1.0, 4.0]) == [1, 2, 3, 4]
+    assert any(tick % 1 for tick in ticks([0.5, 1.0, 1.5]))
+    assert len(ticks([100.0, 2000.0])) < 20
+
+
 @pytest.fixture
 def pictured(make_run, tmp_path, make_row, spec):
     """A study of the pictures of one run; ``pixels`` are saved as its picture."""
@@ -155,7 +169,9 @@ def pictured(make_run, tmp_path, make_row, spec):
 def embedded(drawing):
     """The pixels of the one image in the SVG, without transparency."""
     (content,) = re.findall(r'<image[^>]*base64,([^"]*)"', drawing.files["svg"].decode(), re.S)
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB"))
+    picture = Image.open(io.BytesIO(base64.b64decode(content)))
+    assert picture.mode == "P", "of so few colours a palette takes least"
+    return np.asarray(picture.convert("RGB"))
 
 
 def test_a_picture_that_was_enlarged_is_carried_small_and_any_other_whole(pictured):
@@ -173,3 +189,33 @@ def test_a_picture_that_was_enlarged_is_carried_small_and_any_other_whole(pictur
         sizes.append(Image.open(io.BytesIO(views.files["png"])).size)
         runs[0].folder.rename(runs[0].folder.with_suffix(f".{len(sizes)}"))
     assert sizes[0] == sizes[1], "shown as large"
+
+
+def test_a_photograph_of_many_colours_keeps_them_true_in_few_bytes(pictured):
+    """A wide picture of smooth colours: within a few levels of what was drawn, and no more than a byte a pixel."""
+    y, x = np.mgrid[0:240, 0:600]
+    smooth = np.stack([x * 255 / 600, y * 255 / 240, 255 - x * 255 / 600], axis=-1).astype(np.uint8)
+    study, rows, runs = pictured(smooth)
+    views, _ = draw_figures(study, build_tables(study, rows, runs), runs)
+    found = embedded(views)
+    nearest = min(np.abs(side.astype(float) - smooth).mean() for side in (found, found[::-1]))
+    assert nearest < 12
+    (content,) = re.findall(r'<image[^>]*base64,([^"]*)"', views.files["svg"].decode(), re.S)
+    assert len(content) < smooth.shape[0] * smooth.shape[1] / 2
+
+
+def test_the_caption_of_neighbours_says_which_picture_is_the_test_image(pictured, make_row):
+    study, _, runs = pictured(np.zeros((8, 8, 3), np.uint8))
+    (path,) = runs[0].pictures.values()
+    table = study.tables[0]
+    for protocol, told in (("knn/cosine-v1", True), ("detection/torchvision-fpn-v1", False)):
+        column = table.columns[0].model_copy(update={"protocol": protocol})
+        figure = study.figures[0].model_copy(update={"kind": "pictures", "column": None})
+        asked = study.model_copy(
+            update={"tables": (table.model_copy(update={"columns": (column,)}),), "figures": (figure,)}
+        )
+        record = make_row("byol", 50.0, protocol=protocol)
+        run = replace(runs[0], pictures={(protocol, record.image_set): path})
+        (drawing,) = draw_figures(asked, build_tables(asked, [record], [run]), [run])
+        assert drawing.files
+        assert ("The first column is the test image" in drawing.caption) == told

@@ -111,7 +111,7 @@ def test_rows_are_filtered_by_the_scale_and_the_address_says_so(browser, page):
     listed = browser.run(
         "[...document.querySelectorAll('#controls [name=scale] option')].map((o) => o.value)"
     )
-    quoted, usual, longer = "quoted, ImageNet ResNet-50", "resnet18, 50 epochs", "resnet18, 200 epochs"
+    quoted, usual, longer = "quoted", "resnet18, 50 epochs", "resnet18, 200 epochs"
     assert sorted(listed) == ["", quoted, longer, usual]
     choose(browser, "scale", longer)
     assert shown(browser) == ["Random init", "MoCo v2"]  # what was never trained belongs to every scale
@@ -133,6 +133,52 @@ def test_rows_are_filtered_by_the_scale_and_the_address_says_so(browser, page):
     assert shown(browser) == ORDER
     browser.open(f"{page}#headline?scale=one+of+an+older+report")
     assert shown(browser) == ORDER
+
+
+def test_a_table_without_a_row_that_is_left_goes_with_its_line_in_the_contents(
+    browser, study, make_row, tmp_path, write
+):
+    columns = study["tables"][0]["columns"]
+    study = {
+        **study,
+        "figures": [],
+        "tables": [{"name": name, "columns": columns} for name in ("one", "two")],
+    }
+    rows = [make_row("byol", 50.0, table="one"), make_row("simclr", 60.0, table="two")]
+    browser.shape(1300, 900)
+    browser.open(write(study, rows, [], tmp_path / "out").as_uri())
+    seen = "[...document.querySelectorAll('#tables > section, nav li')].filter((e) => e.offsetParent).length"
+    whole = browser.run(seen)
+    choose(browser, "method", "BYOL")
+    assert browser.run(seen) == whole - 2
+    assert not browser.run("document.querySelector('#table-two h2').offsetParent")
+    status = "document.querySelector('#controls [role=status]').textContent"
+    assert browser.run(status) == "1 of 2 rows; 1 table hidden"
+    choose(browser, "method", "")
+    assert browser.run(seen) == whole
+    assert browser.run(status) == ""
+
+
+@pytest.mark.parametrize("width", [390, 1300])
+def test_a_wide_table_shows_that_it_goes_on_and_keeps_its_first_column(
+    browser, study, make_row, tmp_path, write, width
+):
+    columns = [{"protocol": f"p{n}/x-v1", "metric": "top1", "label": f"a long label {n}"} for n in range(14)]
+    study = {**study, "figures": [], "tables": [{"name": "main", "columns": columns}]}
+    rows = [make_row("byol", 50.0, protocol=column["protocol"]) for column in columns]
+    browser.shape(width, 844)
+    browser.open(write(study, rows, [], tmp_path / "out").as_uri())
+    box = "document.querySelector('#table-main .scroll')"
+    browser.wait(f"{box}.className === 'scroll more'")
+    assert browser.run(f"getComputedStyle({box}).maskImage") != "none"
+    left = "document.querySelector('#table-main tbody th').getBoundingClientRect().left"
+    before = browser.run(left)
+    browser.run(f"{box}.scrollLeft = 200")
+    browser.wait(f"{box}.className === 'scroll more scrolled' || {box}.className === 'scroll scrolled more'")
+    assert browser.run(left) == pytest.approx(before)
+    browser.run(f"{box}.scrollLeft = 9999")
+    browser.wait(f"{box}.className === 'scroll scrolled'")
+    assert browser.run(left) == pytest.approx(before)
 
 
 def test_published_numbers_are_hidden_and_the_address_says_so(browser, page):

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from tests.reports.hostile import NASTY
+from twinbench.reports.writers import escape_tex
 
 COMPILER = next(filter(None, map(shutil.which, ("tectonic", "latexmk", "pdflatex"))), None)
 OPTIONS = {
@@ -62,6 +63,30 @@ def test_braces_and_environments_are_balanced_and_nothing_special_is_left(tables
             "read as an option of the row before"
         )
         assert text.isascii()
+
+
+@pytest.mark.parametrize(
+    ("label", "needed", "not_needed"),
+    [
+        ("plain ± λ", ["[T1]{fontenc}", "booktabs"], ["XeLaTeX"]),
+        ("Žluťoučký \u2013 naïve…", ["[T1]{fontenc}"], ["XeLaTeX"]),
+        ("模型 and моя", ["XeLaTeX or LuaLaTeX", "я", "模", "型", "fontspec", "booktabs"], ["fontenc"]),
+    ],
+)
+def test_the_first_line_names_the_engine_that_sets_the_characters(
+    study, make_row, write, tmp_path, label, needed, not_needed
+):
+    columns = [{**study["tables"][0]["columns"][0], "label": label}]
+    study = {**study, "tables": [{"name": "main", "columns": columns}], "figures": []}
+    write(study, [make_row("byol", 50.0)], [], tmp_path / "out")
+    first = (tmp_path / "out" / "tables" / "main.tex").read_text(encoding="utf-8").split("\n")[0]
+    assert first.startswith("% needs ")
+    assert all(word in first for word in needed)
+    assert not any(word in first for word in not_needed)
+
+
+def test_control_characters_become_spaces():
+    assert escape_tex("a\x00b\nc\td") == "a b c d"
 
 
 @pytest.mark.skipif(COMPILER is None, reason="needs a LaTeX: tectonic, latexmk or pdflatex")

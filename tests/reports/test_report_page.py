@@ -51,7 +51,10 @@ def test_a_cell_tells_its_seeds_and_their_runs(data):
         11_000_000,
     )
     assert run["loss"] == [[i, pytest.approx(5.0 - i * 0.1)] for i in range(20)]
-    assert dict(run["numbers"]) == {"feature std": 0.1, "effective rank": 3.2}
+    own = (
+        "the method's own views"  # a column "effective rank" is of the views that all methods are compared on
+    )
+    assert dict(run["numbers"]) == {f"feature std, {own}": 0.1, f"effective rank, {own}": 3.2}
     assert run["spectrum"] == [[1, 4.0], [2, 2.0], [3, 1.0], [4, 0.5]]
     assert data["environments"][seed["environment"]] == ["E1", [["torch", "2.9"]]]
 
@@ -103,12 +106,13 @@ def test_rows_know_what_their_encoders_were_trained_at(small, make_row, tmp_path
     ]
     offered, of_rows = scales_of(write(small, rows, [], tmp_path / "out"))
     digits, cifar = "digit-scenes, resnet10, width 16, 50 epochs", "cifar10, resnet18, 800 epochs"
-    quoted = "quoted, ImageNet ResNet-50"
+    quoted = "quoted"
     assert of_rows == {
         "Random init": [],
         "BYOL": [digits, cifar, quoted],
         "SimSiam": ["resnet18", quoted],
     }
+    assert offered[-1] == quoted, "whatever published numbers were measured at, they have one name"
     assert sorted(offered) == sorted(["", digits, cifar, quoted, "resnet18"])
 
 

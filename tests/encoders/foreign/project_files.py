@@ -6,6 +6,7 @@ import argparse
 import copy
 import re
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,6 +21,12 @@ WIDTH = 8
 
 def torchvision_resnet(bottleneck: bool = False, small_stem: bool = False, seed: int = 0) -> ResNet:
     """ResNet-18 or ResNet-50 of width 8 without classifier, evaluating, with batch statistics that matter."""
+    return copy.deepcopy(_drawn_resnet(bottleneck, small_stem, seed))
+
+
+@cache
+def _drawn_resnet(bottleneck: bool, small_stem: bool, seed: int) -> ResNet:
+    """Drawn once in a process: torchvision draws the weights of a full width before they are replaced."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         block, depths = (Bottleneck, [3, 4, 6, 3]) if bottleneck else (BasicBlock, [2, 2, 2, 2])
