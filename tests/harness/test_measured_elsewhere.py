@@ -62,7 +62,7 @@ def test_the_two_studies_share_trainings_and_keep_both_records(cli, tmp_path, ph
     trained = (run / "encoder/encoder.safetensors").stat().st_mtime_ns
     assert cli("run", there).code == 0
     assert (run / "encoder/encoder.safetensors").stat().st_mtime_ns == trained
-    measured = {p.name: json.loads(p.read_text())["image_set"] for p in (run / "records").iterdir()}
+    measured = {p.name: json.loads(p.read_text())["image_set"] for p in (run / "records").glob("*.json")}
     assert measured.pop("knn--cosine-v1.json") == "digit-scenes"
     ((name, image_set),) = measured.items()
     assert name.startswith("knn--cosine-v1--on-folder-photos-")
@@ -122,7 +122,7 @@ def test_a_record_of_another_seed_is_not_the_studys(cli, tmp_path, photos):
     study = write_study(tmp_path / "there.yaml", f"folder:{photos}")
     assert cli("run", study).code == 0
     (run,) = (tmp_path / "runs").glob("barlow_twins-*")
-    (file,) = (run / "records").iterdir()
+    (file,) = (run / "records").glob("*.json")
     kept = file.read_bytes()
     evaluate = ("evaluate", run, "--protocol", "knn/cosine-v1", "--image-set", f"folder:{photos}")
     assert cli(*evaluate, "--seed", "7", "--out", "own.json").code == 0
@@ -157,7 +157,7 @@ def test_the_same_images_under_another_name_keep_the_studys_name(cli, tmp_path, 
     (run,) = (tmp_path / "runs").glob("barlow_twins-*")
     arguments = ("--protocol", "knn/cosine-v1", "--image-set", "folder:photos")
     assert cli("evaluate", run, *arguments).code == 0
-    assert len(list((run / "records").iterdir())) == 1
+    assert len(list((run / "records").glob("*.json"))) == 1
     assert cli("run", study).code == 0
     records = pd.read_csv(tmp_path / "results/there/records.csv")
     assert set(records.image_set) == {f"folder:{photos}"}

@@ -42,6 +42,7 @@ def record(cli, tmp_path):
 
 def test_records_of_a_replaced_version_are_reported_under_their_own_name(cli, tmp_path, record):
     document = json.loads(record.read_text())
+    del document["outcomes"]  # earlier versions left none
     for name, value in ((REPLACED, 11.0), (SUCCESSOR, 77.0)):
         (measured, *_) = document["measurements"]
         changed = {**document, "protocol": name, "measurements": [{**measured, "value": value}]}

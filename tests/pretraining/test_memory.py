@@ -34,13 +34,13 @@ def test_the_peak_is_of_what_was_there_at_once_and_not_of_what_is_mapped(tmp_pat
         for _ in range(3):
             torch.ones(96 * MB // 4)
 
+    with (tmp_path / "file").open() as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # for good, as libraries are
+
     def read():
-        with (
-            (tmp_path / "file").open() as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
-        ):
-            assert sum(mapped[:: mmap.PAGESIZE]) == 0
-            assert peak_memory_mb() > 160
+        before = peak_memory_mb()
+        assert not any(mapped[i] for i in range(0, len(mapped), mmap.PAGESIZE))
+        assert peak_memory_mb() > before + 72
 
     assert added(compute) == pytest.approx(96, abs=24)
     assert added(read) == pytest.approx(0, abs=24)
