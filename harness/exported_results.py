@@ -20,8 +20,9 @@ from twinbench.harness.store import Run, holds_run, outcomes_of, read_run, store
 def export_results(source: Path, out: Path, data_root: Path | None) -> None:
     """Write the outcomes of a run, or of every run in a store, below ``out``, a folder a run; print what was written.
 
-    A classification becomes a CSV with a line a test image, support vector machines one with their scores, detections
-    COCO's results JSON with the ground truth of the same numbers beside it. Raises InputError if there is nothing.
+    A classification becomes a CSV with a line a test image, support vector machines one with their scores, few-shot one
+    with how many draws had the image right, detections COCO's results JSON with the ground truth of the same numbers
+    beside it. Raises InputError if there is nothing.
     """
     runs = [read_run(source)] if holds_run(source) else stored_runs(source)
     count, without = 0, 0
@@ -61,8 +62,10 @@ def _files(
         yield stem.with_name(f"{name}.ground-truth.json"), json.dumps(_ground_truth(record, data_root))
     elif "predicted" in outcomes.arrays:
         yield stem.with_name(f"{name}.csv"), _classification(outcomes)
-    else:
+    elif "scores" in outcomes.arrays:
         yield stem.with_name(f"{name}.csv"), _scores(outcomes)
+    else:
+        yield stem.with_name(f"{name}.csv"), _draws(outcomes)
 
 
 def _ground_truth(record: dict[str, Any], data_root: Path | None) -> dict[str, Any]:
@@ -94,6 +97,16 @@ def _scores(outcomes: Outcomes) -> str:
     heads = ["row", *(f"truth_{c}" for c in classes), *(f"score_{c}" for c in classes)]
     lines = zip(truth.tolist(), scores.tolist(), strict=True)
     return _csv(heads, ([row, *present, *scored] for row, (present, scored) in enumerate(lines)))
+
+
+def _draws(outcomes: Outcomes) -> str:
+    """``row, draws, right_top1 ...``: in how many draws of the labelled images the test image was right."""
+    metrics = [name.removeprefix("right/") for name in outcomes.arrays if name.startswith("right/")]
+    draws = int(outcomes.arrays["draws"][0])
+    counts = zip(*(outcomes.arrays[f"right/{metric}"].tolist() for metric in metrics), strict=True)
+    lines = zip(outcomes.arrays["rows"].tolist(), counts, strict=True)
+    heads = ["row", "draws", *(f"right_{metric}" for metric in metrics)]
+    return _csv(heads, ([row, draws, *right] for row, right in lines))
 
 
 def _csv(heads: list[str], lines: Any) -> str:

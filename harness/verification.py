@@ -100,7 +100,11 @@ def _measured_again(
 ) -> list[Measurement] | str:
     """The measurements that the outcomes give, or why they cannot be computed here. InputError for wrong outcomes."""
     outcomes = read_outcomes(path, sha256)
-    expected = {"encoder_checksum": record.encoder_checksum, "protocol": record.protocol}
+    expected = {
+        "encoder_checksum": record.encoder_checksum,
+        "protocol": record.protocol,
+        "seed": str(record.seed),
+    }
     for name, value in expected.items():
         if outcomes.about.get(name) != value:
             raise InputError(f"its outcomes are of another {name.replace('_', ' ')}", where=path)

@@ -21,7 +21,7 @@ sets, the same ones for every seed and method. They give the second and third te
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal
 
@@ -44,11 +44,13 @@ class Sample:
 
     ``values`` ``[n]``; ``deviations`` ``[n, k]``, whose rows' scalar products are the covariances of the values over
     test sets that could have been drawn (``k`` is 0 where items are not known); ``items`` is the number of test items.
+    ``right`` ``[items]``, bool, are those of a single seed where each is right or wrong, else None.
     """
 
     values: Numbers
     deviations: Numbers
     items: int = 0
+    right: Numbers | None = None
 
     @property
     def seeds(self) -> int:
@@ -96,7 +98,8 @@ def of_items(outcomes: Numbers) -> Sample:
     outcomes = np.asarray(outcomes, np.float64)
     values, m = outcomes.mean(axis=1), outcomes.shape[1]
     scale = np.sqrt(m * max(m - 1, 1))
-    return Sample(values, (outcomes - values[:, None]) / scale, m)
+    counts = len(outcomes) == 1 and bool(np.isin(outcomes, (0.0, outcomes.max())).all())
+    return Sample(values, (outcomes - values[:, None]) / scale, m, outcomes[0] > 0 if counts else None)
 
 
 def of_replicates(values: Numbers, replicates: Numbers, items: int) -> Sample:
@@ -122,15 +125,19 @@ def difference(first: Sample, second: Sample, level: float = LEVEL) -> Estimate:
 
     Seeds are not paired: trainings of two methods share a seed's number and little else. What they do share (a drawn
     subset of labels, say) can only make the true interval narrower. Items are left out where they are not known of
-    both, and seeds where one has a single one: the difference is then that of these encoders, not of the methods.
-    Raises ValueError if the numbers of items differ.
+    both, and seeds where one has a single one: the difference is then that of these encoders, not of the methods. Of
+    two classifiers the probability is then the exact one of `mcnemar`. Raises ValueError if the numbers of items
+    differ.
     """
     paired = first.has_items and second.has_items
     if paired and (first.items, first.deviations.shape[1]) != (second.items, second.deviations.shape[1]):
         raise ValueError(f"{first.items} test items cannot be paired with {second.items}")
     samples = [first, second] if paired else [of_values(first.values), of_values(second.values)]
     deviations = samples[0].deviations.mean(axis=0) - samples[1].deviations.mean(axis=0)
-    return _estimate(first.mean - second.mean, samples, deviations, level)
+    found = _estimate(first.mean - second.mean, samples, deviations, level)
+    if paired and first.right is not None and second.right is not None:
+        return replace(found, p=mcnemar(first.right, second.right))
+    return found
 
 
 def _estimate(value: float, samples: Sequence[Sample], deviations: Numbers, level: float) -> Estimate:

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import average_precision_score
 
 from twinbench.reports.records import read_records
 
@@ -82,6 +83,41 @@ def test_predictions_are_exported_and_give_the_number(cli, done, tmp_path):
         (record,) = [r for r in records if (r.method, r.protocol, r.metric) == (method, protocol, "top1")]
         assert top1 == pytest.approx(record.value)
         assert len(rows) == record.n == 128
+
+
+def exported(cli, tmp_path, protocol: str, metric: str, image_set: str) -> tuple[pd.DataFrame, float]:
+    """What is exported of an evaluation of an untrained network, and the number that was measured."""
+    (tmp_path / "other.yaml").write_text(
+        f"title: Other\ndescription: Other.\nimage_set: {image_set}\nrecipes: digit-scenes\nmethods: [random_init]\n"
+        "limit: {train: 160, val: 32, test: 96}\n"
+        f"tables: [{{name: main, columns: [{{protocol: {protocol}, metric: {metric}}}]}}]\n"
+    )
+    outcome = cli("run", "other.yaml")
+    assert outcome.code == 0, outcome.err
+    assert cli("export-results", "runs", "--out", "exported").code == 0
+    (file,) = (tmp_path / "exported").rglob("*.csv")
+    records = read_records(tmp_path / "results/other/records.csv")
+    return pd.read_csv(file), next(record.value for record in records if record.metric == metric)
+
+
+def test_how_often_draws_had_an_image_right_is_exported_and_gives_the_number(cli, tmp_path):
+    drawn, value = exported(cli, tmp_path, "few-shot/5-v1", "top1", "digit-scenes")
+    assert list(drawn) == ["row", "draws", "right_top1", "right_top5"]
+    assert len(drawn) == 96
+    assert (100 * drawn.right_top1 / drawn.draws).mean() == pytest.approx(value)
+
+
+def test_scores_of_support_vector_machines_are_exported_and_give_the_number(cli, tmp_path):
+    scored, value = exported(cli, tmp_path, "svm/voc07-v2", "map_all_points", "shape-scenes")
+    assert len(scored) == 96
+    precisions = []
+    for name in (name for name in scored if name.startswith("truth_")):
+        counted = scored[scored[name] != 0]
+        scores = counted[name.replace("truth", "score")]
+        precisions.append(average_precision_score(counted[name] > 0, scores))
+    # VOC's precision is the best at this recall or a higher one
+    assert 100 * np.mean(precisions) == pytest.approx(value, abs=3)
+    assert 100 * np.mean(precisions) <= value + 1e-9
 
 
 def test_an_evaluation_without_its_outcomes_is_done_again(cli, tiny_study, done, tmp_path):

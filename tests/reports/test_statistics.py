@@ -77,13 +77,19 @@ def test_equal_numbers_have_no_width():
     assert S.difference(S.of_values([5.0, 5.0]), S.of_values([5.0, 5.0])).p == 1.0
 
 
-def test_a_difference_of_one_seed_each_is_the_paired_t_test():
+@pytest.mark.parametrize("counts", [True, False])
+def test_a_difference_of_one_seed_each_is_the_paired_t_test_and_of_two_classifiers_mcnemars(counts):
     rng = np.random.default_rng(3)
     images = rng.normal(size=80)
-    a, b = (hits(rng, 1, 80, 0.3, images).astype(float) for _ in range(2))
+    a, b = (hits(rng, 1, 80, 0.3, images) for _ in range(2))
+    table = [[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]]
+    # percentages, as of hits, and numbers between them, as of items that are right in some of many draws
+    a, b = (100.0 * x if counts else 100.0 * x + rng.normal(size=80) for x in (a, b))
     expected = stats.ttest_rel(a[0], b[0])
     found = S.difference(S.of_items(a), S.of_items(b))
-    assert found.p == pytest.approx(expected.pvalue)
+    exact = statsmodels_mcnemar(table, exact=True).pvalue
+    assert found.p == pytest.approx(exact if counts else expected.pvalue)
+    assert exact != pytest.approx(expected.pvalue)
     assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
 
 
