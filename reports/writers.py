@@ -97,7 +97,9 @@ def differences_csv(table: Table) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(DIFFERENCE_COLUMNS)
     for column, found in zip(table.columns, table.contests, strict=True):
-        for comparison in found.comparisons if found else ():
+        if found is None:
+            continue
+        for comparison in found.comparisons:
             first, second = (table.rows[found.rows[place]] for place in (comparison.first, comparison.second))
             e = comparison.estimate
             numbers = (e.value, e.low, e.high, e.p, comparison.p)
