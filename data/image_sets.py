@@ -157,6 +157,10 @@ class ImageSet(ABC):
             self._splits[name] = self._load(name, index, labels[index].astype(np.int64))
         return self._splits[name]
 
+    def count(self, name: str) -> int:
+        """How many images a split has."""
+        return len(self.split(name))
+
     def _load(self, name: str, index: np.ndarray, labels: np.ndarray) -> Split:
         """Some images of a split with their labels."""
         return Split(torch.from_numpy(self._images(name, index)), torch.from_numpy(labels))
@@ -183,6 +187,13 @@ class _Generated(ImageSet):
             self.config = replace(self.config, image_size=reading.image_size)
         self.image_size = self.config.image_size
         self._made: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def count(self, name: str) -> int:
+        """How many images a split has, which needs no image."""
+        if name not in SPLITS:
+            raise unknown_name("split", name, SPLITS, where=self.name)
+        whole: int = getattr(self.config, name)
+        return min(whole, self._limit.get(name, whole))
 
     @abstractmethod
     def _make(self, name: str) -> tuple[np.ndarray, np.ndarray]:

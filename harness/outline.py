@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any, cast
 
 from twinbench.data.catalogue import KNOWN_SETS, KnownSet
+from twinbench.data.detection import DetectionSplit
 from twinbench.data.image_sets import ImageSet, val_count
 from twinbench.downstream.protocol import Protocol, protocol
 from twinbench.harness.images import ImageChoice, Images
@@ -57,10 +59,28 @@ class _Sizes:
         return _Count(self.known.train if name == "train" else self.known.test)
 
 
+@dataclass(frozen=True)
+class _Here:
+    """An image set that is here. To count its images none is drawn or decoded; only scenes are looked at."""
+
+    images: ImageSet
+
+    @property
+    def image_size(self) -> int:
+        return self.images.image_size
+
+    def split(self, name: str) -> _Count:
+        return _Count(self.images.count(name))
+
+    def detection(self, name: str) -> DetectionSplit:
+        return self.images.detection(name)
+
+
+@cache
 def _sizes(name: str) -> ImageSet:
     """The sizes of a set; an embedded one is here."""
     known = KNOWN_SETS.get(name)
-    return cast(ImageSet, _Sizes(known)) if known else Images(None)[ImageChoice(name)]
+    return cast(ImageSet, _Sizes(known) if known else _Here(Images(None)[ImageChoice(name)]))
 
 
 class _Store:

@@ -23,7 +23,7 @@ main()
 
 
 def started(tmp_path: Path, checkpoint_seconds: float, words: list[str]) -> subprocess.Popen:
-    """The command in a process of its own, to be killed; this process goes on, with as many threads for the same bits."""
+    """The command in a process of its own, to be killed; this one goes on, with as many threads for the same bits."""
     command = [sys.executable, "-c", MAIN, str(checkpoint_seconds), *words]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     return subprocess.Popen(command, cwd=tmp_path, env=environment)
@@ -36,7 +36,7 @@ def kill(process: subprocess.Popen) -> None:
 
 @pytest.fixture
 def study_of(tiny_study, photos):
-    """The tiny study on a few photos, with so many epochs of two steps: of the embedded set a process draws all images."""
+    """The tiny study on a few photos, with so many epochs of two steps: an embedded set is drawn whole."""
 
     def study(epochs: int) -> Path:
         text = tiny_study.read_text().replace("image_set: digit-scenes", f"image_set: folder:{photos}")
