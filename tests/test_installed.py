@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -146,7 +147,7 @@ def test_every_command_works_beside_the_users_own_folders(
     printed = run([scripts / "python", "-c", COMMANDS], users_folder, path)
     (ours,) = (line.removeprefix("OURS ") for line in printed.splitlines() if line.startswith("OURS "))
     assert Path(ours).resolve() == (code / "data").resolve()
-    assert all(f'"{method}"' in printed.splitlines()[0] for method in METHODS)
+    assert set(json.loads(printed.splitlines()[0])) == METHODS
     assert (users_folder / "results" / "all" / "report.html").is_file()
 
 
@@ -155,7 +156,7 @@ def test_the_console_script_and_the_readmes_torchrun_line_work_there(
     bin_and_path: tuple[Path, str, Path], users_folder: Path
 ) -> None:
     scripts, path, _ = bin_and_path
-    assert set(run([scripts / "twinbench", "ls", "methods"], users_folder, path).split()) == METHODS
+    assert "Usage: twinbench" in run([scripts / "twinbench", "--help"], users_folder, path)
     launch, torchrun_line = readmes_torchrun_line(scripts)
     words = [
         "byol",

@@ -8,6 +8,7 @@ from sklearn.linear_model import LogisticRegression
 
 from twinbench.data.catalogue import load_image_set
 from twinbench.data.drawn_glyphs import letters, shapes
+from twinbench.foundation.errors import InputError
 
 NAMES = ("letter-scenes", "shape-scenes", "texture-scenes")
 # a change of these bits is a change of the set: raise the version of its generator
@@ -47,6 +48,18 @@ def test_classes_are_equally_frequent_and_splits_differ(splits, name) -> None:
     train, test = (splits[name][split][0] for split in ("train", "test"))
     seen = {image.tobytes() for image in train}
     assert not any(image.tobytes() in seen for image in test)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_images_are_counted_without_being_drawn(splits, name, monkeypatch) -> None:
+    image_set = load_image_set(name, limit=SMALL)
+    monkeypatch.setattr(image_set, "_make", None)
+    assert {split: image_set.count(split) for split in SMALL} == {
+        split: len(labels) for split, (_, labels) in splits[name].items()
+    }
+    assert load_image_set(name, limit={"train": 10**6}).count("train") == 4096
+    with pytest.raises(InputError, match="unknown split"):
+        image_set.count("tran")
 
 
 @pytest.mark.parametrize("originals", [letters, shapes])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import subprocess
 import sys
 import time
@@ -106,3 +107,21 @@ def cli(
         return Outcome(code, captured.out, captured.err)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `finished` keeps what the first test that asks for it has made."""
+    return tmp_path_factory.mktemp("kept") / "tiny"
+
+
+@pytest.fixture
+def finished(cli: Callable[..., Outcome], tiny_study: Path, tmp_path: Path, kept: Path) -> Path:
+    """The current folder with the tiny study, its runs and its results: a copy, for a run takes seconds."""
+    if not kept.exists():
+        outcome = cli("run", tiny_study)
+        assert outcome.code == 0, outcome.err
+        shutil.copytree(tmp_path, kept)
+    for name in ("runs", "results"):
+        shutil.copytree(kept / name, tmp_path / name, dirs_exist_ok=True)
+    return tmp_path

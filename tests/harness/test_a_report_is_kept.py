@@ -4,9 +4,8 @@ import pytest
 
 
 @pytest.mark.parametrize("change", [("--methods", "random_init"), ("--set", "batch_size=32")])
-def test_another_command_does_not_replace_a_report_unasked(cli, tiny_study, tmp_path, change):
-    assert cli("run", tiny_study).code == 0
-    page = tmp_path / "results" / "tiny" / "report.html"
+def test_another_command_does_not_replace_a_report_unasked(cli, tiny_study, finished, change):
+    page = finished / "results" / "tiny" / "report.html"
     before = page.read_bytes()
     ended = cli("run", tiny_study, *change)
     assert ended.code == 2

@@ -16,10 +16,9 @@ def theirs(tmp_path):
 
 
 @pytest.fixture
-def made(cli, tiny_study, theirs, tmp_path):
+def made(finished, theirs):
     """A trained run and a random one, beside the checkpoint."""
-    assert cli("run", tiny_study).code == 0
-    return {path.name.split("-")[0]: path for path in (tmp_path / "runs").iterdir()}
+    return {path.name.split("-")[0]: path for path in (finished / "runs").iterdir()}
 
 
 @pytest.fixture

@@ -96,30 +96,68 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+# Several commands, one after another in each of the ranks that a launcher starts, for starting ranks takes longer than
+# the trainings. What a rank says of a command goes to a file.
+COMMANDS = """
+import contextlib, json, os, sys
+from twinbench.data import image_sets
+from twinbench.harness.console import console
+from twinbench.harness.main import main
+
+for name, words, in_memory in json.loads(sys.argv.pop()):
+    if not in_memory:
+        image_sets._IN_MEMORY_BYTES = 0
+    sys.argv = ["twinbench", *words]
+    with open(f"{name}.{os.environ['RANK']}", "w") as said, contextlib.redirect_stderr(said):
+        console.file = said
+        try:
+            main()
+        except SystemExit as end:
+            assert not end.code, (name, end.code)
+"""
+
+
+def trained(method: str, photos: str, runs: str, seed: int) -> list[str]:
+    return arguments(method, photos, runs, "--seed", str(seed), batch_size=192)
+
+
+@pytest.fixture(scope="module")
+def two_devices(photos: str, damaged: str, seed_offset: int, tmp_path_factory) -> Path:
+    """Where two ranks of torchrun have trained every method of `OPTIONS`, and then one that skips damaged images."""
+    folder = tmp_path_factory.mktemp("ranks")
+    commands = [(method, trained(method, photos, method, seed_offset), True) for method in OPTIONS]
+    commands.append(("skipping", skipping(damaged), False))
+    script = folder / "commands.py"
+    script.write_text(COMMANDS)
+    run([*torchrun(2)[:-2], str(script), json.dumps(commands)], folder)
+    return folder
+
+
 @pytest.mark.numerics
 @pytest.mark.parametrize("method", OPTIONS)
-def test_two_devices_train_what_one_device_trains(method, cli, photos, tmp_path, seed_offset, margin):
+def test_two_devices_train_what_one_device_trains(
+    method, cli, photos, two_devices, tmp_path, seed_offset, margin
+):
     """One step, since rounding grows quickly from step to step; `test_exact_across_ranks` has more in fp64."""
-
-    def words(runs: str) -> list[str]:
-        return arguments(method, photos, runs, "--seed", str(seed_offset), batch_size=192)
-
-    alone = cli(*words("one"))
+    alone = cli(*trained(method, photos, "one", seed_offset))
     assert alone.code == 0, alone.err
-    finished = run([*torchrun(2), *words("two")], tmp_path)
-    assert finished.stderr.count("peak learning rate") == 1, "one rank speaks for all"
-    assert "2 x CPU" in finished.stderr
+    said, other = ((two_devices / f"{method}.{rank}").read_text() for rank in range(2))
+    assert (said + other).count("peak learning rate") == 1, "one rank speaks for all"
+    assert "2 x CPU" in said
     share = "48 images x 2 micro-batches" if method == "simsiam" else "96 images"
-    assert f"CPU (1 threads) x {share}" in finished.stderr
+    assert f"CPU (1 threads) x {share}" in said
     # With batch norm over each device's own images they are 0.75 apart and more.
-    margin.at_most("difference", difference(tmp_path / "one", tmp_path / "two"), 0.1, broken=0.75)
+    margin.at_most("difference", difference(tmp_path / "one", two_devices / method), 0.1, broken=0.75)
 
 
-def test_a_signal_to_one_rank_stops_all_and_one_device_can_go_on(photos, tmp_path, wait_for):
+def test_a_signal_to_one_rank_stops_all_and_one_device_can_go_on(cli, photos, tmp_path, wait_for):
+    """The option starts the ranks itself."""
     words = arguments("simsiam", photos, "stopped", epochs=20)
     command = [sys.executable, "-m", "twinbench.harness.main", *words, "--devices", "2"]
-    stopped_by(signal.SIGUSR1, command, tmp_path, wait_for)
-    assert "60 steps from" in run(twinbench(*words), tmp_path).stderr
+    assert "2 x CPU" in stopped_by(signal.SIGUSR1, command, tmp_path, wait_for)
+    resumed = cli(*words)
+    assert resumed.code == 0, resumed.err
+    assert "60 steps from" in resumed.err
 
 
 def torchrun(ranks: int) -> list[str]:
@@ -130,16 +168,6 @@ def torchrun(ranks: int) -> list[str]:
     ]
 
 
-def test_the_option_devices_starts_the_ranks_itself(photos, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "twinbench.harness.main",
-        *arguments("simsiam", photos, "two", "--devices", "2"),
-    ]
-    assert "2 x CPU" in run(command, tmp_path).stderr
-
-
 STREAMING = """
 from twinbench.data import image_sets
 image_sets._IN_MEMORY_BYTES = 0
@@ -148,25 +176,33 @@ main()
 """
 
 
-@pytest.mark.parametrize("starter", ["option", "torchrun"])
-def test_ranks_with_workers_that_skip_images_come_to_an_end(starter, photos, tmp_path):
-    """Forked from a rank, whose threads hold locks, a worker may wait for ever, and both ranks with it."""
-    folder = tmp_path / "photos"
+@pytest.fixture(scope="module")
+def damaged(photos: str, tmp_path_factory) -> str:
+    """The photos with two files cut off."""
+    folder = tmp_path_factory.mktemp("damaged") / "photos"
     shutil.copytree(photos.removeprefix("folder:"), folder)
     for index in (5, 50):
         (path,) = folder.glob(f"train/*/{index}.png")
         path.write_bytes(path.read_bytes()[:60])
-    script = tmp_path / "stream.py"
-    script.write_text(STREAMING)
-    words = arguments("simsiam", f"folder:{folder}", "skipping", corrupt_images="skip")
-    command = {
-        "option": [sys.executable, str(script), *words, "--devices", "2"],
-        "torchrun": [*torchrun(2)[:-2], str(script), *words],
-    }[starter]
-    stderr = run(command, tmp_path).stderr
-    assert "2 x CPU" in stderr
-    assert "multi-threaded" not in stderr
-    (status,) = tmp_path.glob("skipping/*/status.json")
+    return f"folder:{folder}"
+
+
+def skipping(images: str) -> list[str]:
+    return arguments("simsiam", images, "skipping", corrupt_images="skip")
+
+
+@pytest.mark.parametrize("starter", ["option", "torchrun"])
+def test_ranks_with_workers_that_skip_images_come_to_an_end(starter, damaged, two_devices, tmp_path):
+    """Forked from a rank, whose threads hold locks, a worker may wait for ever, and both ranks with it."""
+    if starter == "torchrun":
+        folder, said = two_devices, "".join(file.read_text() for file in two_devices.glob("skipping.?"))
+    else:
+        folder, script = tmp_path, tmp_path / "stream.py"
+        script.write_text(STREAMING)
+        said = run([sys.executable, str(script), *skipping(damaged), "--devices", "2"], folder).stderr
+    assert "2 x CPU" in said
+    assert "multi-threaded" not in said
+    (status,) = folder.glob("skipping/*/status.json")
     assert json.loads(status.read_text())["skipped_images"] == 2
 
 
@@ -202,14 +238,16 @@ def test_slurm_tasks_find_each_other(photos, tmp_path):
     assert len(weights(tmp_path / "slurm")) > 0
 
 
-def stopped_by(number: signal.Signals, command: list[str], tmp_path: Path, wait_for: Wait) -> None:
-    """Begin, send the signal in the middle of training, and check that it saved and said so."""
+def stopped_by(number: signal.Signals, command: list[str], tmp_path: Path, wait_for: Wait) -> str:
+    """Begin, send the signal in the middle of training, and check that it saved and said so; returns all it said."""
 
     def rows() -> int:
         return sum(log.read_text().count("\n") for log in tmp_path.glob("stopped/*/metrics.jsonl"))
 
     before = rows()
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
+    # this process goes on, with as many threads for the same bits
+    variables = environment(OMP_NUM_THREADS=torch.get_num_threads())
+    process = subprocess.Popen(command, cwd=tmp_path, env=variables, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: rows() >= before + 5, process)
     process.send_signal(number)
     _, message = process.communicate(timeout=LAST_RESORT)
@@ -218,14 +256,16 @@ def stopped_by(number: signal.Signals, command: list[str], tmp_path: Path, wait_
     assert "run the same command again" in message
     assert list(tmp_path.glob("stopped/*/checkpoints/step-*.pt"))
     assert not list(tmp_path.glob("stopped/*/encoder"))
+    return message
 
 
-def test_signals_save_and_the_same_command_goes_on_to_the_same_bits(photos, tmp_path, wait_for):
-    stopped, whole = (twinbench(*arguments("byol", photos, runs, epochs=30)) for runs in ("stopped", "whole"))
-    stopped_by(signal.SIGTERM, stopped, tmp_path, wait_for)
-    stopped_by(signal.SIGINT, stopped, tmp_path, wait_for)
-    run(stopped, tmp_path)
-    run(whole, tmp_path)
+def test_signals_save_and_the_same_command_goes_on_to_the_same_bits(cli, photos, tmp_path, wait_for):
+    stopped, whole = (arguments("byol", photos, runs, epochs=30) for runs in ("stopped", "whole"))
+    stopped_by(signal.SIGTERM, twinbench(*stopped), tmp_path, wait_for)
+    stopped_by(signal.SIGINT, twinbench(*stopped), tmp_path, wait_for)
+    for words in (stopped, whole):
+        ended = cli(*words)
+        assert ended.code == 0, ended.err
     first, second = (weights(tmp_path / side) for side in ("stopped", "whole"))
     assert all(torch.equal(first[name], second[name]) for name in second)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torchvision
 
-from twinbench.data import catalogue
+from twinbench.data import catalogue, scenes, textures
 from twinbench.foundation.errors import InputError
 from twinbench.harness.outline import outline_lines
 from twinbench.harness.recipes import load_recipe, recipe_hash
@@ -148,7 +148,12 @@ def test_a_time_that_nobody_published_is_not_guessed():
     ("name", "scale"),
     [*product(load_study("paper").include, ["cifar10", "imagenet"]), ("paper", "imagenet")],
 )
-def test_every_study_of_the_paper_has_an_outline(name, scale):
+def test_every_study_of_the_paper_has_an_outline_and_draws_no_image(name, scale, monkeypatch):
+    def draw(*arguments):
+        raise AssertionError("images are drawn")
+
+    for module, generator in ((scenes, "classification"), (textures, "textures")):
+        monkeypatch.setattr(module, generator, draw)
     tables = load_study(name, scale).tables
     assert set(lines(name, scale)) == {table.name for table in tables} | {"together"}
 

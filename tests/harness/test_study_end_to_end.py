@@ -33,8 +33,7 @@ def test_a_study_leaves_records_tables_figures_and_a_page(cli, tiny_study, tmp_p
     assert str(Path("results/tiny/report.html")) in outcome.out
 
 
-def test_a_second_run_trains_and_evaluates_nothing(cli, tiny_study, tmp_path, monkeypatch):
-    cli("run", tiny_study)
+def test_a_second_run_trains_and_evaluates_nothing(cli, tiny_study, finished, tmp_path, monkeypatch):
     before = pd.read_csv(tmp_path / "results/tiny/records.csv")
 
     def refuse(*args, **kwargs):
