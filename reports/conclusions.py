@@ -70,13 +70,13 @@ def probability(p: float) -> str:
 def _about_the_rest(found: Contest, digits: int) -> list[str]:
     pairs = [c for c in found.comparisons if c.p is not None]
     apart = sum(c.separates for c in pairs)
-    smallest = sorted(s for c in pairs if (s := c.estimate.smallest_difference) is not None)
+    smallest = sorted(s for c in pairs if (s := c.estimate.smallest_difference(len(pairs))) is not None)
     bases = {c.estimate.basis for c in pairs}
     sentences = [f"Of {len(found.comparisons)} pairs {apart} can be told apart at 5 %, all pairs in mind."]
     if smallest:
         typical = number(smallest[len(smallest) // 2], digits)
         sentences.append(
-            f"A single comparison would have found a true difference of {typical} in four of five such studies."
+            f"A true difference of {typical} would have been found in four of five such studies, all pairs in mind."
         )
     if "test items" in bases:
         sentences.append(

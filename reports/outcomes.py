@@ -14,7 +14,7 @@ from safetensors.numpy import load
 
 from twinbench.foundation.errors import InputError
 from twinbench.reports.records import Record, RunInfo
-from twinbench.reports.statistics import Sample, of_items, of_replicates, of_values
+from twinbench.reports.statistics import Sample, of_draws, of_items, of_replicates, of_values
 
 Array = np.ndarray[Any, Any]
 _ACCURACY = re.compile(r"top(\d+)")
@@ -49,7 +49,9 @@ class OutcomeFiles:
             return of_items(100.0 * np.stack(hits))
         counts = f"right/{metric}"
         if all(counts in each for each in arrays):  # over draws of the labelled images
-            return of_items(np.stack([100.0 * each[counts] / each["draws"][0] for each in arrays]))
+            by_item = [100.0 * each[counts] / each["draws"][0] for each in arrays]
+            by_draw = [100.0 * each[f"by_draw/{metric}"] / len(each[counts]) for each in arrays]
+            return of_draws(np.stack(by_item), np.stack(by_draw))
         name = f"replicates/{metric}"
         if not all(name in each for each in arrays):
             return alone

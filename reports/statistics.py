@@ -84,13 +84,15 @@ class Estimate:
     p: float | None = None
     basis: Basis | None = None
 
-    @property
-    def smallest_difference(self) -> float | None:
-        """The smallest true difference that a test at 5 % would have found in four of five such studies."""
+    def smallest_difference(self, comparisons: int = 1) -> float | None:
+        """The smallest true difference that a test at 5 % would have found in four of five such studies.
+
+        Of several ``comparisons`` it is what the first of Holm's steps finds, whatever the others come to.
+        """
         if self.stderr is None or self.df is None:
             return None
-        quantiles = special.stdtrit(self.df, (1 + LEVEL) / 2) + special.stdtrit(self.df, _POWER)
-        return float(quantiles * self.stderr)
+        critical = special.stdtrit(self.df, 1 - (1 - LEVEL) / 2 / comparisons)
+        return float(special.nctdtrinc(self.df, 1 - _POWER, critical) * self.stderr)
 
 
 def of_items(outcomes: Numbers) -> Sample:
@@ -102,11 +104,28 @@ def of_items(outcomes: Numbers) -> Sample:
     return Sample(values, (outcomes - values[:, None]) / scale, m, outcomes[0] > 0 if counts else None)
 
 
+def of_draws(by_item: Numbers, by_draw: Numbers) -> Sample:
+    """The sample of a mean over test items and draws of labelled images, in the metric's unit.
+
+    ``by_item`` ``[n, m]`` are the means of each seed over its draws, ``by_draw`` ``[n, d]`` those over the test items.
+    Draws are shared by the methods and not by the seeds, so of several seeds they are a part of what these differ by.
+    """
+    items, draws = of_items(by_item), of_items(by_draw)
+    return Sample(items.values, np.concatenate([items.deviations, draws.deviations], axis=1), items.items)
+
+
 def of_replicates(values: Numbers, replicates: Numbers, items: int) -> Sample:
-    """The sample of a metric with its ``values`` ``[n]`` and ``replicates`` ``[n, r]`` on resampled test sets."""
+    """The sample of a metric with its ``values`` ``[n]`` and ``replicates`` ``[n, r]`` on resampled test sets.
+
+    A test set on which it has no value (NaN), being without any object, tells nothing.
+    """
     replicates = np.asarray(replicates, np.float64)
-    centred = replicates - replicates.mean(axis=1, keepdims=True)
-    return Sample(np.asarray(values, np.float64), centred / np.sqrt(max(replicates.shape[1] - 1, 1)), items)
+    known = ~np.isnan(replicates).any(axis=0)
+    told = replicates[:, known]
+    deviations = np.zeros_like(replicates)  # of as many as others have, to be paired with
+    if told.size:
+        deviations[:, known] = (told - told.mean(axis=1, keepdims=True)) / np.sqrt(max(told.shape[1] - 1, 1))
+    return Sample(np.asarray(values, np.float64), deviations, items if told.size else 0)
 
 
 def of_values(values: Sequence[float] | Numbers) -> Sample:
@@ -126,8 +145,8 @@ def difference(first: Sample, second: Sample, level: float = LEVEL) -> Estimate:
     Seeds are not paired: trainings of two methods share a seed's number and little else. What they do share (a drawn
     subset of labels, say) can only make the true interval narrower. Items are left out where they are not known of
     both, and seeds where one has a single one: the difference is then that of these encoders, not of the methods. Of
-    two classifiers the probability is then the exact one of `mcnemar`. Raises ValueError if the numbers of items
-    differ.
+    two classifiers the probability is then the exact one of `mcnemar`. Nothing is known of the spread of seeds that all
+    happen to be equal, where items are not known. Raises ValueError if the numbers of items differ.
     """
     paired = first.has_items and second.has_items
     if paired and (first.items, first.deviations.shape[1]) != (second.items, second.deviations.shape[1]):
@@ -135,6 +154,8 @@ def difference(first: Sample, second: Sample, level: float = LEVEL) -> Estimate:
     samples = [first, second] if paired else [of_values(first.values), of_values(second.values)]
     deviations = samples[0].deviations.mean(axis=0) - samples[1].deviations.mean(axis=0)
     found = _estimate(first.mean - second.mean, samples, deviations, level)
+    if found.basis == "seeds" and not found.stderr and found.value:
+        return Estimate(found.value)
     if paired and first.right is not None and second.right is not None:
         return replace(found, p=mcnemar(first.right, second.right))
     return found

@@ -1,5 +1,7 @@
 """The statistics against scipy, statsmodels, scikit-posthocs and loops by hand, and by simulated studies."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import scikit_posthocs
@@ -75,6 +77,39 @@ def test_equal_numbers_have_no_width():
     found = S.estimate(S.of_values([5.0, 5.0, 5.0]))
     assert (found.low, found.high, found.stderr) == (5.0, 5.0, 0.0)
     assert S.difference(S.of_values([5.0, 5.0]), S.of_values([5.0, 5.0])).p == 1.0
+    assert S.difference(S.of_values([5.0, 5.0]), S.of_values([6.0, 6.0])) == S.Estimate(-1.0), "no certainty"
+
+
+@pytest.mark.parametrize("seeds", [1, 4])
+def test_draws_of_labelled_images_widen_the_interval_of_one_seed_and_are_paired(seeds):
+    rng = np.random.default_rng(15)
+    items, draws = rng.normal(0, 20, (1, 200)), rng.normal(0, 3, (seeds, 40))
+
+    def right(shift):
+        """Percentages right [seeds, items, draws] of a method: images and draws are hard for all methods alike."""
+        return 60 + shift + items[..., None] + draws[:, None] + rng.normal(0, 1, (seeds, 200, 40))
+
+    first, second = (S.of_draws(y.mean(axis=2), y.mean(axis=1)) for y in (right(0.0), right(0.5)))
+    of_items, of_draws = 20**2 / 200, 3**2 / 40 / seeds
+    assert S.estimate(first).stderr == pytest.approx(
+        np.sqrt(of_items + of_draws), rel=0.15 if seeds == 1 else 0.3
+    )
+    if seeds == 1:
+        found = S.difference(first, second)
+        assert found.stderr < 0.15 * S.estimate(first).stderr
+        assert found.low < -0.5 < found.high
+
+
+def test_test_sets_without_a_value_tell_nothing():
+    rng = np.random.default_rng(16)
+    replicates = 50 + rng.normal(size=(2, 100))
+    with_gaps = replicates.copy()
+    with_gaps[0, ::10] = np.nan
+    kept = np.delete(replicates, np.arange(0, 100, 10), axis=1)
+    values = replicates.mean(axis=1)
+    found, expected = (S.estimate(S.of_replicates(values, r, 30)) for r in (with_gaps, kept))
+    assert (found.value, found.stderr) == pytest.approx((expected.value, expected.stderr))
+    assert not S.of_replicates(values, np.full((2, 100), np.nan), 30).has_items
 
 
 @pytest.mark.parametrize("counts", [True, False])
@@ -140,6 +175,22 @@ def test_intervals_cover_what_they_should(seeds, spread):
     assert 0.93 <= covered / STUDIES <= 0.97
 
 
+@pytest.mark.parametrize(("seeds", "spread"), [(1, 0.0), (3, 0.1), (3, 0.3), (5, 0.1)])
+def test_intervals_of_differences_cover_what_they_should(seeds, spread):
+    """Of two methods on the same images, the second of which finds them a little harder."""
+    rng = np.random.default_rng(70 + seeds)
+    harder = 0.1
+    truth = true_accuracy(spread) - stats.norm.cdf((DIFFICULTY - harder) / np.sqrt(2 + spread**2))
+    covered = 0
+    for _ in range(STUDIES):
+        images = rng.normal(size=500)
+        first = S.of_items(hits(rng, seeds, 500, spread, images))
+        second = S.of_items(hits(rng, seeds, 500, spread, images - harder))
+        found = S.difference(first, second)
+        covered += found.low <= truth <= found.high
+    assert 0.93 <= covered / STUDIES <= 0.97
+
+
 def test_percentiles_of_a_bootstrap_of_three_seeds_cover_far_too_little():
     """Why the intervals are Student's."""
     rng = np.random.default_rng(6)
@@ -158,11 +209,11 @@ def test_methods_that_do_not_differ_are_hardly_ever_told_apart(seeds, spread):
     """At most 5 % of the studies of six equal methods separate any pair of them."""
     rng = np.random.default_rng(7 + seeds)
     separated = 0
-    for _ in range(STUDIES // 2):
+    for _ in range(STUDIES):
         images = rng.normal(size=300)
         samples = [S.of_items(hits(rng, seeds, 300, spread, images)) for _ in range(6)]
         separated += any(c.separates for c in S.compare_all(samples))
-    assert separated / (STUDIES // 2) <= 0.05
+    assert separated / STUDIES <= 0.05
 
 
 def test_mcnemar_is_statsmodels():
@@ -203,9 +254,13 @@ def test_friedman_and_the_critical_difference_are_those_of_others():
     assert found.critical_difference == pytest.approx(2.569 * np.sqrt(4 * 5 / (6 * 8)), rel=1e-3)
 
 
-def test_wilcoxon_of_equal_numbers_is_no_difference():
+def test_wilcoxon_counts_all_signs_that_the_ranks_could_have_and_equal_numbers_are_no_difference():
     d = np.random.default_rng(11).normal(0.4, 1, 9)
-    assert S.wilcoxon(d) == stats.wilcoxon(d).pvalue
+    ranks = [sum(abs(other) <= abs(own) for other in d) for own in d]
+    sums = [sum(r for r, up in zip(ranks, signs, strict=True) if up) for signs in product([0, 1], repeat=9)]
+    found, middle = sum(r for r, x in zip(ranks, d, strict=True) if x > 0), sum(ranks) / 2
+    as_far = np.mean([abs(s - middle) >= abs(found - middle) for s in sums])
+    assert S.wilcoxon(d) == pytest.approx(as_far)
     assert S.wilcoxon(np.zeros(5)) == 1.0
 
 
@@ -237,5 +292,10 @@ def test_the_probability_of_improvement_is_mann_whitneys():
 def test_the_smallest_difference_is_found_in_four_of_five_studies():
     y = hits(np.random.default_rng(14), 1, 400, 0.0).astype(float)
     found = S.estimate(S.of_items(y))
-    effect = found.smallest_difference / np.std(y, ddof=1)
+    effect = found.smallest_difference() / np.std(y, ddof=1)
     assert TTestPower().power(effect, nobs=400, alpha=0.05) == pytest.approx(0.8, abs=0.002)
+    few = S.estimate(S.of_values([70.0, 71.5, 69.2]))
+    for comparisons in (1, 15):
+        effect = few.smallest_difference(comparisons) / np.std([70.0, 71.5, 69.2], ddof=1)
+        power = TTestPower().power(effect, nobs=3, alpha=0.05 / comparisons)
+        assert power == pytest.approx(0.8, abs=0.01)
