@@ -208,10 +208,9 @@ def mcnemar(first: Numbers, second: Numbers) -> float:
 
     1 where they are right on the same items (McNemar 1947; Dietterich 1998, section 3.1).
     """
-    only_first, only_second = int((first > second).sum()), int((second > first).sum())
-    if not only_first + only_second:
-        return 1.0
-    return float(scipy.stats.binomtest(only_first, only_first + only_second).pvalue)
+    only_one = [int((first > second).sum()), int((second > first).sum())]
+    # both tails, for which of the two it is that is right more often is not known before
+    return min(1.0, float(2 * special.bdtr(min(only_one), sum(only_one), 0.5)))
 
 
 def holm(p: Sequence[float]) -> list[float]:
