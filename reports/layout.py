@@ -231,7 +231,10 @@ def _best_notes(contests: Sequence[Contest | None]) -> list[str]:
     )
     untested = any(not found.tied for found in known)
     return marked + (
-        ["Where nothing is marked, no difference can be tested: one seed without a record of its test items."]
+        [
+            "Where nothing is marked, no difference can be tested: one seed, or seeds that are all equal, without a record "
+            "of test items."
+        ]
         if untested
         else []
     )
