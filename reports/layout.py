@@ -232,8 +232,8 @@ def _best_notes(contests: Sequence[Contest | None]) -> list[str]:
     untested = any(not found.tied for found in known)
     return marked + (
         [
-            "Where nothing is marked, no difference can be tested: one seed, or seeds that are all equal, without a record "
-            "of test items."
+            "Where nothing is marked, no difference can be tested: one seed, or seeds that are all equal, without a "
+            "record of test items."
         ]
         if untested
         else []
