@@ -78,25 +78,38 @@ def _pictures(
 
 
 def collect_stored(runs: list[Run]) -> tuple[list[Record], list[RunInfo]]:
-    """Records for every evaluation in the runs, told apart by the recipe keys in which runs of a method differ."""
+    """Records for every evaluation in the runs, told apart by the recipe keys in which runs of a method differ.
+
+    What was measured on one seed and not on another that differs in nothing else is lost of that one.
+    """
     variants = told_apart(runs)
     documents = {
-        run.hash: [
-            r for f in sorted((run.folder / "records").glob("*.json")) if (r := run.record(f)) is not None
-        ]
+        run.hash: {
+            f: r for f in sorted((run.folder / "records").glob("*.json")) if (r := run.record(f)) is not None
+        }
         for run in runs
     }
-    names = _image_set_names([document for found in documents.values() for document in found])
+    names = _image_set_names([document for found in documents.values() for document in found.values()])
+    rows: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        rows.setdefault(_row(run, variants), []).append(run)
     records: list[Record] = []
     for run in runs:
         nothing = _nothing_measured(run, "report", variants[run.hash])
         if run.is_collapsed():
             records.append(_lost(nothing, run, None))
             continue
-        for document in documents[run.hash]:
+        for document in documents[run.hash].values():
             image_set = names[document["image_set_fingerprint"]]
             records += _measured(replace(nothing, image_set=image_set), document)
-        if run.is_trained():
+        seeds = rows[_row(run, variants)]
+        others = [documents[other.hash] for other in seeds if not other.is_collapsed()]
+        for file, document in _not_measured(documents[run.hash], others):
+            image_set = names[document["image_set_fingerprint"]]
+            known = replace(nothing, image_set=image_set, protocol=document["protocol"])
+            lost = _with_command(_lost(known, run, run.folder / "records" / file), run, document)
+            records += [replace(lost, metric=m["metric"]) for m in document["measurements"]]
+        if any(other.is_trained() for other in seeds):
             trained_on = names.get(run.source.image_set_fingerprint, run.source.image_set)
             for facts in FACTS.entries():
                 records += _facts(replace(nothing, image_set=trained_on, protocol=facts.name), run, facts)
@@ -107,6 +120,41 @@ def collect_stored(runs: list[Run]) -> tuple[list[Record], list[RunInfo]]:
         for run in runs
     ]
     return records, infos
+
+
+def _row(run: Run, variants: dict[str, str]) -> tuple[str, ...]:
+    """What the runs of a row have in common: they differ in their seeds."""
+    source = run.source
+    return source.method, variants[run.hash], run.origin, source.image_set_fingerprint
+
+
+def _not_measured(
+    own: dict[Path, dict[str, Any]], others: Sequence[dict[Path, dict[str, Any]]]
+) -> list[tuple[str, dict[str, Any]]]:
+    """The evaluations of other seeds that a run lacks: the name that their file has in every run, and one of them."""
+    measured = {_measure(document) for document in own.values()}
+    found: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
+    for documents in others:
+        for file, document in documents.items():
+            if _measure(document) not in measured:
+                found.setdefault(_measure(document), (file.name, document))
+    return list(found.values())
+
+
+def _measure(document: dict[str, Any]) -> tuple[str, str]:
+    """What tells evaluations of one encoder apart."""
+    return document["protocol"], document["image_set_fingerprint"]
+
+
+def _with_command(lost: Record, run: Run, document: dict[str, Any]) -> Record:
+    """The record of what was not run with what would run it, if it says no reason of its own."""
+    if lost.status != "not run" or lost.reason:
+        return lost
+    if not run.is_trained():
+        return replace(lost, reason="its training has not ended")
+    encoder = f"{run.folder.parent.name}/{run.folder.name}/encoder"
+    what = f"--protocol {document['protocol']} --image-set {document['image_set']}"
+    return replace(lost, reason=f"twinbench evaluate {encoder} {what}")
 
 
 def _image_set_names(records: list[dict[str, Any]]) -> dict[str, str]:
@@ -229,9 +277,10 @@ def _of_training(nothing: Record, measured_on: str) -> tuple[str, ...]:
 def _lost(nothing: Record, run: Run, file: Path | None) -> Record:
     """The record of an evaluation that left no number, with the reason that its training or its file gives."""
     for document in (run.status(), None if file is None else read_json(file)):
-        if document is not None and document["status"] in {"failed", "collapsed"}:
-            return replace(nothing, status=document["status"], reason=document["reason"])
-        if document is not None and document["status"] == "interrupted":
+        status = None if document is None else document.get("status")
+        if document is not None and status in {"failed", "collapsed"}:
+            return replace(nothing, status=status, reason=document["reason"])
+        if document is not None and status == "interrupted":
             return replace(nothing, reason=document["reason"])
     return nothing
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from twinbench.reports.cells import Cell
-from twinbench.reports.layout import Column, Line
-from twinbench.reports.study import QuotedColumns, TableSpec
+from twinbench.reports.layout import Column, Table, left_out
+from twinbench.reports.study import TableSpec
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -18,32 +18,34 @@ _SEED = 0
 _FEWEST = 3
 
 
-def agreement_notes(table: TableSpec, columns: Sequence[Column], lines: Sequence[Line]) -> list[str]:
-    """A sentence for each quoted column that there is a measured one for; ``columns`` are those of the ``lines``.
+def agreement_notes(declared: TableSpec, table: Table) -> list[str]:
+    """A sentence for each quoted column of a finished table that there is a measured one for.
 
-    It is about the rows that have a number in both, without reference rows.
+    It is about the rows that have a number in both and compete with the measured one.
     """
-    assert table.quoted is not None
     notes = []
-    for quoted_place, quoted in enumerate(columns):
-        place = _measured(table.quoted, quoted, columns, table) if quoted.quoted else None
+    for quoted_place, quoted in enumerate(table.columns):
+        place = _measured(declared, quoted, table.columns) if quoted.quoted else None
         if place is None:
             continue
         pairs = [
-            (line.cells[place], line.cells[quoted_place].value)
-            for line in lines
-            if not line.group.is_reference
+            (row, row.entries[place], row.entries[quoted_place].cell.value)
+            for row in table.method_rows
+            if row.entries[place].cell.value is not None
         ]
-        both = [(cell, value) for cell, value in pairs if cell.value is not None and value is not None]
+        both = [(entry.cell, value) for _, entry, value in pairs if entry.competes and value is not None]
+        aside = [row for row, entry, value in pairs if not entry.competes and value is not None]
         if both:
-            what = f"{columns[place].label} with the quoted {quoted.label}"
-            notes.append(_note(what, "rows" if table.axes else "methods", both))
+            what = f"{table.columns[place].label} with the quoted {quoted.label}"
+            notes.append(_note(what, "rows" if declared.axes else "methods", both) + left_out(aside))
     return notes
 
 
-def _measured(spec: QuotedColumns, quoted: Column, columns: Sequence[Column], table: TableSpec) -> int | None:
+def _measured(declared: TableSpec, quoted: Column, columns: Sequence[Column]) -> int | None:
     """The place of the measured column whose order is compared with that of a quoted one."""
-    headings = {(c.protocol, c.metric, c.image_set): c.heading for c in reversed(table.columns)}
+    assert declared.quoted is not None
+    spec = declared.quoted
+    headings = {(c.protocol, c.metric, c.image_set): c.heading for c in reversed(declared.columns)}
 
     def heading(column: Column) -> str:
         general = (column.protocol, column.metric, "")

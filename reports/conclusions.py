@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import stdev
 
 from twinbench.reports.cells import number
-from twinbench.reports.contests import Contest
+from twinbench.reports.contests import MIXED, Contest
 from twinbench.reports.layout import Column, Row, name_of
 from twinbench.reports.statistics import Comparison
 
@@ -25,16 +26,17 @@ def conclude(
 
 def _conclusion(position: int, rows: Sequence[Row], found: Contest) -> str:
     best, *others = found.rows
+    digits = rows[best].entries[position].digits
     if best not in found.tied:
-        return (
-            "no difference can be tested, for there is one seed and no record of its test items. The highest number is "
-            f"that of {name_of(rows[best])}."
-        )
+        tested = any(c.p is not None for c in found.comparisons)
+        which = "difference to the best number" if tested else "difference"
+        sentences = [f"no {which} can be tested, for {found.unmarked}."]
+        sentences += [f"The best number is that of {name_of(rows[best])}."]
+        return " ".join(sentences + (_about_the_rest(found, digits) if tested else []))
     against = {row: found.of(best, row) for row in others}
     ties = [row for row in others if row in found.tied]
     beaten = [row for row in others if against[row].separates]
     untested = [row for row in others if against[row].p is None]
-    digits = rows[best].entries[position].digits
     said = [f"{name_of(rows[best])} has the best number"]
     said += [f"cannot be told from {_listed(ties, rows, against, digits)}"] if ties else []
     said += [f"beats {_listed(beaten, rows, against, digits)}"] if beaten else []
@@ -42,6 +44,13 @@ def _conclusion(position: int, rows: Sequence[Row], found: Contest) -> str:
     sentences = [said[0] + middle + ", and ".join(said[1:]) + "."]
     sentences += [f"Not tested: {_listed(untested, rows, against, digits)}."] if untested else []
     sentences += _about_the_rest(found, digits)
+    if found.unmarked == MIXED:
+        seeds = [rows[row].entries[position].cell.values for row in found.rows]
+        spread = number(max(stdev(values) for values in seeds if len(values) > 1), digits)
+        sentences.append(
+            f"They leave out how much seeds differ, and nothing is marked as best: of the rows that have several, the "
+            f"standard deviation over seeds is up to {spread}."
+        )
     return " ".join(sentences)
 
 

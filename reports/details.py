@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from twinbench.reports.cells import Cell, describe_rest, number
+from twinbench.reports.cells import Cell, describe_rest, number, spread_words
 from twinbench.reports.layout import Column, Entry, Row, Table
 from twinbench.reports.records import (
     Record,
@@ -131,18 +131,23 @@ def summary(entry: Entry) -> str:
     its source."""
     cell = entry.cell.measured
     parts = [describe_rest(entry.cell, entry.digits)] if entry.cell.rest else []
-    if cell.kind == "seeds":
-        parts.append(
-            f"mean and std of {cell.n_seeds} seeds" if cell.uncertainty else f"{cell.n_seeds} equal seeds"
-        )
-    elif cell.n_seeds:
-        spread = "; ± is the standard error over test items" if cell.uncertainty else ""
-        parts.append(f"1 seed{spread}")
-    if cell.interval is not None and cell.uncertainty:
+    parts += [_seeds_and_spread(cell)] if cell.n_seeds else []
+    if cell.interval is not None and cell.interval[0] < cell.interval[1]:
         parts.append(f"95 % interval {_interval(*cell.interval, entry.digits + 1)} over {cell.basis}")
     parts += [f"{cell.n_items} test items"] if cell.n_items else []
     parts += [cell.source] if cell.source else []
     return "; ".join(parts)
+
+
+def _seeds_and_spread(cell: Cell) -> str:
+    """``mean and std of 3 seeds``, ``1 seed; ± = standard error over test items``."""
+    several = cell.n_seeds > 1
+    if several and not cell.uncertainty:
+        return f"{cell.n_seeds} equal seeds"
+    if cell.kind == "seeds":
+        return f"mean and std of {cell.n_seeds} seeds"
+    seeds = f"mean of {cell.n_seeds} seeds" if several else "1 seed"
+    return seeds + (f"; ± = {spread_words(cell.kind)}" if cell.uncertainty else "")
 
 
 def _interval(low: float, high: float, digits: int) -> str:

@@ -92,7 +92,8 @@ class Group:
 
         A record of a failure may name no metric or no protocol: it then counts for all of them, and so does a
         pretraining run that failed before any protocol could see it. A number measured on a run that
-        collapsed is no result, whatever its record says.
+        collapsed is no result, whatever its record says. Where other seeds have the number, it is absent of one whose
+        evaluation has none of this metric.
         """
         collapsed = {run.seed: run.reason for run in self.failed_runs if run.status == "collapsed"}
         scope = [
@@ -103,6 +104,7 @@ class Group:
             if not image_set or r.image_set in ("", image_set)
         ]
         exact = [r for r in scope if r.protocol == protocol and r.metric == metric]
+        exact += _without_it(exact, [r for r in scope if r.protocol == protocol], metric)
         seen = {r.seed for r in exact}
         broad = [
             r
@@ -115,6 +117,17 @@ class Group:
         seen |= {r.seed for r in broad}
         runs = [run for run in self.failed_runs if run.seed not in seen]
         return aggregate([*exact, *broad], [Failure(run.seed, run.status, run.reason) for run in runs])
+
+
+def _without_it(exact: Sequence[Record], evaluations: Sequence[Record], metric: str) -> list[Record]:
+    """A record for each seed that was evaluated and has none of the metric, if ``exact``, those that have, have it."""
+    if all(record.value is None for record in exact):
+        return []
+    known = {record.seed for record in exact}
+    lacking = {r.seed: r for r in evaluations if r.status == "done" and r.seed not in known}
+    nothing = [replace(r, value=None, stderr=None, n=None, outcomes="", remarks="") for r in lacking.values()]
+    reason = "its evaluation has no such number"
+    return [replace(r, metric=metric, status="absent", reason=reason) for r in nothing]
 
 
 def _budget(record: Record) -> Budget:

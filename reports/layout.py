@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from twinbench.reports import cells
-from twinbench.reports.cells import Cell
-from twinbench.reports.contests import Contest, contest
+from twinbench.reports.cells import OF_ONE_SEED, OF_SEVERAL_SEEDS, Cell, Kind
+from twinbench.reports.contests import MCNEMAR, STUDENT, Contest, contest
 from twinbench.reports.environments import environment_notes
 from twinbench.reports.groups import Budget, Group, differs, usual_budgets, usual_trials
 from twinbench.reports.metrics import metric_of
@@ -49,7 +49,8 @@ class Column:
 class Entry:
     """A cell in its place: its text without marks, the footnote marks, and its decimals.
 
-    ``best`` says that it is the best of its column, or cannot be told from that.
+    ``best`` says that it is the best of its column, or cannot be told from that. ``competes`` says whether it takes
+    part in whatever puts numbers in an order: contests, ranks and correlations of orders.
     """
 
     cell: Cell
@@ -57,6 +58,7 @@ class Entry:
     marks: tuple[str, ...] = ()
     best: bool = False
     digits: int = 1
+    competes: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,24 +139,38 @@ def finish_table(
     notes: Sequence[str],
     varied: Sequence[str],
     command: str = "",
-    intervals: bool = False,
 ) -> Table:
     """The table of these lines: the best of each column, the marks, and the notes that explain them.
 
-    ``command`` is what would fill cells that were not run; ``intervals`` says that their uncertainties are those.
+    ``command`` is what would fill cells that were not run.
     """
     image_sets_shown = unique(column.image_set for column in columns if not column.quoted)
     usual = usual_budgets([line.group for line in lines], image_sets_shown, varied)
     trials = usual_trials([line.group for line in lines])
     different = [differs(line.group, usual, varied) for line in lines]
-    contests = _contests(lines, columns, different)
-    kinds = {cell.kind for line in lines for cell in line.cells if cell.status == "done"}
+    competing = [
+        [
+            _competes(line.group, different[index], column, cell)
+            for column, cell in zip(columns, line.cells, strict=True)
+        ]
+        for index, line in enumerate(lines)
+    ]
+    contests = _contests(lines, columns, competing)
     footnotes = _Footnotes()
     rows = []
     for index, line in enumerate(lines):
         entries = tuple(
-            _entry(cell, column, found is not None and index in found.tied, kinds, footnotes)
-            for cell, column, found in zip(line.cells, columns, contests, strict=True)
+            Entry(
+                cell,
+                cells.text(cell, metric_of(column.metric).digits),
+                _entry_marks(cell, column, lines, footnotes),
+                best=found is not None and index in found.best,
+                digits=metric_of(column.metric).digits,
+                competes=competes,
+            )
+            for cell, column, found, competes in zip(
+                line.cells, columns, contests, competing[index], strict=True
+            )
         )
         group = line.group
         rows.append(
@@ -173,8 +189,8 @@ def finish_table(
         )
     marked = [(BUDGET_MARK, text) for text in _budget_footnote(rows)]
     marked += [(TUNING_MARK, text) for text in _tuning_footnote(rows)]
-    if len(kinds) > 1 and any(ONE_SEED_MARK in e.marks for row in rows for e in row.entries):
-        marked.append((ONE_SEED_MARK, _one_seed_text(lines, intervals)))
+    if any(ONE_SEED_MARK in e.marks for row in rows for e in row.entries):
+        marked.append((ONE_SEED_MARK, _spread(_kinds(lines, OF_ONE_SEED)[:1], lines)))
     return Table(
         name=name,
         title=title,
@@ -184,7 +200,7 @@ def finish_table(
         footnotes=(*marked, *((mark, text) for text, mark in footnotes.letters.items())),
         notes=(
             *_not_run_notes(lines, columns, command),
-            *_uncertainty_notes(lines, kinds, intervals),
+            *_uncertainty_notes(lines),
             *_best_notes(contests),
             *_budget_notes(rows, usual),
             *_tuning_notes(rows, trials),
@@ -198,46 +214,47 @@ def finish_table(
     )
 
 
+def _competes(group: Group, different: bool, column: Column, cell: Cell) -> bool:
+    """Whether a number may be put in an order with others: a method's own, at the usual budget, of every seed."""
+    apart = group.is_reference or different or column.quoted or group.origin == "quoted"
+    return not apart and cell.value is not None and not cell.failures
+
+
+def left_out(rows: Iterable[Row]) -> str:
+    """A sentence about methods that an order leaves out, after a space; empty if there are none."""
+    named = ", ".join(name_of(row) for row in rows)
+    return f" Left out, for a missing number or seed or for another budget: {named}." if named else ""
+
+
 def _contests(
-    lines: Sequence[Line], columns: Sequence[Column], different: Sequence[bool]
+    lines: Sequence[Line], columns: Sequence[Column], competing: Sequence[Sequence[bool]]
 ) -> tuple[Contest | None, ...]:
-    """For each column the competition among methods with equal budgets whose every seed has a number."""
-    found = []
-    for position, column in enumerate(columns):
-        competing = {
-            index: line.cells[position]
-            for index, line in enumerate(lines)
-            if not (line.group.is_reference or different[index] or column.quoted)
-            and line.group.origin != "quoted"
-            and line.cells[position].value is not None
-            and not line.cells[position].failures
-        }
-        found.append(contest(competing, column.better))
-    return tuple(found)
+    """The competition in each column."""
+    return tuple(
+        contest(
+            {row: line.cells[place] for row, line in enumerate(lines) if competing[row][place]}, column.better
+        )
+        for place, column in enumerate(columns)
+    )
 
 
 def _best_notes(contests: Sequence[Contest | None]) -> list[str]:
-    """What the marks of the best mean, where there are any."""
+    """What the marks of the best mean and how they were found; why there are none where there are none."""
     known = [found for found in contests if found is not None]
-    if not known:
-        return []
-    marked = (
-        [
-            "Marked as best: the best number and every one that cannot be told from it at 5 % (differences paired by "
-            "test item where these are recorded, Student's t, Holm's correction for all pairs of the column)."
-        ]
-        if any(found.tied for found in known)
-        else []
+    tests = " or ".join(test for test in (STUDENT, MCNEMAR) if any(test in found.tests for found in known))
+    how = (
+        f"differences paired by test item where these are recorded, {tests}, Holm's correction for all pairs of the "
+        "column; intervals are of single comparisons"
     )
-    untested = any(not found.tied for found in known)
-    return marked + (
-        [
-            "Where nothing is marked, no difference can be tested: one seed, or seeds that are all equal, without a "
-            "record of test items."
-        ]
-        if untested
-        else []
-    )
+    notes = []
+    if any(found.best for found in known):
+        notes.append(
+            f"Marked as best: the best number and every one that cannot be told from it at 5 % ({how})."
+        )
+    elif tests:
+        notes.append(f"Differences: {how.removeprefix('differences ')}.")
+    reasons = unique(found.unmarked for found in known)
+    return [*notes, *(f"Nothing is marked as best where {reason}." for reason in reasons)]
 
 
 def _row_marks(group: Group, different: bool, trials: int | None) -> tuple[str, ...]:
@@ -246,62 +263,71 @@ def _row_marks(group: Group, different: bool, trials: int | None) -> tuple[str, 
     return tuple(marks)
 
 
-def _entry(cell: Cell, column: Column, best: bool, kinds: set[cells.Kind], footnotes: _Footnotes) -> Entry:
-    marks = []
-    if cell.status == "done" and cell.kind == "items" and "seeds" in kinds:
-        marks.append(ONE_SEED_MARK)
+def _entry_marks(cell: Cell, column: Column, lines: Sequence[Line], footnotes: _Footnotes) -> tuple[str, ...]:
+    marks = _marks_of_spread(cell, lines, footnotes)
     if cell.failures and (cell.status != "not run" or any(failure.reason for failure in cell.failures)):
         marks.append(footnotes.mark(cells.describe_failures(cell)))
     if cell.note and (cell.value is not None or cell.status == "missing"):
         marks.append(footnotes.mark(cell.note))
-    digits = metric_of(column.metric).digits
     if cell.rest is not None:
-        marks.append(footnotes.mark(cells.describe_rest(cell, digits)))
-    return Entry(cell, cells.text(cell, digits), tuple(marks), best, digits)
+        marks.append(footnotes.mark(cells.describe_rest(cell, metric_of(column.metric).digits)))
+    return tuple(marks)
 
 
-def _counts(lines: Sequence[Line], kind: cells.Kind, attribute: str) -> str:
-    """``3`` or ``2-3``: the range of n over the cells of one kind."""
+def _kinds(lines: Sequence[Line], wanted: Sequence[Kind]) -> list[Kind]:
+    """Those of the wanted kinds of ± that the numbers have, in this order."""
+    there = {cell.kind for line in lines for cell in line.cells if cell.status == "done"}
+    return [kind for kind in wanted if kind in there]
+
+
+def _marks_of_spread(cell: Cell, lines: Sequence[Line], footnotes: _Footnotes) -> list[str]:
+    """The mark of a number of one seed whose ± is another than the one that the note is about."""
+    alone = _kinds(lines, OF_ONE_SEED)
+    if cell.status != "done" or cell.kind not in alone:
+        return []
+    if cell.kind != alone[0]:
+        return [footnotes.mark(_spread([cell.kind], lines))]
+    return [ONE_SEED_MARK] if _kinds(lines, OF_SEVERAL_SEEDS) else []
+
+
+def _counts(lines: Sequence[Line], kinds: Collection[Kind], attribute: str) -> str:
+    """``3`` or ``2-3``: the range of n over the cells of some kinds; empty where it is not known."""
     found = sorted(
         {
             getattr(cell, attribute)
             for line in lines
             for cell in line.cells
-            if cell.status == "done" and cell.kind == kind and getattr(cell, attribute) is not None
+            if cell.status == "done" and cell.kind in kinds and getattr(cell, attribute) is not None
         }
     )
     return "" if not found else f"{found[0]}" if len(found) == 1 else f"{found[0]}-{found[-1]}"
 
 
-def _one_seed_text(lines: Sequence[Line], intervals: bool) -> str:
-    what = "half the 95 % interval" if intervals else "standard error"
-    return f"± = {what} over {_counts(lines, 'items', 'n_items') or 'the'} test items (one seed)"
+def _spread(kinds: Sequence[Kind], lines: Sequence[Line]) -> str:
+    """What the ± of some kinds, all of one seed or all of several, is over: ``± = std over 3 seeds``."""
+    seeds = f"{_counts(lines, kinds, 'n_seeds')} seeds"
+    items = f"{_counts(lines, kinds, 'n_items') or 'the'} test items"
+    words = [cells.spread_words(kind, seeds, items) for kind in kinds]
+    more = " (one seed)" if kinds[0] in OF_ONE_SEED else ""
+    return f"± = {' or, where test items are not recorded, '.join(words)}{more}"
 
 
-def _uncertainty_notes(lines: Sequence[Line], kinds: set[cells.Kind], intervals: bool) -> list[str]:
+def _uncertainty_notes(lines: Sequence[Line]) -> list[str]:
+    """What the ± is, how many test items that leaves unsaid, and why some numbers have none."""
+    several, alone = _kinds(lines, OF_SEVERAL_SEEDS), _kinds(lines, OF_ONE_SEED)
     notes = []
-    if "seeds" in kinds:
-        n = _counts(lines, "seeds", "n_seeds")
-        over = f"{n} seeds{_items(lines)}" if intervals else f"{n} seeds"
-        notes.append(
-            f"± = {'half the 95 % interval' if intervals else 'std'} over {over}; the value is their mean."
-        )
-    elif "items" in kinds:
-        notes.append(f"{_one_seed_text(lines, intervals)}.")
+    if several:
+        notes.append(f"{_spread(several, lines)}; the value is their mean.")
+        unsaid = [kind for kind in several if kind != "interval over seeds and test items"]
+        items = _counts(lines, unsaid, "n_items")
+        notes += [f"Measured on {items} test items."] if items else []
+    elif alone:
+        notes.append(f"{_spread(alone[:1], lines)}.")
     equal = any(cell.uncertainty == 0 for line in lines for cell in line.cells)
     bare = ["of seeds, or of test items, that are all equal"] if equal else []
-    bare += ["of one seed without a recorded standard error"] if "" in kinds else []
+    bare += ["of one seed without a recorded standard error"] if _kinds(lines, [""]) else []
     notes += [f"Numbers without ± are {' or '.join(bare)}."] if bare else []
     return notes
-
-
-def _items(lines: Sequence[Line]) -> str:
-    """``and the test items``, where intervals are over these as well."""
-    bases = {cell.basis for line in lines for cell in line.cells if cell.status == "done"}
-    both, seeds = "seeds and test items" in bases, "seeds" in bases
-    return (
-        " and, where they are recorded, test items" if both and seeds else " and test items" if both else ""
-    )
 
 
 def _not_run_notes(lines: Sequence[Line], columns: Sequence[Column], command: str) -> list[str]:
@@ -317,7 +343,9 @@ def _not_run_notes(lines: Sequence[Line], columns: Sequence[Column], command: st
     number = sum(map(len, missing.values()))
     across = sum(not column.quoted for column in columns)
     measured = across * len(lines)
-    fill = f" They are filled by: {command}" if command else ""
+    # a report of a run store measures nothing: the footnotes of its cells have the commands
+    fills = command and not command.startswith("twinbench report ")
+    fill = f" They are filled by: {command}" if fills else ""
     rows = "; ".join(
         f"{row}: {'all' if len(labels) == across else ', '.join(labels)}" for row, labels in missing.items()
     )

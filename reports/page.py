@@ -16,6 +16,7 @@ from markupsafe import Markup
 from twinbench.reports import names
 from twinbench.reports.cells import number
 from twinbench.reports.details import Place, describe, summary
+from twinbench.reports.environments import environment_facts
 from twinbench.reports.figures.drawing import Drawing
 from twinbench.reports.groups import image_sets
 from twinbench.reports.layout import Column, Entry, Row, Table
@@ -130,7 +131,8 @@ class _Origin:
     speed: str
     memory: str
     device: str
-    environment: str
+    trained_in: str
+    measured_in: str
 
 
 def render_page(
@@ -288,9 +290,11 @@ def _known(value: object) -> str:
 def _encoders(records: Sequence[Record], environments: Mapping[str, str]) -> list[_Origin]:
     first: dict[tuple[object, ...], Record] = {}
     variants: dict[tuple[object, ...], list[str]] = {}
+    measured_in: dict[tuple[object, ...], list[str]] = {}
     for r in records:
         first.setdefault(_encoder(r), r)
         variants.setdefault(_encoder(r), []).append(r.variant)
+        measured_in.setdefault(_encoder(r), []).append(environments.get(r.environment, ""))
     ordered = sorted(first.values(), key=lambda r: (names.sort_key(r.method), r.variant, r.seed or 0))
     return [
         _Origin(
@@ -310,7 +314,8 @@ def _encoders(records: Sequence[Record], environments: Mapping[str, str]) -> lis
             "-" if r.images_per_second is None else number(r.images_per_second, 0),
             "-" if r.peak_memory_mb is None else f"{r.peak_memory_mb:.0f} MB",
             _known(r.device),
-            environments.get(r.trained_in or r.environment, "-"),
+            environments.get(r.trained_in, "-"),
+            _known(", ".join(unique(measured_in[_encoder(r)]))),
         )
         for r in ordered
     ]
@@ -324,10 +329,5 @@ def _encoder(r: Record) -> tuple[object, ...]:
 
 def _environment_items(text: str) -> list[tuple[str, str]]:
     """The environment's keys and values; text that is no JSON object is shown as it is."""
-    try:
-        content = json.loads(text)
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        return [("environment", text)]
-    return [(str(k), v if isinstance(v, str) else json.dumps(v, sort_keys=True)) for k, v in content.items()]
+    facts = environment_facts(text)
+    return [(k, v if isinstance(v, str) else json.dumps(v, sort_keys=True)) for k, v in facts.items()]

@@ -60,7 +60,6 @@ def build_table(
             replace(line, cells=(*line.cells, *(cells[index] for _, cells in quotes)))
             for index, line in enumerate(lines)
         ]
-        notes = [*notes, *agreement_notes(table, columns, lines)]
     done = finish_table(
         table.name,
         table.heading,
@@ -70,9 +69,12 @@ def build_table(
         [*own, *notes],
         varied_fields(table),
         command,
-        intervals,
     )
-    return replace(done, conclusions=conclude(done.columns, done.rows, done.contests))
+    return replace(
+        done,
+        notes=(*done.notes, *agreement_notes(table, done)),
+        conclusions=conclude(done.columns, done.rows, done.contests),
+    )
 
 
 def _stub(table: TableSpec, groups: Sequence[Group]) -> tuple[str, ...]:

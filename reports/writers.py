@@ -125,14 +125,20 @@ def to_markdown(table: Table) -> str:
         labels[0] += _md_marks(row.marks)
         lines.append(_md_row([*labels, *(_md_entry(entry) for entry in row.entries)]))
     notes = [f"{_md_marks((mark,))} {_md(text)}" for mark, text in table.footnotes] + [
-        _md(n) for n in table.notes
+        _md_line(note) for note in table.notes
     ]
-    paragraphs = ["\n".join(lines), "  \n".join(notes), *(_md(text) for text in table.conclusions)]
+    paragraphs = ["\n".join(lines), "  \n".join(notes), *map(_md_line, table.conclusions)]
     return "\n\n".join(paragraphs) + "\n"
 
 
 def _md(text: str) -> str:
     return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", text.replace("\n", " "))
+
+
+def _md_line(text: str) -> str:
+    """A line of text that begins nothing: no list, heading, fence or block of code, whatever a label begins with."""
+    line = re.sub(r"^([-+#~=])", r"\\\1", _md(text).lstrip())
+    return re.sub(r"^(\d+)([.)])", r"\1\\\2", line)
 
 
 def _md_marks(marks: tuple[str, ...]) -> str:
@@ -208,14 +214,16 @@ def to_latex(table: Table) -> str:
     ``\\usepackage[T1]{fontenc}`` for straight quotation marks; an old one also ``\\usepackage[utf8]{inputenc}``.
 
     Latin letters with accents are set by any LaTeX. Of others, such as Chinese ones, the first line says that it takes
-    XeLaTeX or LuaLaTeX, and a font that has them.
+    XeLaTeX or LuaLaTeX, and a font that has them. What can be concluded follows the float, which with a paragraph for
+    each column would be higher than a page.
     """
+    label = f"tab:{re.sub(r'[^A-Za-z0-9-]', '-', table.name)}"
     layout = "l" * len(table.stub) + "r" * len(table.columns)
     lines = [
         r"\begin{table}[t]",
         r"\centering",
         rf"\caption{{{escape_tex(table.title)}}}",
-        rf"\label{{tab:{re.sub(r'[^A-Za-z0-9-]', '-', table.name)}}}",
+        rf"\label{{{label}}}",
         rf"\begin{{tabular}}{{{layout}}}",
         r"\toprule",
         _tex_row([*map(escape_tex, table.stub), *map(_tex_head, table.columns)]),
@@ -227,11 +235,15 @@ def to_latex(table: Table) -> str:
     lines += [_tex_table_row(row) for row in table.method_rows]
     lines += [r"\bottomrule", r"\end{tabular}"]
     notes = [f"{_tex_marks((mark,))} {escape_tex(text)}" for mark, text in table.footnotes]
-    notes += [escape_tex(note) for note in (*table.notes, *table.conclusions)]
+    notes += [escape_tex(note) for note in table.notes]
     if notes:
         lines += [r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize"]
         lines += ["\\par\n".join(notes), r"\end{minipage}"]
-    text = "\n".join([*lines, r"\end{table}"]) + "\n"
+    lines.append(r"\end{table}")
+    if table.conclusions:
+        said = "\\par\n\\noindent ".join(map(escape_tex, table.conclusions))
+        lines.append(rf"{{\par\noindent\footnotesize Table \ref{{{label}}}. {said}\par}}")
+    text = "\n".join(lines) + "\n"
     return f"{_tex_needs(text)}\n{text}"
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from twinbench.reports import names, quoted
 from twinbench.reports.cells import Cell, describe_rest, text
 from twinbench.reports.figures.drawing import Drawing, Shown, draw, draws, nothing_drawn
-from twinbench.reports.figures.measured import axis_label, error_words, target_of
+from twinbench.reports.figures.measured import axis_label, error_words, incomplete_words, target_of
 from twinbench.reports.layout import Column, Table
 from twinbench.reports.metrics import metric_of
 from twinbench.reports.records import unique
@@ -77,7 +77,8 @@ def ablation_figure(spec: FigureSpec, shown: Shown, against: Shown) -> Drawing:
     target = table.columns[place]
     title = spec.title or f"{target.label} against {axis.label}"
     ours = _ours(declared, table, axis, place)
-    cells = [cell for series in ours for _, cell in series.points]
+    named = [(f"{series.label} at {value.label}", cell) for series in ours for value, cell in series.points]
+    cells = [cell for _, cell in named]
     if all(cell.value is None for cell in cells):
         return nothing_drawn(spec, title, "no variant has a number yet")
     curves, published = _published(declared, axis, unique(series.method for series in ours))
@@ -85,11 +86,10 @@ def ablation_figure(spec: FigureSpec, shown: Shown, against: Shown) -> Drawing:
     numeric = all(as_number(value) is not None for value in panel.values)
     painter = _paint_numeric if numeric else _paint_categories
     words = [f"{target.metric} of {target.protocol} on {target.image_set or 'the image set'}."]
-    words.append(error_words(cells))
+    words.append(error_words(cells) + incomplete_words(named))
     lost = [
-        f"{series.label} at {value.label}: {_lost_words(cell, target)}"
-        for series in ours
-        for value, cell in series.points
+        f"{name}: {_lost_words(cell, target)}"
+        for name, cell in named
         if cell.status in ("failed", "collapsed")
     ]
     words += [f"Without a number: {'; '.join(lost)}."] if lost else []

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from twinbench.reports import names
 from twinbench.reports.cells import Cell, text
 from twinbench.reports.figures.drawing import Drawing, Shown, draw, draws, nothing_drawn
-from twinbench.reports.figures.measured import axis_label, error_words, target_of
-from twinbench.reports.layout import BUDGET_MARK, Row
+from twinbench.reports.figures.measured import axis_label, error_words, incomplete_words, target_of
+from twinbench.reports.layout import BUDGET_MARK, Row, name_of
 from twinbench.reports.metrics import metric_of
 from twinbench.reports.study import FigureSpec
 
@@ -54,6 +54,7 @@ def bars(spec: FigureSpec, shown: Shown, against: Shown) -> Drawing:
     caption = (
         f"{target.metric} of {target.protocol}. {error_words([c for _, c in ours])} Dashed: reference rows."
     )
+    caption += incomplete_words((name_of(row), cell) for row, cell in (*ours, *references))
     if any(BUDGET_MARK in row.marks for row, _ in ours):
         caption += f" {BUDGET_MARK}: another pretraining budget than the others."
     return draw(spec, title, caption, (max(1.15 * len(ours) + 1.6, 4.5), 3.6), paint)

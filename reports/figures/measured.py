@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from twinbench.reports.cells import Cell
+from twinbench.reports.cells import OF_ONE_SEED, OF_SEVERAL_SEEDS, Cell, share, spread_words
 from twinbench.reports.layout import Column, Table
 from twinbench.reports.metrics import metric_of
 from twinbench.reports.study import FigureSpec, TableSpec
@@ -36,16 +36,17 @@ def axis_label(target: Column) -> str:
 
 def error_words(cells: Sequence[Cell]) -> str:
     """What the error bars of the cells stand for."""
-    kinds = {(cell.kind, cell.shows_interval) for cell in cells if cell.value is not None}
-    spreads = {
-        ("seeds", False): "std over seeds",
-        ("items", False): "standard error over test items where there is one seed",
-        ("seeds", True): "half the 95 % interval over seeds and, where they are recorded, test items",
-        ("items", True): "half the 95 % interval over test items where there is one seed",
-    }
-    words = [spread for kind, spread in spreads.items() if kind in kinds]
+    kinds = {cell.kind for cell in cells if cell.value is not None}
+    words = [spread_words(kind) for kind in OF_SEVERAL_SEEDS if kind in kinds]
+    words += [f"{spread_words(kind)} where there is one seed" for kind in OF_ONE_SEED if kind in kinds]
     return (
         f"Error bars: {', '.join(words)}."
         if words
         else "No error bars: one seed, no standard error recorded."
     )
+
+
+def incomplete_words(named: Iterable[tuple[str, Cell]]) -> str:
+    """A sentence about means over some of the seeds, after a space; empty if there are none."""
+    shares = [f"{name} {share(cell)}" for name, cell in named if share(cell)]
+    return f" Means over some seeds only: {', '.join(shares)}." if shares else ""

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from twinbench.reports import names
 from twinbench.reports.conclusions import probability
 from twinbench.reports.figures.drawing import Drawing, Shown, draw, draws, nothing_drawn
-from twinbench.reports.layout import Row, Table, name_of
+from twinbench.reports.layout import Row, Table, left_out, name_of
+from twinbench.reports.metrics import metric_of
 from twinbench.reports.statistics import (
     Ranking,
     bayesian_signed_rank,
@@ -32,17 +33,17 @@ _FEWEST_COLUMNS, _FEWEST_ROWS = 2, 3
 def ranks(spec: FigureSpec, shown: Shown, against: Shown) -> Drawing:
     """A critical-difference diagram over the percentages of a table (Demsar 2006, section 3.2.4)."""
     title = spec.title or "Mean ranks over the protocols"
-    rows, columns = _complete(shown.table)
+    columns, dependent = _columns(shown.table)
+    rows = [row for row in shown.table.method_rows if all(row.entries[c].competes for c in columns)]
     if len(rows) < _FEWEST_ROWS or len(columns) < _FEWEST_COLUMNS:
         return nothing_drawn(
             spec,
             title,
-            f"{len(rows)} methods have a number of every seed in {len(columns)} columns, too few to rank",
+            f"{len(rows)} methods compete in all of {len(columns)} columns, too few to rank",
         )
     scores = np.array([[_value(row, column) for row in rows] for column in columns])
     ranking = rank(scores)
     order = np.argsort(ranking.ranks, kind="stable").tolist()
-    left_out = [name_of(row) for row in shown.table.method_rows if row not in rows]
 
     def paint(figure: Figure) -> None:
         _paint(figure.add_subplot(), [rows[place] for place in order], ranking, order)
@@ -53,24 +54,27 @@ def ranks(spec: FigureSpec, shown: Shown, against: Shown) -> Drawing:
         f"difference of {ranking.critical_difference:.2f} (Nemenyi, 5 %): they cannot be told apart by their ranks. "
         f"{_first_two(rows, columns, scores, order)}"
     )
-    if left_out:
-        caption += f" Left out, since a number is missing: {', '.join(left_out)}."
+    if dependent:
+        labels = ", ".join(shown.table.columns[c].label for c in dependent)
+        caption += f" Not counted, since another number of the same evaluation is: {labels}."
+    caption += left_out(row for row in shown.table.method_rows if row not in rows)
     return draw(spec, title, caption, (6.4, 1.5 + 0.28 * len(rows)), paint)
 
 
-def _complete(table: Table) -> tuple[list[Row], list[int]]:
-    """The methods that have all seeds of every measured percentage, and the places of these columns."""
-    columns = [
-        place
-        for place, column in enumerate(table.columns)
-        if not column.quoted and not column.unmeasured and column.better == "higher"
-    ]
-    rows = [
-        row
-        for row in table.method_rows
-        if all(row.entries[c].cell.status == "done" and not row.entries[c].cell.failures for c in columns)
-    ]
-    return rows, columns
+def _columns(table: Table) -> tuple[list[int], list[int]]:
+    """The places of the percentages to rank by, one of each evaluation, and those of the others.
+
+    Friedman's test takes columns for independent, which top-1 and top-5 of one evaluation are not.
+    """
+    first: dict[tuple[str, str], int] = {}
+    dependent = []
+    for place, column in enumerate(table.columns):
+        metric = metric_of(column.metric)
+        if column.quoted or column.unmeasured or not metric.is_percentage or metric.better != "higher":
+            continue
+        if first.setdefault((column.protocol, column.image_set), place) != place:
+            dependent.append(place)
+    return list(first.values()), dependent
 
 
 def _value(row: Row, column: int) -> float:
@@ -89,8 +93,9 @@ def _first_two(rows: Sequence[Row], columns: Sequence[int], scores: Numbers, ord
     ]
     improvement = probability_of_improvement([(a, b) for a, b in seeds])
     return (
-        f"{name_of(rows[first])} against {name_of(rows[second])}: Wilcoxon's signed ranks "
-        f"{probability(wilcoxon(differences))}; Bayesian signed ranks with {_EQUIVALENT:g} point counting as equal: "
+        f"{name_of(rows[first])} against {name_of(rows[second])}, a pair chosen by its ranks, which nothing corrects "
+        f"for: Wilcoxon's signed ranks {probability(wilcoxon(differences))}; Bayesian signed ranks with "
+        f"{_EQUIVALENT:g} point counting as equal: "
         f"better {posterior.first:.2f}, equal {posterior.equal:.2f}, worse {posterior.second:.2f}; a run of the first "
         f"beats one of the second with probability {improvement:.2f}."
     )

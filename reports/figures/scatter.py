@@ -14,7 +14,7 @@ from twinbench.reports import names
 from twinbench.reports.cells import Cell
 from twinbench.reports.figures.drawing import Drawing, Shown, draw, draws, grid_size, nothing_drawn, panels_of
 from twinbench.reports.figures.measured import axis_label, error_words, place_of, target_of
-from twinbench.reports.layout import Column, Row
+from twinbench.reports.layout import Column, Entry, Row, left_out
 from twinbench.reports.study import FigureSpec
 
 _FEWEST = 3
@@ -29,8 +29,13 @@ class _Point:
     """A row with its number along either axis."""
 
     row: Row
-    x: Cell
-    y: Cell
+    x: Entry
+    y: Entry
+
+    @property
+    def competes(self) -> bool:
+        """Whether it has a place in an order of both numbers."""
+        return self.x.competes and self.y.competes
 
 
 @dataclass(frozen=True)
@@ -62,11 +67,13 @@ def scatter(spec: FigureSpec, shown: Shown, against: Shown) -> Drawing:
             entries.update(zip(labels, handles, strict=True))
         figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=4)
 
-    rows = {id(point.row): point.row for panel in panels for point in panel.points}
+    points = [point for panel in panels for point in panel.points]
+    rows = {id(point.row): point.row for point in points}
+    aside = {id(point.row): point.row for point in points if not (point.competes or point.row.is_reference)}
     listed = "; ".join(f"{panel.column.label} {_rank_correlation(panel.points)}" for panel in panels)
-    left_out = " (reference rows left out)" if any(row.is_reference for row in rows.values()) else ""
-    cells = [cell for panel in panels for point in panel.points for cell in (point.x, point.y)]
-    order = f"Spearman's rho{left_out}: {listed}."
+    references = " (reference rows left out)" if any(row.is_reference for row in rows.values()) else ""
+    cells = [entry.cell for point in points for entry in (point.x, point.y)]
+    order = f"Spearman's rho{references}: {listed}.{left_out(aside.values())}"
     caption = f"{target.metric} of {target.protocol}. {error_words(cells)} {order} {_CAUTION}"
     height = 3.0 + 0.2 * math.ceil(len(rows) / 4)
     return draw(spec, title, caption, grid_size(len(panels), 3.4, height), paint)
@@ -74,13 +81,11 @@ def scatter(spec: FigureSpec, shown: Shown, against: Shown) -> Drawing:
 
 def _panel(heading: str, place: int, shown: Shown, against: Shown) -> _Panel:
     along = place_of(heading, against.declared, against.table)
-    others = {_key(row): row.entries[along].cell for row in against.table.rows}
+    others = {_key(row): row.entries[along] for row in against.table.rows}
     points = [
-        _Point(row, others[_key(row)], row.entries[place].cell)
-        for row in shown.table.rows
-        if _key(row) in others
+        _Point(row, others[_key(row)], row.entries[place]) for row in shown.table.rows if _key(row) in others
     ]
-    both = [point for point in points if point.x.value is not None and point.y.value is not None]
+    both = [point for point in points if point.x.cell.value is not None and point.y.cell.value is not None]
     return _Panel(against.table.columns[along], both)
 
 
@@ -90,12 +95,12 @@ def _key(row: Row) -> tuple[str, ...]:
 
 
 def _paint(axes: Axes, panel: _Panel) -> None:
-    both = [(point.x.value or 0.0, point.y.value or 0.0, point) for point in panel.points]
+    both = [(point.x.cell.value or 0.0, point.y.cell.value or 0.0, point) for point in panel.points]
     colours = [names.colour(point.row.method) for point in panel.points]
     # All error bars at once: point by point, `errorbar` would take longer than all else.
     xs, ys = [x for x, _, _ in both], [y for _, y, _ in both]
-    left, right = _bars((x, point.x) for x, _, point in both)
-    low, high = _bars((y, point.y) for _, y, point in both)
+    left, right = _bars((x, point.x.cell) for x, _, point in both)
+    low, high = _bars((y, point.y.cell) for _, y, point in both)
     axes.hlines(ys, left, right, colors=colours, linewidth=1.0)
     axes.vlines(xs, low, high, colors=colours, linewidth=1.0)
     for (x, y, point), colour in zip(both, colours, strict=True):
@@ -115,12 +120,12 @@ def _label(row: Row) -> str:
 
 
 def _rank_correlation(points: Sequence[_Point]) -> str:
-    """Spearman's rho over the methods in words, with their number."""
+    """Spearman's rho over the methods that compete in words, with their number."""
     from scipy.stats import spearmanr  # a second of imports that only such a figure needs
 
-    methods = [point for point in points if not point.row.is_reference]
+    methods = [point for point in points if point.competes]
     count = f"n = {len(methods)}"
-    x, y = ([getattr(point, axis).value for point in methods] for axis in ("x", "y"))
+    x, y = ([getattr(point, axis).cell.value for point in methods] for axis in ("x", "y"))
     if len(methods) < _FEWEST or len(set(x)) == 1 or len(set(y)) == 1:
         return f"no order ({count})"
     return f"{spearmanr(x, y).statistic:.2f} ({count})"

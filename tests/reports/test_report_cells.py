@@ -84,7 +84,8 @@ def test_one_seed_is_left_of_three():
     cell = aggregate([record(20.1, 0), record(None, 1, "failed")], [Failure(2, "collapsed", "flat")])
     assert text(cell) == "collapsed (1 of 3 seeds)"
     assert (
-        describe_rest(cell, 1) == "without the seeds that collapsed: 20.1 ± 0.4 (1 seed, ± over test items)"
+        describe_rest(cell, 1)
+        == "without the seeds that collapsed: 20.1 ± 0.4 (1 seed, ± = standard error over test items)"
     )
     everything = aggregate([record(None, seed, "collapsed") for seed in range(3)])
     assert (text(everything), everything.rest, everything.measured) == ("collapsed", None, everything)

@@ -112,6 +112,17 @@ def test_a_point_of_which_a_seed_collapsed_is_marked_on_a_line(make_row, spec, p
     )
 
 
+def test_a_point_of_which_a_seed_failed_says_of_how_many_seeds_it_is(make_row, spec, panels):
+    study, _ = asymmetry(make_row, spec)
+    rows = [
+        make_row("barlow_twins", 60.0, seed, variant=v) for v in ("no, no", "yes, no") for seed in range(2)
+    ]
+    rows += [make_row("barlow_twins", None, 2, variant="yes, no", status="failed", reason="no memory")]
+    (ours, _), caption = panels(study, rows)
+    assert list(ours["Barlow Twins, Predictor no"][:, 0]) == [60.0, 60.0]
+    assert "Means over some seeds only: Barlow Twins, Predictor no at yes 2 of 3 seeds." in caption
+
+
 def test_a_figure_is_laid_out_and_cut_as_matplotlib_itself_would(spec):
     """Doing both once, for all formats, is faster and changes nothing."""
 

@@ -232,6 +232,18 @@ def test_a_number_opens_and_shuts_by_the_keyboard(browser, page):
     assert browser.run("document.activeElement.closest('td').id") == BYOL_KNN
 
 
+def test_who_beats_whom_opens_and_shuts_by_the_keyboard(browser, page):
+    place = "document.querySelectorAll('details.contests')[1]"
+    assert browser.run(f"{place}.querySelector('summary').textContent") == "Who beats whom: Linear top-1"
+    assert not browser.run(f"{place}.open")
+    browser.run(f"{place}.querySelector('summary').focus()")
+    browser.press("Enter")
+    browser.wait(f"{place}.open")
+    assert "+2.0" in browser.run(f"{place}.innerText")
+    browser.press("Enter")
+    browser.wait(f"!{place}.open")
+
+
 def test_the_address_of_a_number_opens_it_and_back_shuts_it(browser, page):
     browser.open(f"{page}#{BYOL}")
     assert is_open(browser)
@@ -378,5 +390,7 @@ def test_without_javascript_and_on_paper_the_page_is_whole(browser, page, tmp_pa
         browser.without_scripts(False)
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
     for part in ("72.5 ± 0.7", "std over 2 seeds", "Provenance", "twinbench run s", "Supervised"):
+        assert part in text
+    for part in ("What can be told from it", "BYOL has the best number", "Who beats whom: Linear top-1"):
         assert part in text
     assert "Show all" not in text

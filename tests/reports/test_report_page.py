@@ -160,6 +160,45 @@ def test_records_without_folders_have_details(data, records):
     assert run["recipe_hash"] == "supervised-0"
 
 
+def test_an_encoder_tells_where_it_was_trained_and_where_it_was_measured(small, make_row, tmp_path, write):
+    here, there, elsewhere = (json.dumps({"machine": name}) for name in ("a", "b", "c"))
+    rows = [
+        make_row("byol", 70.0, trained_in=here, environment=there),
+        make_row("byol", 60.0, protocol="knn/cosine-v1", trained_in=here, environment=elsewhere),
+        make_row("random_init", 10.0, epochs=0, environment=there),
+    ]
+    text = write(small, rows, [], tmp_path / "out").read_text()
+    listed = text[text.index('id="provenance"') : text.index('id="regenerate"')]
+    heads = re.findall(r'<th scope="col">([^<]*)</th>', listed)
+    cells = [
+        re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr data-method.*?</tr>", listed, re.S)
+    ]
+    found = [dict(zip(heads, row, strict=True)) for row in cells]
+    assert [(row["Method"], row["Trained in"], row["Measured in"]) for row in found] == [
+        ("Random init", "-", "E2"),
+        ("BYOL", "E1", "E2, E3"),
+    ]
+
+
+def test_who_beats_whom_is_there_without_a_script_and_has_headings_in_both_directions(
+    small, records, tmp_path, write
+):
+    text = write(small, records, [], tmp_path / "out").read_text()
+    section = text[text.index('id="table-main"') : text.index('id="problems"')]
+    parts = re.findall(
+        r'<details class="contests"( open)?><summary>(.*?)</summary>(.*?)</details>', section, re.S
+    )
+    assert [(bool(is_open), title) for is_open, title, _ in parts] == [
+        (True, "What can be told from it"),
+        (False, "Who beats whom: Linear top-1"),
+        (False, "Who beats whom: kNN top-1"),
+    ]
+    assert "BYOL has the best number" in parts[0][2]
+    names = ["BYOL", "Barlow Twins", "SimCLR"]
+    assert re.findall(r'<th scope="col">(.*?)</th>', parts[1][2]) == ["row minus column", *names]
+    assert re.findall(r'<th scope="row">(.*?)</th>', parts[1][2]) == names
+
+
 def test_nothing_breaks_out_of_the_page(make_row, make_run, small, tmp_path, write):
     small["title"] = small["tables"][0]["title"] = NASTY
     small["tables"][0]["columns"][0]["label"] = NASTY

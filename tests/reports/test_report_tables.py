@@ -320,6 +320,41 @@ def test_latex_is_balanced_and_escaped(table):
     assert r"\textbf{72.5 \ensuremath{\pm} 0.7}" in body
 
 
+def test_what_is_concluded_follows_the_float_which_would_else_be_higher_than_a_page(table):
+    before, after = to_latex(table).split(r"\end{table}")
+    assert all("has the best number" not in line for line in before.splitlines())
+    assert len(table.conclusions) == 2
+    assert after.startswith("\n{\\par\\noindent\\footnotesize Table \\ref{tab:main}. Linear top-1: BYOL has")
+    assert "\\par\n\\noindent kNN top-1: BYOL has" in after
+    assert r"\label{tab:main}" in before
+
+
+@pytest.mark.parametrize(
+    ("label", "begins"),
+    [
+        ("- top", "\\- top"),
+        ("+ top", "\\+ top"),
+        ("1. top", "1\\. top"),
+        ("12) top", "12\\) top"),
+        ("# top", "\\# top"),
+        ("~~~ top", "\\~~~ top"),
+        ("    top", "top"),
+        ("1% of labels", "1% of labels"),
+    ],
+)
+def test_no_label_begins_a_list_or_block_in_markdown(study, make_row, spec, label, begins):
+    study["tables"][0]["columns"] = [{**study["tables"][0]["columns"][0], "label": label}]
+    rows = [
+        make_row(m, 60.0 + i, s, remarks="seen") for i, m in enumerate(("byol", "simclr")) for s in range(2)
+    ]
+    rows.append(
+        make_row("byol", 9.0, image_set="other")
+    )  # a column of its own, which the remark is not about
+    (table,) = build_tables(spec(study), rows)
+    lines = [line.strip() for line in to_markdown(table).splitlines()]
+    assert [line.startswith(f"{begins} (digit-scenes): ") for line in lines].count(True) == 2
+
+
 def test_escape_tex():
     assert escape_tex(r"a_b & 5% $x$ {#1} ~^\ ") == (
         r"a\_b \& 5\% \$x\$ \{\#1\} \textasciitilde{}\textasciicircum{}\textbackslash{} "

@@ -3,12 +3,13 @@
 import csv
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from scipy.stats import spearmanr
 
 from twinbench.foundation.errors import InputError
-from twinbench.reports.cells import aggregate
+from twinbench.reports.cells import aggregate, describe_failures, text
 from twinbench.reports.check import check_study
 from twinbench.reports.details import summary
 from twinbench.reports.figures import draw_figures
@@ -110,7 +111,10 @@ def test_the_best_is_the_highest_the_lowest_or_none(table):
     best = [
         [row.method for row in table.rows if row.entries[place].best] for place in range(len(table.columns))
     ]
-    assert best == [["byol"], ["barlow_twins"], [], [], []], "equal seeds tell no difference"
+    # the hours of both seeds are equal, of which nothing follows
+    assert best == [["byol"], ["barlow_twins"], [], [], []]
+    (note,) = [note for note in table.notes if note.startswith("Nothing is marked as best")]
+    assert "all seeds of a row came to the same number" in note
 
 
 def test_an_absent_number_is_a_dash_with_its_reason_and_no_failure(table, rows, spec, study, write, tmp_path):
@@ -121,18 +125,44 @@ def test_an_absent_number_is_a_dash_with_its_reason_and_no_failure(table, rows, 
     assert "None: every run ended well." in page
 
 
-def test_a_seed_without_a_number_leaves_the_mean_of_the_others(make_row):
-    cell = aggregate(
-        [make_row("byol", 3.0, 0), make_row("byol", None, 1, status="absent", reason="an old run")]
-    )
-    assert (cell.status, cell.value, cell.n_seeds, cell.note, cell.failures) == (
-        "done",
-        3.0,
-        1,
-        "an old run",
-        (),
-    )
-    assert cell.values == (3.0,)
+def test_a_seed_whose_number_is_absent_is_not_averaged_away(make_row):
+    absent = make_row("byol", None, 2, status="absent", reason="an old run")
+    cell = aggregate([make_row("byol", 3.0, 0), make_row("byol", 5.0, 1), absent])
+    assert (cell.status, cell.value, cell.note) == ("done", 4.0, "")
+    assert text(cell) == "4.0 ± 1.4 (2 of 3 seeds)"
+    told = "1 of 3 seeds without this number (seed 2: an old run); the mean is over the other 2"
+    assert describe_failures(cell) == told
+    nothing = aggregate([replace(absent, seed=seed) for seed in range(3)])
+    assert (text(nothing), nothing.note, nothing.failures) == ("-", "an old run", ())
+    collapsed = aggregate([make_row("byol", None, 0, status="collapsed", reason="flat"), absent])
+    assert (collapsed.status, len(collapsed.failures)) == ("collapsed", 2)
+
+
+def test_a_row_of_which_a_seed_has_no_number_does_not_compete(make_row, spec):
+    """Of the energy one seed counts none, and the record of one evaluation lacks the metric."""
+    energy = {"protocol": COST, "metric": "energy", "stderr": None, "n": None}
+    rows = [make_row("byol", 1.0 + seed / 10, seed, **energy) for seed in range(2)]
+    rows += [make_row("byol", None, 2, **{**energy, "status": "absent", "reason": "no counter"})]
+    rows += [
+        make_row(m, 3.0 + i + s / 10, s, **energy) for i, m in enumerate(("swav", "simclr")) for s in range(3)
+    ]
+    rows += [make_row(m, v + s, s) for m, v in (("byol", 90), ("swav", 70), ("simclr", 60)) for s in range(3)]
+    rows += [
+        make_row(m, v + s, s, metric="top5") for m, v in (("swav", 80), ("simclr", 70)) for s in range(3)
+    ]
+    rows += [make_row("byol", 95.0 + seed, seed, metric="top5") for seed in range(2)]
+    columns = [COLUMNS[0], {**COLUMNS[0], "metric": "top5", "label": "top-5"}, COLUMNS[4]]
+    (table,) = build_tables(spec({"tables": [{"name": "t", "columns": columns}]}), rows)
+    assert texts(table, "byol") == [
+        "91.0 ± 1.0",
+        "95.5 ± 0.7 (2 of 3 seeds)",
+        "1.0500 ± 0.0707 (2 of 3 seeds)",
+    ]
+    byol = [row.method for row in table.rows].index("byol")
+    assert [byol in found.rows for found in table.contests] == [True, False, False]
+    told = "; ".join(text for _, text in table.footnotes)
+    assert "1 of 3 seeds without this number (seed 2: its evaluation has no such number)" in told
+    assert "1 of 3 seeds without this number (seed 2: no counter)" in told
 
 
 def test_the_csv_has_units(table):
