@@ -1,23 +1,14 @@
-"""What became of each test item, read for the statistics of a cell. `downstream.outcomes` writes these files."""
+"""What became of each test item, read for the statistics of a cell (`foundation.outcomes` has the format)."""
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load
 
-from twinbench.foundation.errors import InputError
+from twinbench.foundation.outcomes import Array, hits, read_outcomes
 from twinbench.reports.records import Record, RunInfo
 from twinbench.reports.statistics import Sample, of_items, of_replicates, of_values
-
-Array = np.ndarray[Any, Any]
-_ACCURACY = re.compile(r"top(\d+)")
 
 
 class OutcomeFiles:
@@ -39,14 +30,11 @@ class OutcomeFiles:
             return alone
         arrays = [self._arrays(record.outcomes) for record in records]
         metric = records[0].metric
-        accuracy = _ACCURACY.fullmatch(metric)
-        if accuracy and all("predicted" in each for each in arrays):
-            true = arrays[0]["true"]
-            if any(not np.array_equal(each["true"], true) for each in arrays):
-                return alone
-            k = int(accuracy[1])
-            hits = [(each["predicted"][:, :k] == true[:, None]).any(axis=1) for each in arrays]
-            return of_items(100.0 * np.stack(hits))
+        classified = [hits(each).get(metric) if "predicted" in each else None for each in arrays]
+        right = [each for each in classified if each is not None]
+        if len(right) == len(arrays):
+            alike = all(np.array_equal(each["true"], arrays[0]["true"]) for each in arrays)
+            return of_items(100.0 * np.stack(right)) if alike else alone
         counts = f"right/{metric}"
         if all(counts in each for each in arrays):  # over draws of the labelled images
             return of_items(np.stack([100.0 * each[counts] / each["draws"][0] for each in arrays]))
@@ -57,25 +45,5 @@ class OutcomeFiles:
 
     def _arrays(self, sha256: str) -> Mapping[str, Array]:
         if sha256 not in self._read:
-            self._read[sha256] = _load(self._paths[sha256], sha256)
+            self._read[sha256] = read_outcomes(self._paths[sha256], sha256, with_detections=False).arrays
         return self._read[sha256]
-
-
-def _load(path: Path, sha256: str) -> Mapping[str, Array]:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError("the outcomes are not there", where=path, next_step="run the study again") from error
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise InputError(
-            "the outcomes are not those of their record",
-            where=path,
-            next_step="delete this file and the record beside it, and run the study again",
-        )
-    try:
-        arrays: Mapping[str, Array] = load(content)
-    except SafetensorError as error:
-        raise InputError(
-            "the outcomes cannot be read", where=path, next_step="run the study again"
-        ) from error
-    return arrays
