@@ -93,7 +93,8 @@ class Split:
 class ImageSet(ABC):
     """Images of one kind and size with their splits, loaded when first asked for.
 
-    Every split of a ``streamed`` set is a `StreamedImages`.
+    Every split of a ``streamed`` set is a `StreamedImages`. Whoever reads the set of this name in the same ``reading``
+    reads the same images.
     """
 
     name: str
@@ -105,6 +106,7 @@ class ImageSet(ABC):
     detection_classes: tuple[str, ...] = ()
 
     def __init__(self, reading: Reading) -> None:
+        self.reading = reading
         self._limit = dict(reading.limit)
         self._splits: dict[str, Split] = {}
 

@@ -14,15 +14,15 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from twinbench.data.image_sets import ImageSet
-from twinbench.downstream.outcomes import Array, Outcomes, classified
+from twinbench.downstream.outcomes import classified
 from twinbench.downstream.protocol import (
     EvaluationContext,
     Measurement,
     Protocol,
-    hits,
     register_protocol,
 )
 from twinbench.encoders.encoder import Encoder
+from twinbench.foundation.outcomes import Array, Outcomes, hits
 from twinbench.foundation.randomness import seeded_generator
 
 
@@ -84,7 +84,7 @@ class FewShot(Protocol):
                 features, members, self.shots, seeded_generator(context.seed, "few-shot", draw)
             )
             scores = nearest_mean_scores(queries, means).numpy(force=True)
-            for metric, right in hits(classified(scores, truth.numpy(force=True), rows)).items():
+            for metric, right in hits(classified(scores, truth.numpy(force=True), rows).arrays).items():
                 found.setdefault(metric, []).append(right)
             context.progress((draw + 1) / self.draws)
         # All draws of all items would take megabytes: how often each item was right, and how many in a draw, is enough.

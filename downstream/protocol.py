@@ -21,12 +21,11 @@ from torch import Tensor
 from twinbench.data.image_sets import ImageSet
 from twinbench.downstream.features import FeatureStore
 from twinbench.downstream.label_lists import LabelList
-from twinbench.downstream.outcomes import Array, Outcomes, classified
+from twinbench.downstream.outcomes import classified
 from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.errors import InputError
+from twinbench.foundation.outcomes import MOST_PREDICTED, Outcomes, hits
 from twinbench.foundation.registry import Registry
-
-_LARGEST_K = 5
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ class Protocol(ABC):
 
     def unmeasured(self, image_set: ImageSet) -> dict[str, str]:
         """Which of ``metrics`` this image set has no number for, each with the reason; known before any work."""
-        if "top5" in self.metrics and 0 < len(image_set.classes) <= _LARGEST_K:
+        if "top5" in self.metrics and 0 < len(image_set.classes) <= MOST_PREDICTED:
             return {"top5": f"with {len(image_set.classes)} classes it is 100 whatever the features are"}
         return {}
 
@@ -119,23 +118,13 @@ class Protocol(ABC):
         """The work of one evaluation in forward passes of one image; an image trained on counts three."""
 
 
-def hits(outcomes: Outcomes) -> dict[str, Array]:
-    """Which items of a classification have their label first ("top1"), and among the first five: bool ``[N]``.
-
-    With five classes or fewer the top-5 accuracy is 100 whatever the features are, so it is left out.
-    """
-    right = outcomes.arrays["predicted"] == outcomes.arrays["true"][:, None]
-    classes = int(outcomes.arrays["classes"][0])
-    return {f"top{k}": right[:, :k].any(axis=1) for k in (1, _LARGEST_K) if k == 1 or classes > k}
-
-
 def accuracies(outcomes: Outcomes) -> list[Measurement]:
-    """Top-1 and top-5 accuracy (see `hits`) of a classification, in percent.
+    """Top-1 and top-5 accuracy (see `foundation.outcomes.hits`) of a classification, in percent.
 
     The standard error is that of a binomial proportion.
     """
     measurements = []
-    for metric, right in hits(outcomes).items():
+    for metric, right in hits(outcomes.arrays).items():
         p, n = float(right.mean()), len(right)
         measurements.append(Measurement(metric, 100 * p, n, 100 * math.sqrt(p * (1 - p) / n)))
     return measurements

@@ -17,11 +17,12 @@ from twinbench.data.image_sets import ImageSet
 from twinbench.data.pixels import CorruptImage
 from twinbench.data.streaming import Images, StreamedImages
 from twinbench.downstream.features import frozen_copy, pooled, require_finite
-from twinbench.downstream.outcomes import Outcomes, replicates
+from twinbench.downstream.outcomes import replicates
 from twinbench.downstream.protocol import EvaluationContext, Measurement, Protocol, register_protocol
 from twinbench.downstream.views import central_views
 from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.errors import InputError
+from twinbench.foundation.outcomes import Outcomes
 
 # scikit-learn takes most of a second to import, which only a measurement should wait for: so it is, below.
 if TYPE_CHECKING:

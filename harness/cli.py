@@ -246,7 +246,12 @@ def evaluate(
     ] = False,
     data_root: DataRoot = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write the result record to this file.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write the result record to this file, and what became of each test item to "
+            "FILE.outcomes.safetensors.",
+        ),
     ] = None,
     debug: Debug = False,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,14 @@ from twinbench.downstream.label_lists import LabelList
 from twinbench.downstream.protocol import Protocol, protocol, protocol_names
 from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.errors import InputError, unknown_name
+from twinbench.foundation.outcomes import OUTCOMES_SUFFIX, detections_file, is_outcomes
 from twinbench.harness.console import say
 from twinbench.harness.execute import Training, evaluate_encoder, run_job, train_run
 from twinbench.harness.images import ImageChoice, Images
 from twinbench.harness.plan import Job, load_splits, plan_run
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.recipes import load_recipe, parse_overrides
-from twinbench.harness.store import check_writable, encoder_in, record_place
+from twinbench.harness.store import check_writable, encoder_in, read_json, record_place
 from twinbench.harness.watch import watched
 from twinbench.pretraining.engine import Hardware, check_hardware, launch
 from twinbench.pretraining.interrupt import Interrupted
@@ -76,7 +78,8 @@ def pretrain_one(request: PretrainRequest) -> None:
 class EvaluateRequest:
     """What `twinbench evaluate` is asked for: an encoder's folder, or the run's that holds it, and how to measure it.
 
-    ``out`` is one more file for the record; ``own_list`` says that the list of labelled images is the user's own.
+    ``out`` is one more file for the record, with that of the outcomes beside it (`outcomes_beside`); ``own_list`` says
+    that the list of labelled images is the user's own.
     """
 
     encoder: Path
@@ -103,24 +106,21 @@ def evaluate_one(request: EvaluateRequest) -> None:
     # Names on a list are those of files, which only a streamed set knows.
     image_set = load_image_set(request.image_set, request.data_root, stream=True if labelled else None)
     kept = None if labelled else record_place(folder.parent, chosen.name, image_set, request.seed)
-    files = [file for file in (request.out, kept) if file is not None]
-    for file in files:
-        if file.is_dir():
-            raise InputError(
-                "this is a folder, and the record is a file",
-                where=file,
-                next_step=f"give a file, {file / 'record.json'} for example",
-                option="out",
-            )
-        check_writable(file.parent)
+    if request.out is not None:
+        _check_out(request.out)
+    for file in (request.out, kept):
+        if file is not None:
+            check_writable(file.parent)
     chosen.check(image_set)
     load_splits(image_set, (chosen,))
     label = f"{chosen.name} {folder}"
     with watched({"": [label]}) as watch:
         report = watch.start(label)
         evaluated = evaluate_encoder(encoder, chosen, image_set, request.seed, None, report, labelled)
-    for file in files:
-        evaluated.write(file)
+    if request.out is not None:
+        evaluated.write(request.out, outcomes_beside(request.out))
+    if kept is not None:
+        evaluated.write(kept)
     record = evaluated.record
     source = f" from {encoder.info.source_file}" if encoder.info.source_file else ""
     print(
@@ -132,6 +132,45 @@ def evaluate_one(request: EvaluateRequest) -> None:
         print(f"  {measured['metric']:<12} {shown}{error}  (n = {measured['n']})")
     for remark in record["remarks"]:
         print(f"  remark: {remark}")
+
+
+def outcomes_beside(out: Path) -> Path:
+    """The file for the outcomes of an evaluation whose record is in ``out``: a name that nothing else has."""
+    return out.with_name(f"{out.name}.outcomes{OUTCOMES_SUFFIX}")
+
+
+def _check_out(out: Path) -> None:
+    """Raise InputError if a record in ``out``, or the outcomes beside it, would take the place of something else."""
+    if out.is_dir():
+        raise InputError(
+            "this is a folder, and the record is a file",
+            where=out,
+            next_step=f"give a file, {out / 'record.json'} for example",
+            option="out",
+        )
+    if out.suffix == OUTCOMES_SUFFIX:
+        raise InputError(
+            f"the record is JSON, and {OUTCOMES_SUFFIX} is what files of weights and of outcomes are called",
+            where=out,
+            next_step=f"give another name, {out.with_suffix('.json')} for example",
+            option="out",
+        )
+    beside = outcomes_beside(out)
+    known = is_outcomes(beside)
+    foreign = [file for file in (beside, detections_file(beside)) if os.path.lexists(file) and not known]
+    if os.path.lexists(out) and not _is_record(out):
+        foreign.insert(0, out)
+    if foreign:
+        raise InputError(
+            "a file is here already that no evaluation has made",
+            where=foreign[0],
+            next_step="give another name, or move it elsewhere",
+            option="out",
+        )
+
+
+def _is_record(path: Path) -> bool:
+    return {"protocol", "encoder_checksum"} <= (read_json(path) or {}).keys()
 
 
 def _label_list(chosen: Protocol, path: Path | None, own: bool) -> LabelList | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -17,17 +18,17 @@ from twinbench.data.image_sets import ImageSet
 from twinbench.data.pictures import small, tiled, write_picture
 from twinbench.downstream.features import FeatureStore
 from twinbench.downstream.label_lists import LabelList
-from twinbench.downstream.outcomes import Outcomes, write_outcomes
 from twinbench.downstream.protocol import EvaluationContext, Protocol
 from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.errors import ExplainedError, RunFailure
+from twinbench.foundation.outcomes import Outcomes, write_outcomes
 from twinbench.foundation.randomness import seeded_generator
 from twinbench.harness.environment import environment
 from twinbench.harness.images import Images
 from twinbench.harness.plan import Job
 from twinbench.harness.published import import_run
 from twinbench.harness.source import ImportedSource
-from twinbench.harness.store import VIEWS_PICTURE, Run, outcomes_of, picture_of, write_json
+from twinbench.harness.store import VIEWS_PICTURE, Run, outcomes_file, picture_of, write_json
 from twinbench.harness.watch import Watch
 from twinbench.pretraining.build import view_policies
 from twinbench.pretraining.checkpoint import remove_checkpoints
@@ -45,7 +46,7 @@ from twinbench.pretraining.train import (
 )
 from twinbench.reports.records import unique
 
-OUTCOMES_OF = ("encoder_checksum", "protocol", "image_set_fingerprint", "seed")
+OUTCOMES_OF = ("encoder_checksum", "protocol", "image_set", "image_set_fingerprint", "seed")
 """What of a record its outcomes say as well, so that they cannot be taken for another's."""
 _SHOWN = 6  # training images in the picture of the views
 
@@ -198,12 +199,16 @@ class Evaluated:
     outcomes: Outcomes | None
     picture: Tensor | None
 
-    def write(self, path: Path) -> None:
-        """Write the record to a file and the outcomes beside it, which come first: the record tells their checksum."""
+    def write(self, path: Path, outcomes: Path | None = None) -> None:
+        """Write the record to a file and the outcomes beside it, which come first: the record tells their checksum.
+
+        ``outcomes`` is the file for these; by default it is that of the run store.
+        """
         record = dict(self.record)
         if self.outcomes is not None:
             about = {name: str(record[name]) for name in OUTCOMES_OF}
-            file = outcomes_of(path)
+            about["reading"] = json.dumps(record["reading"], sort_keys=True)
+            file = outcomes or outcomes_file(path)
             record["outcomes"] = {
                 "file": file.name,
                 "sha256": write_outcomes(file, self.outcomes, about),
@@ -249,6 +254,7 @@ def evaluate_encoder(
         "protocol": protocol.name,
         "image_set": image_set.name,
         "image_set_fingerprint": image_set.fingerprint,
+        "reading": asdict(image_set.reading),
         "encoder_checksum": encoder.checksum,
         "encoder": asdict(encoder.info),
         "recipe_hash": encoder.info.recipe_hash,

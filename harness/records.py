@@ -53,17 +53,25 @@ def collect(
             _run_info(entry.run, entry.variant),
             table=entry.table,
             pictures=_pictures(entry, tables, images),
-            outcomes=_outcomes(record_of(entry.run, evaluation, images) for evaluation in entry.evaluations),
+            outcomes=_outcomes(
+                entry.run, (record_of(entry.run, evaluation, images) for evaluation in entry.evaluations)
+            ),
         )
         for entry in planned
     ]
     return records, infos
 
 
-def _outcomes(records: Iterable[Path]) -> dict[str, Path]:
-    """The files of outcomes beside some records, by the SHA-256 that these tell."""
-    found = ((read_json(record) or {}, outcomes_of(record)) for record in records)
-    return {document["outcomes"]["sha256"]: file for document, file in found if "outcomes" in document}
+def _outcomes(run: Run, records: Iterable[Path]) -> dict[str, Path]:
+    """The files of outcomes of the evaluations of a run that count, by the SHA-256 that their records tell."""
+    if run.is_collapsed():
+        return {}
+    found = ((file, run.record(file)) for file in records)
+    return {
+        document["outcomes"]["sha256"]: outcomes_of(file, document)
+        for file, document in found
+        if document is not None and "outcomes" in document
+    }
 
 
 def _pictures(
@@ -115,7 +123,8 @@ def collect_stored(runs: list[Run]) -> tuple[list[Record], list[RunInfo]]:
                 records += _facts(replace(nothing, image_set=trained_on, protocol=facts.name), run, facts)
     infos = [
         replace(
-            _run_info(run, variants[run.hash]), outcomes=_outcomes((run.folder / "records").glob("*.json"))
+            _run_info(run, variants[run.hash]),
+            outcomes=_outcomes(run, sorted((run.folder / "records").glob("*.json"))),
         )
         for run in runs
     ]
@@ -236,6 +245,7 @@ def _measured(nothing: Record, document: dict[str, Any]) -> list[Record]:
         device=document["device"],
         environment=_environment(document),
         outcomes=document.get("outcomes", {}).get("sha256", ""),
+        image_set_fingerprint=document["image_set_fingerprint"],
     )
     return [
         replace(evaluated, metric=m["metric"], value=finite(m["value"]), stderr=finite(m["stderr"]), n=m["n"])

@@ -11,7 +11,7 @@ import fcntl
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from twinbench.encoders.encoder import INFO_FILE
 from twinbench.foundation.errors import InputError, RunFailure
 from twinbench.foundation.files import write_atomically
 from twinbench.foundation.models import explain_validation
+from twinbench.foundation.outcomes import OUTCOMES_SUFFIX, is_whole
 from twinbench.harness.recipes import read_yaml, recipe_hash
 from twinbench.harness.source import ImportedSource, Source
 from twinbench.pretraining.recipe import Recipe
@@ -96,13 +97,17 @@ class Run:
         return file.with_stem(f"{file.stem}--on-{image_set.slug}-{image_set.fingerprint[:8]}")
 
     def record(self, file: Path) -> dict[str, Any] | None:
-        """The finished evaluation in a record file, if it is of the encoder that is there now and its seed, or None."""
+        """The finished evaluation in a record file, if it is of the encoder that is there now and its seed, or None.
+
+        None also where what became of its test items is lost, or is not what it was: it is then evaluated again.
+        """
         record = read_json(file)
         info = read_json(self.encoder_folder / INFO_FILE)
         if record is None or info is None or record.get("status") != "done":
             return None
         same = record.get("encoder_checksum") == info["sha256"] and record.get("seed") == self.source.seed
-        lost = "outcomes" in record and not outcomes_of(file).is_file()
+        kept = record.get("outcomes")
+        lost = kept is not None and not is_whole(outcomes_of(file, record), kept["sha256"])
         return record if same and not lost else None
 
     def _lock_file(self) -> TextIO:
@@ -146,9 +151,14 @@ def picture_of(record: Path) -> Path:
     return record.parent.parent / "pictures" / f"{record.stem}.png"
 
 
-def outcomes_of(record: Path) -> Path:
-    """Where the outcomes of an evaluation are, given the file of its record."""
-    return record.with_suffix(".safetensors")
+def outcomes_file(record: Path) -> Path:
+    """Where an evaluation in the store leaves its outcomes, given the file of its record."""
+    return record.with_suffix(OUTCOMES_SUFFIX)
+
+
+def outcomes_of(record: Path, content: Mapping[str, Any]) -> Path:
+    """Where the outcomes of an evaluation are that has some, given the file of its record and what is in it."""
+    return record.with_name(Path(content["outcomes"]["file"]).name)
 
 
 def open_run(root: Path, recipe: Recipe, image_set: ImageSet) -> Run:

@@ -31,7 +31,8 @@ class Record:
     trials that chose its settings: 0 if none did, None if there was nothing to choose. ``remarks`` are sentences with
     REMARKS_BETWEEN them: what the reading of the images, the training and the measurement left out, repaired or
     assumed. ``environment`` and, of the training, ``trained_in`` are JSON objects.
-    ``outcomes`` is the SHA-256 of the file that tells what became of each test item.
+    ``outcomes`` is the SHA-256 of the file that tells what became of each test item, ``image_set_fingerprint`` tells
+    versions of an image set apart.
     Unknown is None or "".
     """
 
@@ -67,6 +68,7 @@ class Record:
     environment: str = ""
     trained_in: str = ""
     outcomes: str = ""
+    image_set_fingerprint: str = ""
 
     @property
     def all_remarks(self) -> tuple[str, ...]:
@@ -86,6 +88,7 @@ class Record:
 COLUMNS = tuple(field.name for field in fields(Record))
 _REQUIRED = tuple(field.name for field in fields(Record) if field.default is MISSING)
 _TYPES = get_type_hints(Record)
+_TOO_MANY = "fields beyond the columns"
 
 
 @dataclass(frozen=True)
@@ -154,11 +157,20 @@ def records_csv(records: Sequence[Record]) -> str:
 def read_records(path: Path) -> list[Record]:
     """The records of a ``records.csv``.
 
-    Raises InputError naming the file for an unknown or missing column, and the line for a number that cannot be
-    read, an unknown status or an unknown origin.
+    Raises InputError naming the file for an unknown or missing column or text that is no CSV, and the line for a number
+    that cannot be read, too many fields, an unknown status or an unknown origin.
     """
+    try:
+        return _read(path)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"the records cannot be read: {error}", where=path, next_step="make the report again"
+        ) from error
+
+
+def _read(path: Path) -> list[Record]:
     with path.open(encoding="utf-8", newline="") as handle:
-        rows = csv.DictReader(handle, restval="")
+        rows = csv.DictReader(handle, restkey=_TOO_MANY, restval="")
         columns = list(rows.fieldnames or ())
         for column in columns:
             if column not in COLUMNS:
@@ -174,6 +186,8 @@ def read_records(path: Path) -> list[Record]:
 
 
 def _record(row: dict[str, str], where: str) -> Record:
+    if _TOO_MANY in row:
+        raise InputError("more fields than columns", where=where, next_step="correct the file")
     record = Record(**{column: _value(column, text, where) for column, text in row.items()})
     if record.status not in STATUSES:
         raise unknown_name("status", record.status, STATUSES, where)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from importlib.resources.abc import Traversable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import matplotlib as mpl
 
@@ -55,6 +56,18 @@ def _code(folder: Traversable) -> Iterator[bytes]:
             yield entry.read_bytes()
 
 
+def reports_version() -> str:
+    """Which twinbench writes reports here: its version, and a checksum of the code that makes their texts."""
+    try:
+        release = version("twinbench")
+    except PackageNotFoundError:
+        release = "of no known version"
+    digest = hashlib.sha256()
+    for part in _code(files("twinbench.reports")):
+        digest.update(hashlib.sha256(part).digest())
+    return f"{release} ({digest.hexdigest()[:12]})"
+
+
 def note(folder: Path, digest: str, command: str) -> None:
     """Write down what the report in a folder is made of, what its files are, and the command that made it."""
     made = {"of": digest, "command": command, "files": _contents(folder)}
@@ -81,7 +94,13 @@ def changed_files(folder: Path) -> list[str]:
     made = _made(folder)
     if made is None:
         return [MADE_OF]
-    return [name for name, sha256 in made[1].items() if not _is(folder / name, sha256)]
+    return [name for name, sha256 in made[1].items() if not _is(folder, name, sha256)]
+
+
+def noted_files(folder: Path) -> list[str]:
+    """The files of a report as it was written; none if its list of them is unreadable."""
+    made = _made(folder)
+    return [] if made is None else list(made[1])
 
 
 def _made(folder: Path) -> tuple[str, dict[str, str]] | None:
@@ -92,9 +111,13 @@ def _made(folder: Path) -> tuple[str, dict[str, str]] | None:
         return None
 
 
-def _is(path: Path, sha256: str) -> bool:
+def _is(folder: Path, name: str, sha256: str) -> bool:
+    """Whether a file below a folder is as it was; what lies elsewhere, or is no file, is none of the report's."""
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        return False
+    path = folder / name
     try:
-        return _sha256(path) == sha256
+        return path.is_file() and _sha256(path) == sha256
     except OSError:
         return False
 
@@ -105,4 +128,5 @@ def _contents(folder: Path) -> dict[str, str]:
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

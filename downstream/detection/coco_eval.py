@@ -13,7 +13,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,6 +39,7 @@ THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))
 _KINDS = (("bbox", "box"), ("segm", "mask"))
 MOST_OF_CLASS = 100
 """How many detections of a class in a picture COCO's AP counts, the best (the last of COCOeval's maxDets)."""
+_AT_ONCE = 20  # resampled test sets: for all at once, as many detections as COCO's persons take 1.5 GB
 
 
 @dataclass(frozen=True)
@@ -111,14 +112,10 @@ def average_precision(
     if len(detections) != len(truth.images):
         raise ValueError(f"detections of {len(detections)} images for {len(truth.images)} images")
     require_objects(truth)
-    masked = _have_masks(truth, detections)
+    results = {}
     # pycocotools prints its progress to standard output, which belongs to the command.
     with contextlib.redirect_stdout(io.StringIO()):
-        expected = _coco(truth, classes, _truth_annotations(truth, masked))
-        found = _coco(truth, classes, _detection_annotations(detections, masked))
-        results = {}
-        for kind, name in _KINDS[: 1 + masked]:
-            evaluation = COCOeval(expected, found, kind)
+        for name, evaluation in _evaluations(COCOeval, truth, detections, classes):
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
@@ -134,13 +131,9 @@ def resampled_average_precision(
 
     Detections are matched to objects once, by pycocotools; a class of which no object is left does not count.
     """
-    masked = _have_masks(truth, detections)
+    results = {}
     with contextlib.redirect_stdout(io.StringIO()):
-        expected = _coco(truth, classes, _truth_annotations(truth, masked))
-        found = _coco(truth, classes, _detection_annotations(detections, masked))
-        results = {}
-        for kind, name in _KINDS[: 1 + masked]:
-            evaluation = MatchingEvaluation(expected, found, kind)
+        for name, evaluation in _evaluations(MatchingEvaluation, truth, detections, classes):
             evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
             evaluation.params.maxDets = [MOST_OF_CLASS]
             evaluation.evaluate()
@@ -156,24 +149,48 @@ def resampled_average_precision(
     return results
 
 
+def _evaluations(
+    evaluator: Callable[..., Any], truth: DetectionSplit, detections: Sequence[Detections], classes: int
+) -> Iterator[tuple[str, Any]]:
+    """What evaluates boxes, and masks where both have them, each with its name in metrics."""
+    masked = truth.masks is not None and all(found.masks is not None for found in detections)
+    expected = _coco(truth, classes, _truth_annotations(truth, masked))
+    found = _coco(truth, classes, _detection_annotations(detections, masked))
+    for kind, name in _KINDS[: 1 + masked]:
+        yield name, evaluator(expected, found, kind)
+
+
 def _weighted_precision(matched: Any, weights: np.ndarray, recalls: np.ndarray) -> np.ndarray:
     """The mean interpolated precision of a class at every IoU, float64 ``[t, r]``; NaN where it has no object.
 
     ``matched`` is what pycocotools says of each image, objects ``[images]``.
     """
-    thresholds = len(THRESHOLDS)
     there = [image for image, found in enumerate(matched) if found is not None]
-    result = np.full((thresholds, len(weights)), np.nan)
     if not there:
-        return result
+        return np.full((len(THRESHOLDS), len(weights)), np.nan)
     objects = weights[:, there] @ np.array([(matched[i]["gtIgnore"] == 0).sum() for i in there])
     scores = np.concatenate([matched[i]["dtScores"] for i in there])
     order = np.argsort(-scores, kind="mergesort")
     images = np.repeat(there, [len(matched[i]["dtScores"]) for i in there])[order]
     hit = np.concatenate([matched[i]["dtMatches"] for i in there], axis=1)[:, order] != 0
     counts = np.concatenate([matched[i]["dtIgnore"] for i in there], axis=1)[:, order] == 0
-    often = weights[:, images]
-    for t in range(thresholds):
+    blocks = [slice(first, first + _AT_ONCE) for first in range(0, len(weights), _AT_ONCE)]
+    return np.concatenate(
+        [_interpolated(weights[block, images], objects[block], hit, counts, recalls) for block in blocks],
+        axis=1,
+    )
+
+
+def _interpolated(
+    often: np.ndarray, objects: np.ndarray, hit: np.ndarray, counts: np.ndarray, recalls: np.ndarray
+) -> np.ndarray:
+    """The mean over ``recalls`` of the interpolated precision, float64 ``[t, r]``; NaN where there is no object.
+
+    ``often`` ``[r, d]`` is how often each detection is there, the best first, and ``objects`` ``[r]`` how many there
+    are; ``hit`` and ``counts`` ``[t, d]`` say which detections are right and which are judged.
+    """
+    result = np.full((len(hit), len(often)), np.nan)
+    for t in range(len(hit)):
         right = np.cumsum(often * (hit[t] & counts[t]), axis=1)
         wrong = np.cumsum(often * (~hit[t] & counts[t]), axis=1)
         precision = right / np.maximum(right + wrong, np.spacing(1))
@@ -185,23 +202,13 @@ def _weighted_precision(matched: Any, weights: np.ndarray, recalls: np.ndarray) 
     return result
 
 
-def _have_masks(truth: DetectionSplit, detections: Sequence[Detections]) -> bool:
-    return truth.masks is not None and all(found.masks is not None for found in detections)
-
-
 def coco_results(detections: Sequence[Detections]) -> list[dict[str, Any]]:
     """COCO's results format: ``image_id`` is the place of the image in its split, ``category_id`` that of the class."""
     masked = all(found.masks is not None for found in detections)
     results = []
     for annotation in _detection_annotations(detections, masked):
         del annotation["area"]
-        if masked:
-            code = annotation["segmentation"]
-            annotation["segmentation"] = {
-                "size": list(code["size"]),
-                "counts": code["counts"].decode("ascii"),
-            }
-        results.append(annotation)
+        results.append(_as_json(annotation))
     return results
 
 
@@ -209,13 +216,7 @@ def coco_ground_truth(truth: DetectionSplit, class_names: Sequence[str]) -> dict
     """COCO's annotation format with the numbers of `coco_results`; ignored objects are crowds, as they count here."""
     annotations = []
     for number, annotation in enumerate(_truth_annotations(truth, truth.masks is not None), start=1):
-        if "segmentation" in annotation:
-            code = annotation["segmentation"]
-            annotation["segmentation"] = {
-                "size": list(code["size"]),
-                "counts": code["counts"].decode("ascii"),
-            }
-        annotations.append({"id": number, **annotation})
+        annotations.append({"id": number, **_as_json(annotation)})
     sizes = [truth.size(i) for i in range(len(truth))]
     return {
         "images": [{"id": i, "height": height, "width": width} for i, (height, width) in enumerate(sizes)],
@@ -224,10 +225,28 @@ def coco_ground_truth(truth: DetectionSplit, class_names: Sequence[str]) -> dict
     }
 
 
+def _as_json(annotation: dict[str, Any]) -> dict[str, Any]:
+    """An annotation whose run lengths, if it has any, are text and not bytes."""
+    if "segmentation" not in annotation:
+        return annotation
+    code = annotation["segmentation"]
+    text = {"size": list(code["size"]), "counts": code["counts"].decode("ascii")}
+    return {**annotation, "segmentation": text}
+
+
 def from_coco_results(results: Sequence[dict[str, Any]], images: int) -> list[Detections]:
-    """The detections in COCO's results format, with float64 boxes, of so many images."""
+    """The detections in COCO's results format, with float64 boxes, of so many images.
+
+    Raises InputError for a detection in an image that is none of them.
+    """
     by_image: list[list[dict[str, Any]]] = [[] for _ in range(images)]
-    for result in results:
+    for place, result in enumerate(results):
+        if result["image_id"] not in range(images):
+            raise InputError(
+                f"a detection is in image {result['image_id']}, and there are {images}",
+                where=f"detection {place}",
+                next_step="evaluate the encoder again",
+            )
         by_image[result["image_id"]].append(result)
     return [_detections(found) for found in by_image]
 

@@ -20,10 +20,9 @@ from twinbench.downstream.detection.coco_eval import (
     require_objects,
 )
 from twinbench.downstream.detection.drawing import drawn
-from twinbench.downstream.detection.outcomes import Evaluator, detected, precisions
+from twinbench.downstream.detection.outcomes import Detecting, Evaluator, detected
 from twinbench.downstream.detection.schedules import Schedule
-from twinbench.downstream.outcomes import Outcomes
-from twinbench.downstream.protocol import EvaluationContext, Measurement, Protocol
+from twinbench.downstream.protocol import EvaluationContext, Measurement
 from twinbench.downstream.randomness import seeded
 from twinbench.encoders.backbones import Stem
 from twinbench.encoders.encoder import Encoder
@@ -59,7 +58,7 @@ class Detector(Interface):
 
 
 @dataclass(frozen=True)
-class FineTuning(Protocol):
+class FineTuning(Detecting):
     """Box AP, and mask AP where it is said, of a detector fine-tuned from the encoder on ``train``, over ``test``.
 
     The same schedule for every encoder; all layers are trained, with batch norm (MoCo, arXiv:1911.05722, appendix A.1);
@@ -70,7 +69,6 @@ class FineTuning(Protocol):
     schedule: Schedule
     evaluator: Evaluator = "coco"
     metrics: tuple[str, ...] = BOX_METRICS
-    needs = "detection"
 
     @abstractmethod
     def build(self, encoder: Encoder, classes: int, masks: bool, device: torch.device) -> Detector:
@@ -118,10 +116,6 @@ class FineTuning(Protocol):
         measured = self.measure_again(context.outcomes, image_set)
         context.progress(1.0)
         return measured
-
-    def measure_again(self, outcomes: Outcomes, image_set: ImageSet | None) -> list[Measurement]:
-        """The average precisions of the detections in the outcomes."""
-        return precisions(outcomes, image_set, self.evaluator)
 
     def forward_passes(self, image_set: ImageSet) -> float:
         """Pictures count by the area they are resized to, and for the region heads several times over."""

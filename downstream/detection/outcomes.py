@@ -1,4 +1,4 @@
-"""What a detector found in every test image, kept as outcomes, and the average precisions computed from it."""
+"""What the detection protocols share: detections as outcomes, and the average precisions computed from them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,23 @@ from twinbench.downstream.detection.coco_eval import (
     resampled_average_precision,
 )
 from twinbench.downstream.detection.voc_eval import resampled_voc_average_precision, voc_average_precision
-from twinbench.downstream.outcomes import Outcomes, resamples
-from twinbench.downstream.protocol import Measurement
+from twinbench.downstream.outcomes import resamples
+from twinbench.downstream.protocol import Measurement, Protocol
 from twinbench.foundation.errors import InputError
+from twinbench.foundation.outcomes import Outcomes
 
 Evaluator = Literal["coco", "voc2007"]
+
+
+class Detecting(Protocol):
+    """A protocol whose numbers are average precisions: ``evaluator`` is COCO's or that of VOC 2007."""
+
+    needs = "detection"
+    evaluator: Evaluator = "coco"
+
+    def measure_again(self, outcomes: Outcomes, image_set: ImageSet | None) -> list[Measurement]:
+        """The average precisions of the detections in the outcomes."""
+        return precisions(outcomes, image_set, self.evaluator)
 
 
 def detected(

@@ -37,9 +37,8 @@ from twinbench.downstream.detection.fine_tuning import (
     require_encoder_maps,
     unit_floats,
 )
-from twinbench.downstream.detection.outcomes import detected, precisions
-from twinbench.downstream.outcomes import Outcomes
-from twinbench.downstream.protocol import EvaluationContext, Measurement, Protocol, register_protocol
+from twinbench.downstream.detection.outcomes import Detecting, detected
+from twinbench.downstream.protocol import EvaluationContext, Measurement, register_protocol
 from twinbench.downstream.randomness import seeded, shuffled_indices
 from twinbench.encoders.backbones import ResNet
 from twinbench.encoders.encoder import Encoder
@@ -164,7 +163,7 @@ def pyramid_maps(model: GeneralizedRCNN, image: Tensor) -> dict[str, Tensor]:
 
 
 @register_protocol
-class SmallMaskRcnn(Protocol):
+class SmallMaskRcnn(Detecting):
     """Box and mask AP of one short Mask R-CNN training on the detection scenes.
 
     The network is torchvision's, with a feature pyramid over res3 to res5 (regions as large as the scene apart, its
@@ -179,7 +178,6 @@ class SmallMaskRcnn(Protocol):
     """
 
     name = "detection/small-mask-rcnn-torchvision-v2"
-    needs = "detection"
     metrics = BOX_AND_MASK_METRICS
 
     def check(self, image_set: ImageSet) -> None:
@@ -209,14 +207,10 @@ class SmallMaskRcnn(Protocol):
         detections = detect(detector, test_images, context.device)
         context.picture = drawn(test, detections, image_set.detection_classes)
         context.progress(0.95)
-        context.outcomes = detected(detections, test, classes, "coco")
+        context.outcomes = detected(detections, test, classes, self.evaluator)
         measured = self.measure_again(context.outcomes, image_set)
         context.progress(1.0)
         return measured
-
-    def measure_again(self, outcomes: Outcomes, image_set: ImageSet | None) -> list[Measurement]:
-        """The average precisions of the detections in the outcomes."""
-        return precisions(outcomes, image_set, "coco")
 
     def forward_passes(self, image_set: ImageSet) -> float:
         """Scenes count by their area, and for pyramid and heads several times over."""

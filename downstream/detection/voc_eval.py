@@ -81,15 +81,13 @@ def _resampled_class_ap(
 ) -> np.ndarray:
     """The eleven-point AP of a class for each resample, float64 ``[r]``; NaN where it has no object."""
     right, wrong = _judged(objects, found, iou)
-    often = weights[:, found[0]]
-    right, wrong = np.cumsum(often * right, axis=1), np.cumsum(often * wrong, axis=1)
-    precision = right / np.maximum(right + wrong, np.finfo(np.float64).eps)
-    return np.array(
-        [
-            _eleven_point_ap(right[r] / counts[r], precision[r]) if counts[r] else np.nan
-            for r in range(len(weights))
-        ]
-    )
+    result = np.full(len(weights), np.nan)
+    for r in np.flatnonzero(counts):  # one by one: all at once would take gigabytes for many detections
+        often = weights[r, found[0]]
+        hits, misses = np.cumsum(often * right), np.cumsum(often * wrong)
+        precision = hits / np.maximum(hits + misses, np.finfo(np.float64).eps)
+        result[r] = _eleven_point_ap(hits / counts[r], precision)
+    return result
 
 
 def _objects_of(truth: DetectionSplit, label: int) -> list[_Objects]:

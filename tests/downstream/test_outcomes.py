@@ -1,8 +1,13 @@
 """What became of every test item: kept whole, enough to compute the numbers again, and resampled as by a loop."""
 
+import gzip
+import json
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save
 from sklearn.metrics import top_k_accuracy_score
 
 from twinbench.data.image_sets import DetectionSplit
@@ -16,18 +21,20 @@ from twinbench.downstream.detection.coco_eval import (
 )
 from twinbench.downstream.detection.outcomes import detected, precisions
 from twinbench.downstream.detection.voc_eval import resampled_voc_average_precision, voc_average_precision
-from twinbench.downstream.outcomes import (
-    REPLICATES,
-    Outcomes,
-    classified,
-    read_outcomes,
-    replicates,
-    resamples,
-    write_outcomes,
-)
+from twinbench.downstream.outcomes import REPLICATES, classified, replicates, resamples
 from twinbench.downstream.protocol import EvaluationContext, accuracies
 from twinbench.downstream.voc_svm import VocSvm, average_precision_11point, average_precision_all_points
+from twinbench.foundation import outcomes as files
 from twinbench.foundation.errors import InputError
+from twinbench.foundation.outcomes import (
+    Outcomes,
+    detections_file,
+    hits,
+    is_outcomes,
+    is_whole,
+    read_outcomes,
+    write_outcomes,
+)
 
 ABOUT = {"encoder_checksum": "abc", "protocol": "knn/cosine-v1", "image_set_fingerprint": "f", "seed": "0"}
 
@@ -63,6 +70,73 @@ def test_a_lost_or_damaged_file_is_refused(tmp_path, damage):
     damage(path)
     with pytest.raises(InputError, match="outcomes are not"):
         read_outcomes(path, sha256)
+
+
+def test_hits_are_those_of_a_loop_and_leave_out_what_is_always_100():
+    rng = np.random.default_rng(7)
+    for classes in (5, 6):
+        scores, labels = rng.normal(size=(50, classes)), rng.integers(0, classes, 50)
+        found = hits(classified(scores, labels, np.arange(50)).arrays)
+        assert list(found) == (["top1"] if classes == 5 else ["top1", "top5"])
+        for name, right in found.items():
+            k = int(name.removeprefix("top"))
+            assert right.tolist() == [
+                label in sorted(range(classes), key=lambda c: -row[c])[:k]
+                for row, label in zip(scores, labels, strict=True)
+            ]
+
+
+def test_a_file_is_whole_until_a_byte_of_it_changes_also_of_the_detections(tmp_path):
+    path = tmp_path / "detection.safetensors"
+    sha256 = write_outcomes(path, Outcomes({"n": np.arange(3)}, [{"image_id": 0}]), ABOUT)
+    assert is_whole(path, sha256)
+    assert not is_whole(path, "0" * 64)
+    assert not is_whole(tmp_path / "other.safetensors", sha256)
+    for file in (path, detections_file(path)):
+        content = file.read_bytes()
+        file.write_bytes(bytes([*content[:-1], content[-1] ^ 1]))
+        assert not is_whole(path, sha256)
+        file.write_bytes(content)
+        assert is_whole(path, sha256)
+    detections_file(path).unlink()
+    assert not is_whole(path, sha256)
+
+
+def test_weights_are_no_outcomes(tmp_path):
+    (tmp_path / "weights.safetensors").write_bytes(save({"conv1.weight": np.zeros(3)}, {"format": "pt"}))
+    write_outcomes(
+        tmp_path / "outcomes.safetensors", classified(np.eye(6), np.arange(6), np.arange(6)), ABOUT
+    )
+    assert is_outcomes(tmp_path / "outcomes.safetensors")
+    assert not is_outcomes(tmp_path / "weights.safetensors")
+    assert not is_outcomes(tmp_path / "nothing.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("packed", "message"),
+    [
+        (b"not gzip", "cannot be read"),
+        (gzip.compress(b"[{}, {}]")[:-9], "cannot be read"),
+        (gzip.compress(b"[{}, "), "cannot be read"),
+        (gzip.compress(b'{"image_id": 0}'), "no list"),
+        (gzip.compress(json.dumps([0] * 1000).encode()), "more than 100 bytes"),
+    ],
+)
+def test_detections_that_nobody_can_use_are_refused(tmp_path, monkeypatch, packed, message):
+    monkeypatch.setattr(files, "_MOST_BYTES", 100)
+    path, digest = tmp_path / "detection.safetensors", files.hashlib.sha256(packed).hexdigest()
+    sha256 = write_outcomes(path, Outcomes({}), {**ABOUT, "detections_sha256": digest})
+    detections_file(path).write_bytes(packed)
+    assert read_outcomes(path, sha256, with_detections=False).detections is None
+    with pytest.raises(InputError, match=message):
+        read_outcomes(path, sha256)
+
+
+@pytest.mark.parametrize("image", [-1, 2])
+def test_a_detection_in_no_image_is_refused(image):
+    found = {"image_id": image, "category_id": 0, "bbox": [0, 0, 1, 1], "score": 0.5}
+    with pytest.raises(InputError, match=f"in image {image}, and there are 2"):
+        from_coco_results([found], 2)
 
 
 def test_resamples_are_the_same_for_all_and_keep_the_size():
@@ -142,6 +216,26 @@ def test_resampled_precisions_are_those_of_the_resampled_images(whole, resampled
     assert {name: values[0] for name, values in twice.items()} == pytest.approx(
         {name: values[0] for name, values in found.items()}
     )
+
+
+@pytest.mark.parametrize("resampled", [resampled_average_precision, resampled_voc_average_precision])
+def test_resampled_precisions_take_little_memory_and_are_those_of_each_alone(resampled):
+    rng = np.random.default_rng(8)
+    truth = scenes(rng, images=40, classes=1)
+    detections = [
+        Detections(d.boxes.repeat(50, 1), torch.tensor(rng.random(50 * len(d.boxes))), d.labels.repeat(50))
+        for d in guesses(rng, truth)
+    ]
+    weights, count = resamples(40), sum(len(d.boxes) for d in detections)
+    tracemalloc.start()
+    found = resampled(truth, detections, 1, weights)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * 8 * count * REPLICATES, "as much as three numbers for each detection and resample"
+    for place in (0, 21, 199):
+        alone = resampled(truth, detections, 1, weights[place : place + 1])
+        expected = {name: values[0] for name, values in alone.items()}
+        assert {name: values[place] for name, values in found.items()} == pytest.approx(expected, rel=1e-12)
 
 
 class Set:

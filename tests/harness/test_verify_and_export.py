@@ -81,6 +81,8 @@ def test_predictions_are_exported_and_give_the_number(cli, done, tmp_path):
         (record,) = [r for r in records if (r.method, r.protocol, r.metric) == (method, protocol, "top1")]
         assert top1 == pytest.approx(record.value)
         assert len(rows) == record.n == 128
+        for name in ("protocol", "image_set", "image_set_fingerprint", "encoder_checksum", "seed"):
+            assert {row[name] for row in rows} == {str(getattr(record, name))}
 
 
 def exported(cli, tmp_path, protocol: str, metric: str, image_set: str) -> tuple[pd.DataFrame, float]:
@@ -100,7 +102,7 @@ def exported(cli, tmp_path, protocol: str, metric: str, image_set: str) -> tuple
 
 def test_how_often_draws_had_an_image_right_is_exported_and_gives_the_number(cli, tmp_path):
     drawn, value = exported(cli, tmp_path, "few-shot/5-v1", "top1", "digit-scenes")
-    assert list(drawn) == ["row", "draws", "right_top1", "right_top5"]
+    assert list(drawn)[:4] == ["row", "draws", "right_top1", "right_top5"]
     assert len(drawn) == 96
     assert (100 * drawn.right_top1 / drawn.draws).mean() == pytest.approx(value)
 
@@ -113,7 +115,7 @@ def test_scores_of_support_vector_machines_are_exported_and_give_the_number(cli,
         counted = scored[scored[name] != 0]
         scores = counted[name.replace("truth", "score")]
         precision, recall, _ = precision_recall_curve(counted[name] > 0, scores)
-        # recall falls; VOC's precision is the best at this recall or a higher one
+        # VOC's precision is the best at this recall or a higher one, and the curve begins at the highest
         precisions.append(-np.sum(np.diff(recall) * np.maximum.accumulate(precision)[:-1]))
     assert 100 * np.mean(precisions) == pytest.approx(value)
 
