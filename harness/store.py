@@ -106,9 +106,7 @@ class Run:
         if record is None or info is None or record.get("status") != "done":
             return None
         same = record.get("encoder_checksum") == info["sha256"] and record.get("seed") == self.source.seed
-        kept = record.get("outcomes")
-        lost = kept is not None and not is_whole(outcomes_of(file, record), kept["sha256"])
-        return record if same and not lost else None
+        return record if same and _has_its_outcomes(file, record) else None
 
     def _lock_file(self) -> TextIO:
         try:
@@ -149,6 +147,16 @@ VIEWS_PICTURE = "pictures/views.png"
 def picture_of(record: Path) -> Path:
     """Where the picture of an evaluation is, given the file of its record."""
     return record.parent.parent / "pictures" / f"{record.stem}.png"
+
+
+def _has_its_outcomes(file: Path, record: Mapping[str, Any]) -> bool:
+    """Whether what became of the test items is there as it was, if anything was kept of them."""
+    if "outcomes" not in record:
+        return True
+    try:
+        return is_whole(outcomes_of(file, record), record["outcomes"]["sha256"])
+    except (KeyError, TypeError):  # a damaged record
+        return False
 
 
 def outcomes_file(record: Path) -> Path:

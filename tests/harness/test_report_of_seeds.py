@@ -84,14 +84,24 @@ FAILED = {"status": "failed", "reason": "out of memory", "protocol": KNN, "encod
         (TRAINED, {}, "not run (seed 2: twinbench evaluate runs/FOLDER/encoder --protocol knn/cosine-v1"),
         (
             TRAINED,
-            {**Store.document(2, 90.0), "outcomes": {"sha256": "0"}},
+            {**Store.document(2, 90.0), "outcomes": {"file": "gone.safetensors", "sha256": "0"}},
             "not run (seed 2: twinbench evaluate",
         ),
+        (TRAINED, {**Store.document(2, 90.0), "outcomes": {}}, "not run (seed 2: twinbench evaluate"),
         ({"status": "running", "reason": ""}, None, "not run (seed 2: its training has not ended)"),
         ({"status": "interrupted", "reason": "SIGTERM"}, None, "not run (seed 2: SIGTERM)"),
         ({"status": "failed", "reason": "loss is NaN"}, None, "failed (seed 2: loss is NaN)"),
     ],
-    ids=["failed", "never", "damaged", "lost outcomes", "training", "interrupted", "diverged"],
+    ids=[
+        "failed",
+        "never",
+        "damaged",
+        "lost outcomes",
+        "unnamed outcomes",
+        "training",
+        "interrupted",
+        "diverged",
+    ],
 )
 def test_a_seed_that_lacks_what_others_have_is_told_of(store, status, record, told):
     runs = [store.measured(0, 50.0), store.measured(1, 52.0), store.run(2, status)]
