@@ -65,8 +65,9 @@ def test_every_layout_is_recognised_and_gives_the_features_of_its_network(tmp_pa
     assert foreign.info.deviation == DEVIATING.get(case, "none")
     assert len(foreign.accounting.matched) == foreign.accounting.expected == len(counted)
     assert foreign.accounting.missing == foreign.accounting.unexpected == foreign.accounting.misfits == ()
+    read, given = foreign.backbone.state_dict(), model.state_dict()
     for name in counted:
-        assert torch.equal(foreign.backbone.state_dict()[name], model.state_dict()[name]), name
+        assert torch.equal(read[name], given[name]), name
     if case not in DEVIATING:
         assert_same_features(foreign, model)
 
@@ -584,8 +585,9 @@ def test_arrays_of_every_pickle_protocol_are_read(tmp_path, protocol):
     (tmp_path / "net.pkl").write_bytes(pickle.dumps(arrays, protocol))
     foreign = read_foreign(tmp_path / "net.pkl")
     assert foreign.info.source_format == "detectron2"
+    read = foreign.backbone.state_dict()
     for name, tensor in model.state_dict().items():
-        assert torch.equal(foreign.backbone.state_dict()[name], tensor), name
+        assert torch.equal(read[name], tensor), name
     assert_same_features(foreign, model)
 
 
