@@ -121,6 +121,13 @@ def test_weights_are_no_outcomes(tmp_path):
         (gzip.compress(b'{"image_id": 0}'), "no list"),
         (gzip.compress(json.dumps([0] * 1000).encode()), "more than 100 bytes"),
     ],
+    ids=[
+        "no gzip",
+        "cut",
+        "no JSON",
+        "no list",
+        "too large",
+    ],  # the bytes tell the second at which they were made
 )
 def test_detections_that_nobody_can_use_are_refused(tmp_path, monkeypatch, packed, message):
     monkeypatch.setattr(files, "_MOST_BYTES", 100)
