@@ -21,6 +21,7 @@ from twinbench.harness.recipes import load_recipe, parse_overrides, recipe_hash,
 from twinbench.harness.records import collect_stored
 from twinbench.harness.store import Run
 from twinbench.harness.studies import load_study, study_names
+from twinbench.harness.variants import told_apart
 from twinbench.pretraining.build import build_method, resolve, view_policies
 from twinbench.pretraining.method import Method, method_names
 from twinbench.pretraining.optim import build_optimizer, resolved_lr, set_learning_rates
@@ -274,7 +275,8 @@ def test_a_report_does_not_tell_runs_apart_by_an_option_that_came_later(tmp_path
     before = now.model_copy(update={"options": options, "seed": 1})
     doubled = resolved("simclr", **{"options.loss_scale": 2.0})
     recipes = [now, before, doubled]
-    _, infos = collect_stored([Run(tmp_path / str(i), r, recipe_hash(r)) for i, r in enumerate(recipes)])
+    runs = [Run(tmp_path / str(i), r, recipe_hash(r)) for i, r in enumerate(recipes)]
+    _, infos = collect_stored(runs, told_apart(runs).names)
     assert [info.variant for info in infos] == ["", "", "options.loss_scale=2.0"]
 
 
