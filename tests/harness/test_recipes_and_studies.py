@@ -15,6 +15,7 @@ import torch
 from twinbench.data.catalogue import load_image_set
 from twinbench.downstream.protocol import protocol
 from twinbench.foundation.errors import InputError
+from twinbench.harness import plan
 from twinbench.harness.facts import FACTS
 from twinbench.harness.plan import table_recipes
 from twinbench.harness.recipes import load_recipe, parse_overrides, recipe_hash, recipe_names
@@ -361,3 +362,19 @@ def test_a_recipe_of_another_method_is_refused(tmp_path):
 def test_a_study_file_that_is_not_there_is_no_unknown_study():
     with pytest.raises(InputError, match="there is no such file"):
         load_study("nowhere.yaml")
+
+
+def test_recipes_that_differ_in_their_seeds_alone_are_checked_once():
+    table = load_study("fig2").tables[0]
+    recipes = [recipe for _, recipe in table_recipes(table, {})]
+    checked = plan._apart_from_seeds(recipes)
+    assert {recipe.seed for recipe in recipes} == {0, 1, 2}
+    assert [(r.method, r.batch_size, r.seed) for r in checked] == [
+        (r.method, r.batch_size, 0) for r in recipes if r.seed == 0
+    ]
+    assert len(checked) == 6 * 3  # methods and batch sizes
+    for recipe in recipes:
+        loaded = load_recipe(
+            table.recipes, recipe.method, table.image_set, {"batch_size": recipe.batch_size}, recipe.seed
+        )
+        assert recipe == loaded
