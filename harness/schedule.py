@@ -11,7 +11,7 @@ run.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from twinbench.harness.plan import Job
@@ -36,12 +36,12 @@ class Waiting:
         self._next = [0] * len(runs)
         self._busy: set[int] = set()
 
-    def start(self) -> tuple[int, int] | None:
-        """The job to start now; None if none can be, until `ended` is told of another."""
+    def start(self, but: Collection[int] = ()) -> tuple[int, int] | None:
+        """The job to start now, of no run among ``but``; None if none can be, until `ended` is told of another."""
         ready = [
             run
             for run, jobs in enumerate(self._runs)
-            if run not in self._busy and self._next[run] < len(jobs)
+            if run not in self._busy and run not in but and self._next[run] < len(jobs)
         ]
         if not ready:
             return None
@@ -56,6 +56,15 @@ class Waiting:
     def ended(self, run: int) -> None:
         """The job of this run that was under way has ended."""
         self._busy.remove(run)
+
+    def put_back(self, run: int) -> None:
+        """The job of this run that was started is to be started again."""
+        self.ended(run)
+        self._next[run] -= 1
+
+    def has_left(self) -> bool:
+        """Whether there is a job that nobody has started."""
+        return any(place < len(jobs) for place, jobs in zip(self._next, self._runs, strict=True))
 
 
 def timetable(
