@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from twinbench.downstream.label_lists import LabelList
 from twinbench.downstream.protocol import Protocol, protocol, protocol_names
 from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.errors import InputError, unknown_name
+from twinbench.foundation.lease import LEASE_SECONDS
 from twinbench.foundation.outcomes import OUTCOMES_SUFFIX, detections_file, is_outcomes
 from twinbench.harness.console import say
 from twinbench.harness.execute import Training, evaluate_encoder, run_job, train_run
@@ -20,7 +22,7 @@ from twinbench.harness.plan import Job, load_splits, plan_run
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.recipes import load_recipe, parse_overrides
 from twinbench.harness.record_files import outcomes_beside
-from twinbench.harness.store import check_writable, encoder_in, read_json, record_place
+from twinbench.harness.store import check_writable, encoder_in, read_json, read_run, record_place
 from twinbench.harness.watch import watched
 from twinbench.pretraining.engine import Hardware, check_hardware, launch
 from twinbench.pretraining.interrupt import Interrupted
@@ -66,8 +68,10 @@ def pretrain_one(request: PretrainRequest) -> None:
                 train_run(run, image_set, training)
             return
         job = Job(run, choice, f"pretrain {recipe.method} (seed {recipe.seed})")
-        with run.locked(), watched({"": [job.label]}) as watch:
-            if not job.is_finished():  # by another process, while this one waited for the lock
+        # the other ranks of a training wait for this one, and not for ever
+        patience = math.inf if request.hardware.ranks == 1 else 2 * LEASE_SECONDS
+        with run.locked(say, patience), watched({"": [job.label]}) as watch:
+            if not job.is_finished():  # by another process, while this one waited
                 run_job(job, images, training, watch.start(job.label), say)
     status = run.status() or {}
     if status["status"] == "collapsed":
@@ -117,8 +121,10 @@ def evaluate_one(request: EvaluateRequest) -> None:
     with watched({"": [label]}) as watch:
         report = watch.start(label)
         evaluated = evaluate_encoder(encoder, chosen, image_set, request.seed, None, report, labelled)
-    for file in _places(request.out, kept):
-        evaluated.write(file)
+    # a study may be evaluating the same
+    with nullcontext() if kept is None else read_run(folder.parent).locked(say):
+        for file in _places(request.out, kept):
+            evaluated.write(file)
     record = evaluated.record
     source = f" from {encoder.info.source_file}" if encoder.info.source_file else ""
     print(

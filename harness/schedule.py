@@ -11,7 +11,7 @@ run.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -38,16 +38,19 @@ class Waiting:
         self._next = [0] * len(runs)
         # heaps of the runs whose next job can be started now: (minus the seconds left, run)
         self._unbegun = [(-left[0], run) for run, left in enumerate(self._left) if left]
-        self._begun: list[tuple[float, int]] = []
+        self._begun: list[_Entry] = []
         heapq.heapify(self._unbegun)
 
-    def start(self) -> tuple[int, int] | None:
-        """The job to start now; None if none can be, until `ended` is told of another."""
-        ready = [heap for heap in (self._begun, self._unbegun) if heap]
-        if not ready:
+    def start(self, but: Collection[int] = ()) -> tuple[int, int] | None:
+        """The job to start now, of no run among ``but``; None if none can be, until `ended` is told of another."""
+        begun, unbegun = (_first(heap, but) for heap in (self._begun, self._unbegun))
+        found = [entry for entry in (begun, unbegun) if entry is not None]
+        if not found:
             return None
-        ends_begun = self._begun and len(self._unbegun) > self._workers
-        _, run = heapq.heappop(self._begun if ends_begun else min(ready, key=lambda heap: heap[0]))
+        ends_begun = begun is not None and len(self._unbegun) > self._workers
+        entry = begun if begun is not None and ends_begun else min(found)
+        _take(self._begun if entry is begun else self._unbegun, entry)
+        run = entry[1]
         self._next[run] += 1
         return run, self._next[run] - 1
 
@@ -57,10 +60,38 @@ class Waiting:
         if place < len(self._left[run]):
             heapq.heappush(self._begun, (-self._left[run][place], run))
 
+    def put_back(self, run: int) -> None:
+        """The job of this run that was started is to be started again."""
+        self._next[run] -= 1
+        place = self._next[run]
+        heapq.heappush(self._begun if place else self._unbegun, (-self._left[run][place], run))
+
+    def has_left(self) -> bool:
+        """Whether there is a job that nobody has started."""
+        return any(place < len(jobs) for place, jobs in zip(self._next, self._left, strict=True))
+
 
 def _seconds_left(jobs: Sequence[float]) -> list[float]:
     """Before each job of a run, that of itself and of all after it."""
     return list(accumulate(reversed(jobs)))[::-1]
+
+
+_Entry = tuple[float, int]
+
+
+def _first(heap: list[_Entry], but: Collection[int]) -> _Entry | None:
+    """The smallest entry of no run among ``but``."""
+    if not but:
+        return heap[0] if heap else None
+    return min((entry for entry in heap if entry[1] not in but), default=None)
+
+
+def _take(heap: list[_Entry], entry: _Entry) -> None:
+    if entry == heap[0]:
+        heapq.heappop(heap)
+    else:
+        heap.remove(entry)
+        heapq.heapify(heap)
 
 
 def timetable(

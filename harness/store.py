@@ -7,15 +7,15 @@ checkpoints/, encoder/, features/ and records/, one JSON file for each evaluatio
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
+import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -23,14 +23,16 @@ from pydantic import ValidationError
 from twinbench.data.image_sets import ImageSet
 from twinbench.encoders.encoder import INFO_FILE
 from twinbench.foundation.errors import InputError, RunFailure
-from twinbench.foundation.files import write_atomically
+from twinbench.foundation.files import fenced, write_atomically
+from twinbench.foundation.lease import Holder, Lease
 from twinbench.foundation.models import explain_validation
 from twinbench.foundation.outcomes import is_whole
 from twinbench.harness.recipes import read_yaml, recipe_hash
 from twinbench.harness.source import ImportedSource, Source
 from twinbench.pretraining.recipe import Recipe
 
-_LOCK_ATTEMPTS, _LOCK_SECONDS = 25, 0.3
+LOOK_SECONDS = 1.0
+"""How often to look whether another process has left a run."""
 _SOURCE_FILES: dict[str, type[Source]] = {"recipe.yaml": Recipe, "source.yaml": ImportedSource}
 _log = logging.getLogger(__name__)
 
@@ -108,10 +110,54 @@ class Run:
         same = record.get("encoder_checksum") == info["sha256"] and record.get("seed") == self.source.seed
         return record if same and has_its_outcomes(file, record) else None
 
-    def _lock_file(self) -> TextIO:
+    @contextmanager
+    def working(self, lease: Lease) -> Iterator[bool]:
+        """Keep other processes out of the folder; False if one is at work in it.
+
+        Should another take it over, as after a long sleep, the next file of this one raises LostLease.
+        """
+        with self._usable():
+            ours = lease.take()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            return (self.folder / ".lock").open("a")
+            with fenced(self.folder, lease.check) if ours else nullcontext():
+                yield ours
+        finally:
+            lease.release()
+
+    def at_work(self, lease: Lease) -> Holder | None:
+        """Which other process is at work in the folder, if one is."""
+        with self._usable():
+            return lease.holder()
+
+    @contextmanager
+    def locked(self, say: Callable[[str], None], patience: float = math.inf) -> Iterator[None]:
+        """Keep other processes out of the folder; waits for one that is at work in it, and says so.
+
+        Raises InputError after so many seconds of ``patience``.
+        """
+        lease, given_up, told = Lease(self.folder), time.monotonic() + patience, ""
+        while True:
+            with self.working(lease) as ours:
+                if ours:
+                    yield
+                    return
+            holder = self.at_work(lease)
+            if time.monotonic() >= given_up:
+                raise InputError(
+                    f"another twinbench process is working on this run: {holder}",
+                    where=self.folder,
+                    next_step="wait for it, or stop it",
+                )
+            if holder is not None:
+                if str(holder) != told:
+                    told = str(holder)
+                    say(f"waits for {told}, which works in {self.folder}")
+                time.sleep(LOOK_SECONDS)
+
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise RunFailure(
                 f"cannot use the run's folder: {error.strerror or error}",
@@ -119,25 +165,6 @@ class Run:
                 next_step="make it writable, or use another run store",
                 option="runs",
             ) from error
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes out of the folder; raises InputError if one is at work in it."""
-        with self._lock_file() as handle:
-            for attempt in range(_LOCK_ATTEMPTS):
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError as error:
-                    # the workers of a killed command need up to five seconds to notice that they are orphans
-                    if attempt == _LOCK_ATTEMPTS - 1:
-                        raise InputError(
-                            "another twinbench process is working on this run",
-                            where=self.folder,
-                            next_step="wait for it, or stop it",
-                        ) from error
-                    time.sleep(_LOCK_SECONDS)
-            yield
 
 
 VIEWS_PICTURE = "pictures/views.png"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from twinbench.foundation.errors import InputError
-from twinbench.foundation.files import write_atomically
+from twinbench.foundation.files import check_fences, write_atomically
 
 _ROWS = 200
 _PROBES = 10
@@ -39,6 +39,7 @@ class MetricsLog:
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a row, which has a ``step``."""
+        check_fences(self._path)
         with self._path.open("a") as handle:
             handle.write(json.dumps(row) + "\n")
         if self._writer is not None:
