@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -226,16 +226,15 @@ def _row(
     ours: Trajectory,
     versions: dict[str, str],
 ) -> Row:
+    for name, recorded in (("losses", theirs.losses), ("rates", theirs.rates)):
+        if len(recorded) != len(ours.losses):
+            raise RunFailure(
+                f"{len(recorded)} {name} were recorded in {len(ours.losses)} steps", where=method
+            )
     found = differences(_as_ours(SUBJECTS[method], theirs, ours, processes), ours)
-    return Row(
-        **asdict(_question(official, method, processes, len(theirs.losses)))
-        | {
-            "first_loss": float(theirs.losses[0]),
-            "last_loss": float(theirs.losses[-1]),
-            "versions": versions,
-            **asdict(found),
-        }
-    )
+    ends = {"first_loss": float(theirs.losses[0]), "last_loss": float(theirs.losses[-1])}
+    asked = _question(official, method, processes, len(ours.losses))
+    return replace(asked, versions=versions, **ends, **asdict(found))
 
 
 def _question(official: Path, method: str, processes: int, steps: int) -> Row:

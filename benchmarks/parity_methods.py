@@ -190,7 +190,7 @@ SWAV = Subject(
     title="SwAV",
     clones=(
         Clone("swav", f"{_FACEBOOK}/swav", ("main_swav.py", "src/resnet50.py", "src/utils.py")),
-        Clone("apex", "https://github.com/NVIDIA/apex", ("apex/parallel/LARC.py",), commit="25.04"),
+        Clone("apex", "https://github.com/NVIDIA/apex", ("apex/parallel/LARC.py",), commit="25.05"),
     ),
     sizes=(32, 32, 24, 24),
     steps_per_epoch=2,
