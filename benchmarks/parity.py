@@ -26,6 +26,7 @@ import sys
 import tempfile
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def _largest(values: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison; ``commits`` of the clones by folder, and ``ours`` is this repository's."""
+    """One comparison; ``commits`` of the clones by folder, ``ours`` of this repository (empty outside a checkout)."""
 
     method: str
     processes: int
@@ -133,10 +134,22 @@ class Row:
         """What was found."""
         return Differences(self.loss, self.weights, self.rate)
 
-    def is_of(self, other: Row) -> bool:
-        """Whether both compare the same thing."""
-        parts = ("method", "processes", "steps", "commits", "ours")
-        return all(getattr(self, part) == getattr(other, part) for part in parts)
+    def answers(self, asked: Row) -> bool:
+        """Whether this is what another row asks for, and our code has not changed since."""
+        parts = ("method", "processes", "steps", "commits")
+        return all(getattr(self, part) == getattr(asked, part) for part in parts) and _is_unchanged(self.ours)
+
+
+_COMPUTES = ("foundation", "data", "encoders", "pretraining", "baselines", "benchmarks/parity_*.py")
+
+
+@cache
+def _is_unchanged(commit: str) -> bool:
+    """Whether what computes in this checkout is as it was in a commit of ours."""
+    if not commit or commit.endswith("+changes"):
+        return False
+    command = ["git", "diff", "--quiet", commit, "--", *_COMPUTES]
+    return subprocess.run(command, cwd=_HERE.parent, capture_output=True).returncode == 0
 
 
 def check_clones(official: Path, methods: Sequence[str]) -> None:
@@ -378,6 +391,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--interpreter", action="append", default=[], metavar="METHOD=PATH", help="of simclr and byol"
     )
+    parser.add_argument(
+        "--processes", default="1,2", help="numbers of processes, where torch trains [default: 1,2]"
+    )
     parser.add_argument("--steps", type=_even, default=STEPS, help=f"[default: {STEPS}]")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="finished comparisons, a JSON line each")
     parser.add_argument(
@@ -392,10 +408,27 @@ def _kept(path: Path | None) -> list[Row]:
     return [Row(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
+def _processes_of(subject: Subject, numbers: Sequence[str]) -> list[int]:
+    """On how many processes to compare; a method whose code is not in torch has no choice."""
+    return [n for n in subject.processes if str(n) in numbers or len(subject.processes) == 1]
+
+
+def _compared(asked: Row, arguments: argparse.Namespace, interpreters: Mapping[str, str]) -> Row:
+    """The answer, kept if asked to."""
+    print(f"{SUBJECTS[asked.method].title} on {asked.processes} process(es) ...", file=sys.stderr, flush=True)
+    interpreter = interpreters.get(asked.method)
+    row = compare(arguments.official, asked.method, asked.processes, asked.steps, interpreter)
+    if arguments.keep is not None:
+        with arguments.keep.open("a") as file:
+            file.write(json.dumps(asdict(row)) + "\n")
+    return row
+
+
 def main() -> None:
     """Compare what is chosen, write the page, and end with 1 if something does not agree."""
     arguments = _arguments()
     methods = chosen("method", arguments.methods, METHODS)
+    numbers = chosen("number of processes", arguments.processes, ("1", "2"))
     interpreters = _interpreters(arguments.interpreter)
     if arguments.out.is_dir():
         raise InputError("this is a folder", where=arguments.out, next_step="name a file in it")
@@ -404,19 +437,11 @@ def main() -> None:
     torch.set_num_threads(1)
     rows, kept = [], _kept(arguments.keep)
     not_compared = [m for m in methods if SUBJECTS[m].runner is not None and m not in interpreters]
-    for method in methods:
-        for processes in SUBJECTS[method].processes if method not in not_compared else ():
+    for method in (method for method in methods if method not in not_compared):
+        for processes in _processes_of(SUBJECTS[method], numbers):
             asked = _question(arguments.official, method, processes, arguments.steps)
-            row = next((row for row in kept if row.is_of(asked)), None)
-            if row is None:
-                print(f"{SUBJECTS[method].title} on {processes} process(es) ...", file=sys.stderr, flush=True)
-                row = compare(
-                    arguments.official, method, processes, arguments.steps, interpreters.get(method)
-                )
-                if arguments.keep is not None:
-                    with arguments.keep.open("a") as file:
-                        file.write(json.dumps(asdict(row)) + "\n")
-            rows.append(row)
+            row = next((row for row in kept if row.answers(asked)), None)
+            rows.append(row or _compared(asked, arguments, interpreters))
     text = without_folders(page(rows, not_compared, {"facts": facts(), "device": device_description()}))
     print(text)
     write_atomically(arguments.out, text.encode())

@@ -267,6 +267,7 @@ def test_a_kept_comparison_is_not_made_again_and_decides_on_the_exit_code(
 ):
     asked = [parity._question(tmp_path, "moco_v2", processes, 12) for processes in (1, 2)]
     monkeypatch.setattr(parity, "compare", lambda *_: pytest.fail("ran"))
+    monkeypatch.setattr(parity, "_is_unchanged", lambda commit: commit == asked[0].ours)
     kept, page = tmp_path / "kept.jsonl", tmp_path / "parity.md"
 
     def keep(difference):
@@ -282,6 +283,24 @@ def test_a_kept_comparison_is_not_made_again_and_decides_on_the_exit_code(
         run(parity, monkeypatch, *moco, "--keep", kept)
     assert ended.value.code == 1
     assert page.read_text().count("does not agree") == 2
+    with pytest.raises(SystemExit):
+        run(parity, monkeypatch, *moco, "--keep", kept, "--processes", 2)
+    assert page.read_text().count("does not agree") == 1
+    # made by other code of ours
+    monkeypatch.setattr(parity, "_is_unchanged", lambda commit: False)
+    with pytest.raises(pytest.fail.Exception, match="ran"):
+        run(parity, monkeypatch, *moco, "--keep", kept)
+
+
+def test_what_was_kept_holds_while_the_code_that_computes_is_the_same(parity):
+    here = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=BENCHMARKS, capture_output=True, text=True
+    ).stdout.strip()
+    changed = subprocess.run(["git", "diff", "--quiet", here, "--", *parity._COMPUTES], cwd=BENCHMARKS.parent)
+    assert parity._is_unchanged(here) == (changed.returncode == 0)
+    assert not parity._is_unchanged("")
+    assert not parity._is_unchanged(f"{here}+changes")
+    assert not parity._is_unchanged("0" * 12)
 
 
 @pytest.mark.programs
