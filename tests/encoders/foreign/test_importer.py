@@ -762,7 +762,10 @@ def test_the_encoder_on_disk_says_where_it_is_from(tmp_path):
     assert torch.equal(loaded.features(images), saved.features(images))
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        assert torch.equal(loaded.backbone(x), foreign.backbone(x))
-        assert torch.equal(loaded.fresh_backbone().eval()(x), foreign.backbone(x))
+        # on some CPUs torch rounds otherwise where the weights ask for gradients, as those of one side do
+        torch.testing.assert_close(loaded.backbone(x), foreign.backbone(x))
+        torch.testing.assert_close(loaded.fresh_backbone().eval()(x), foreign.backbone(x))
+    weights = loaded.backbone.state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in foreign.backbone.state_dict().items())
     with pytest.raises(InputError, match="there is an encoder already"):
         foreign.save(tmp_path / "encoder")
