@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from twinbench.foundation.documents import from_json
 from twinbench.foundation.errors import InputError, unknown_name
 
 STATUSES = ("done", "failed", "collapsed", "not run", "absent")
@@ -232,9 +232,9 @@ def read_loss_curve(folder: Path) -> LossCurve | None:
     points: dict[int, float] = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            row = json.loads(line)
+            row = from_json(line)
             step, loss = int(row["step"]), float(row["loss"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
         if math.isfinite(loss):
             points[step] = loss
@@ -250,12 +250,12 @@ def read_diagnostics(folder: Path) -> Diagnostics | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = from_json(path.read_text(encoding="utf-8"))
         matrix = tuple(tuple(float(x) for x in row) for row in content.get("cross_correlation") or ())
         spectrum = tuple(sorted((float(x) for x in content.get("spectrum") or ()), reverse=True))
         rank = finite(content.get("effective_rank"))
         numbers = tuple((name, x) for name, x in content.items() if _is_number(x))
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(
             f"diagnostics cannot be read: {error}",
             where=path,

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -27,6 +28,10 @@ def _as_texts(value: object) -> tuple[str, ...]:
     items = value if isinstance(value, list | tuple) else [value]
     return tuple(str(item) for item in items)
 
+
+MOST_ROWS = 10_000
+"""Of one block: a few axes with some values each are soon more than anybody can train."""
+MOST_SEEDS = 1000
 
 FileName = Annotated[str, AfterValidator(_file_name)]
 Text = Annotated[str, BeforeValidator(_as_text)]
@@ -56,7 +61,7 @@ class ValueSpec(Strict):
     label: Text
     set: dict[str, Any] = Field(default_factory=dict)
     published: Text = ""
-    seeds: int | None = Field(None, ge=1)
+    seeds: int | None = Field(None, ge=1, le=MOST_SEEDS)
 
 
 class AxisSpec(Strict):
@@ -120,6 +125,13 @@ class RowsSpec(Strict):
 
     methods: Texts = Field(min_length=1)
     vary: tuple[AxisSpec, ...] = ()
+
+    @model_validator(mode="after")
+    def _are_not_too_many(self) -> RowsSpec:
+        rows = len(self.methods) * prod(len(axis.values) for axis in self.vary)
+        if rows > MOST_ROWS:
+            raise ValueError(f"its axes make {rows} rows, and a table has at most {MOST_ROWS}")
+        return self
 
     def row_keys(self) -> list[RowKey]:
         """Every row, in order."""
