@@ -12,10 +12,18 @@ from typing import Any, TypeVar, get_type_hints
 
 from twinbench.foundation.documents import from_json
 from twinbench.foundation.errors import InputError, unknown_name
+from twinbench.foundation.texts import legible
 
 STATUSES = ("done", "failed", "collapsed", "not run", "absent")
 ORIGINS = ("run", "imported", "quoted")
 REMARKS_BETWEEN = " | "
+
+
+def _write_out(frozen: object) -> None:
+    """Write out, in the texts of a record or run, what does not print."""
+    for name, value in vars(frozen).items():
+        if isinstance(value, str) and not value.isprintable():
+            object.__setattr__(frozen, name, legible(value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +41,8 @@ class Record:
     assumed. ``environment`` and, of the training, ``trained_in`` are JSON objects.
     ``outcomes`` is the SHA-256 of the file that tells what became of each test item, ``image_set_fingerprint`` tells
     versions of an image set apart.
-    Unknown is None or "".
+    Unknown is None or "". In texts, what does not print (an escape code, a mark that turns the order of letters) is
+    written out.
     """
 
     study: str = ""
@@ -70,6 +79,9 @@ class Record:
     outcomes: str = ""
     image_set_fingerprint: str = ""
 
+    def __post_init__(self) -> None:
+        _write_out(self)
+
     @property
     def all_remarks(self) -> tuple[str, ...]:
         """The remarks one by one."""
@@ -98,7 +110,7 @@ class RunInfo:
     ``folder`` holds the recipe, and metrics.jsonl and diagnostics.json where the run got that far. ``seconds`` is how
     long the training took; 0 where it is not known or nothing was trained. ``pictures`` are files by protocol and image
     set, that of the views without either. ``outcomes`` are files by the SHA-256 that records tell. ``recipe_hash`` is
-    that of its records.
+    that of its records. Texts are written as those of records are.
     """
 
     method: str
@@ -113,6 +125,9 @@ class RunInfo:
     pictures: Mapping[tuple[str, str], Path] = field(default_factory=dict)
     outcomes: Mapping[str, Path] = field(default_factory=dict)
     recipe_hash: str = ""
+
+    def __post_init__(self) -> None:
+        _write_out(self)
 
 
 @dataclass(frozen=True)

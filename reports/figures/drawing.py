@@ -17,12 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter
 from PIL import Image
 
 from twinbench.foundation.registry import Registry
-from twinbench.foundation.texts import legible
 from twinbench.reports.layout import Table
 from twinbench.reports.records import RunInfo
 from twinbench.reports.study import FigureSpec, TableSpec
@@ -102,21 +99,8 @@ def draw(
         figure = Figure(figsize=size, dpi=_DPI)
         FigureCanvasAgg(figure)
         paint(figure)
-        _write_out(figure)
         files = _render(figure)
     return Drawing(spec.name, title, caption, files)
-
-
-def _write_out(figure: Figure) -> None:
-    """Write out, in the texts of a figure, what does not print: a mark that turns the order of letters, for one."""
-    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
-        formatter = axis.get_major_formatter()
-        if isinstance(formatter, FixedFormatter):
-            formatter.seq = [legible(str(text)) for text in formatter.seq]
-    for text in figure.findobj(Text):
-        assert isinstance(text, Text)
-        if not text.get_text().isprintable():
-            text.set_text(legible(text.get_text()))
 
 
 def _render(figure: Figure) -> dict[str, bytes]:
