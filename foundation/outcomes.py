@@ -28,6 +28,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
+from twinbench.foundation.documents import from_json
 from twinbench.foundation.errors import InputError
 from twinbench.foundation.files import write_atomically
 
@@ -37,6 +38,7 @@ MOST_PREDICTED = 5
 """How many of the most probable classes of an item are kept; the second accuracy is the one among so many."""
 OUTCOMES_SUFFIX, DETECTIONS_SUFFIX = ".safetensors", ".coco.json.gz"
 _MOST_BYTES = 2 * 2**30  # of detections: unpacked, a small file may be of any size
+_MOST_PACKED = 200  # times its size; detections are packed to a tenth, nothing but zeros to a thousandth
 _ABOUT, _DETECTIONS = "about", "detections_sha256"
 _AGAIN = "run the command again that made them"
 
@@ -114,7 +116,12 @@ def read_outcomes(path: Path, sha256: str, with_detections: bool = True) -> Outc
     about = _about(path)
     try:
         arrays = dict(sorted(load(content).items()))
-    except SafetensorError as error:
+    except (
+        SafetensorError,
+        ValueError,
+        TypeError,
+        KeyError,
+    ) as error:  # the last three are of a type numpy has not
         raise InputError("the outcomes cannot be read", where=path, next_step=_AGAIN) from error
     packed = about.pop(_DETECTIONS, None)
     detections = None if packed is None or not with_detections else _unpacked(detections_file(path), packed)
@@ -159,7 +166,7 @@ def _about(path: Path) -> dict[str, str]:
     """What a file says that it is of; nothing if it says nothing."""
     try:
         with safe_open(path, framework="numpy") as file:
-            about = json.loads((file.metadata() or {}).get(_ABOUT, "{}"))
+            about = from_json((file.metadata() or {}).get(_ABOUT, "{}"))
         return {str(name): str(value) for name, value in about.items()}
     except (OSError, SafetensorError, ValueError, AttributeError) as error:
         raise InputError("the outcomes cannot be read", where=path, next_step=_AGAIN) from error
@@ -179,10 +186,11 @@ def _unpacked(path: Path, sha256: str) -> list[dict[str, Any]]:
     packed = _content(path, sha256)
     try:
         with gzip.open(io.BytesIO(packed)) as file:
-            text = file.read(_MOST_BYTES + 1)
-        if len(text) > _MOST_BYTES:
-            raise ValueError(f"they are more than {_MOST_BYTES} bytes")
-        detections = json.loads(text)
+            most = min(_MOST_BYTES, _MOST_PACKED * len(packed))
+            text = file.read(most + 1)
+        if len(text) > most:
+            raise ValueError(f"they are more than {most} bytes, in a file of {len(packed)}")
+        detections = from_json(text)
         if not isinstance(detections, list):
             raise ValueError("they are no list")
     except (OSError, EOFError, zlib.error, ValueError) as error:

@@ -287,9 +287,9 @@ def _lost(nothing: Record, run: Run, file: Path | None) -> Record:
     for document in (run.status(), None if file is None else read_json(file)):
         status = None if document is None else document.get("status")
         if document is not None and status in {"failed", "collapsed"}:
-            return replace(nothing, status=status, reason=document["reason"])
+            return replace(nothing, status=status, reason=str(document.get("reason", "")))
         if document is not None and status == "interrupted":
-            return replace(nothing, reason=document["reason"])
+            return replace(nothing, reason=str(document.get("reason", "")))
     return nothing
 
 
@@ -300,7 +300,7 @@ def _run_info(run: Run, variant: str) -> RunInfo:
         variant=variant,
         seed=run.source.seed,
         status=status["status"],
-        reason=status["reason"],
+        reason=status.get("reason", ""),
         folder=run.folder,
         origin=run.origin,
         seconds=status.get("seconds", 0.0),

@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from twinbench.data.image_sets import ImageSet
 from twinbench.encoders.encoder import INFO_FILE
+from twinbench.foundation.documents import from_json
 from twinbench.foundation.errors import InputError, RunFailure
 from twinbench.foundation.files import fenced, write_atomically
 from twinbench.foundation.lease import Holder, Lease
@@ -35,6 +36,74 @@ LOOK_SECONDS = 1.0
 """How often to look whether another process has left a run."""
 _SOURCE_FILES: dict[str, type[Source]] = {"recipe.yaml": Recipe, "source.yaml": ImportedSource}
 _log = logging.getLogger(__name__)
+
+
+_Count = Annotated[int, Field(ge=0, le=2**53)]
+
+
+class _Stored(BaseModel):
+    """What others take from a file of the store; a file that has something else in these places is damaged."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class _Status(_Stored):
+    """A status.json."""
+
+    status: str
+    reason: str = ""
+    seconds: FiniteFloat = 0.0
+    parameters: _Count | None = None
+    images_per_second: float | None = None
+    training_memory_mb: float | None = None
+    peak_memory_mb: float | None = None
+    energy_joules: float | None = None
+    energy_unknown: str | None = None
+    device: str = ""
+    device_type: str = ""
+    ranks: _Count = 1
+    threads: _Count = 1
+    remarks: list[str] = []
+    environment: dict[str, Any] = {}
+
+
+class _OutcomesOfRecord(_Stored):
+    file: str
+    sha256: str
+
+
+class _Measured(_Stored):
+    metric: str
+    value: float | None
+    stderr: float | None = None
+    n: _Count | None = None
+
+
+class _RecordFile(_Stored):
+    """The record of a finished evaluation."""
+
+    protocol: str
+    image_set: str
+    image_set_fingerprint: str
+    encoder_checksum: str
+    seed: int
+    status: str
+    reason: str
+    seconds: float | None
+    peak_memory_mb: float | None
+    device: str
+    environment: dict[str, Any] = {}
+    remarks: list[str] = []
+    measurements: list[_Measured]
+    outcomes: _OutcomesOfRecord | None = None
+
+
+def _fits(document: dict[str, Any] | None, model: type[BaseModel]) -> bool:
+    try:
+        model.model_validate(document)
+    except ValidationError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -61,7 +130,8 @@ class Run:
 
     def status(self) -> dict[str, Any] | None:
         """The content of status.json, or None before the run began or where the file is damaged."""
-        return read_json(self.folder / "status.json")
+        status = read_json(self.folder / "status.json")
+        return status if _fits(status, _Status) else None
 
     def is_trained(self) -> bool:
         """Whether there is an encoder that later jobs may use."""
@@ -107,8 +177,8 @@ class Run:
         info = read_json(self.encoder_folder / INFO_FILE)
         if record is None or info is None or record.get("status") != "done":
             return None
-        same = record.get("encoder_checksum") == info["sha256"] and record.get("seed") == self.source.seed
-        return record if same and has_its_outcomes(file, record) else None
+        same = record.get("encoder_checksum") == info.get("sha256") and record.get("seed") == self.source.seed
+        return record if same and _fits(record, _RecordFile) and has_its_outcomes(file, record) else None
 
     @contextmanager
     def working(self, lease: Lease) -> Iterator[bool]:
@@ -182,7 +252,7 @@ def has_its_outcomes(file: Path, record: Mapping[str, Any]) -> bool:
         return True
     try:
         return is_whole(outcomes_of(file, record), record["outcomes"]["sha256"])
-    except (KeyError, TypeError):  # a damaged record
+    except (KeyError, TypeError, ValueError):  # a damaged record, or one that names no file
         return False
 
 
@@ -259,7 +329,7 @@ def record_place(folder: Path, protocol: str, image_set: ImageSet, seed: int) ->
 def read_json(path: Path) -> dict[str, Any] | None:
     """The mapping in a JSON file, or None if it is missing or damaged."""
     try:
-        content = json.loads(path.read_text())
+        content = from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None

@@ -25,6 +25,7 @@ from twinbench.data.worker_processes import end_with_parent
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import RunFailure
 from twinbench.foundation.lease import Lease, Seen
+from twinbench.harness.console import legible_warnings
 from twinbench.harness.estimate import Step, Unit, Use, estimate, former_use, measured_use
 from twinbench.harness.execute import attempt, evaluation_device
 from twinbench.harness.images import Images
@@ -290,6 +291,7 @@ def _become_worker(data_root: Path | None, threads: int, messages: Any, all_here
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     end_with_parent()  # for otherwise the next command would find its run locked
+    legible_warnings()
     load_plugins(warn=False)
     _Worker.images = Images(data_root, quiet=True)
     _Worker.messages, _Worker.all_here = messages, all_here

@@ -10,6 +10,7 @@ import json
 import os
 from pathlib import Path
 
+from twinbench.foundation.documents import from_json
 from twinbench.foundation.errors import InputError
 from twinbench.foundation.files import machine_faults, write_synced
 
@@ -65,7 +66,7 @@ def _listed(folder: Path) -> frozenset[str] | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = from_json(path.read_text(encoding="utf-8"))
     except ValueError:
         return None
     if not isinstance(content, list) or not all(isinstance(name, str) for name in content):

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from twinbench.foundation.documents import from_json
 from twinbench.foundation.errors import InputError, unknown_name
 from twinbench.foundation.files import write_synced
+from twinbench.foundation.texts import legible
 from twinbench.reports.digests import digest_of, environment_of, environments_json, read_environments
 from twinbench.reports.output import ENVIRONMENTS, RECORDS
 
 STATUSES = ("done", "failed", "collapsed", "not run", "absent")
 ORIGINS = ("run", "imported", "quoted")
 REMARKS_BETWEEN = " | "
+
+
+def _write_out(frozen: object) -> None:
+    """Write out, in the texts of a record or run, what does not print."""
+    for name, value in vars(frozen).items():
+        if isinstance(value, str) and not value.isprintable():
+            object.__setattr__(frozen, name, legible(value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +45,8 @@ class Record:
     and ``environments.json`` beside it in full.
     ``outcomes`` is the SHA-256 of the file that tells what became of each test item, ``image_set_fingerprint`` tells
     versions of an image set apart.
-    Unknown is None or "".
+    Unknown is None or "". In texts, what does not print (an escape code, a mark that turns the order of letters) is
+    written out.
     """
 
     study: str = ""
@@ -74,6 +83,9 @@ class Record:
     outcomes: str = ""
     image_set_fingerprint: str = ""
 
+    def __post_init__(self) -> None:
+        _write_out(self)
+
     @property
     def all_remarks(self) -> tuple[str, ...]:
         """The remarks one by one."""
@@ -103,7 +115,7 @@ class RunInfo:
     ``folder`` holds the recipe, and metrics.jsonl and diagnostics.json where the run got that far. ``seconds`` is how
     long the training took; 0 where it is not known or nothing was trained. ``pictures`` are files by protocol and image
     set, that of the views without either. ``outcomes`` are files by the SHA-256 that records tell. ``recipe_hash`` is
-    that of its records.
+    that of its records. Texts are written as those of records are.
     """
 
     method: str
@@ -118,6 +130,9 @@ class RunInfo:
     pictures: Mapping[tuple[str, str], Path] = field(default_factory=dict)
     outcomes: Mapping[str, Path] = field(default_factory=dict)
     recipe_hash: str = ""
+
+    def __post_init__(self) -> None:
+        _write_out(self)
 
 
 @dataclass(frozen=True)
@@ -251,9 +266,9 @@ def read_loss_curve(folder: Path) -> LossCurve | None:
     points: dict[int, float] = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            row = json.loads(line)
+            row = from_json(line)
             step, loss = int(row["step"]), float(row["loss"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
         if math.isfinite(loss):
             points[step] = loss
@@ -269,12 +284,12 @@ def read_diagnostics(folder: Path) -> Diagnostics | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = from_json(path.read_text(encoding="utf-8"))
         matrix = tuple(tuple(float(x) for x in row) for row in content.get("cross_correlation") or ())
         spectrum = tuple(sorted((float(x) for x in content.get("spectrum") or ()), reverse=True))
         rank = finite(content.get("effective_rank"))
         numbers = tuple((name, x) for name, x in content.items() if _is_number(x))
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(
             f"diagnostics cannot be read: {error}",
             where=path,
