@@ -335,6 +335,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The record of a finished evaluation in a file, of whatever encoder; None if it is none, missing or damaged."""
+    record = read_json(path)
+    return record if _fits(record, _RecordFile) else None
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a mapping as JSON, whole or not at all."""
     write_atomically(path, json.dumps(content, indent=1, sort_keys=True).encode())

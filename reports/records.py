@@ -251,8 +251,11 @@ def of_table(found: Sequence[_OfTable], name: str) -> list[_OfTable]:
 
 
 def finite(value: float | None) -> float | None:
-    """The value, or None for one that says nothing: infinite or not a number."""
-    return float(value) if value is not None and math.isfinite(value) else None
+    """The value, or None for one that says nothing: infinite, beyond all floats or not a number."""
+    try:
+        return float(value) if value is not None and math.isfinite(value) else None
+    except OverflowError:
+        return None
 
 
 def read_loss_curve(folder: Path) -> LossCurve | None:
@@ -299,7 +302,7 @@ def read_diagnostics(folder: Path) -> Diagnostics | None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and finite(value) is not None
 
 
 def read_recipe(folder: Path) -> str:

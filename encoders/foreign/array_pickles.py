@@ -116,7 +116,7 @@ def _require_small_memo(path: Path) -> None:
     """
     with path.open("rb") as file:
         for count, (operation, argument, _) in enumerate(pickletools.genops(file)):
-            if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
+            if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > count:
                 raise pickle.UnpicklingError(f"a memo of {argument} entries")
 
 
