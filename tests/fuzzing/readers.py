@@ -57,6 +57,7 @@ from twinbench.harness.records import collect_stored
 from twinbench.harness.search import load_search
 from twinbench.harness.store import holds_run, stored_runs
 from twinbench.harness.studies import load_study
+from twinbench.harness.variants import told_apart
 from twinbench.pretraining.checkpoint import load_latest, save_checkpoint
 from twinbench.pretraining.metrics_log import MetricsLog
 from twinbench.reports.output import check_out
@@ -489,7 +490,7 @@ def _read_run(folder: Path) -> object:
         ]
         read += [read_loss_curve(run.folder), read_diagnostics(run.folder)]
         MetricsLog(run.folder, 3)
-    read.append(collect_stored(runs))
+    read.append(collect_stored(runs, told_apart(runs).names))
     export_results(folder / "runs", folder / "out", None)
     return read
 
