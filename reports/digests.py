@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from twinbench.foundation.documents import from_json
 from twinbench.foundation.errors import InputError
 from twinbench.reports.output import ENVIRONMENTS
 
@@ -38,7 +39,7 @@ def read_environments(file: Path) -> dict[str, str]:
     if not file.is_file():
         return {}
     try:
-        texts = {digest: _canonical(facts) for digest, facts in json.loads(file.read_bytes()).items()}
+        texts = {digest: _canonical(facts) for digest, facts in from_json(file.read_bytes()).items()}
     except (ValueError, AttributeError) as error:
         raise InputError(f"the environments cannot be read: {error}", where=file, next_step=_AGAIN) from error
     for digest, text in texts.items():
@@ -72,6 +73,6 @@ def _canonical(facts: object) -> str:
 
 def _is_object(cell: str) -> bool:
     try:
-        return isinstance(json.loads(cell), dict)
+        return isinstance(from_json(cell), dict)
     except ValueError:
         return False

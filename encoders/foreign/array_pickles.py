@@ -29,7 +29,7 @@ class _Type:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.order = {"<": "<", ">": ">"}.get(state[1], "=")
 
-    def read(self, content: bytes | str, shape: tuple[int, ...], order: str) -> np.ndarray:
+    def read(self, content: bytes | bytearray | str, shape: tuple[int, ...], order: str) -> np.ndarray:
         """The array in these bytes, in the machine's own order of bytes and writable."""
         raw = content.encode("latin1") if isinstance(content, str) else content  # Python 2 wrote bytes as str
         array = np.frombuffer(raw, self.order + self.code).reshape(shape, order="F" if order == "F" else "C")
@@ -40,14 +40,14 @@ class _Array:
     """numpy's ``_reconstruct``, which makes an empty array, and the state that fills it, read when all is known."""
 
     def __init__(self, *arguments: object) -> None:
-        self.filled: tuple[_Type, bytes | str, tuple[int, ...], str] | None = None
+        self.filled: tuple[_Type, bytes | bytearray | str, tuple[int, ...], str] | None = None
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, by_columns, content = state
         self._fill(kind, content, shape, "F" if by_columns else "C")
 
     def _fill(self, kind: object, content: object, shape: tuple[int, ...], order: str) -> None:
-        if not isinstance(kind, _Type) or not isinstance(content, bytes | str):
+        if not isinstance(kind, _Type) or not isinstance(content, bytes | bytearray | str):
             raise pickle.UnpicklingError("no array of numbers")
         self.filled = kind, content, shape, order
 

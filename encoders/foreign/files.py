@@ -197,20 +197,21 @@ def _require_as_torch_packs(path: Path) -> None:
 
 
 def _require_whole(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raise InputError for a tensor that is larger than what the file holds of it: it was saved as a view of less."""
+    """Raise InputError for a tensor whose numbers are not all in the file, one by one."""
     for name, tensor in tensors.items():
-        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
-        if (
-            not plain
-            or tensor.is_nested
-            or tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes()
-        ):
-            raise InputError(
-                f"the tensor {name} of shape {tuple(tensor.shape)} is not in this file number by number",
-                where=path,
-                next_step="save the weights as plain tensors: torch.save({k: v.clone() for k, v in "
-                "model.state_dict().items()}, FILE)",
-            )
+        on_cpu = tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not on_cpu or tensor.is_quantized or tensor.is_nested:
+            fault = f"{name} is sparse or has no values, or they are packed"
+        elif tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():  # saved as a view of less
+            fault = f"the tensor {name} of shape {tuple(tensor.shape)} is not in this file number by number"
+        else:
+            continue
+        raise InputError(
+            fault,
+            where=path,
+            next_step="save the weights as plain tensors: torch.save({k: v.clone() for k, v in "
+            "model.state_dict().items()}, FILE)",
+        )
 
 
 def require_distinct(names: Mapping[str, str], path: Path) -> None:

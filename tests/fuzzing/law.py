@@ -20,7 +20,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import matplotlib
+
 from twinbench.foundation.errors import ExplainedError
+
+# its folders, which it makes when first asked for them: not in a reader that happens to be the first
+matplotlib.get_cachedir(), matplotlib.get_configdir()
 
 SECONDS = 10.0
 MEMORY = 2 * 2**30

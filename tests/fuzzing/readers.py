@@ -61,7 +61,7 @@ from twinbench.harness.variants import told_apart
 from twinbench.pretraining.checkpoint import load_latest, save_checkpoint
 from twinbench.pretraining.metrics_log import MetricsLog
 from twinbench.reports.output import check_out
-from twinbench.reports.records import Record, read_diagnostics, read_loss_curve, read_records, records_csv
+from twinbench.reports.records import Record, read_diagnostics, read_loss_curve, read_records, write_records
 from twinbench.reports.source import read_source
 from twinbench.reports.unchanged import changed_files, made_by
 
@@ -424,8 +424,9 @@ def _report() -> Files:
            "table": "main", "recipe_hash": "0123456789ab", "outcomes": ["a" * 64]}  # fmt: skip
     document = {"study": study, "command": "twinbench run quick", "version": "0", "runs": [run]}
     page = b'<html><meta name="generator" content="twinbench"></html>'
-    records = records_csv([_record(70.0, 0), _record(71.5, 1)]).encode()
-    files = {"report.html": page, "records.csv": records}
+    with tempfile.TemporaryDirectory() as folder:
+        write_records(Path(folder), [_record(70.0, 0), _record(71.5, 1)])
+        files = {"report.html": page, **{file.name: file.read_bytes() for file in Path(folder).iterdir()}}
     made = {"of": "x", "command": "c", "files": {n: hashlib.sha256(c).hexdigest() for n, c in files.items()}}
     return {
         **files,

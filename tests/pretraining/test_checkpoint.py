@@ -1,9 +1,9 @@
 import logging
-import pickle
 
 import pytest
 import torch
 
+from twinbench.foundation.errors import RunFailure
 from twinbench.pretraining.checkpoint import load_latest, remove_checkpoints, save_checkpoint
 
 
@@ -38,5 +38,5 @@ def test_loading_runs_no_code(tmp_path):
             return print, ("ran code",)
 
     save_checkpoint(tmp_path, 1, {"payload": Attack()})
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(RunFailure, match="UnpicklingError"):
         load_latest(tmp_path)

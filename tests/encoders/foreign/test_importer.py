@@ -127,8 +127,8 @@ def test_what_nobody_asked_for_and_what_is_left_out_are_told_apart(tmp_path):
 def test_wider_relatives_of_a_resnet_50_are_refused_in_words(tmp_path, make):
     with torch.device("meta"):
         shapes = make().state_dict()
-    # one number each: written out, 70 million would take seconds
-    state = {name: torch.zeros(()).expand(tensor.shape) for name, tensor in shapes.items()}
+    # a byte each: 70 million numbers of four would take seconds to write
+    state = {name: torch.zeros(tensor.shape, dtype=torch.int8) for name, tensor in shapes.items()}
     with pytest.raises(InputError, match="not of a plain resnet50") as error:
         read_foreign(written(tmp_path, state))
     assert "layer1.0.conv1.weight (128, 64, 1, 1) instead of (64, 64, 1, 1)" in error.value.what
