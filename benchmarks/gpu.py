@@ -69,6 +69,7 @@ PARTS = ("tests", "throughput", "training")
 _KEPT = 20.0  # seconds for starting and for writing
 _TRAINING_SHARE = 0.2  # of all the time, which the other parts may not use
 _PATIENCE = 3  # a process is ended after so many times what it is expected to take
+_TEST_WORKERS = 4
 _CAUTION = 1.2  # a part may take so many times what was measured of it
 _TINY: dict[str, Any] = {
     "backbone.name": "resnet10",
@@ -150,11 +151,14 @@ def tests_measurement(small: bool) -> Measurement:
         command += [str(HERE.parent / "tests" / "gpu"), "-k", "sent_together or without_randomness"]
         return Measurement("tests", "tests", command, 30, 300, {"TWINBENCH_TEST_GPU": "cpu"})
     command.append(str(HERE.parent / "tests" / "gpu"))
+    environment = {"TWINBENCH_TEST_GPU": "cuda"}
     with contextlib.suppress(ImportError):
         import xdist  # noqa: F401
 
-        command += ["-n", "4", "--dist", "worksteal"]
-    return Measurement("tests", "tests", command, 90, 180, {"TWINBENCH_TEST_GPU": "cuda"})
+        command += ["-n", str(_TEST_WORKERS), "--dist", "worksteal"]
+        # each trains on the CPU too, to compare: with all cores for every worker they wait for each other
+        environment["OMP_NUM_THREADS"] = str(max(1, usable_cores() // _TEST_WORKERS))
+    return Measurement("tests", "tests", command, 90, 240, environment)
 
 
 def throughput_measurements(small: bool) -> list[Measurement]:

@@ -67,18 +67,42 @@ def detections_file(path: Path) -> Path:
     return path.with_suffix(DETECTIONS_SUFFIX)
 
 
-def write_outcomes(path: Path, outcomes: Outcomes, about: Mapping[str, str]) -> str:
-    """Write the file, that of the detections first; the SHA-256 of the file. ``about`` says what the numbers are of."""
-    known = dict(about)
+@dataclass(frozen=True)
+class PackedOutcomes:
+    """Outcomes as bytes: the ``content`` of their file, and of that of the ``detections``, if any."""
+
+    content: bytes
+    detections: bytes | None
+
+    @property
+    def sha256(self) -> str:
+        """The digest that a record tells."""
+        return hashlib.sha256(self.content).hexdigest()
+
+    def write(self, path: Path) -> None:
+        """Write the file, then that of the detections: these are never there without the file that names them."""
+        write_atomically(path, self.content)
+        if self.detections is not None:
+            write_atomically(detections_file(path), self.detections)
+
+
+def pack(outcomes: Outcomes, about: Mapping[str, str]) -> PackedOutcomes:
+    """The outcomes as bytes; ``about`` says what the numbers are of."""
+    known, packed = dict(about), None
     if outcomes.detections is not None:
         packed = gzip.compress(json.dumps(outcomes.detections, separators=(",", ":")).encode(), mtime=0)
-        write_atomically(detections_file(path), packed)
         known[_DETECTIONS] = hashlib.sha256(packed).hexdigest()
     # All in one entry: safetensors writes several in an order that changes from time to time.
     metadata = {_ABOUT: json.dumps(known, sort_keys=True)}
     content = save({name: np.ascontiguousarray(a) for name, a in outcomes.arrays.items()}, metadata)
-    write_atomically(path, content)
-    return hashlib.sha256(content).hexdigest()
+    return PackedOutcomes(content, packed)
+
+
+def write_outcomes(path: Path, outcomes: Outcomes, about: Mapping[str, str]) -> str:
+    """Write the outcomes to a file, and their detections beside it; the SHA-256 of the file."""
+    packed = pack(outcomes, about)
+    packed.write(path)
+    return packed.sha256
 
 
 def read_outcomes(path: Path, sha256: str, with_detections: bool = True) -> Outcomes:

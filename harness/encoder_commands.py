@@ -19,6 +19,7 @@ from twinbench.harness.images import ImageChoice, Images
 from twinbench.harness.plan import Job, load_splits, plan_run
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.recipes import load_recipe, parse_overrides
+from twinbench.harness.record_files import outcomes_beside
 from twinbench.harness.store import check_writable, encoder_in, read_json, record_place
 from twinbench.harness.watch import watched
 from twinbench.pretraining.engine import Hardware, check_hardware, launch
@@ -78,8 +79,8 @@ def pretrain_one(request: PretrainRequest) -> None:
 class EvaluateRequest:
     """What `twinbench evaluate` is asked for: an encoder's folder, or the run's that holds it, and how to measure it.
 
-    ``out`` is one more file for the record, with that of the outcomes beside it (`outcomes_beside`); ``own_list`` says
-    that the list of labelled images is the user's own.
+    ``out`` is one more file for the record, with that of the outcomes beside it (`record_files.replace_record`);
+    ``own_list`` says that the list of labelled images is the user's own.
     """
 
     encoder: Path
@@ -108,19 +109,16 @@ def evaluate_one(request: EvaluateRequest) -> None:
     kept = None if labelled else record_place(folder.parent, chosen.name, image_set, request.seed)
     if request.out is not None:
         _check_out(request.out)
-    for file in (request.out, kept):
-        if file is not None:
-            check_writable(file.parent)
+    for file in _places(request.out, kept):
+        check_writable(file.parent)
     chosen.check(image_set)
     load_splits(image_set, (chosen,))
     label = f"{chosen.name} {folder}"
     with watched({"": [label]}) as watch:
         report = watch.start(label)
         evaluated = evaluate_encoder(encoder, chosen, image_set, request.seed, None, report, labelled)
-    if request.out is not None:
-        evaluated.write(request.out, outcomes_beside(request.out))
-    if kept is not None:
-        evaluated.write(kept)
+    for file in _places(request.out, kept):
+        evaluated.write(file)
     record = evaluated.record
     source = f" from {encoder.info.source_file}" if encoder.info.source_file else ""
     print(
@@ -134,9 +132,9 @@ def evaluate_one(request: EvaluateRequest) -> None:
         print(f"  remark: {remark}")
 
 
-def outcomes_beside(out: Path) -> Path:
-    """The file for the outcomes of an evaluation whose record is in ``out``: a name that nothing else has."""
-    return out.with_name(f"{out.name}.outcomes{OUTCOMES_SUFFIX}")
+def _places(*files: Path | None) -> list[Path]:
+    """The files, each once: the run's own may be the one that is asked for."""
+    return list({file.parent.resolve() / file.name: file for file in files if file is not None}.values())
 
 
 def _check_out(out: Path) -> None:
@@ -155,9 +153,12 @@ def _check_out(out: Path) -> None:
             next_step=f"give another name, {out.with_suffix('.json')} for example",
             option="out",
         )
-    beside = outcomes_beside(out)
-    known = is_outcomes(beside)
-    foreign = [file for file in (beside, detections_file(beside)) if os.path.lexists(file) and not known]
+    foreign = [
+        file
+        for beside in outcomes_beside(out)
+        for file in (beside, detections_file(beside))
+        if os.path.lexists(file) and not is_outcomes(beside)
+    ]
     if os.path.lexists(out) and not _is_record(out):
         foreign.insert(0, out)
     if foreign:

@@ -21,14 +21,15 @@ from twinbench.downstream.label_lists import LabelList
 from twinbench.downstream.protocol import EvaluationContext, Protocol
 from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.errors import ExplainedError, RunFailure
-from twinbench.foundation.outcomes import Outcomes, write_outcomes
+from twinbench.foundation.outcomes import Outcomes, pack
 from twinbench.foundation.randomness import seeded_generator
 from twinbench.harness.environment import environment
 from twinbench.harness.images import Images
 from twinbench.harness.plan import Job
 from twinbench.harness.published import import_run
+from twinbench.harness.record_files import replace_record
 from twinbench.harness.source import ImportedSource
-from twinbench.harness.store import VIEWS_PICTURE, Run, outcomes_file, picture_of, write_json
+from twinbench.harness.store import VIEWS_PICTURE, Run, picture_of
 from twinbench.harness.watch import Watch
 from twinbench.pretraining.build import view_policies
 from twinbench.pretraining.checkpoint import remove_checkpoints
@@ -199,21 +200,14 @@ class Evaluated:
     outcomes: Outcomes | None
     picture: Tensor | None
 
-    def write(self, path: Path, outcomes: Path | None = None) -> None:
-        """Write the record to a file and the outcomes beside it, which come first: the record tells their checksum.
-
-        ``outcomes`` is the file for these; by default it is that of the run store.
-        """
-        record = dict(self.record)
-        if self.outcomes is not None:
-            about = {name: str(record[name]) for name in OUTCOMES_OF}
-            about["reading"] = json.dumps(record["reading"], sort_keys=True)
-            file = outcomes or outcomes_file(path)
-            record["outcomes"] = {
-                "file": file.name,
-                "sha256": write_outcomes(file, self.outcomes, about),
-            }
-        write_json(path, record)
+    def write(self, path: Path) -> None:
+        """Write the record to a file and the outcomes beside it, in the place of those that are there."""
+        if self.outcomes is None:
+            replace_record(path, self.record)
+            return
+        about = {name: str(self.record[name]) for name in OUTCOMES_OF}
+        about["reading"] = json.dumps(self.record["reading"], sort_keys=True)
+        replace_record(path, self.record, pack(self.outcomes, about))
 
 
 def evaluate_run(run: Run, protocol: Protocol, image_set: ImageSet, report: ReportProgress) -> Evaluated:
@@ -305,7 +299,9 @@ def mark_failed(job: Job, error: Exception) -> None:
     if job.evaluation is None or job.record is None:
         job.run.write_status({**failure, "recipe_hash": job.run.hash})
     else:
-        write_json(job.record, {**failure, "protocol": job.evaluation.protocol.name, "encoder_checksum": ""})
+        replace_record(
+            job.record, {**failure, "protocol": job.evaluation.protocol.name, "encoder_checksum": ""}
+        )
 
 
 def _explained(error: Exception) -> ExplainedError:

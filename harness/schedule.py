@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from twinbench.harness.plan import Job
@@ -32,40 +33,49 @@ class Waiting:
     """
 
     def __init__(self, runs: Sequence[Sequence[float]], workers: int) -> None:
-        self._runs, self._workers = runs, workers
+        self._workers = workers
+        self._left = [_seconds_left(jobs) for jobs in runs]
         self._next = [0] * len(runs)
-        self._busy: set[int] = set()
+        # heaps of the runs whose next job can be started now: (minus the seconds left, run)
+        self._unbegun = [(-left[0], run) for run, left in enumerate(self._left) if left]
+        self._begun: list[tuple[float, int]] = []
+        heapq.heapify(self._unbegun)
 
     def start(self) -> tuple[int, int] | None:
         """The job to start now; None if none can be, until `ended` is told of another."""
-        ready = [
-            run
-            for run, jobs in enumerate(self._runs)
-            if run not in self._busy and self._next[run] < len(jobs)
-        ]
+        ready = [heap for heap in (self._begun, self._unbegun) if heap]
         if not ready:
             return None
-        begun = [run for run in ready if self._next[run]]
-        if begun and self._next.count(0) > self._workers:
-            ready = begun
-        run = max(ready, key=lambda run: sum(self._runs[run][self._next[run] :]))
-        self._busy.add(run)
+        ends_begun = self._begun and len(self._unbegun) > self._workers
+        _, run = heapq.heappop(self._begun if ends_begun else min(ready, key=lambda heap: heap[0]))
         self._next[run] += 1
         return run, self._next[run] - 1
 
     def ended(self, run: int) -> None:
         """The job of this run that was under way has ended."""
-        self._busy.remove(run)
+        place = self._next[run]
+        if place < len(self._left[run]):
+            heapq.heappush(self._begun, (-self._left[run][place], run))
+
+
+def _seconds_left(jobs: Sequence[float]) -> list[float]:
+    """Before each job of a run, that of itself and of all after it."""
+    return list(accumulate(reversed(jobs)))[::-1]
 
 
 def timetable(
-    runs: Sequence[Sequence[float]], workers: int, longest_first: bool = True
+    runs: Sequence[Sequence[float]],
+    workers: int,
+    longest_first: bool = True,
+    expected: Sequence[Sequence[float]] | None = None,
 ) -> tuple[list[Start], float]:
     """When each job starts if each takes its seconds, in the order of starting, and when the last one ends.
 
-    Otherwise than ``longest_first`` the runs begin in their order.
+    Otherwise than ``longest_first`` the runs begin in their order. The longest are so by the ``expected`` seconds, if
+    jobs take others than one could know.
     """
-    waiting = Waiting(runs if longest_first else [[0.0] * len(jobs) for jobs in runs], workers)
+    known = expected or runs
+    waiting = Waiting(known if longest_first else [[0.0] * len(jobs) for jobs in known], workers)
     starts, now = list[Start](), 0.0
     under_way: list[tuple[float, int]] = []
     while True:

@@ -25,7 +25,7 @@ from twinbench.encoders.encoder import INFO_FILE
 from twinbench.foundation.errors import InputError, RunFailure
 from twinbench.foundation.files import write_atomically
 from twinbench.foundation.models import explain_validation
-from twinbench.foundation.outcomes import OUTCOMES_SUFFIX, is_whole
+from twinbench.foundation.outcomes import is_whole
 from twinbench.harness.recipes import read_yaml, recipe_hash
 from twinbench.harness.source import ImportedSource, Source
 from twinbench.pretraining.recipe import Recipe
@@ -106,7 +106,7 @@ class Run:
         if record is None or info is None or record.get("status") != "done":
             return None
         same = record.get("encoder_checksum") == info["sha256"] and record.get("seed") == self.source.seed
-        return record if same and _has_its_outcomes(file, record) else None
+        return record if same and has_its_outcomes(file, record) else None
 
     def _lock_file(self) -> TextIO:
         try:
@@ -149,7 +149,7 @@ def picture_of(record: Path) -> Path:
     return record.parent.parent / "pictures" / f"{record.stem}.png"
 
 
-def _has_its_outcomes(file: Path, record: Mapping[str, Any]) -> bool:
+def has_its_outcomes(file: Path, record: Mapping[str, Any]) -> bool:
     """Whether what became of the test items is there as it was, if anything was kept of them."""
     if "outcomes" not in record:
         return True
@@ -157,11 +157,6 @@ def _has_its_outcomes(file: Path, record: Mapping[str, Any]) -> bool:
         return is_whole(outcomes_of(file, record), record["outcomes"]["sha256"])
     except (KeyError, TypeError):  # a damaged record
         return False
-
-
-def outcomes_file(record: Path) -> Path:
-    """Where an evaluation in the store leaves its outcomes, given the file of its record."""
-    return record.with_suffix(OUTCOMES_SUFFIX)
 
 
 def outcomes_of(record: Path, content: Mapping[str, Any]) -> Path:

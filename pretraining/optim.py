@@ -20,11 +20,13 @@ def resolved_lr(spec: OptimizerSpec, batch_size: int) -> float:
     return spec.base_lr * batch_size / _REFERENCE_BATCH
 
 
-def build_optimizer(spec: OptimizerSpec, groups: list[dict[str, Any]], batch_size: int) -> Optimizer:
+def build_optimizer(
+    spec: OptimizerSpec, groups: list[dict[str, Any]], batch_size: int, precision: str = "fp32"
+) -> Optimizer:
     """The optimizer of a recipe over a method's parameter groups (see `Method.parameter_groups`).
 
     Each group keeps its peak learning rate under ``peak_lr`` for `set_learning_rates`. ``batch_size`` is the
-    global one. Empty groups are left out.
+    global one. Empty groups are left out. In fp16 a step whose scaled gradients overflow leaves no trace.
     """
     lr = resolved_lr(spec, batch_size)
     used = [
@@ -38,7 +40,9 @@ def build_optimizer(spec: OptimizerSpec, groups: list[dict[str, Any]], batch_siz
         case "lars" | "lars_simclr" | "larc":
             return LARS(used, lr, spec.momentum, spec.weight_decay, spec.trust_coefficient, spec.name)
         case "sgd":
-            return SGD(used, lr, momentum=spec.momentum, weight_decay=spec.weight_decay, fused=True)
+            # the fused kernel takes for a momentum what its memory held, after a step that the scaler skips
+            fused = precision != "fp16"
+            return SGD(used, lr, momentum=spec.momentum, weight_decay=spec.weight_decay, fused=fused)
         case "adamw":
             return AdamW(used, lr, betas=(spec.momentum, 0.999), weight_decay=spec.weight_decay, fused=True)
 

@@ -208,7 +208,9 @@ def start_session(recipe: Recipe, method: Method, image_set: ImageSet, engine: E
     batches = Batches(recipe, policies, image_set, engine)
     model, optimizer = engine.setup(
         method,
-        lambda method: build_optimizer(spec, method.parameter_groups(spec.weight_decay), recipe.batch_size),
+        lambda method: build_optimizer(
+            spec, method.parameter_groups(spec.weight_decay), recipe.batch_size, recipe.precision
+        ),
     )
     return Session(recipe, image_set, engine, method, model, optimizer, batches)
 

@@ -15,8 +15,8 @@ from twinbench.foundation.files import machine_faults, write_synced
 
 PAGE = "report.html"
 LIST = ".report-files.json"
-RECORDS, STUDY, OUTCOMES = "records.csv", "study.json", "outcomes"
-OWN_ENTRIES = (PAGE, RECORDS, STUDY, "tables", "figures", OUTCOMES)
+RECORDS, ENVIRONMENTS, STUDY, OUTCOMES = "records.csv", "environments.json", "study.json", "outcomes"
+OWN_ENTRIES = (PAGE, RECORDS, ENVIRONMENTS, STUDY, "tables", "figures", OUTCOMES)
 _MARK = b'<meta name="generator" content="twinbench">'
 
 

@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from twinbench.foundation.errors import InputError, unknown_name
+from twinbench.foundation.files import write_synced
+from twinbench.reports.digests import digest_of, environment_of, environments_json, read_environments
+from twinbench.reports.output import ENVIRONMENTS, RECORDS
 
 STATUSES = ("done", "failed", "collapsed", "not run", "absent")
 ORIGINS = ("run", "imported", "quoted")
@@ -30,7 +33,8 @@ class Record:
     ``peak_memory_mb`` are of the evaluation, ``images_per_second`` is of the training. ``tuning_trials`` counts the
     trials that chose its settings: 0 if none did, None if there was nothing to choose. ``remarks`` are sentences with
     REMARKS_BETWEEN them: what the reading of the images, the training and the measurement left out, repaired or
-    assumed. ``environment`` and, of the training, ``trained_in`` are JSON objects.
+    assumed. ``environment`` and, of the training, ``trained_in`` are JSON objects, which ``records.csv`` has as digests
+    and ``environments.json`` beside it in full.
     ``outcomes`` is the SHA-256 of the file that tells what became of each test item, ``image_set_fingerprint`` tells
     versions of an image set apart.
     Unknown is None or "".
@@ -88,6 +92,7 @@ class Record:
 COLUMNS = tuple(field.name for field in fields(Record))
 _REQUIRED = tuple(field.name for field in fields(Record) if field.default is MISSING)
 _TYPES = get_type_hints(Record)
+_ENVIRONMENTS = ("environment", "trained_in")
 _TOO_MANY = "fields beyond the columns"
 
 
@@ -136,8 +141,15 @@ class Diagnostics:
     numbers: tuple[tuple[str, float], ...] = ()
 
 
+def write_records(folder: Path, records: Sequence[Record]) -> None:
+    """Write ``records.csv`` into a folder, after the ``environments.json`` that it refers to. Raises OSError."""
+    texts = (getattr(record, name) for record in records for name in _ENVIRONMENTS)
+    write_synced(folder / ENVIRONMENTS, environments_json(unique(texts)).encode("utf-8"))
+    write_synced(folder / RECORDS, records_csv(records).encode("utf-8"))
+
+
 def records_csv(records: Sequence[Record]) -> str:
-    """The content of ``records.csv``: one row a record, an empty cell for what is not known.
+    """The content of ``records.csv``: one row a record, an empty cell for what is not known, environments by digest.
 
     In a column with empty cells whole numbers have a decimal point, as pandas writes them: what reads these files has
     met no other form.
@@ -145,6 +157,9 @@ def records_csv(records: Sequence[Record]) -> str:
     columns = []
     for name in COLUMNS:
         values = [getattr(record, name) for record in records]
+        if name in _ENVIRONMENTS:
+            digests = {text: digest_of(text) for text in set(values)}
+            values = [digests[text] for text in values]
         gaps = None in values
         columns.append([float(value) if gaps and isinstance(value, int) else value for value in values])
     out = io.StringIO()
@@ -155,10 +170,11 @@ def records_csv(records: Sequence[Record]) -> str:
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records of a ``records.csv``.
+    """The records of a ``records.csv``, with the environments of the ``environments.json`` beside it.
 
-    Raises InputError naming the file for an unknown or missing column or text that is no CSV, and the line for a number
-    that cannot be read, too many fields, an unknown status or an unknown origin.
+    Raises InputError naming the file for an unknown or missing column, text that is no CSV and environments that are
+    not those of their digests, and the line for a number that cannot be read, too many fields, an unknown status, an
+    unknown origin or an unknown environment.
     """
     try:
         return _read(path)
@@ -169,6 +185,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 def _read(path: Path) -> list[Record]:
+    environments = read_environments(path.with_name(ENVIRONMENTS))
     with path.open(encoding="utf-8", newline="") as handle:
         rows = csv.DictReader(handle, restkey=_TOO_MANY, restval="")
         columns = list(rows.fieldnames or ())
@@ -182,12 +199,14 @@ def _read(path: Path) -> list[Record]:
                     where=path,
                     next_step=f"every record needs: {', '.join(_REQUIRED)}",
                 )
-        return [_record(row, f"{path}, line {rows.line_num}") for row in rows]
+        return [_record(row, environments, f"{path}, line {rows.line_num}") for row in rows]
 
 
-def _record(row: dict[str, str], where: str) -> Record:
+def _record(row: dict[str, str], environments: Mapping[str, str], where: str) -> Record:
     if _TOO_MANY in row:
         raise InputError("more fields than columns", where=where, next_step="correct the file")
+    for column in row.keys() & _ENVIRONMENTS:
+        row[column] = environment_of(row[column], environments, where)
     record = Record(**{column: _value(column, text, where) for column, text in row.items()})
     if record.status not in STATUSES:
         raise unknown_name("status", record.status, STATUSES, where)

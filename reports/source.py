@@ -1,7 +1,8 @@
 """What a report folder keeps so that its numbers can be computed again without the run store.
 
 ``study.json`` is the study, the runs by name, the command, and the version of twinbench that wrote them; ``outcomes/``
-are the files that tell what became of each test item, by their SHA-256; ``records.csv`` are the records.
+are the files that tell what became of each test item, by their SHA-256; ``records.csv`` are the records, and
+``environments.json`` what their environments are.
 """
 
 from __future__ import annotations

@@ -2,12 +2,13 @@
 
 import ast
 import copy
+import math
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 
 import twinbench.pretraining.optim
@@ -203,3 +204,25 @@ def test_the_learning_rate_of_a_recipe_is_read_in_one_place():
         if isinstance(node, ast.Attribute) and node.attr == "base_lr"
     ]
     assert [name for name, _ in readers] == ["optim.py"]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+def test_a_step_that_overflows_in_fp16_leaves_no_trace(name):
+    """The first step and a later one overflow; the weights are those of the other steps alone, in fp32."""
+    gradients = [math.inf, 1.0, -2.0, math.nan, 0.5, 3.0]
+    spec = OptimizerSpec(name=name, base_lr=0.1, momentum=0.9, weight_decay=0.01)
+
+    def weights_after(precision: str, gradients: list[float]) -> Tensor:
+        weights = nn.Parameter(torch.linspace(1.0, 2.0, 64))
+        optimizer = build_optimizer(spec, [group([weights])], 256, precision)
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0, enabled=precision == "fp16")
+        for gradient in gradients:
+            optimizer.zero_grad()
+            scaler.scale((weights * gradient).sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        return weights.detach()
+
+    found = weights_after("fp16", gradients)
+    torch.testing.assert_close(found, weights_after("fp32", [g for g in gradients if math.isfinite(g)]))
+    assert not torch.equal(found, torch.linspace(1.0, 2.0, 64))
