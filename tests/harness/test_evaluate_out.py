@@ -86,16 +86,21 @@ def the_record_of(run):
     return record
 
 
+def names_in(run):
+    """Of all that a run holds but its lease, whose number grows."""
+    return {path.name for path in run.rglob("*") if path.parent.name != ".lease"}
+
+
 def test_a_runs_own_record_may_be_asked_for(evaluate, finished):
     """However its folder is written, it is one record, and its outcomes have the name that the store gives them."""
     (run,) = (finished / "runs").glob("random_init*")
     assert evaluate(finished / "new.json").code == 0
-    record, before = the_record_of(run), {path.name for path in run.rglob("*")}
+    record, before = the_record_of(run), names_in(run)
     (finished / "link").symlink_to(run)
     for out in (record, record.relative_to(finished), finished / "link" / "records" / record.name):
         outcome = evaluate(out)
         assert outcome.code == 0, outcome.err
-        assert {path.name for path in run.rglob("*")} == before
+        assert names_in(run) == before
         assert json.loads(record.read_text())["outcomes"]["file"] == f"{record.stem}.safetensors"
 
 
@@ -104,15 +109,15 @@ def test_a_record_of_another_run_that_is_replaced_takes_its_outcomes_with_it(eva
     measure = ("evaluate", other, "--protocol", "knn/cosine-v1", "--image-set", f"folder:{photos}")
     assert cli(*measure).code == 0
     record = the_record_of(other)
-    before = {path.name for path in other.rglob("*")}
+    before = names_in(other)
     first = json.loads(record.read_text())
     assert evaluate(record).code == 0
     second = json.loads(record.read_text())
     assert second["encoder_checksum"] != first["encoder_checksum"]
     renamed = {first["outcomes"]["file"], second["outcomes"]["file"]}
-    assert {path.name for path in other.rglob("*")} ^ before == renamed, "the one instead of the other"
+    assert names_in(other) ^ before == renamed, "the one instead of the other"
     assert cli(*measure).code == 0
-    assert {path.name for path in other.rglob("*")} == before
+    assert names_in(other) == before
     assert json.loads(record.read_text())["outcomes"] == first["outcomes"]
 
 
