@@ -65,7 +65,7 @@ def _number(status: Mapping[str, Any], key: str, unit: float = 1.0) -> float | s
 
 def _device_hours(status: Mapping[str, Any]) -> float | str:
     """The hours of all devices: of every GPU, or of every thread of a CPU."""
-    if "device_type" not in status:
+    if not {"device_type", "seconds", "ranks", "threads"} <= status.keys():
         return _EARLIER
     each = status["threads"] if status["device_type"] == "cpu" else 1
     return float(status["seconds"] * status["ranks"] * each / _HOUR)

@@ -246,7 +246,13 @@ def _measured(nothing: Record, document: dict[str, Any]) -> list[Record]:
         image_set_fingerprint=document["image_set_fingerprint"],
     )
     return [
-        replace(evaluated, metric=m["metric"], value=finite(m["value"]), stderr=finite(m["stderr"]), n=m["n"])
+        replace(
+            evaluated,
+            metric=m["metric"],
+            value=finite(m["value"]),
+            stderr=finite(m.get("stderr")),
+            n=m.get("n"),
+        )
         for m in document["measurements"]
     ]
 

@@ -131,6 +131,7 @@ JSON_FILES = [
     ("report to verify", "study.json"),
     ("report to verify", ".report-made-of.json"),
     ("report to verify", ".report-files.json"),
+    ("report to verify", "environments.json"),
     *(("run store", RUN + name) for name in ("status.json", "diagnostics.json", "metrics.jsonl", "encoder/encoder.json",
                                              "records/knn--cosine-v1.json")),
 ]  # fmt: skip
@@ -140,6 +141,19 @@ JSON_FILES = [
 @pytest.mark.parametrize(("name", "file"), JSON_FILES)
 def test_json_that_nests_without_end_or_has_endless_numbers(name, file, content):
     assert read(name, {file: content.encode("utf-8", "surrogatepass")}) in ("value", "error")
+
+
+@pytest.mark.parametrize(
+    ("file", "keys"),
+    [("status.json", ("seconds",)), ("records/knn--cosine-v1.json", ("measurements", 0, "stderr"))],
+)
+def test_documents_of_a_run_that_lack_something(file, keys):
+    document = json.loads(good("run store", RUN + file))
+    inner = document
+    for key in keys[:-1]:
+        inner = inner[key]
+    del inner[keys[-1]]
+    assert read("run store", {RUN + file: json.dumps(document).encode()}) == "value"
 
 
 @pytest.mark.parametrize("number", ["1" + "0" * 400, "Infinity", "NaN", "-1", "1e308", '"1"', "[1]"])
