@@ -30,7 +30,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
 
-import matplotlib.font_manager  # noqa: F401  (which makes a cache when it is first imported, and no reader may)
 import torch
 from measure import facts, markdown_table, positive, run_script
 

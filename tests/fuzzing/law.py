@@ -20,12 +20,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import matplotlib
+import matplotlib.font_manager  # noqa: F401  (which makes folders and a cache when it is first imported: no reader may)
 
 from twinbench.foundation.errors import ExplainedError
-
-# its folders, which it makes when first asked for them: not in a reader that happens to be the first
-matplotlib.get_cachedir(), matplotlib.get_configdir()
 
 SECONDS = 10.0
 MEMORY = 2 * 2**30

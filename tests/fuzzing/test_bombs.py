@@ -145,7 +145,11 @@ def test_json_that_nests_without_end_or_has_endless_numbers(name, file, content)
 
 @pytest.mark.parametrize(
     ("file", "keys"),
-    [("status.json", ("seconds",)), ("records/knn--cosine-v1.json", ("measurements", 0, "stderr"))],
+    [
+        ("status.json", ("seconds",)),
+        ("status.json", ("ranks",)),
+        ("records/knn--cosine-v1.json", ("measurements", 0, "stderr")),
+    ],
 )
 def test_documents_of_a_run_that_lack_something(file, keys):
     document = json.loads(good("run store", RUN + file))
