@@ -41,6 +41,8 @@ _LOOKS = 10  # at a folder in which files come and go, before it counts as held
 _ABSENT = (errno.ENOENT, errno.ESTALE)  # the latter where another machine has removed a file
 _FOLDER = ".lease"
 _NAME = re.compile(r"(\d{9})\.(held|free)")
+_let_go: set[tuple[Path, bytes]] = set()
+"""Leases that this process has let go of though their disk, read-only by then, did not take it."""
 _log = logging.getLogger(__name__)
 
 
@@ -152,8 +154,11 @@ class Lease:
             self._heart.join()
         file, self._file, self._heart = self._file, None, None
         if file is not None:
-            with suppress(OSError):  # lost, or the disk is gone: others take it over after its time
+            try:
                 file.rename(file.with_suffix(".free"))
+            except OSError:  # lost, or the disk is gone: other processes take it over after its time
+                with suppress(OSError):
+                    _let_go.add((file, file.read_bytes()))
 
     def check(self) -> None:
         """Raise LostLease if another process has it by now, as after a sleep that was longer than the lease."""
@@ -222,7 +227,8 @@ class Lease:
         if holder is None:
             self._name_damaged(file)
             holder = Holder("", 0, seconds=self._seconds)
-        return None if holder.is_gone() or now - self.seen.seconds >= holder.seconds else holder
+        is_left = (file, content) in _let_go or holder.is_gone()
+        return None if is_left or now - self.seen.seconds >= holder.seconds else holder
 
     def _name_damaged(self, file: Path) -> None:
         if file != self._named_damaged:

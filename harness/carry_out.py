@@ -31,6 +31,7 @@ class Execution:
     """How a plan is carried out: the run store, the report's folder, and the ``command`` that makes it again.
 
     ``workers`` is what suits the machine unless given; with ``debug`` one job at a time, and the first failure ends it.
+    No job may take longer than ``job_minutes``: it is then watched from another process, also if it is the only one.
     """
 
     runs: Path
@@ -38,6 +39,7 @@ class Execution:
     command: str
     workers: int | None = None
     debug: bool = False
+    job_minutes: float | None = None
 
     @property
     def at_once(self) -> int:
@@ -69,8 +71,10 @@ def carry_out(study: Study, planned: Sequence[PlannedRun], images: Images, how: 
     try:
         with raised_signals(), watched(tables, finished) as shown:
             watch = Rebuilding(shown, rebuild)
-            if how.at_once > 1 and len(finished) < len(plan):
-                failures = execute_in_parallel(plan, images, how.at_once, watch, say)
+            watches = how.job_minutes is not None and not how.debug
+            if (how.at_once > 1 or watches) and len(finished) < len(plan):
+                seconds = None if how.job_minutes is None else 60 * how.job_minutes
+                failures = execute_in_parallel(plan, images, how.at_once, watch, say, job_seconds=seconds)
             else:
                 failures = execute(plan, images, watch, say, how.debug)
     except Interrupted:

@@ -57,6 +57,15 @@ def run(
         int | None,
         typer.Option(min=1, metavar="N", help="Runs at a time. [default: one a core; 1 with a GPU]"),
     ] = None,
+    job_minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            metavar="N",
+            help="How long a job may take; then it is stopped and tried once more. "
+            "[default: ten times its estimate, at least 60, where there is one]",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     debug: Annotated[
         bool,
@@ -77,6 +86,7 @@ def run(
         runs=runs,
         out=out,
         workers=workers,
+        job_minutes=job_minutes,
         dry_run=dry_run,
         debug=debug,
     )

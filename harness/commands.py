@@ -40,7 +40,7 @@ class StudyRequest:
 
     ``seeds``, ``methods`` and ``image_set`` replace the study's, ``scale`` is one of its own, ``assignments``
     (``key=value``) change its recipes. ``out`` is ``results/<study>``, with the scale if one is given, unless it is
-    said; ``workers`` what suits the machine.
+    said; ``workers`` what suits the machine; no job may take longer than ``job_minutes``.
     """
 
     study: str
@@ -53,6 +53,7 @@ class StudyRequest:
     runs: Path = Path("runs")
     out: Path | None = None
     workers: int | None = None
+    job_minutes: float | None = None
     dry_run: bool = False
     debug: bool = False
 
@@ -81,7 +82,7 @@ def run_study(request: StudyRequest) -> None:
         return
     planned = plan_study(study, images, request.runs, parse_overrides(request.assignments))
     out = request.out or Path("results") / "-".join([study.name, *([request.scale] if request.scale else [])])
-    how = Execution(request.runs, out, request.command(), request.workers, request.debug)
+    how = Execution(request.runs, out, request.command(), request.workers, request.debug, request.job_minutes)
     if request.dry_run:
         plan = jobs(planned, images)
         busy = busy_workers(plan, how.at_once)

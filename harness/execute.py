@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from twinbench.data.pictures import small, tiled, write_picture
 from twinbench.downstream.features import FeatureStore
 from twinbench.downstream.label_lists import LabelList
 from twinbench.downstream.protocol import EvaluationContext, Protocol
-from twinbench.encoders.encoder import Encoder
+from twinbench.encoders.encoder import DamagedEncoder, Encoder
 from twinbench.foundation.errors import ExplainedError, RunFailure
 from twinbench.foundation.lease import Lease, LostLease
 from twinbench.foundation.outcomes import Outcomes, pack
@@ -38,7 +38,7 @@ from twinbench.pretraining.checkpoint import remove_checkpoints
 from twinbench.pretraining.engine import Engine
 from twinbench.pretraining.finite import Diverged
 from twinbench.pretraining.interrupt import Interrupted
-from twinbench.pretraining.memory import peak_memory_mb, reset_peak_memory
+from twinbench.pretraining.memory import is_out_of_memory, peak_memory_mb, reset_peak_memory
 from twinbench.pretraining.method import method_class
 from twinbench.pretraining.recipe import Recipe
 from twinbench.pretraining.train import (
@@ -60,6 +60,10 @@ class Training:
 
     engine: Engine | None = None
     tensorboard: bool = False
+
+
+class ShortOfMemory(RunFailure):
+    """A job has run out of memory and is marked as failed; with more memory to itself it may not fail."""
 
 
 def execute(
@@ -93,11 +97,17 @@ def execute(
 
 
 def attempt(
-    job: Job, images: Images, watch: Watch, say: Callable[[str], None], lease: Lease, debug: bool = False
+    job: Job,
+    images: Images,
+    watch: Watch,
+    say: Callable[[str], None],
+    lease: Lease,
+    debug: bool = False,
+    will_retry: bool = False,
 ) -> bool | None:
     """Do a job unless it is finished; whether it failed, or None while another process is at work in its run's folder.
 
-    Raises Interrupted after a signal to stop.
+    Raises Interrupted after a signal to stop, and ShortOfMemory if the caller ``will_retry`` what ran out of it.
     """
     if job.is_finished():
         watch.end(job.label)
@@ -123,11 +133,34 @@ def attempt(
         except Exception as error:
             if debug:
                 raise
+            if will_retry and is_out_of_memory(error):
+                explained = _explained(error)
+                raise ShortOfMemory(explained.what, explained.where or job.label) from error
             say(f"FAILED {job.label}: {_explained(error)}")
             watch.end(job.label, _explained(error).what)
             return True
     watch.end(job.label)
     return False
+
+
+def give_up(
+    job: Job, error: RunFailure, lease: Lease, watch: Watch, say: Callable[[str], None]
+) -> bool | None:
+    """Mark a job as failed that whoever did it could not; what `attempt` would have returned."""
+    if job.is_finished():  # the moment before
+        watch.end(job.label)
+        return False
+    with job.run.working(lease) as ours:
+        if not ours:
+            watch.waits(job.label, str(job.run.at_work(lease) or ""))
+            return None
+        try:
+            mark_failed(job, error)
+        except RunFailure as unwritable:
+            say(str(unwritable))
+    say(f"FAILED {job.label}: {error}")
+    watch.end(job.label, error.what)
+    return True
 
 
 def run_job(
@@ -141,6 +174,10 @@ def run_job(
             job.run.write_status({"status": "interrupted", "reason": error.what, "recipe_hash": job.run.hash})
         raise
     except LostLease:  # what is written there is another's matter now
+        raise
+    except DamagedEncoder as error:
+        # the next command makes it again; what was measured of it before is of the same bits and stays
+        mark_failed(replace(job, evaluation=None, record=None), error)
         raise
     except Exception as error:
         mark_failed(job, error)

@@ -7,7 +7,6 @@ checkpoints/, encoder/, features/ and records/, one JSON file for each evaluatio
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -22,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from twinbench.data.image_sets import ImageSet
 from twinbench.encoders.encoder import INFO_FILE
-from twinbench.foundation.documents import from_json
+from twinbench.foundation.documents import sealed, unsealed
 from twinbench.foundation.errors import InputError, RunFailure
 from twinbench.foundation.files import fenced, write_atomically
 from twinbench.foundation.lease import Holder, Lease
@@ -329,7 +328,7 @@ def record_place(folder: Path, protocol: str, image_set: ImageSet, seed: int) ->
 def read_json(path: Path) -> dict[str, Any] | None:
     """The mapping in a JSON file, or None if it is missing or damaged."""
     try:
-        content = from_json(path.read_text(encoding="utf-8"))
+        content = unsealed(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
@@ -342,8 +341,8 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a mapping as JSON, whole or not at all."""
-    write_atomically(path, json.dumps(content, indent=1, sort_keys=True).encode())
+    """Write a mapping as sealed JSON, whole or not at all."""
+    write_atomically(path, sealed(content))
 
 
 def check_writable(folder: Path) -> None:

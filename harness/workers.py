@@ -3,21 +3,24 @@
 A narrow network gains next to nothing from a second thread, so two processes with one core each do nearly twice
 the work of one process with two. `harness.schedule` says which job a free worker gets. The number of workers and
 threads depends on the machine alone, never on what is left to do, so a resumed study computes the same bits.
+
+A job whose worker dies, that runs out of memory or that does not end within its limit is tried once more when all other
+jobs are done, with nothing beside it. If that does not help it is marked as failed, and its cells say so.
 """
 
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import queue
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,8 +29,9 @@ from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import RunFailure
 from twinbench.foundation.lease import Lease, Seen
 from twinbench.harness.console import legible_warnings
-from twinbench.harness.estimate import Step, Unit, Use, estimate, former_use, measured_use
-from twinbench.harness.execute import attempt, evaluation_device
+from twinbench.harness.crew import Crew
+from twinbench.harness.estimate import Step, Unit, Use, estimate, former_use, measured_use, time_limit
+from twinbench.harness.execute import ShortOfMemory, attempt, evaluation_device, give_up
 from twinbench.harness.images import Images
 from twinbench.harness.plan import Job
 from twinbench.harness.plugins import load_plugins
@@ -76,13 +80,13 @@ def estimated_use(
 
     if workers == 1:
         return estimate(plan, images, former_use(_store(plan), _device()), here)
-    with _started(images.data_root, busy, threads_each(workers)) as (pool, _):
+    with _started(images.data_root, busy, threads_each(workers)) as crew:
 
         def side_by_side(units: list[Unit]) -> list[Use]:
             say(_timing_line(units))
-            return [timing.result() for timing in _timings(pool, units, busy)]
+            return [timing.result() for timing in _timings(crew, units, busy)]
 
-        device = _meeting(pool, busy)[0].result()
+        device, *_ = [asked.result() for asked in _meeting(crew, busy)]
         return estimate(plan, images, former_use(_store(plan), device), side_by_side)
 
 
@@ -93,41 +97,120 @@ def execute_in_parallel(
     watch: Watch,
     say: Callable[[str], None],
     longest_first: bool = True,
+    job_seconds: float | None = None,
 ) -> int:
     """Do every unfinished job with ``workers`` processes; returns how many jobs failed.
 
     The runs with most seconds left go first; where earlier runs do not tell how long jobs take, a few steps of each
-    method are timed before. Otherwise than ``longest_first`` runs begin in the order of the plan.
+    method are timed before. Otherwise than ``longest_first`` runs begin in the order of the plan. A job may take
+    ``job_seconds``; unless they are given, what `time_limit` says of those whose seconds are known.
 
-    Raises RunFailure if a worker dies (of too little memory, say); what was finished is kept. Raises Interrupted after
-    a signal to stop, when every worker has saved.
+    Raises RunFailure if workers die before they can begin a job; what was finished is kept. Raises Interrupted after a
+    signal to stop, when every worker has saved.
     """
-    with (
-        StopRequest() as stop,
-        _started(images.data_root, workers, threads_each(workers)) as (pool, messages),
-    ):
-        seconds: dict[str, float] = {}
+    with StopRequest() as stop, _started(images.data_root, workers, threads_each(workers)) as crew:
+        use: dict[str, Use] = {}
         if longest_first and order_matters(plan, workers):
-            use = _use_to_order_by(plan, images, pool, workers, stop, say)
-            seconds = {label: each.seconds for label, each in use.items()}
+            use = _use_to_order_by(plan, images, crew, workers, stop, say)
+        seconds = {label: each.seconds for label, each in use.items()}
         runs = unfinished_runs(plan, seconds)
         waiting = Waiting([[seconds.get(job.label, 0.0) for job in jobs] for jobs in runs], workers)
         ready = _Ready(runs, waiting, watch)
-        under_way: dict[Future[bool | None], int] = {}
+        under_way: list[_UnderWay] = []
         failures = 0
-        terminal = _Terminal(messages, watch, say)
+        terminal = _Terminal(crew.messages, watch, say)
         while True:
             _check(stop)
-            for future in [future for future in under_way if future.done()]:
-                ready.ended(under_way.pop(future), future.result())
-                failures += future.result() or 0
-            while len(under_way) < workers and (found := ready.next()) is not None:
-                run, job, lease = found
-                future = pool.submit(_work, job, lease.seen)
-                future.add_done_callback(lambda _: messages.put(("wake", "", None)))  # wakes the terminal
-                under_way[future] = run
+            for each in [each for each in under_way if each.work.done()]:
+                under_way.remove(each)
+                failures += each.concluded(ready, crew, watch, say)
+            # a last timing may still be under way
+            while crew.has_free() and (found := ready.next(bool(under_way))) is not None:
+                limit = job_seconds or time_limit(use.get(found.job.label, Use()))
+                under_way.append(_begun(found, crew, limit))
+            for each in under_way:
+                each.end_if_late(crew)
             if not terminal.show_next() and not under_way and not waiting.has_left():
                 return failures
+
+
+class _Found(NamedTuple):
+    """A job that may start now: of which run, that run's lease, and whether it is the second try, with none beside."""
+
+    run: int
+    job: Job
+    lease: Lease
+    alone: bool
+
+
+@dataclass
+class _UnderWay:
+    """A job that a worker does, ``since`` so many seconds of the steady clock and for at most ``limit`` of them."""
+
+    found: _Found
+    work: Future[bool | None]
+    since: float
+    limit: float | None
+    is_late: bool = False
+
+    def end_if_late(self, crew: Crew) -> None:
+        """End its worker if it takes longer than it may."""
+        if not crew.has_begun(self.work):
+            self.since = time.monotonic()
+        if self.limit is not None and time.monotonic() - self.since > self.limit and not self.work.done():
+            self.is_late = True
+            crew.kill(self.work)
+
+    def concluded(self, ready: _Ready, crew: Crew, watch: Watch, say: Callable[[str], None]) -> bool:
+        """It has ended, one way or another; whether it failed for good."""
+        run, job, lease, alone = self.found
+        if (lost := self._lost(crew)) is None:
+            failed = self.work.result()
+        elif not alone:
+            say(f"LOST {job.label}: {lost.what}; it is tried once more after all others")
+            watch.waits(job.label, "")
+            ready.again(run)
+            return False
+        elif not crew.has_begun(self.work):
+            raise lost
+        else:
+            failed = give_up(job, lost, lease, watch, say)
+        ready.ended(run, failed)
+        return bool(failed)
+
+    def _lost(self, crew: Crew) -> RunFailure | None:
+        """Why it has to be tried again, if so."""
+        error = self.work.exception()
+        if isinstance(error, ShortOfMemory):
+            return error
+        if not isinstance(error, BrokenProcessPool):
+            return None
+        if self.is_late:
+            return RunFailure(
+                f"it did not end within {self.limit:g} s and was stopped",
+                where=self.found.job.label,
+                next_step="see why it hangs, or give it more time",
+                option="job-minutes",
+            )
+        return _died(self.found.job.label)
+
+
+def _died(where: str) -> RunFailure:
+    return RunFailure(
+        "its worker process died, killed perhaps for its memory",
+        where=where,
+        next_step="run the same command again, with fewer workers if memory is short",
+        option="workers",
+    )
+
+
+def _begun(found: _Found, crew: Crew, limit: float | None) -> _UnderWay:
+    if found.alone:
+        crew.rest()  # what idle workers hold in memory may be what the first try lacked
+    seen, messages = found.lease.seen, crew.messages
+    work = crew.submit(_work, found.job, seen, found.alone)
+    work.add_done_callback(lambda _: messages.put(("wake", "", None)))  # wakes the terminal
+    return _UnderWay(found, work, time.monotonic(), limit)
 
 
 class _Ready:
@@ -137,27 +220,46 @@ class _Ready:
         self._runs, self._waiting, self._watch = runs, waiting, watch
         self._leases = [Lease(jobs[0].run.folder) for jobs in runs]
         self._look_again: dict[int, float] = {}
+        self._again: set[int] = set()
+        self._alone: int | None = None
 
-    def next(self) -> tuple[int, Job, Lease] | None:
-        """The run's place, its job and what is known of its lease; None if no job may start."""
+    def next(self, busy: bool) -> _Found | None:
+        """What may start; None if nothing may. ``busy``: something is under way."""
+        if self._alone is not None:
+            return None
+        found = self._first(self._again)
+        if found is None and self._again and not busy:
+            found = self._first(set(range(len(self._runs))) - self._again)
+            self._alone = None if found is None else found.run
+        return found
+
+    def _first(self, but: set[int]) -> _Found | None:
         now = time.monotonic()
         while (
-            place := self._waiting.start([run for run, at in self._look_again.items() if now < at])
+            place := self._waiting.start(but | {run for run, at in self._look_again.items() if now < at})
         ) is not None:
             run, job = place[0], self._runs[place[0]][place[1]]
             holder = job.run.at_work(self._leases[run])
             if holder is None:
-                return run, job, self._leases[run]
+                return _Found(run, job, self._leases[run], alone=run in self._again)
             self._watch.waits(job.label, str(holder))
             self._put_back(run)
         return None
 
     def ended(self, run: int, failed: bool | None) -> None:
         """A job has ended, or it is None that failed: another process was quicker to begin it, or took it over."""
+        if run == self._alone:
+            self._alone = None
         if failed is None:
             self._put_back(run)
         else:
+            self._again.discard(run)
             self._waiting.ended(run)
+
+    def again(self, run: int) -> None:
+        """The job of this run that was under way is to be tried once more when all others are done."""
+        self._waiting.put_back(run)
+        self._again.add(run)
 
     def _put_back(self, run: int) -> None:
         self._waiting.put_back(run)
@@ -167,7 +269,7 @@ class _Ready:
 def _use_to_order_by(
     plan: Sequence[Job],
     images: Images,
-    pool: ProcessPoolExecutor,
+    crew: Crew,
     workers: int,
     stop: StopRequest,
     say: Callable[[str], None],
@@ -176,45 +278,33 @@ def _use_to_order_by(
 
     def times(units: list[Unit]) -> list[Use]:
         say(f"{_timing_line(units)} to begin with the longest runs")
-        timings = _timings(pool, units, workers, stop)
+        timings = _timings(crew, units, workers, stop)
         return [Use() if timing.exception() else timing.result() for timing in timings]
 
-    meeting = _meeting(pool, workers)
+    meeting = _meeting(crew, workers)
     while wait(meeting, timeout=_MESSAGE_SECONDS).not_done:
         _check(stop)
-    return estimate(plan, images, former_use(_store(plan), meeting[0].result()), times)
+    here = [device.result() for device in meeting if not device.exception()]
+    return estimate(plan, images, former_use(_store(plan), here[0]), times) if here else {}
 
 
 @contextmanager
-def _started(data_root: Path | None, workers: int, threads: int) -> Iterator[tuple[ProcessPoolExecutor, Any]]:
-    """Worker processes with the study's images, and the queue of what they tell; ended when anything is raised."""
-    # not the context of loaders: these have threads of their own, and signals that make them save
-    context = multiprocessing.get_context("spawn")
-    messages: Any = context.Queue()
-    arguments = (data_root, threads, messages, context.Barrier(workers))
-    with ProcessPoolExecutor(workers, context, _become_worker, arguments) as pool:
-        try:
-            yield pool, messages
-        except BrokenProcessPool as error:
-            raise RunFailure(
-                "a worker process died",
-                where=f"one of {workers} workers",
-                next_step="run the same command again, with fewer workers if memory is short",
-                option="workers",
-            ) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.terminate()  # a training saves first; leaving the pool waits for it
-            raise
+def _started(data_root: Path | None, workers: int, threads: int) -> Iterator[Crew]:
+    """Worker processes with the study's images; ended when anything is raised."""
+    try:
+        with Crew(workers, _become_worker, (data_root, threads)).at_work() as crew:
+            yield crew
+    except BrokenProcessPool as error:
+        raise _died(f"one of {workers} workers") from error
 
 
 def _store(plan: Sequence[Job]) -> Path:
     return plan[0].run.folder.parent
 
 
-def _meeting(pool: ProcessPoolExecutor, workers: int) -> list[Future[str]]:
-    return [pool.submit(_meet) for _ in range(workers)]
+def _meeting(crew: Crew, workers: int) -> list[Future[str]]:
+    """The device of each worker: when all have told theirs, none times a step alone."""
+    return [crew.submit(_device) for _ in range(workers)]
 
 
 def _check(stop: StopRequest | None) -> None:
@@ -232,9 +322,7 @@ def _timing_line(units: list[Unit]) -> str:
     return f"timing a few steps of {methods} method{'s' if methods > 1 else ''}"
 
 
-def _timings(
-    pool: ProcessPoolExecutor, units: list[Unit], busy: int, stop: StopRequest | None = None
-) -> list[Future[Use]]:
+def _timings(crew: Crew, units: list[Unit], busy: int, stop: StopRequest | None = None) -> list[Future[Use]]:
     """The first timing of each unit, done, during all of which ``busy`` workers computed.
 
     When each unit is being timed, those that are free time them again, for no other end than to be busy.
@@ -245,7 +333,7 @@ def _timings(
     while len(first) < len(units):
         while len(under_way) < busy:
             place = next(turns)
-            under_way[pool.submit(_time, units[place])] = place
+            under_way[crew.submit(_time, units[place])] = place
         for timing in wait(under_way, timeout=_MESSAGE_SECONDS, return_when=FIRST_COMPLETED).done:
             first.setdefault(under_way.pop(timing), timing)
         _check(stop)
@@ -279,22 +367,23 @@ class _Terminal:
 
 
 class _Worker:
-    """What a worker process keeps from one job to the next."""
+    """What a worker process keeps from one job to the next; ``tell`` sends the parent a message."""
 
     images: Images
-    messages: Any
-    all_here: Any
+    tell: Callable[[tuple[str, str, Any]], None]
     stopped: Interrupted | None = None
 
 
-def _become_worker(data_root: Path | None, threads: int, messages: Any, all_here: Any) -> None:
+def _become_worker(
+    data_root: Path | None, threads: int, tell: Callable[[tuple[str, str, Any]], None]
+) -> None:
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     end_with_parent()  # for otherwise the next command would find its run locked
     legible_warnings()
     load_plugins(warn=False)
     _Worker.images = Images(data_root, quiet=True)
-    _Worker.messages, _Worker.all_here = messages, all_here
+    _Worker.tell = tell
 
 
 def _device() -> str:
@@ -302,51 +391,46 @@ def _device() -> str:
     return device_name(evaluation_device())
 
 
-def _meet() -> str:
-    """Wait until every worker is there, so that none times a step alone; returns the device of each."""
-    _Worker.all_here.wait()
-    return _device()
-
-
 def _time(unit: Unit) -> Use:
     return measured_use(unit, _Worker.images)
 
 
-def _work(job: Job, seen: Seen | None) -> bool | None:
+def _work(job: Job, seen: Seen | None, alone: bool) -> bool | None:
     """Do a job, as `attempt` does. After a signal to stop, no further one is begun.
 
-    ``seen`` is what the parent knows of the lease of the job's run.
+    ``seen`` is what the parent knows of the lease of the job's run. Raises ShortOfMemory unless it was ``alone``.
     """
     if _Worker.stopped is not None:
         raise _Worker.stopped
     lease = Lease(job.run.folder, seen=seen)
     try:
-        return attempt(
-            job, _Worker.images, _Told(), lambda text: _Worker.messages.put(("say", "", text)), lease
-        )
+        return attempt(job, _Worker.images, _Told(), _say, lease, will_retry=not alone)
     except Interrupted as error:
         _Worker.stopped = error
         raise
+
+
+def _say(text: str) -> None:
+    _Worker.tell(("say", "", text))
 
 
 class _Told:
     """The watch of a worker, which tells the parent what there is to see."""
 
     def start(self, label: str) -> ReportProgress:
-        messages = _Worker.messages
-        messages.put(("start", label, None))
+        _Worker.tell(("start", label, None))
         last = 0.0
 
         def report(fraction: float, text: str) -> None:
             nonlocal last
             if time.monotonic() - last >= _MESSAGE_SECONDS:
                 last = time.monotonic()
-                messages.put(("progress", label, (fraction, text)))
+                _Worker.tell(("progress", label, (fraction, text)))
 
         return report
 
     def end(self, label: str, failure: str = "") -> None:
-        _Worker.messages.put(("end", label, failure))
+        _Worker.tell(("end", label, failure))
 
     def waits(self, label: str, holder: str) -> None:
-        _Worker.messages.put(("waits", label, holder))
+        _Worker.tell(("waits", label, holder))

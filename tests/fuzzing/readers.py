@@ -41,6 +41,7 @@ from twinbench.encoders.backbones import build_backbone
 from twinbench.encoders.encoder import INFO_FILE, WEIGHTS_FILE, Encoder, EncoderInfo
 from twinbench.encoders.foreign.files import read_checkpoint
 from twinbench.encoders.foreign.importer import read_foreign
+from twinbench.foundation.documents import unsealed
 from twinbench.foundation.errors import InputError
 from twinbench.foundation.outcomes import (
     Outcomes,
@@ -114,7 +115,7 @@ def _encoder() -> Files:
 
 def _sealed_encoder(files: Files, where: str = "") -> Files:
     with contextlib.suppress(ValueError, TypeError, RecursionError):
-        info = json.loads(files[where + INFO_FILE])
+        info = unsealed(files[where + INFO_FILE])
         info["sha256"] = hashlib.sha256(files[where + WEIGHTS_FILE]).hexdigest()
         return {**files, where + INFO_FILE: json.dumps(info).encode("utf-8", "surrogatepass")}
     return files
