@@ -3,10 +3,10 @@
     pip install atheris
     python benchmarks/guided_fuzzing.py --inputs 1000 --markdown docs/security.md
 
-Inputs are made as those of `benchmarks/fuzz.py` are, and break the same law. There each is a good file changed once. Here
-too, *blind*; *guided*, an input that reached a new branch of twinbench's code is kept and changed further, so that changes
-add up. Both read as many inputs of every reader. A branch counts once, whatever it is reached by; those that the good
-files reach come first.
+Inputs are made as those of `benchmarks/fuzz.py` are, and break the same law. There each is a good file changed once.
+Here too, *blind*; *guided*, an input that reached a new branch of twinbench's code is kept and changed further, so
+that changes add up. Both read as many inputs of every reader. A branch counts once, whatever it is reached by; those
+that the good files reach come first.
 """
 
 from __future__ import annotations
