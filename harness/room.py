@@ -23,12 +23,12 @@ class Room:
     largest_mb: float
 
     def taken_by(self, mb: float) -> float:
-        """What a job that needs so much takes of ``together_mb``.
+        """What a job that needs so much takes of ``together_mb``; without end if it is to be done alone.
 
         Where a GPU is shared by several workers nobody knows which of them is next, so each has a share of its own.
         """
         if mb > self.largest_mb:
-            return self.together_mb
+            return math.inf
         return mb if self.largest_mb == self.together_mb else self.largest_mb
 
     def of(self, runs: Sequence[Sequence[Job]], use: Mapping[str, Use]) -> list[list[float]]:
