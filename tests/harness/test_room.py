@@ -69,7 +69,10 @@ def test_no_moment_has_more_memory_than_there_is_and_every_job_is_done(seed):
 def test_the_room_of_the_machine_is_what_jobs_share():
     use = {"a": Use(1, 3000), "b": Use(1, 9000), "c": Use(1, 100)}
     shared, job = Room(8192, 8192), SimpleNamespace
-    assert shared.of([[job(label="a"), job(label="b")], [job(label="unknown")]], use) == [[3000, math.inf], [0]]
+    assert shared.of([[job(label="a"), job(label="b")], [job(label="unknown")]], use) == [
+        [3000, math.inf],
+        [0],
+    ]
     assert shared.too_large(use) == (
         "1 job is done alone, for want of memory: b needs about 8.8 GiB, and there are 8.0 GiB"
     )
