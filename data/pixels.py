@@ -21,7 +21,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import Enum
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -30,6 +30,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
 
 from twinbench.data.remarks import Tally, shown
+from twinbench.data.tar_members import opened_member
 from twinbench.foundation.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -152,12 +153,13 @@ def pixel_limit() -> int | None:
 
 @contextmanager
 def opened(path: Path) -> Iterator[ImageFile.ImageFile]:
-    """A picture of which no more than the header is decoded.
+    """A picture of which no more than the header is decoded; its path may lead into a tar file (`data.tar_members`).
 
     Here and in the block raises CorruptImage or one of its kinds, and InputError for a file that it may not read.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        member = opened_member(path)
+        with member or nullcontext(), Image.open(member or path, formats=FORMATS) as image:
             yield image
     except DECODING_ERRORS as error:
         raise _unusable(path, error) from error

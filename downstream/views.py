@@ -13,7 +13,7 @@ from twinbench.data.image_sets import ImageSet, Split
 from twinbench.data.streaming import Images, StreamedImages
 from twinbench.data.views import BATCH, RandomViews, epoch_order, plain_views
 from twinbench.encoders.encoder import Encoder
-from twinbench.foundation.cores import usable_cores
+from twinbench.foundation.cores import own_cores
 
 _ENLARGED = 256 / 224
 
@@ -96,7 +96,7 @@ def training_steps(
     in memory are taken to the device whole.
     """
     policy = crop_and_flip(encoder.input_size)
-    views = RandomViews(images, rows, [policy], encoder.normalisation, seed, device, usable_cores())
+    views = RandomViews(images, rows, [policy], encoder.normalisation, seed, device, own_cores())
     for step in views.steps(0, steps):
         starts = range(0, len(step.rows), BATCH)
         yield (view for start in starts for view in step.make(slice(start, start + BATCH)))

@@ -55,7 +55,7 @@ def run(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Runs at a time. [default: one a core; 1 with a GPU]"),
+        typer.Option(min=1, metavar="N", help="Runs at a time. [default: one a GPU, or else one a core]"),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     debug: Annotated[
@@ -181,7 +181,7 @@ def tune(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Runs at a time. [default: one a core; 1 with a GPU]"),
+        typer.Option(min=1, metavar="N", help="Runs at a time. [default: one a GPU, or else one a core]"),
     ] = None,
     dry_run: Annotated[
         bool,
@@ -295,7 +295,7 @@ def compare(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Report folder.")] = Path("results/compare"),
     workers: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Jobs at a time. [default: one a core; 1 with a GPU]"),
+        typer.Option(min=1, metavar="N", help="Jobs at a time. [default: one a GPU, or else one a core]"),
     ] = None,
     debug: Debug = False,
 ) -> None:

@@ -1,14 +1,16 @@
-"""Several runs at once: worker processes on one machine, each with its share of the cores.
+"""Several runs at once: worker processes on one machine, each with its share of the cores, or with a GPU of its own.
 
 A narrow network gains next to nothing from a second thread, so two processes with one core each do nearly twice
-the work of one process with two. `harness.schedule` says which job a free worker gets. The number of workers and
-threads depends on the machine alone, never on what is left to do, so a resumed study computes the same bits.
+the work of one process with two. `harness.schedule` says which job a free worker gets, and none that does not fit into
+memory beside those under way (`harness.room`). The number of workers and threads depends on the machine alone, never on
+what is left to do or fits, so a resumed study computes the same bits.
 """
 
 from __future__ import annotations
 
 import itertools
 import multiprocessing
+import os
 import queue
 import signal
 import time
@@ -20,30 +22,42 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from twinbench.data.worker_processes import end_with_parent
-from twinbench.foundation.cores import usable_cores
+from twinbench.foundation.cores import share_cores, usable_cores
 from twinbench.foundation.errors import RunFailure
 from twinbench.foundation.lease import Lease, Seen
 from twinbench.harness.console import legible_warnings
-from twinbench.harness.estimate import Step, Unit, Use, estimate, former_use, measured_use
+from twinbench.harness.estimate import (
+    Step,
+    Unit,
+    Use,
+    estimate,
+    first_of_kind,
+    former_use,
+    measured_use,
+)
 from twinbench.harness.execute import attempt, evaluation_device
 from twinbench.harness.images import Images
 from twinbench.harness.plan import Job
 from twinbench.harness.plugins import load_plugins
+from twinbench.harness.room import gpu_of_each, room_for
 from twinbench.harness.schedule import Waiting, order_matters, unfinished_runs
 from twinbench.harness.store import LOOK_SECONDS
 from twinbench.harness.watch import Watch
 from twinbench.pretraining.interrupt import Interrupted, StopRequest
+from twinbench.pretraining.memory import release_freed_memory
 from twinbench.pretraining.train import ReportProgress, device_name
 
 _MOST_WORKERS = 8
 _MESSAGE_SECONDS = 0.2
+_VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 def default_workers() -> int:
-    """One worker for each core of a machine without GPU, at most eight; a single one where there is a GPU."""
-    return 1 if torch.cuda.is_available() else min(_MOST_WORKERS, usable_cores())
+    """One worker for each GPU; on a machine without, one for each core, at most eight."""
+    return torch.cuda.device_count() or min(_MOST_WORKERS, usable_cores())
 
 
 def threads_each(workers: int) -> int:
@@ -96,22 +110,30 @@ def execute_in_parallel(
 ) -> int:
     """Do every unfinished job with ``workers`` processes; returns how many jobs failed.
 
-    The runs with most seconds left go first; where earlier runs do not tell how long jobs take, a few steps of each
-    method are timed before. Otherwise than ``longest_first`` runs begin in the order of the plan.
+    The runs with most seconds left go first, and no job begins that does not fit into memory beside those under way;
+    where earlier runs do not tell what jobs take, a few steps of each method are measured before. Otherwise than
+    ``longest_first`` runs begin in the order of the plan.
 
     Raises RunFailure if a worker dies (of too little memory, say); what was finished is kept. Raises Interrupted after
     a signal to stop, when every worker has saved.
     """
+    busy = busy_workers(plan, workers)
     with (
         StopRequest() as stop,
-        _started(images.data_root, workers, threads_each(workers)) as (pool, messages),
+        _started(images.data_root, busy, threads_each(workers)) as (pool, messages),
     ):
         seconds: dict[str, float] = {}
+        use: dict[str, Use] = {}
+        room = room_for(busy)
+        if busy > 1:
+            use = _use_to_plan_by(plan, images, pool, busy, longest_first, stop, say)
+            if alone := room.too_large(use):
+                say(alone)
         if longest_first and order_matters(plan, workers):
-            use = _use_to_order_by(plan, images, pool, workers, stop, say)
             seconds = {label: each.seconds for label, each in use.items()}
         runs = unfinished_runs(plan, seconds)
-        waiting = Waiting([[seconds.get(job.label, 0.0) for job in jobs] for jobs in runs], workers)
+        lengths = [[seconds.get(job.label, 0.0) for job in jobs] for jobs in runs]
+        waiting = Waiting(lengths, busy, room.of(runs, use), room.together_mb)
         ready = _Ready(runs, waiting, watch)
         under_way: dict[Future[bool | None], int] = {}
         failures = 0
@@ -121,7 +143,7 @@ def execute_in_parallel(
             for future in [future for future in under_way if future.done()]:
                 ready.ended(under_way.pop(future), future.result())
                 failures += future.result() or 0
-            while len(under_way) < workers and (found := ready.next()) is not None:
+            while len(under_way) < busy and (found := ready.next()) is not None:
                 run, job, lease = found
                 future = pool.submit(_work, job, lease.seen)
                 future.add_done_callback(lambda _: messages.put(("wake", "", None)))  # wakes the terminal
@@ -141,16 +163,19 @@ class _Ready:
     def next(self) -> tuple[int, Job, Lease] | None:
         """The run's place, its job and what is known of its lease; None if no job may start."""
         now = time.monotonic()
-        while (
-            place := self._waiting.start([run for run, at in self._look_again.items() if now < at])
-        ) is not None:
+        while True:
+            elsewhere = [run for run, at in self._look_again.items() if now < at]
+            wanted, place = self._waiting.wanted(elsewhere), self._waiting.start(elsewhere)
+            if wanted is not None and wanted != place:
+                self._watch.waits(self._runs[wanted[0]][wanted[1]].label, "memory that running jobs need")
+            if place is None:
+                return None
             run, job = place[0], self._runs[place[0]][place[1]]
             holder = job.run.at_work(self._leases[run])
             if holder is None:
                 return run, job, self._leases[run]
             self._watch.waits(job.label, str(holder))
             self._put_back(run)
-        return None
 
     def ended(self, run: int, failed: bool | None) -> None:
         """A job has ended, or it is None that failed: another process was quicker to begin it, or took it over."""
@@ -164,25 +189,33 @@ class _Ready:
         self._look_again[run] = time.monotonic() + LOOK_SECONDS
 
 
-def _use_to_order_by(
+def _use_to_plan_by(
     plan: Sequence[Job],
     images: Images,
     pool: ProcessPoolExecutor,
     workers: int,
+    each: bool,
     stop: StopRequest,
     say: Callable[[str], None],
 ) -> dict[str, Use]:
-    """What each unfinished job takes; nothing is said of one whose timing fails, for the job will say why."""
+    """What each unfinished job takes, or otherwise than ``each`` what the first such job of its method takes.
+
+    Nothing is said of one whose timing fails, for the job will say why.
+    """
+    first = {} if each else first_of_kind(plan)
+    measured = plan if each else list({job.label: job for job in first.values()}.values())
+    why = "to begin with the longest runs" if each and order_matters(plan, workers) else "for their memory"
 
     def times(units: list[Unit]) -> list[Use]:
-        say(f"{_timing_line(units)} to begin with the longest runs")
+        say(f"{_timing_line(units)} {why}")
         timings = _timings(pool, units, workers, stop)
         return [Use() if timing.exception() else timing.result() for timing in timings]
 
     meeting = _meeting(pool, workers)
     while wait(meeting, timeout=_MESSAGE_SECONDS).not_done:
         _check(stop)
-    return estimate(plan, images, former_use(_store(plan), meeting[0].result()), times)
+    use = estimate(measured, images, former_use(_store(plan), meeting[0].result()), times)
+    return use if each else {label: use[job.label] for label, job in first.items()}
 
 
 @contextmanager
@@ -191,7 +224,10 @@ def _started(data_root: Path | None, workers: int, threads: int) -> Iterator[tup
     # not the context of loaders: these have threads of their own, and signals that make them save
     context = multiprocessing.get_context("spawn")
     messages: Any = context.Queue()
-    arguments = (data_root, threads, messages, context.Barrier(workers))
+    gpus: Any = context.SimpleQueue()
+    for gpu in gpu_of_each(workers, os.environ.get(_VISIBLE_GPUS)):
+        gpus.put(gpu)
+    arguments = (data_root, threads, gpus, messages, context.Barrier(workers))
     with ProcessPoolExecutor(workers, context, _become_worker, arguments) as pool:
         try:
             yield pool, messages
@@ -287,8 +323,16 @@ class _Worker:
     stopped: Interrupted | None = None
 
 
-def _become_worker(data_root: Path | None, threads: int, messages: Any, all_here: Any) -> None:
+def _become_worker(data_root: Path | None, threads: int, gpus: Any, messages: Any, all_here: Any) -> None:
+    gpu = gpus.get()
+    if gpu is not None:
+        os.environ[_VISIBLE_GPUS] = gpu  # before anything here asks CUDA, which reads it once
     torch.set_num_threads(threads)
+    share_cores(threads)
+    threadpool_limits(
+        threads
+    )  # of the libraries behind numpy's matrices; those that are loaded later read these
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     end_with_parent()  # for otherwise the next command would find its run locked
     legible_warnings()
@@ -327,6 +371,8 @@ def _work(job: Job, seen: Seen | None) -> bool | None:
     except Interrupted as error:
         _Worker.stopped = error
         raise
+    finally:
+        release_freed_memory()  # the jobs beside this worker have use for it
 
 
 class _Told:

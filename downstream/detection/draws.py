@@ -15,7 +15,7 @@ from twinbench.data.detection import CodedMasks, DetectionSplit, PictureFiles
 from twinbench.data.worker_processes import worker_context, worker_setup
 from twinbench.downstream.detection.schedules import Schedule
 from twinbench.downstream.randomness import shuffled_indices
-from twinbench.foundation.cores import usable_cores
+from twinbench.foundation.cores import own_cores
 from twinbench.foundation.errors import InputError, RunFailure
 
 _MOST_WORKERS = 8
@@ -114,7 +114,7 @@ class Draws:
         """
         if device.type == "cuda" and isinstance(self._split.images, PictureFiles):
             tasks = map(self._undecoded, range(len(self)))
-            return _from_workers(tasks, self._prepare, min(_MOST_WORKERS, usable_cores()))
+            return _from_workers(tasks, self._prepare, min(_MOST_WORKERS, own_cores()))
         return map(self.__getitem__, range(len(self)))
 
 
