@@ -82,8 +82,9 @@ def ray_version() -> str | None:
 def prepare_for_ray(options: RayOptions) -> None:
     """Set what Ray reads when it is imported: it tells nobody of its use, and alone on this machine it stays there.
 
-    Without the second of the variables, named for the systems where it is the default, it listens to the network.
+    Without the last of the variables, named for the systems where it is the default, it listens to the network.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if options.address is None:
+        os.environ.setdefault("RAY_worker_niceness", "0")  # jobs give way to nothing that the command does not
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"

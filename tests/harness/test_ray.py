@@ -17,7 +17,9 @@ import torch
 
 from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.errors import RunFailure
+from twinbench.harness.ray_options import RayOptions, prepare_for_ray
 
+prepare_for_ray(RayOptions())
 ray = pytest.importorskip("ray", reason="Ray is not installed: python -m pip install -e '.[ray]'")
 
 from ray.cluster_utils import Cluster  # noqa: E402
@@ -143,14 +145,19 @@ def test_a_study_has_the_bits_of_local_workers_and_is_not_done_again(cli, study,
     assert began(again.err) == []
 
 
-def listening(pid: int) -> list[str]:
-    """The addresses on which a process and its descendants listen."""
-    pids = [pid]
+def family() -> list[int]:
+    """This process and its descendants."""
+    pids = [os.getpid()]
     for parent in pids:
         for task in Path(f"/proc/{parent}/task").iterdir():
             pids += map(int, (task / "children").read_text().split())
+    return pids
+
+
+def listening(pids: list[int]) -> list[str]:
+    """The addresses on which processes listen."""
     sockets = set()
-    for descriptor in (file for each in pids for file in Path(f"/proc/{each}/fd").iterdir()):
+    for descriptor in (file for pid in pids for file in Path(f"/proc/{pid}/fd").iterdir()):
         with suppress(FileNotFoundError):  # it was that of the listing itself
             sockets |= set(re.findall(r"socket:\[(\d+)\]", os.readlink(descriptor)))
     found = []
@@ -165,10 +172,16 @@ def listening(pid: int) -> list[str]:
 
 def test_ray_here_listens_on_the_loopback_interface_alone_and_tells_nobody():
     with ray_executor._connected(None):
-        addresses = listening(os.getpid())
-        assert ray.get(ray_executor._remote(os.environ.get).remote("RAY_USAGE_STATS_ENABLED")) == "0"
-    assert addresses
-    assert {address for address in addresses if not ipaddress.ip_address(address).is_loopback} == set()
+        ray.get(ray_executor._remote(ray_executor._free_port).remote())  # so that there is a worker
+        _, *started = family()
+        found = [ipaddress.ip_address(address) for address in listening([os.getpid(), *started])]
+        # what would tell of it
+        heads = [pid for pid in started if b"dashboard.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        silent = [b"RAY_USAGE_STATS_ENABLED=0" in Path(f"/proc/{pid}/environ").read_bytes() for pid in heads]
+    assert len(found) >= 4
+    assert {str(address) for address in found if not (getattr(address, 'ipv4_mapped', None) or address).is_loopback} == set()
+    assert silent
+    assert all(silent)
 
 
 def test_a_lost_node_costs_its_job_one_try_and_nothing_else(cli, study, cluster, tmp_path):
