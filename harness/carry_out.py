@@ -14,11 +14,12 @@ from twinbench.harness.console import say
 from twinbench.harness.execute import execute
 from twinbench.harness.images import Images
 from twinbench.harness.plan import PlannedRun, jobs, jobs_of_tables
+from twinbench.harness.ray_options import RayOptions, prepare_for_ray
 from twinbench.harness.records import collect
 from twinbench.harness.store import LOOK_SECONDS, check_writable
 from twinbench.harness.studies import Study
 from twinbench.harness.watch import Rebuilding, watched
-from twinbench.harness.workers import default_workers, execute_in_parallel
+from twinbench.harness.workers import default_workers, execute_in_parallel, threads_each
 from twinbench.pretraining.interrupt import Interrupted, raised_signals
 from twinbench.reports.build import build_report, check_out
 from twinbench.reports.console import render_study
@@ -31,6 +32,7 @@ class Execution:
     """How a plan is carried out: the run store, the report's folder, and the ``command`` that makes it again.
 
     ``workers`` is what suits the machine unless given; with ``debug`` one job at a time, and the first failure ends it.
+    With ``ray`` that does the jobs, each with as many threads as one of the workers here would have.
     """
 
     runs: Path
@@ -38,6 +40,7 @@ class Execution:
     command: str
     workers: int | None = None
     debug: bool = False
+    ray: RayOptions | None = None
 
     @property
     def at_once(self) -> int:
@@ -57,7 +60,8 @@ def carry_out(study: Study, planned: Sequence[PlannedRun], images: Images, how: 
     plan = jobs(planned, images)
     tables = {name: [job.label for job in needed] for name, needed in jobs_of_tables(planned, images).items()}
     finished = [job.label for job in plan if job.is_finished()]
-    say(f"{study.name}: {len(plan)} jobs, {len(finished)} already finished, {how.at_once} at a time")
+    at_once = f"{how.at_once} at a time" if how.ray is None else "as many at a time as Ray has room for"
+    say(f"{study.name}: {len(plan)} jobs, {len(finished)} already finished, {at_once}")
 
     def rebuild() -> None:
         try:
@@ -69,7 +73,12 @@ def carry_out(study: Study, planned: Sequence[PlannedRun], images: Images, how: 
     try:
         with raised_signals(), watched(tables, finished) as shown:
             watch = Rebuilding(shown, rebuild)
-            if how.at_once > 1 and len(finished) < len(plan):
+            if how.ray is not None and len(finished) < len(plan):
+                prepare_for_ray(how.ray)  # before it is imported, which is here and nowhere else
+                from twinbench.harness.ray_executor import execute_on_ray
+
+                failures = execute_on_ray(plan, images, threads_each(how.at_once), how.ray, watch, say)
+            elif how.at_once > 1 and len(finished) < len(plan):
                 failures = execute_in_parallel(plan, images, how.at_once, watch, say)
             else:
                 failures = execute(plan, images, watch, say, how.debug)

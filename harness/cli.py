@@ -57,6 +57,35 @@ def run(
         int | None,
         typer.Option(min=1, metavar="N", help="Runs at a time. [default: one a GPU, or else one a core]"),
     ] = None,
+    executor: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="Who does the jobs: processes here, or Ray's (extra: ray)."),
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Ray's cluster: 'auto' on one of its nodes, or HOST:PORT. [default: Ray is started here]",
+            show_default=False,
+        ),
+    ] = None,
+    devices: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="With Ray: processes of each training on a machine. [default: 1]"
+        ),
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="With Ray: machines of each training. [default: 1]")
+    ] = None,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            metavar="MINUTES",
+            help="With Ray: how long a job may take. [default: ten times its estimate, at least an hour]",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     debug: Annotated[
         bool,
@@ -65,7 +94,9 @@ def run(
 ) -> None:
     """Run a study: train what is missing, evaluate it, write tables, figures and the report."""
     from twinbench.harness.commands import StudyRequest, run_study
+    from twinbench.harness.ray_options import asked_of_ray
 
+    ray = asked_of_ray(executor, address, devices, nodes, time_limit, debug)
     request = StudyRequest(
         study=study,
         seeds=seeds,
@@ -79,6 +110,7 @@ def run(
         workers=workers,
         dry_run=dry_run,
         debug=debug,
+        ray=ray,
     )
     run_study(request)
 

@@ -20,6 +20,7 @@ from twinbench.harness.outline import outline_lines
 from twinbench.harness.plan import jobs, plan_study
 from twinbench.harness.plan_text import plan_lines
 from twinbench.harness.plugins import load_plugins
+from twinbench.harness.ray_options import RayOptions, check_ray
 from twinbench.harness.recipes import parse_overrides, recipe_names
 from twinbench.harness.records import collect_stored
 from twinbench.harness.store import check_writable, stored_runs
@@ -40,7 +41,7 @@ class StudyRequest:
 
     ``seeds``, ``methods`` and ``image_set`` replace the study's, ``scale`` is one of its own, ``assignments``
     (``key=value``) change its recipes. ``out`` is ``results/<study>``, with the scale if one is given, unless it is
-    said; ``workers`` what suits the machine.
+    said; ``workers`` what suits the machine. With ``ray`` that does the jobs.
     """
 
     study: str
@@ -55,6 +56,7 @@ class StudyRequest:
     workers: int | None = None
     dry_run: bool = False
     debug: bool = False
+    ray: RayOptions | None = None
 
     def command(self) -> str:
         """The command line that makes the report again; the data folder is the reader's own."""
@@ -72,6 +74,8 @@ class StudyRequest:
 def run_study(request: StudyRequest) -> None:
     """Plan a study, do what is missing, write its report, print its tables."""
     load_plugins()
+    if request.ray is not None:
+        check_ray(request.ray)
     study = narrowed(
         load_study(request.study, request.scale), request.seeds, request.methods, request.image_set
     )
@@ -79,9 +83,10 @@ def run_study(request: StudyRequest) -> None:
     if request.dry_run and not all(is_here(name, request.data_root) for name in study.image_sets()):
         print("\n".join(outline_lines(study, parse_overrides(request.assignments), request.runs)))
         return
-    planned = plan_study(study, images, request.runs, parse_overrides(request.assignments))
+    ranks = 1 if request.ray is None else request.ray.ranks
+    planned = plan_study(study, images, request.runs, parse_overrides(request.assignments), ranks)
     out = request.out or Path("results") / "-".join([study.name, *([request.scale] if request.scale else [])])
-    how = Execution(request.runs, out, request.command(), request.workers, request.debug)
+    how = Execution(request.runs, out, request.command(), request.workers, request.debug, request.ray)
     if request.dry_run:
         plan = jobs(planned, images)
         busy = busy_workers(plan, how.at_once)

@@ -62,6 +62,9 @@ class Training:
     tensorboard: bool = False
 
 
+ONE_DEVICE = Training()
+
+
 def execute(
     plan: Iterable[Job],
     images: Images,
@@ -93,11 +96,17 @@ def execute(
 
 
 def attempt(
-    job: Job, images: Images, watch: Watch, say: Callable[[str], None], lease: Lease, debug: bool = False
+    job: Job,
+    images: Images,
+    watch: Watch,
+    say: Callable[[str], None],
+    lease: Lease,
+    debug: bool = False,
+    training: Training = ONE_DEVICE,
 ) -> bool | None:
     """Do a job unless it is finished; whether it failed, or None while another process is at work in its run's folder.
 
-    Raises Interrupted after a signal to stop.
+    Raises Interrupted after a signal to stop, and with ``debug`` what the job raises.
     """
     if job.is_finished():
         watch.end(job.label)
@@ -113,7 +122,7 @@ def attempt(
             watch.end(job.label, "there is no encoder")
             return False
         try:
-            run_job(job, images, Training(), watch.start(job.label), say)
+            run_job(job, images, training, watch.start(job.label), say)
         except Interrupted:
             raise
         except LostLease as error:
@@ -123,8 +132,8 @@ def attempt(
         except Exception as error:
             if debug:
                 raise
-            say(f"FAILED {job.label}: {_explained(error)}")
-            watch.end(job.label, _explained(error).what)
+            say(f"FAILED {job.label}: {explained(error)}")
+            watch.end(job.label, explained(error).what)
             return True
     watch.end(job.label)
     return False
@@ -325,12 +334,12 @@ def mark_failed(job: Job, error: Exception) -> None:
 
     ``reason`` is what a table's footnote says; ``error`` has all parts.
     """
-    explained = _explained(error)
-    place = "" if explained.where is None else f" ({explained.where})"
+    failed = explained(error)
+    place = "" if failed.where is None else f" ({failed.where})"
     failure = {
         "status": "failed",
-        "reason": f"{explained.what}{place}",
-        "error": explained.parts(),
+        "reason": f"{failed.what}{place}",
+        "error": failed.parts(),
         "diverged": isinstance(error, Diverged),
         "traceback": "".join(traceback.format_exception(error)),
     }
@@ -342,6 +351,6 @@ def mark_failed(job: Job, error: Exception) -> None:
         )
 
 
-def _explained(error: Exception) -> ExplainedError:
+def explained(error: Exception) -> ExplainedError:
     """The error as one with parts: of one that nobody foresaw, its type and text are what happened."""
     return error if isinstance(error, ExplainedError) else RunFailure(f"{type(error).__name__}: {error}")

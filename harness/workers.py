@@ -11,9 +11,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
-import queue
 import signal
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -29,6 +27,7 @@ from twinbench.foundation.cores import share_cores, usable_cores
 from twinbench.foundation.errors import RunFailure
 from twinbench.foundation.lease import Lease, Seen
 from twinbench.harness.console import legible_warnings
+from twinbench.harness.dispatch import MESSAGE_SECONDS, Told, check_stop, hand_out
 from twinbench.harness.estimate import (
     Step,
     Unit,
@@ -44,14 +43,12 @@ from twinbench.harness.plan import Job
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.room import gpu_of_each, room_for
 from twinbench.harness.schedule import Waiting, order_matters, unfinished_runs
-from twinbench.harness.store import LOOK_SECONDS
 from twinbench.harness.watch import Watch
 from twinbench.pretraining.interrupt import Interrupted, StopRequest
 from twinbench.pretraining.memory import release_freed_memory
-from twinbench.pretraining.train import ReportProgress, device_name
+from twinbench.pretraining.train import device_name
 
 _MOST_WORKERS = 8
-_MESSAGE_SECONDS = 0.2
 _VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 
 
@@ -85,7 +82,7 @@ def estimated_use(
         return {}
 
     def here(units: list[Unit]) -> list[Use]:
-        say(_timing_line(units))
+        say(timing_line(units))
         return [measured_use(unit, images) for unit in units]
 
     if workers == 1:
@@ -93,7 +90,7 @@ def estimated_use(
     with _started(images.data_root, busy, threads_each(workers)) as (pool, _):
 
         def side_by_side(units: list[Unit]) -> list[Use]:
-            say(_timing_line(units))
+            say(timing_line(units))
             return [timing.result() for timing in _timings(pool, units, busy)]
 
         device = _meeting(pool, busy)[0].result()
@@ -134,59 +131,11 @@ def execute_in_parallel(
         runs = unfinished_runs(plan, seconds)
         lengths = [[seconds.get(job.label, 0.0) for job in jobs] for jobs in runs]
         waiting = Waiting(lengths, busy, room.of(runs, use), room.together_mb)
-        ready = _Ready(runs, waiting, watch)
-        under_way: dict[Future[bool | None], int] = {}
-        failures = 0
-        terminal = _Terminal(messages, watch, say)
-        while True:
-            _check(stop)
-            for future in [future for future in under_way if future.done()]:
-                ready.ended(under_way.pop(future), future.result())
-                failures += future.result() or 0
-            while len(under_way) < busy and (found := ready.next()) is not None:
-                run, job, lease = found
-                future = pool.submit(_work, job, lease.seen)
-                future.add_done_callback(lambda _: messages.put(("wake", "", None)))  # wakes the terminal
-                under_way[future] = run
-            if not terminal.show_next() and not under_way and not waiting.has_left():
-                return failures
 
+        def submit(job: Job, seen: Seen | None) -> Future[bool | None]:
+            return pool.submit(_work, job, seen)
 
-class _Ready:
-    """The jobs that may start now, which are those of runs that no other process works in."""
-
-    def __init__(self, runs: Sequence[Sequence[Job]], waiting: Waiting, watch: Watch) -> None:
-        self._runs, self._waiting, self._watch = runs, waiting, watch
-        self._leases = [Lease(jobs[0].run.folder) for jobs in runs]
-        self._look_again: dict[int, float] = {}
-
-    def next(self) -> tuple[int, Job, Lease] | None:
-        """The run's place, its job and what is known of its lease; None if no job may start."""
-        now = time.monotonic()
-        while True:
-            elsewhere = [run for run, at in self._look_again.items() if now < at]
-            wanted, place = self._waiting.wanted(elsewhere), self._waiting.start(elsewhere)
-            if wanted is not None and wanted != place:
-                self._watch.waits(self._runs[wanted[0]][wanted[1]].label, "memory that running jobs need")
-            if place is None:
-                return None
-            run, job = place[0], self._runs[place[0]][place[1]]
-            holder = job.run.at_work(self._leases[run])
-            if holder is None:
-                return run, job, self._leases[run]
-            self._watch.waits(job.label, str(holder))
-            self._put_back(run)
-
-    def ended(self, run: int, failed: bool | None) -> None:
-        """A job has ended, or it is None that failed: another process was quicker to begin it, or took it over."""
-        if failed is None:
-            self._put_back(run)
-        else:
-            self._waiting.ended(run)
-
-    def _put_back(self, run: int) -> None:
-        self._waiting.put_back(run)
-        self._look_again[run] = time.monotonic() + LOOK_SECONDS
+        return hand_out(runs, waiting, lambda: busy, submit, messages, watch, say, stop)
 
 
 def _use_to_plan_by(
@@ -207,13 +156,13 @@ def _use_to_plan_by(
     why = "to begin with the longest runs" if each and order_matters(plan, workers) else "for their memory"
 
     def times(units: list[Unit]) -> list[Use]:
-        say(f"{_timing_line(units)} {why}")
+        say(f"{timing_line(units)} {why}")
         timings = _timings(pool, units, workers, stop)
         return [Use() if timing.exception() else timing.result() for timing in timings]
 
     meeting = _meeting(pool, workers)
-    while wait(meeting, timeout=_MESSAGE_SECONDS).not_done:
-        _check(stop)
+    while wait(meeting, timeout=MESSAGE_SECONDS).not_done:
+        check_stop(stop)
     use = estimate(measured, images, former_use(_store(plan), meeting[0].result()), times)
     return use if each else {label: use[job.label] for label, job in first.items()}
 
@@ -253,15 +202,7 @@ def _meeting(pool: ProcessPoolExecutor, workers: int) -> list[Future[str]]:
     return [pool.submit(_meet) for _ in range(workers)]
 
 
-def _check(stop: StopRequest | None) -> None:
-    if stop is not None and stop.name is not None:
-        raise Interrupted(
-            f"stopped by {stop.name}; every training has saved",
-            next_step="run the same command again: it goes on from there",
-        )
-
-
-def _timing_line(units: list[Unit]) -> str:
+def timing_line(units: list[Unit]) -> str:
     methods = len({unit.recipe.method for unit in units if isinstance(unit, Step)})
     if not methods:
         return "timing a forward pass"
@@ -282,36 +223,10 @@ def _timings(
         while len(under_way) < busy:
             place = next(turns)
             under_way[pool.submit(_time, units[place])] = place
-        for timing in wait(under_way, timeout=_MESSAGE_SECONDS, return_when=FIRST_COMPLETED).done:
+        for timing in wait(under_way, timeout=MESSAGE_SECONDS, return_when=FIRST_COMPLETED).done:
             first.setdefault(under_way.pop(timing), timing)
-        _check(stop)
+        check_stop(stop)
     return [first[place] for place in range(len(units))]
-
-
-class _Terminal:
-    """Where the progress of jobs goes that other processes do."""
-
-    def __init__(self, messages: Any, watch: Watch, say: Callable[[str], None]) -> None:
-        self._messages, self._watch, self._say = messages, watch, say
-        self._reports: dict[str, ReportProgress] = {}
-
-    def show_next(self) -> bool:
-        """Show what a worker tells next; False if for some time none tells anything."""
-        try:
-            kind, label, content = self._messages.get(timeout=_MESSAGE_SECONDS)
-        except queue.Empty:
-            return False
-        if kind == "start":
-            self._reports[label] = self._watch.start(label)
-        elif kind == "progress":
-            self._reports[label](*content)
-        elif kind == "end":
-            self._watch.end(label, content)
-        elif kind == "waits":
-            self._watch.waits(label, content)
-        elif kind == "say":
-            self._say(content)
-        return True
 
 
 class _Worker:
@@ -365,34 +280,10 @@ def _work(job: Job, seen: Seen | None) -> bool | None:
         raise _Worker.stopped
     lease = Lease(job.run.folder, seen=seen)
     try:
-        return attempt(
-            job, _Worker.images, _Told(), lambda text: _Worker.messages.put(("say", "", text)), lease
-        )
+        told = Told(_Worker.messages)
+        return attempt(job, _Worker.images, told, told.say, lease)
     except Interrupted as error:
         _Worker.stopped = error
         raise
     finally:
         release_freed_memory()  # the jobs beside this worker have use for it
-
-
-class _Told:
-    """The watch of a worker, which tells the parent what there is to see."""
-
-    def start(self, label: str) -> ReportProgress:
-        messages = _Worker.messages
-        messages.put(("start", label, None))
-        last = 0.0
-
-        def report(fraction: float, text: str) -> None:
-            nonlocal last
-            if time.monotonic() - last >= _MESSAGE_SECONDS:
-                last = time.monotonic()
-                messages.put(("progress", label, (fraction, text)))
-
-        return report
-
-    def end(self, label: str, failure: str = "") -> None:
-        _Worker.messages.put(("end", label, failure))
-
-    def waits(self, label: str, holder: str) -> None:
-        _Worker.messages.put(("waits", label, holder))

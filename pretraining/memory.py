@@ -62,6 +62,14 @@ def peak_working_memory_mb() -> float | None:
     return None if peak is None or mapped is None else peak - mapped
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there was too little memory, of the machine or of its GPU."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    # torch has no type of its own for the memory of the machine
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
 def _told_by_linux(name: str) -> float | None:
     """A line of /proc/self/status, in MiB."""
     with contextlib.suppress(OSError):
