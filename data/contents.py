@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from twinbench.foundation.errors import InputError, RunFailure
-from twinbench.foundation.files import write_atomically
+from twinbench.foundation.files import user_cache, write_atomically
 
 _log = logging.getLogger(__name__)
 
@@ -93,13 +93,9 @@ def _digest(path: str, size: int) -> bytes:
 
 def _index_file(root: Path) -> Path | None:
     """Where the index of a folder is kept, wherever the path to it began; None without a cache folder."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        cache = Path(given) if os.path.isabs(given) else Path.home() / ".cache"
-    except RuntimeError:  # nobody's home
-        return None
+    cache = user_cache()
     name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]
-    return cache / "twinbench" / "contents" / name
+    return None if cache is None else cache / "contents" / name
 
 
 def _read(file: Path) -> dict[bytes, bytes]:

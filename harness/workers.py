@@ -24,15 +24,16 @@ import torch
 from twinbench.data.worker_processes import end_with_parent
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import RunFailure
-from twinbench.foundation.lease import Lease, Seen
+from twinbench.foundation.lease import Seen
 from twinbench.harness.console import legible_warnings
 from twinbench.harness.estimate import Step, Unit, Use, estimate, former_use, measured_use
 from twinbench.harness.execute import attempt, evaluation_device
 from twinbench.harness.images import Images
+from twinbench.harness.mirror import Sights
 from twinbench.harness.plan import Job
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.schedule import Waiting, order_matters, unfinished_runs
-from twinbench.harness.store import LOOK_SECONDS
+from twinbench.harness.store import LOOK_SECONDS, RunLease
 from twinbench.harness.watch import Watch
 from twinbench.pretraining.interrupt import Interrupted, StopRequest
 from twinbench.pretraining.train import ReportProgress, device_name
@@ -135,10 +136,10 @@ class _Ready:
 
     def __init__(self, runs: Sequence[Sequence[Job]], waiting: Waiting, watch: Watch) -> None:
         self._runs, self._waiting, self._watch = runs, waiting, watch
-        self._leases = [Lease(jobs[0].run.folder) for jobs in runs]
+        self._leases = [jobs[0].run.lease() for jobs in runs]
         self._look_again: dict[int, float] = {}
 
-    def next(self) -> tuple[int, Job, Lease] | None:
+    def next(self) -> tuple[int, Job, RunLease] | None:
         """The run's place, its job and what is known of its lease; None if no job may start."""
         now = time.monotonic()
         while (
@@ -312,14 +313,14 @@ def _time(unit: Unit) -> Use:
     return measured_use(unit, _Worker.images)
 
 
-def _work(job: Job, seen: Seen | None) -> bool | None:
+def _work(job: Job, seen: Seen | Sights | None) -> bool | None:
     """Do a job, as `attempt` does. After a signal to stop, no further one is begun.
 
     ``seen`` is what the parent knows of the lease of the job's run.
     """
     if _Worker.stopped is not None:
         raise _Worker.stopped
-    lease = Lease(job.run.folder, seen=seen)
+    lease = job.run.lease(seen)
     try:
         return attempt(
             job, _Worker.images, _Told(), lambda text: _Worker.messages.put(("say", "", text)), lease
