@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -237,7 +238,10 @@ class LeaseObjects:
 
 
 def _sign(info: dict[str, Any]) -> str:
-    return next((str(info[key]) for key in _SIGNS if info.get(key) is not None), "")
+    sign = next((info[key] for key in _SIGNS if info.get(key) is not None), "")
+    return str(
+        sign.timestamp() if isinstance(sign, datetime) else sign
+    )  # one library lists it so, and tells it so
 
 
 @contextmanager
