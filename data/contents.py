@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from twinbench.foundation.errors import InputError, RunFailure
-from twinbench.foundation.files import write_atomically
+from twinbench.foundation.files import user_cache, write_atomically
 
 _log = logging.getLogger(__name__)
 
@@ -115,13 +115,9 @@ def digest_of(file: _Readable, start: int, size: int) -> bytes:
 
 def cache_place(kind: str, root: Path) -> Path | None:
     """Where what is known of a folder is kept, wherever the path to it began; None without a cache folder."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        cache = Path(given) if os.path.isabs(given) else Path.home() / ".cache"
-    except RuntimeError:  # nobody's home
-        return None
+    cache = user_cache()
     name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]
-    return cache / "twinbench" / kind / name
+    return None if cache is None else cache / kind / name
 
 
 def _read(file: Path) -> dict[bytes, bytes]:

@@ -16,7 +16,7 @@ from twinbench.harness.images import Images
 from twinbench.harness.plan import PlannedRun, jobs, jobs_of_tables
 from twinbench.harness.ray_options import RayOptions, prepare_for_ray
 from twinbench.harness.records import collect
-from twinbench.harness.store import LOOK_SECONDS, check_writable
+from twinbench.harness.store import LOOK_SECONDS, check_writable, prepare_store
 from twinbench.harness.studies import Study
 from twinbench.harness.watch import Rebuilding, watched
 from twinbench.harness.workers import default_workers, execute_in_parallel, threads_each
@@ -55,8 +55,8 @@ def carry_out(study: Study, planned: Sequence[PlannedRun], images: Images, how: 
     """
     started = time.monotonic()
     check_out(how.out)
-    for folder in (how.runs, how.out.parent):
-        check_writable(folder)
+    prepare_store(how.runs)
+    check_writable(how.out.parent)
     plan = jobs(planned, images)
     tables = {name: [job.label for job in needed] for name, needed in jobs_of_tables(planned, images).items()}
     finished = [job.label for job in plan if job.is_finished()]

@@ -18,11 +18,38 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def _store(text: str | Path) -> Path:
+    """A run store: a folder, or the mirror of an object store, which is looked at when it is named."""
+    if "://" not in str(text):
+        return Path(text)
+    from twinbench.harness.mirror import store_at
+
+    return store_at(text)
+
+
+def _encoder(text: str | Path) -> Path:
+    """A run, an encoder or a file; the first two may lie in an object store."""
+    if "://" not in str(text):
+        return Path(text)
+    from twinbench.harness.mirror import inside_store
+
+    return inside_store(text)
+
+
+def _store_or_run(text: str | Path) -> Path:
+    if "://" not in str(text):
+        return Path(text)
+    from twinbench.harness.mirror import store_or_run_at
+
+    return store_or_run_at(text)
+
+
 DataRoot = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Folder that holds image sets such as cifar10.", show_default=False),
 ]
-RunsRoot = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The run store.")]
+RunsRoot = Annotated[Path, typer.Option("--runs", metavar="DIR|URL", help="The run store.", parser=_store)]
 Overrides = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key, e.g. --set epochs=5 (repeatable)."),
@@ -258,7 +285,9 @@ def tune(
     epilog="Example: twinbench evaluate runs/RUN/encoder --protocol linear/cached-v1 --image-set digit-scenes"
 )
 def evaluate(
-    encoder: Annotated[Path, typer.Argument(help="An encoder folder, or the run that holds it.")],
+    encoder: Annotated[
+        Path, typer.Argument(help="An encoder folder, or the run that holds it.", parser=_encoder)
+    ],
     protocol: Annotated[
         str, typer.Option(metavar="NAME", help="A protocol's name (twinbench ls protocols).")
     ],
@@ -310,7 +339,11 @@ def evaluate(
 def compare(
     encoders: Annotated[
         list[Path],
-        typer.Argument(metavar="ENCODER...", help="Runs, encoder folders, or checkpoints of other projects."),
+        typer.Argument(
+            metavar="ENCODER...",
+            help="Runs, encoder folders, or checkpoints of other projects.",
+            parser=_encoder,
+        ),
     ],
     protocol: Annotated[
         list[str],
@@ -389,7 +422,9 @@ ExportFormat = Literal["torchvision", "detectron2", "timm"]
 
 @app.command(epilog="Example: twinbench export runs/RUN/encoder --format detectron2 --out barlow-twins.pkl")
 def export(
-    encoder: Annotated[Path, typer.Argument(help="An encoder folder, or the run that holds it.")],
+    encoder: Annotated[
+        Path, typer.Argument(help="An encoder folder, or the run that holds it.", parser=_encoder)
+    ],
     format_: Annotated[ExportFormat, typer.Option("--format", help="Whose format.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")],
     debug: Debug = False,
@@ -402,7 +437,7 @@ def export(
 
 @app.command(epilog="Example: twinbench report runs --out results/all")
 def report(
-    runs: Annotated[Path, typer.Argument(help="A run store.")],
+    runs: Annotated[Path, typer.Argument(help="A run store, a folder or a URL.", parser=_store)],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Report folder.")],
     debug: Debug = False,
 ) -> None:
@@ -426,7 +461,9 @@ def verify(
 
 @app.command("export-results", epilog="Example: twinbench export-results runs --out outcomes")
 def export_results(
-    source: Annotated[Path, typer.Argument(metavar="RUN|RUNS", help="A run, or a run store.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN|RUNS", help="A run, or a run store.", parser=_store_or_run)
+    ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the files.")],
     data_root: DataRoot = None,
     debug: Debug = False,

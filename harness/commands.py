@@ -16,6 +16,7 @@ from twinbench.harness.carry_out import Execution, carry_out, write_report
 from twinbench.harness.console import say
 from twinbench.harness.facts import FACTS
 from twinbench.harness.images import Images
+from twinbench.harness.mirror import called, url_of
 from twinbench.harness.outline import outline_lines
 from twinbench.harness.plan import jobs, plan_study
 from twinbench.harness.plan_text import plan_lines
@@ -66,7 +67,7 @@ class StudyRequest:
         words += ["--image-set", self.image_set] if self.image_set else []
         words += ["--scale", self.scale] if self.scale else []
         words += [word for assignment in self.assignments for word in ("--set", assignment)]
-        words += ["--runs", str(self.runs)] if self.runs != StudyRequest.runs else []
+        words += ["--runs", url_of(self.runs)] if self.runs != StudyRequest.runs else []
         words += ["--out", str(self.out)] if self.out else []
         return shlex.join(words) + (" --data-root DIR" if self.data_root else "")
 
@@ -136,7 +137,7 @@ def report_runs(runs: Path, out: Path) -> None:
     )
     check_out(out)
     check_writable(out.parent)
-    page = write_report(study, f"twinbench report {runs.name} --out DIR", records, infos, out)
+    page = write_report(study, f"twinbench report {called(runs)} --out DIR", records, infos, out)
     print(f"report: {page}")
 
 

@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from twinbench.foundation.lease import Lease, Seen
+from twinbench.foundation.lease import Seen
+from twinbench.harness.mirror import Sights
 from twinbench.harness.plan import Job
 from twinbench.harness.schedule import Waiting
-from twinbench.harness.store import LOOK_SECONDS
+from twinbench.harness.store import LOOK_SECONDS, RunLease
 from twinbench.harness.watch import Watch
 from twinbench.pretraining.interrupt import Interrupted, StopRequest
 from twinbench.pretraining.train import ReportProgress
@@ -36,7 +37,7 @@ class Messages(Protocol):
         ...
 
 
-Submit = Callable[[Job, Seen | None], "Future[bool | None]"]
+Submit = Callable[[Job, Seen | Sights | None], "Future[bool | None]"]
 """Gives a job to a process, with what is known of the lease of its run; the future has what `attempt` returns."""
 
 
@@ -87,10 +88,10 @@ class _Ready:
 
     def __init__(self, runs: Sequence[Sequence[Job]], waiting: Waiting, watch: Watch) -> None:
         self._runs, self._waiting, self._watch = runs, waiting, watch
-        self._leases = [Lease(jobs[0].run.folder) for jobs in runs]
+        self._leases = [jobs[0].run.lease() for jobs in runs]
         self._look_again: dict[int, float] = {}
 
-    def next(self) -> tuple[int, Job, Lease] | None:
+    def next(self) -> tuple[int, Job, RunLease] | None:
         """The run's place, its job and what is known of its lease; None if no job may start."""
         now = time.monotonic()
         while True:

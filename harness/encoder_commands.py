@@ -22,7 +22,14 @@ from twinbench.harness.plan import Job, load_splits, plan_run
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.recipes import load_recipe, parse_overrides
 from twinbench.harness.record_files import outcomes_beside
-from twinbench.harness.store import check_writable, encoder_in, read_json, read_run, record_place
+from twinbench.harness.store import (
+    check_writable,
+    encoder_in,
+    prepare_store,
+    read_json,
+    read_run,
+    record_place,
+)
 from twinbench.harness.watch import watched
 from twinbench.pretraining.engine import Hardware, check_hardware, launch
 from twinbench.pretraining.interrupt import Interrupted
@@ -57,7 +64,7 @@ def pretrain_one(request: PretrainRequest) -> None:
     image_set = images[choice]
     check_hardware(request.hardware, recipe.precision)
     run = plan_run(recipe, image_set, request.runs, request.hardware.ranks)
-    check_writable(request.runs)
+    prepare_store(request.runs)
     if run.is_trained():
         say("already trained")
     else:

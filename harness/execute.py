@@ -22,7 +22,7 @@ from twinbench.downstream.label_lists import LabelList
 from twinbench.downstream.protocol import EvaluationContext, Protocol
 from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.errors import ExplainedError, RunFailure
-from twinbench.foundation.lease import Lease, LostLease
+from twinbench.foundation.lease import LostLease
 from twinbench.foundation.outcomes import Outcomes, pack
 from twinbench.foundation.randomness import seeded_generator
 from twinbench.harness.environment import environment
@@ -31,7 +31,7 @@ from twinbench.harness.plan import Job
 from twinbench.harness.published import import_run
 from twinbench.harness.record_files import replace_record
 from twinbench.harness.source import ImportedSource
-from twinbench.harness.store import LOOK_SECONDS, VIEWS_PICTURE, Run, picture_of
+from twinbench.harness.store import LOOK_SECONDS, VIEWS_PICTURE, Run, RunLease, picture_of
 from twinbench.harness.watch import Watch
 from twinbench.pretraining.build import view_policies
 from twinbench.pretraining.checkpoint import remove_checkpoints
@@ -77,7 +77,7 @@ def execute(
     Jobs of a run in which another process works come after the others, when it has left the run.
     """
     failures, left = 0, list(plan)
-    leases = {job.run.folder: Lease(job.run.folder) for job in left}
+    leases = {job.run.folder: job.run.lease() for job in left}
     while left:
         later = list[Job]()
         elsewhere = set[Path]()  # what a run's job waits for, its next ones wait for too
@@ -100,7 +100,7 @@ def attempt(
     images: Images,
     watch: Watch,
     say: Callable[[str], None],
-    lease: Lease,
+    lease: RunLease,
     debug: bool = False,
     training: Training = ONE_DEVICE,
 ) -> bool | None:
@@ -111,32 +111,38 @@ def attempt(
     if job.is_finished():
         watch.end(job.label)
         return False
-    with job.run.working(lease) as ours:
-        if not ours:
-            watch.waits(job.label, str(job.run.at_work(lease) or ""))
-            return None
-        if job.is_finished():  # by another process, a moment ago
-            watch.end(job.label)
-            return False
-        if job.evaluation is not None and not job.run.is_trained():
-            watch.end(job.label, "there is no encoder")
-            return False
-        try:
-            run_job(job, images, training, watch.start(job.label), say)
-        except Interrupted:
+    try:
+        with job.run.working(lease) as ours:
+            if not ours:
+                watch.waits(job.label, str(job.run.at_work(lease) or ""))
+                return None
+            failed, why = _attempt(job, images, watch, say, training, debug)
+    except LostLease as error:  # at the end, too, when a store elsewhere gets the results
+        say(f"LOST {job.label}: {error}")
+        watch.waits(job.label, "the process that took it over")
+        return None
+    watch.end(job.label, why)
+    return failed
+
+
+def _attempt(
+    job: Job, images: Images, watch: Watch, say: Callable[[str], None], training: Training, debug: bool
+) -> tuple[bool, str]:
+    """Do a job, in whose run nobody else works; whether it failed, and why it has no result."""
+    if job.is_finished():  # by another process, a moment ago
+        return False, ""
+    if job.evaluation is not None and not job.run.is_trained():
+        return False, "there is no encoder"
+    try:
+        run_job(job, images, training, watch.start(job.label), say)
+    except (Interrupted, LostLease):
+        raise
+    except Exception as error:
+        if debug:
             raise
-        except LostLease as error:
-            say(f"LOST {job.label}: {error}")
-            watch.waits(job.label, "the process that took it over")
-            return None
-        except Exception as error:
-            if debug:
-                raise
-            say(f"FAILED {job.label}: {explained(error)}")
-            watch.end(job.label, explained(error).what)
-            return True
-    watch.end(job.label)
-    return False
+        say(f"FAILED {job.label}: {explained(error)}")
+        return True, explained(error).what
+    return False, ""
 
 
 def run_job(

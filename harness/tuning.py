@@ -43,7 +43,7 @@ from twinbench.harness.recipes import (
 )
 from twinbench.harness.schedule import timetable, unfinished_runs
 from twinbench.harness.search import Space, load_search, points, settings
-from twinbench.harness.store import check_writable
+from twinbench.harness.store import check_writable, prepare_store
 from twinbench.harness.trials import (
     Budget,
     Outcome,
@@ -130,8 +130,8 @@ def tune(request: TuneRequest) -> None:
     if request.write:
         check_installable(request.folder, shipped)
     out = request.out or Path("results") / _out_name(request, images[choice])
-    for folder in (request.runs, out):
-        check_writable(folder)
+    prepare_store(request.runs)
+    check_writable(out)
     missing = sum(not job.is_finished() for job in plan)
     say(
         f"{request.trials} trials of {', '.join(request.methods)} on {images[choice].name}: {len(plan)} jobs, "

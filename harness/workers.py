@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 from twinbench.data.worker_processes import end_with_parent
 from twinbench.foundation.cores import share_cores, usable_cores
 from twinbench.foundation.errors import RunFailure
-from twinbench.foundation.lease import Lease, Seen
+from twinbench.foundation.lease import Seen
 from twinbench.harness.console import legible_warnings
 from twinbench.harness.dispatch import MESSAGE_SECONDS, Told, check_stop, hand_out
 from twinbench.harness.estimate import (
@@ -39,6 +39,7 @@ from twinbench.harness.estimate import (
 )
 from twinbench.harness.execute import attempt, evaluation_device
 from twinbench.harness.images import Images
+from twinbench.harness.mirror import Sights
 from twinbench.harness.plan import Job
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.room import gpu_of_each, room_for
@@ -132,7 +133,7 @@ def execute_in_parallel(
         lengths = [[seconds.get(job.label, 0.0) for job in jobs] for jobs in runs]
         waiting = Waiting(lengths, busy, room.of(runs, use), room.together_mb)
 
-        def submit(job: Job, seen: Seen | None) -> Future[bool | None]:
+        def submit(job: Job, seen: Seen | Sights | None) -> Future[bool | None]:
             return pool.submit(_work, job, seen)
 
         return hand_out(runs, waiting, lambda: busy, submit, messages, watch, say, stop)
@@ -271,14 +272,14 @@ def _time(unit: Unit) -> Use:
     return measured_use(unit, _Worker.images)
 
 
-def _work(job: Job, seen: Seen | None) -> bool | None:
+def _work(job: Job, seen: Seen | Sights | None) -> bool | None:
     """Do a job, as `attempt` does. After a signal to stop, no further one is begun.
 
     ``seen`` is what the parent knows of the lease of the job's run.
     """
     if _Worker.stopped is not None:
         raise _Worker.stopped
-    lease = Lease(job.run.folder, seen=seen)
+    lease = job.run.lease(seen)
     try:
         told = Told(_Worker.messages)
         return attempt(job, _Worker.images, told, told.say, lease)
