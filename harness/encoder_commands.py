@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from twinbench.data.catalogue import load_image_set
@@ -19,9 +20,16 @@ from twinbench.harness.images import ImageChoice, Images
 from twinbench.harness.plan import Job, load_splits, plan_run
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.recipes import load_recipe, parse_overrides
-from twinbench.harness.store import check_writable, encoder_in, read_json, record_place
+from twinbench.harness.store import (
+    UNFINISHED,
+    check_writable,
+    encoder_in,
+    holds_run,
+    read_json,
+    record_place,
+)
 from twinbench.harness.watch import watched
-from twinbench.pretraining.engine import Hardware, check_hardware, launch
+from twinbench.pretraining.engine import ONE_DEVICE, Hardware, check_hardware, launch
 from twinbench.pretraining.interrupt import Interrupted
 from twinbench.pretraining.method import method_names
 from twinbench.reports.cells import number
@@ -79,7 +87,7 @@ class EvaluateRequest:
     """What `twinbench evaluate` is asked for: an encoder's folder, or the run's that holds it, and how to measure it.
 
     ``out`` is one more file for the record, with that of the outcomes beside it (`outcomes_beside`); ``own_list`` says
-    that the list of labelled images is the user's own.
+    that the list of labelled images is the user's own. Nothing measured depends on the ``hardware``.
     """
 
     encoder: Path
@@ -90,16 +98,19 @@ class EvaluateRequest:
     out: Path | None = None
     label_list: Path | None = None
     own_list: bool = False
+    hardware: Hardware = ONE_DEVICE
 
 
 def evaluate_one(request: EvaluateRequest) -> None:
     """Evaluate one encoder, print measurements and remarks; keep the record in its run and where ``out`` says.
 
     A record made with a label list, or with another seed than the run's, is kept only where ``out`` says: it is not
-    what a study would make.
+    what a study would make. Every rank calls this; rank 0 writes and prints.
     """
     load_plugins()
+    check_hardware(request.hardware, "fp32")
     chosen = protocol(request.protocol)
+    _check_devices(chosen, request.hardware)
     labelled = _label_list(chosen, request.label_list, request.own_list)
     folder = encoder_in(request.encoder)
     encoder = Encoder.load(folder)
@@ -113,14 +124,29 @@ def evaluate_one(request: EvaluateRequest) -> None:
             check_writable(file.parent)
     chosen.check(image_set)
     load_splits(image_set, (chosen,))
+    engine = launch(request.hardware, "fp32") if request.hardware.ranks > 1 else None
+    evaluate = partial(
+        evaluate_encoder,
+        encoder,
+        chosen,
+        image_set,
+        request.seed,
+        None,
+        label_list=labelled,
+        engine=engine,
+        unfinished=_unfinished(folder.parent, request.out),
+    )
+    if engine is not None and not engine.is_main:
+        evaluate(lambda fraction, text: None)
+        return
     label = f"{chosen.name} {folder}"
     with watched({"": [label]}) as watch:
-        report = watch.start(label)
-        evaluated = evaluate_encoder(encoder, chosen, image_set, request.seed, None, report, labelled)
+        evaluated = evaluate(watch.start(label))
     if request.out is not None:
         evaluated.write(request.out, outcomes_beside(request.out))
     if kept is not None:
         evaluated.write(kept)
+    evaluated.checkpoints.remove()
     record = evaluated.record
     source = f" from {encoder.info.source_file}" if encoder.info.source_file else ""
     print(
@@ -132,6 +158,23 @@ def evaluate_one(request: EvaluateRequest) -> None:
         print(f"  {measured['metric']:<12} {shown}{error}  (n = {measured['n']})")
     for remark in record["remarks"]:
         print(f"  remark: {remark}")
+
+
+def _check_devices(chosen: Protocol, hardware: Hardware) -> None:
+    if hardware.ranks > 1 and not chosen.several_devices:
+        raise InputError(
+            f"{chosen.name} trains on one device, not on {hardware.ranks}",
+            where="devices",
+            next_step="leave out the number of devices and nodes, and torchrun or srun",
+            option="devices",
+        )
+
+
+def _unfinished(run: Path, out: Path | None) -> Path | None:
+    """Where to keep what is trained meanwhile: in the encoder's run, or beside the record of one that is in none."""
+    if holds_run(run):
+        return run / UNFINISHED
+    return out.with_name(f"{out.name}.{UNFINISHED}") if out is not None else None
 
 
 def outcomes_beside(out: Path) -> Path:

@@ -1,7 +1,8 @@
 """The run store: one folder a run, named by its recipe hash; what is finished there is never done twice.
 
 ``runs/<method>-<image set>-<hash>/`` holds recipe.yaml, status.json, metrics.jsonl, diagnostics.json,
-checkpoints/, encoder/, features/ and records/, one JSON file for each evaluation. That of an imported encoder,
+checkpoints/, encoder/, features/ and records/, one JSON file for each evaluation; unfinished/ has the checkpoints of
+those that are under way. That of an imported encoder,
 ``runs/imported-<file>-<image set>-<hash>/``, has source.yaml for a recipe.
 """
 
@@ -140,6 +141,8 @@ class Run:
             yield
 
 
+UNFINISHED = "unfinished"
+"""Where in a run's folder the checkpoints of evaluations are that train and have not ended."""
 VIEWS_PICTURE = "pictures/views.png"
 """Where in a run's folder the picture of its views is."""
 

@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from twinbench.foundation.collectives import all_reduce_max_nograd, rank, world_size
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import InputError
-from twinbench.pretraining.collectives import all_reduce_max_nograd, rank, world_size
+from twinbench.foundation.norms import synchronise_batch_norms
 from twinbench.pretraining.memory import keep_freed_memory
 from twinbench.pretraining.method import Method
-from twinbench.pretraining.norms import synchronise_batch_norms
 
 _FABRIC_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -55,6 +55,9 @@ class Hardware:
     def ranks(self) -> int:
         """Processes in all."""
         return self.devices * self.nodes
+
+
+ONE_DEVICE = Hardware()
 
 
 def hardware_here(devices: int | None, nodes: int | None, compile: bool = False) -> Hardware:

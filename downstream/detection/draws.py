@@ -107,15 +107,16 @@ class Draws:
         everything = torch.arange(len(self._split.labels[i]))
         return everything if crowd is None else everything[~crowd[i]]
 
-    def loader(self, device: torch.device) -> Iterator[Any]:
-        """The prepared draws in order; decoded by worker processes where a GPU waits for pictures on disk.
+    def loader(self, device: torch.device, first: int = 0) -> Iterator[Any]:
+        """The prepared draws in order, from the ``first`` on.
 
-        Raises InputError for a picture that cannot be decoded and RunFailure where a worker dies.
+        Worker processes decode them where a GPU waits for pictures on disk. Raises InputError for a picture that cannot
+        be decoded and RunFailure where a worker dies.
         """
         if device.type == "cuda" and isinstance(self._split.images, PictureFiles):
-            tasks = map(self._undecoded, range(len(self)))
+            tasks = map(self._undecoded, range(first, len(self)))
             return _from_workers(tasks, self._prepare, min(_MOST_WORKERS, usable_cores()))
-        return map(self.__getitem__, range(len(self)))
+        return map(self.__getitem__, range(first, len(self)))
 
 
 class _Answers(Dataset[Any]):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from twinbench.data.detection import DetectionSplit
 from twinbench.data.image_sets import ImageSet
+from twinbench.downstream.checkpoints import Checkpoints
 from twinbench.downstream.detection.coco_eval import (
     Detections,
     evaluation_remarks,
@@ -50,7 +51,7 @@ class Detector(Interface):
     def feature_maps(self, image: Tensor) -> Mapping[str, Tensor]:
         """Maps res2 to res5 ``[1, C, H, W]`` of an uint8 picture ``[3, H, W]`` at its own size, in evaluation mode."""
 
-    def train(self, split: DetectionSplit, seed: int) -> Iterator[int]:
+    def train(self, split: DetectionSplit, seed: int, checkpoints: Checkpoints) -> Iterator[int]:
         """Fine-tune by the schedule, yielding the 0-based number of every finished iteration."""
 
     def detect(self, image: Tensor) -> Detections:
@@ -105,7 +106,7 @@ class FineTuning(Detecting):
         with seeded(context.seed, context.device):
             detector = self.build(encoder, classes, masks, context.device)
             require_encoder_maps(detector.feature_maps, encoder, train.images[0])
-            for iteration in detector.train(train, context.seed):
+            for iteration in detector.train(train, context.seed, context.checkpoints):
                 context.progress(0.9 * (iteration + 1) / iterations)
             detections = []
             for i in range(len(test)):

@@ -22,6 +22,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
 from twinbench.data.detection import DetectionSplit, PictureFiles
 from twinbench.data.image_sets import ImageSet
+from twinbench.downstream.checkpoints import Checkpoints, RandomState
 from twinbench.downstream.detection.coco_eval import (
     Detections,
     evaluation_remarks,
@@ -202,7 +203,8 @@ class SmallMaskRcnn(Detecting):
             detector = build_detector(encoder, classes, *train_images.shape[-2:])
             detector.to(context.device).to(memory_format=torch.channels_last)
             require_encoder_maps(partial(pyramid_maps, detector), encoder, train_images[0])
-            for step in train_detector(detector, train, STEPS, generator, context.device):
+            training = train_detector(detector, train, STEPS, generator, context.device, context.checkpoints)
+            for step in training:
                 context.progress(0.8 * (step + 1) / STEPS)
         detections = detect(detector, test_images, context.device)
         context.picture = drawn(test, detections, image_set.detection_classes)
@@ -220,9 +222,17 @@ class SmallMaskRcnn(Detecting):
 
 
 def train_detector(
-    detector: MaskRCNN, scenes: DetectionSplit, steps: int, generator: torch.Generator, device: torch.device
+    detector: MaskRCNN,
+    scenes: DetectionSplit,
+    steps: int,
+    generator: torch.Generator,
+    device: torch.device,
+    checkpoints: Checkpoints | None = None,
 ) -> Iterator[int]:
-    """Train in place, yielding the 0-based number of every finished step; RunFailure on a non-finite loss."""
+    """Train in place, yielding the 0-based number of every step that it finishes; RunFailure on a non-finite loss.
+
+    It goes on from what ``checkpoints`` has.
+    """
     images, all_masks = _pixels_and_masks(scenes)
     groups: dict[float, list[nn.Parameter]] = {LEARNING_RATE: [], MASK_LEARNING_RATE: []}
     for name, parameter in detector.named_parameters():
@@ -238,8 +248,12 @@ def train_detector(
         for boxes, labels, masks in zip(scenes.boxes, scenes.labels, all_masks, strict=True)
     ]
     order = shuffled_indices(len(images), steps * BATCH, generator)
+    # regions are drawn from the global generators, one step after another
+    state = (checkpoints or Checkpoints()).training(
+        "training", detector=detector, optimizer=optimizer, schedule=schedule, drawn=RandomState(device)
+    )
     detector.train()
-    for step, chosen in enumerate(order.split(BATCH)):
+    for step, chosen in enumerate(order.split(BATCH)[state.first :], state.first):
         batch = list(unit_floats(images[chosen].to(device)))
         loss = sum(
             detector(batch, [targets[i] for i in chosen.tolist()]).values(), torch.zeros((), device=device)
@@ -250,6 +264,7 @@ def train_detector(
         loss.backward()
         optimizer.step()
         schedule.step()
+        state.keep(step + 1)
         yield step
 
 

@@ -35,6 +35,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops import MultiScaleRoIAlign
 
 from twinbench.data.detection import DetectionSplit
+from twinbench.downstream.checkpoints import Checkpoints, RandomState
 from twinbench.downstream.detection.coco_eval import Detections, run_lengths
 from twinbench.downstream.detection.draws import Draw, Draws
 from twinbench.downstream.detection.fine_tuning import (
@@ -189,16 +190,24 @@ class TorchvisionDetector:
             maps[name] = x = stage(x)
         return maps
 
-    def train(self, split: DetectionSplit, seed: int) -> Iterator[int]:
-        """Fine-tune by the schedule, yielding the 0-based number of every finished iteration.
+    def train(
+        self, split: DetectionSplit, seed: int, checkpoints: Checkpoints | None = None
+    ) -> Iterator[int]:
+        """Fine-tune by the schedule, yielding the 0-based number of every iteration that it finishes.
 
-        Raises RunFailure if a loss is not finite, or the detector in the end.
+        It goes on from what ``checkpoints`` has. Raises RunFailure if a loss is not finite, or the detector in the end.
         """
         schedule = self._schedule
         optimizer = torch.optim.SGD(_groups(self.model, schedule), schedule.base_lr, schedule.momentum)
-        batches = self._batches(split, seed)
+        # regions and sizes are drawn from the global generators, one iteration after another
+        drawn = RandomState(self._device)
+        state = (checkpoints or Checkpoints()).training(
+            "training", model=self.model, optimizer=optimizer, drawn=drawn
+        )
+        batches = self._batches(split, seed, state.first)
         self.model.transform.min_size = schedule.train_sizes
-        for iteration, (images, targets) in enumerate(islice(batches, schedule.iterations)):
+        left = islice(batches, schedule.iterations - state.first)
+        for iteration, (images, targets) in enumerate(left, state.first):
             self.model.train()
             for group in optimizer.param_groups:
                 group["lr"] = schedule.learning_rate(iteration)
@@ -206,14 +215,18 @@ class TorchvisionDetector:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            state.keep(iteration + 1)
             yield iteration
         self._estimate_statistics(islice(batches, schedule.precise_bn))
         require_finite(self.model, schedule.iterations - 1)
         self.model.transform.min_size = (schedule.test_size,)
 
-    def _batches(self, split: DetectionSplit, seed: int) -> Iterator[Batch]:
+    def _batches(self, split: DetectionSplit, seed: int, first: int) -> Iterator[Batch]:
+        """The batches from that of the ``first`` iteration on."""
         mapper = partial(prepare, flip=self._schedule.horizontal_flip)
-        draws = iter(Draws(split, self._schedule, seed, mapper).loader(self._device))
+        draws = Draws(split, self._schedule, seed, mapper).loader(
+            self._device, first * self._schedule.images_per_batch
+        )
         while batch := list(islice(draws, self._schedule.images_per_batch)):
             images = [unit_floats(image.to(self._device)) for image, _ in batch]
             yield images, [{k: v.to(self._device) for k, v in target.items()} for _, target in batch]

@@ -21,6 +21,7 @@ from fvcore.nn.precise_bn import update_bn_stats
 from torch import Tensor
 
 from twinbench.data.detection import DetectionSplit
+from twinbench.downstream.checkpoints import Checkpoints
 from twinbench.downstream.detection.coco_eval import Detections, run_lengths
 from twinbench.downstream.detection.d2.config import detectron2_config
 from twinbench.downstream.detection.draws import Draw, Draws
@@ -94,10 +95,13 @@ class Detectron2Detector:
             x = block(x)
         return {**maps, "res5": x}
 
-    def train(self, split: DetectionSplit, seed: int) -> Iterator[int]:
+    def train(
+        self, split: DetectionSplit, seed: int, checkpoints: Checkpoints | None = None
+    ) -> Iterator[int]:
         """Fine-tune by the schedule, yielding the 0-based number of every finished iteration.
 
-        Raises RunFailure if a loss is not finite, or the detector in the end.
+        It begins anew, whatever ``checkpoints`` has. Raises RunFailure if a loss is not finite, or the detector in the
+        end.
         """
         optimizer = build_optimizer(self.cfg, self.model)
         scheduler = build_lr_scheduler(self.cfg, optimizer)

@@ -4,7 +4,7 @@ import pickle
 import pytest
 import torch
 
-from twinbench.pretraining.checkpoint import load_latest, remove_checkpoints, save_checkpoint
+from twinbench.foundation.checkpoint import load_latest, remove_checkpoints, save_checkpoint
 
 
 def test_the_last_two_are_kept_and_the_newest_is_read(tmp_path):
