@@ -56,12 +56,12 @@ PAPER := docs/results/paper
 readme: $(STAMP)
 	for shown in $(SHOWN); do \
 	  from=results/$${shown%%:*}; to=docs/$$from; \
-	  rm -rf $$to && mkdir -p $$to/figures && cp -r $$from/tables $$from/records.csv $$to/ || exit 1; \
+	  rm -rf $$to && mkdir -p $$to/figures && cp -r $$from/tables $$from/records.csv $$from/environments.json $$to/ || exit 1; \
 	  for figure in $$(echo $${shown##*:} | tr , ' '); do cp $$from/figures/$$figure.svg $$to/figures/ || exit 1; done; \
 	  done
 	test -f results/paper-quick/records.csv
 	rm -rf $(PAPER) && mkdir -p $(PAPER)/figures
-	cp -r results/paper-quick/tables results/paper-quick/records.csv $(PAPER)/
+	cp -r results/paper-quick/tables results/paper-quick/records.csv results/paper-quick/environments.json $(PAPER)/
 	cp results/paper-quick/figures/*.svg $(PAPER)/figures/
 	$(BIN)/python -m twinbench.reports.readme docs/results.md $(foreach study,$(STUDIES),$(study)=docs/results/$(study)) \
 	  $$(for table in $(PAPER)/tables/*.md; do echo paper/$$(basename $$table .md)=$$table; done)

@@ -267,6 +267,8 @@ _LEFT_OPEN = {
     "--data-root": "DIR",
     "--encoder": "DIR",
     "--folder": "DIR",
+    "--keep": "FILE",
+    "--official": "DIR",
     "--out": "FILE",
     "--figure": "FILE",
     "--markdown": "README.md",

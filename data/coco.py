@@ -23,8 +23,8 @@ that occurs twice are refused.
 
 from __future__ import annotations
 
-import json
 import re
+from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -45,13 +45,17 @@ from twinbench.data.detection import (
 from twinbench.data.folders import existing_folder
 from twinbench.data.picture_names import FileFinder, name_parts
 from twinbench.data.remarks import Tally
+from twinbench.foundation.documents import from_json
 from twinbench.foundation.errors import InputError
 
 _CORRECT = "correct the annotation"
 _ROBOFLOW = "_annotations.coco.json"
-_LONGEST_SIDE = 2**16 - 1
+LONGEST_SIDE = 2**16 - 1
 """pycocotools counts the pixels of a mask in 32 bits."""
-_LARGEST_COORDINATE = 2**53
+LARGEST_COORDINATE = 2**53
+_LARGEST_SHIFT = 60
+_LONGEST_OUTLINE = 10**7
+"""Pixels along the polygons of a mask: of each pycocotools makes several numbers, so that this is a memory of 1 GB."""
 
 
 @dataclass
@@ -116,7 +120,7 @@ def read_coco(root: Path) -> AnnotatedSet:
     splits = {}
     for split, file in files.items():
         _require_same_names(names["train"], names[split], file)
-        labels = {identifier: order.index(identifier) for identifier in names[split] if identifier in order}
+        labels = {identifier: label for label, identifier in enumerate(order) if identifier in names[split]}
         splits[split] = _images(documents[split], file, _picture_folder(root, file), labels, notes)
         _require_pixels(documents[split]["annotations"], splits[split], file)
     splits, of_masks = _masks_of_all(splits, notes.unmasked)
@@ -138,8 +142,8 @@ def _parse(file: Path) -> dict[str, Any]:
             f"cannot read this file: {error.strerror}", where=file, next_step="make it readable"
         ) from error
     try:
-        document = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        document = from_json(content)
+    except ValueError as error:
         raise InputError(f"malformed JSON: {error}", where=file, next_step="download it again") from error
     for key in ("images", "annotations", "categories"):
         if not isinstance(document, dict) or not isinstance(document.get(key), list):
@@ -186,16 +190,16 @@ def _roots(documents: dict[str, dict[str, Any]], train: Path) -> dict[int, str]:
         for annotation in document["annotations"]
         if isinstance(annotation, dict) and type(annotation.get("category_id")) is int
     }
+    parents = [
+        other["supercategory"] for other in categories.values() if isinstance(other.get("supercategory"), str)
+    ]
+    named = Counter(parents)
     return {
         identifier: category["name"]
         for identifier, category in categories.items()
         if identifier not in owners
         and isinstance(category["name"], str)
-        and any(
-            other.get("supercategory") == category["name"]
-            for another, other in categories.items()
-            if another != identifier
-        )
+        and named[category["name"]] > (category.get("supercategory") == category["name"])
     }
 
 
@@ -212,6 +216,7 @@ def _root_remarks(roots: dict[int, str], classes: int) -> tuple[str, ...]:
 def _categories(document: dict[str, Any], file: Path, roots: Set[int]) -> dict[int, str]:
     """The names of a file's categories by their identifiers, without the roots; at least one, and each once."""
     names: dict[int, str] = {}
+    taken: set[str] = set()
     for identifier, category in _by_id(document, "categories", ("name",), file).items():
         if identifier in roots:
             continue
@@ -219,9 +224,10 @@ def _categories(document: dict[str, Any], file: Path, roots: Set[int]) -> dict[i
         where = f"{file}, category {identifier}"
         if not isinstance(name, str) or not name.strip():
             raise InputError(f"not a name: {name!r}", where=where, next_step=_CORRECT)
-        if name in names.values():
+        if name in taken:
             raise InputError(f"two categories are called {name!r}", where=where, next_step=_CORRECT)
         names[identifier] = name
+        taken.add(name)
     if not names:
         raise InputError("this file has no category", where=file, next_step="use a file with categories")
     return names
@@ -245,7 +251,7 @@ def _images(
         raise InputError("this file lists no image", where=file, next_step="use a file with images")
     for identifier, image in images.items():
         sides = (image["height"], image["width"])
-        if not all(type(side) is int and 0 < side <= _LONGEST_SIDE for side in sides):
+        if not all(type(side) is int and 0 < side <= LONGEST_SIDE for side in sides):
             what = f"not a size: {image['width']!r}x{image['height']!r}"
             raise InputError(what, where=f"{file}, image {identifier}", next_step=_CORRECT)
     objects: dict[Any, list[AnnotatedObject]] = {identifier: [] for identifier in images}
@@ -275,7 +281,9 @@ def _require_pixels(annotations: list[dict[str, Any]], images: list[AnnotatedIma
     require_pixels((number for each in annotations for number in each["bbox"]), "box", images, file)
     masks = (each.get("segmentation") for each in annotations)
     polygons = (polygon for mask in masks if isinstance(mask, list) for polygon in mask)
-    require_pixels((number for polygon in polygons for number in polygon), "mask", images, file)
+    # The mask of an object that is left out for its box was not looked at.
+    corners = (number for polygon in polygons if isinstance(polygon, list) for number in polygon)
+    require_pixels((number for number in corners if _is_coordinate(number)), "mask", images, file)
 
 
 def _picture(folder: Path, name: Any, where: str, finder: FileFinder) -> Path:
@@ -312,7 +320,7 @@ def _object(
 
 
 def _is_coordinate(side: Any) -> bool:
-    return type(side) in (int, float) and not abs(side) > _LARGEST_COORDINATE
+    return type(side) in (int, float) and not abs(side) > LARGEST_COORDINATE
 
 
 def _mask(segmentation: Any, height: int, width: int, where: str, repairs: Repairs) -> dict[str, Any] | None:
@@ -336,7 +344,7 @@ def _run_lengths(code: dict[str, Any], height: int, width: int, where: str) -> d
             next_step=_CORRECT,
         )
     try:
-        runs = _runs(code.get("counts"))
+        runs = runs_of(code.get("counts"))
         if sum(runs) != height * width:
             raise ValueError(f"the runs cover {sum(runs)} of {height * width} pixels")
     except ValueError as error:
@@ -347,7 +355,7 @@ def _run_lengths(code: dict[str, Any], height: int, width: int, where: str) -> d
     return compressed
 
 
-def _runs(counts: Any) -> list[int]:
+def runs_of(counts: Any) -> list[int]:
     """The lengths of runs, a list or a compressed string; raises ValueError for what is neither."""
     if isinstance(counts, str):
         counts = _unpacked(counts)
@@ -374,6 +382,8 @@ def _unpacked(counts: str) -> list[int]:
             bits = ord(counts[position]) - 48
             if not 0 <= bits < 64:
                 raise ValueError(f"{counts[position]!r} at position {position}")
+            if shift > _LARGEST_SHIFT:
+                raise ValueError(f"a number of more than {_LARGEST_SHIFT} bits")
             number |= (bits & 31) << shift
             position, shift, more = position + 1, shift + 5, bool(bits & 32)
         if bits & 16:
@@ -398,6 +408,13 @@ def _polygons(segmentation: Any, height: int, width: int, where: str, repairs: R
             where=where,
             next_step=_CORRECT,
         )
+    outline = sum(
+        float(np.abs(np.diff(p, axis=0, append=p[:1])).max(axis=1).sum()) for p in corners if len(p)
+    )
+    if outline > _LONGEST_OUTLINE:
+        raise InputError(
+            f"the outline of the mask is {outline:.0f} pixels long", where=where, next_step=_CORRECT
+        )
     proper = [polygon for polygon in corners if len(polygon) >= 3]
     if len(proper) < len(corners):
         repairs.add("mask", "left out a polygon of fewer than three corners", where)
@@ -412,6 +429,8 @@ def _polygons(segmentation: Any, height: int, width: int, where: str, repairs: R
 
 def _corners(polygon: list[float]) -> np.ndarray:
     """The corners ``[n, 2]`` of a polygon; raises ValueError or TypeError where it is none."""
+    if not isinstance(polygon, list) or not all(type(number) in (int, float) for number in polygon):
+        raise ValueError
     numbers = np.array(polygon)
     if numbers.ndim != 1 or numbers.dtype.kind not in "if" or not np.isfinite(numbers).all():
         raise ValueError

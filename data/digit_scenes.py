@@ -7,12 +7,15 @@ have many small digits (`CROWDS`), and its digits are turned and sheared more.
 from __future__ import annotations
 
 from functools import cache
+from importlib.metadata import distribution
+from pathlib import Path
 
 import numpy as np
 
 from twinbench.data.scenes import Bytes, Draws, Glyphs, Labels, SceneConfig
 
 CLASSES = tuple(str(digit) for digit in range(10))
+_DIGITS = "sklearn/datasets/data/digits.csv.gz"
 _ORIGINALS_PER_CLASS = {"val": 20, "test": 40}
 
 CROWDS = SceneConfig(
@@ -40,16 +43,28 @@ def originals(split: str) -> tuple[Bytes, Labels, Labels]:
     Of every class 20 originals are for validation, 40 for testing and the rest for training, chosen once and
     for all. Sorted by label.
     """
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = (digits.images.astype(np.int32) * 255 // 16).astype(np.uint8)
-    labels = digits.target.astype(np.int64)
+    greys, labels = _digits()
+    images = (greys.astype(np.int32) * 255 // 16).astype(np.uint8)
     order = Draws("originals").permutation(len(labels))
     val, test = np.cumsum([_ORIGINALS_PER_CLASS["val"], _ORIGINALS_PER_CLASS["test"]])
     part = {"val": slice(0, val), "test": slice(val, test), "train": slice(test, None)}[split]
     index = np.concatenate([order[labels[order] == digit][part] for digit in range(len(CLASSES))])
     return images[index], labels[index], index
+
+
+def _digits() -> tuple[Labels, Labels]:
+    """All digits ``[1797, 8, 8]`` (0..16) and their labels ``[1797]``, as scikit-learn's ``load_digits`` gives them.
+
+    They are read from its file: importing scikit-learn takes a second, in every process that draws.
+    """
+    file = Path(str(distribution("scikit-learn").locate_file(_DIGITS)))
+    if file.is_file():
+        rows = np.loadtxt(file, np.int64, delimiter=",")
+        return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1]
+    from sklearn.datasets import load_digits  # another version may keep it elsewhere
+
+    digits = load_digits()
+    return digits.images.astype(np.int64), digits.target.astype(np.int64)
 
 
 DIGITS = Glyphs(CLASSES, lambda split: originals(split)[:2], key="")

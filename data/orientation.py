@@ -35,6 +35,7 @@ _TURNS = {
 _UNDONE = _TURNS | {6: _TURNS[8], 8: _TURNS[6]}
 _EXCHANGING = (5, 6, 7, 8)
 _PNG_SIGNATURE_BYTES = 8
+_LARGEST_EXIF = 2**20  # bytes; Python makes room for what a header claims before it reads
 _WHERE = "in detection (elsewhere files are decoded without regard to the annotated size)"
 
 
@@ -98,7 +99,7 @@ def _exif_after_pixels(file: IO[bytes]) -> bytes | None:
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
         if kind == b"eXIf":
-            return file.read(length)
+            return file.read(length) if length <= _LARGEST_EXIF else None
         file.seek(length + 4, 1)
     return None
 

@@ -19,6 +19,7 @@ import logging
 import re
 import struct
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
@@ -36,13 +37,24 @@ _log = logging.getLogger(__name__)
 # Pillow warns of pictures of more than half the limit, each in words of its own; they are read like any other.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""What a file is read as, whatever its name ends with; an MPO file is a JPEG file.
+
+Of the others that Pillow knows one starts a program (EPS).
+"""
+# Pillow's plugins check little of what they read, and fail on it as Python does.
 DECODING_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
     EOFError,
-    IndexError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    AssertionError,
     struct.error,
+    zlib.error,
+    MemoryError,
     Image.DecompressionBombError,
 )
 _SIXTEEN_BIT_FORMATS = {"PNG", "PPM", "TIFF", "JPEG2000"}
@@ -150,7 +162,7 @@ def opened(path: Path) -> Iterator[ImageFile.ImageFile]:
     Here and in the block raises CorruptImage or one of its kinds, and InputError for a file that it may not read.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             yield image
     except DECODING_ERRORS as error:
         raise _unusable(path, error) from error

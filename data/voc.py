@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -147,8 +147,9 @@ def read_voc(root: Path) -> AnnotatedSet:
         classes = tuple(sorted(set(names)))
         _require_distinct_classes(classes, root)
     repairs = Repairs()
+    labels = {name: label for label, name in enumerate(classes)}
     splits = {
-        split: [_image(each, classes, finder, repairs) for each in images] for split, images in parsed.items()
+        split: [_image(each, labels, finder, repairs) for each in images] for split, images in parsed.items()
     }
     for split, images in parsed.items():
         edges = (
@@ -202,7 +203,8 @@ def _parse(file: Path) -> ElementTree.Element:
     try:
         tree = ElementTree.fromstring(content)
     except (ElementTree.ParseError, LookupError, ValueError) as error:
-        # The last two are raised for an encoding that Python does not know or expat does not take.
+        # Entities that would make much of little are refused by expat, and external ones are not read. The last two are
+        # raised for an encoding that Python does not know or expat does not take.
         raise InputError(f"malformed XML: {error}", where=file, next_step="correct or restore it") from error
     if tree.tag != "annotation":
         raise InputError(
@@ -228,18 +230,20 @@ def _name(obj: ElementTree.Element, parsed: _Parsed, index: int) -> str:
     return name
 
 
-def _image(parsed: _Parsed, classes: Sequence[str], finder: FileFinder, repairs: Repairs) -> AnnotatedImage:
+def _image(
+    parsed: _Parsed, labels: Mapping[str, int], finder: FileFinder, repairs: Repairs
+) -> AnnotatedImage:
     height, width = (_side(parsed.tree, side, str(parsed.file)) for side in ("height", "width"))
     objects = []
     for index, obj in _objects(parsed):
         name = _name(obj, parsed, index)
         where = _where(parsed, index, name)
-        if name not in classes:
-            raise unknown_name("class", name, classes, where=where)
+        if name not in labels:
+            raise unknown_name("class", name, labels, where=where)
         left, top, right, bottom = _edges(obj, where)
         box = checked_box((left - 1, top - 1, right, bottom), height, width, where, repairs)
         if box is not None:
-            objects.append(AnnotatedObject(box, classes.index(name), difficult=_difficult(obj, where)))
+            objects.append(AnnotatedObject(box, labels[name], difficult=_difficult(obj, where)))
     return AnnotatedImage(_picture(parsed, finder), height, width, tuple(objects))
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from twinbench.data.image_sets import ImageSet
 from twinbench.data.streaming import StreamedImages
 from twinbench.encoders.encoder import Encoder
+from twinbench.foundation.documents import from_json
 from twinbench.foundation.errors import InputError, RunFailure
 from twinbench.foundation.files import write_atomically
 
@@ -146,10 +147,10 @@ def _read(path: Path) -> _Cached | None:
     try:
         with safe_open(path, framework="pt") as file:
             features, labels = file.get_tensor("features"), file.get_tensor("labels")
-            metadata = file.metadata()
-            remarks = tuple(json.loads(metadata.get("remarks", "[]")))
+            metadata = file.metadata() or {}
+            remarks = tuple(map(str, from_json(metadata.get("remarks", "[]"))))
             intact = metadata.get("sha256") == _digest(features, labels)
-    except (SafetensorError, OSError, ValueError):
+    except (SafetensorError, OSError, ValueError, TypeError):
         intact = False
     if not intact:
         _log.warning("the cached features in %s are damaged: computing them again", path)

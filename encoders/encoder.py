@@ -11,12 +11,12 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeGuard, get_args
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -25,12 +25,14 @@ from twinbench.data.streaming import Images
 from twinbench.data.views import in_turns, plain_views
 from twinbench.encoders.backbones import ResNet, Stem, build_backbone
 from twinbench.encoders.deviations import Deviation, deviate
+from twinbench.foundation.documents import from_json
 from twinbench.foundation.errors import InputError
 from twinbench.foundation.files import write_atomically
 
 WEIGHTS_FILE = "encoder.safetensors"
 INFO_FILE = "encoder.json"
 _SIZES = range(8, 1025)  # of input images, in pixels
+_WIDTHS = range(1, 2**20)  # of a stage of the network
 
 
 @dataclass(frozen=True)
@@ -173,9 +175,10 @@ class Encoder:
                 next_step="give the folder that holds encoder.json, e.g. runs/<run>/encoder",
             )
         try:
-            document = json.loads(info_file.read_text())
+            document = from_json(info_file.read_text(encoding="utf-8"))
             expected = document.pop("sha256")
             info = EncoderInfo(**{**document, **checked_description(document)})
+            _require_fields(info)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"not an encoder's description: {error!r}",
@@ -188,9 +191,44 @@ class Encoder:
                 where=weights_file,
                 next_step="delete the run folder and run the command again",
             )
+        _require_its_shapes(info, weights_file)
         backbone = info.build()
         try:
             backbone.load_state_dict(load_file(weights_file))
         except (RuntimeError, SafetensorError) as error:
             raise InputError(f"the weights do not fit {info.architecture}: {error}", where=folder) from error
         return Encoder(backbone, info, expected)
+
+
+def _require_fields(info: EncoderInfo) -> None:
+    """Raise ValueError unless the fields that `checked_description` leaves are of their kinds."""
+    for each in fields(info):
+        value = getattr(info, each.name)
+        if each.name in ("width", "feature_dim"):
+            if type(value) is not int or value not in _WIDTHS:
+                raise ValueError(f"{each.name} cannot be {str(value)[:60]!r}")
+        elif each.name not in ("input_size", "mean", "std") and not isinstance(value, str):
+            raise ValueError(f"{each.name} cannot be {str(value)[:60]!r}")
+
+
+def _require_its_shapes(info: EncoderInfo, weights_file: Path) -> None:
+    """Raise InputError unless the file holds the tensors of the network, which is then built no larger than the file.
+
+    On the device ``meta`` tensors have shapes and no memory.
+    """
+    with torch.device("meta"):
+        expected = {name: list(tensor.shape) for name, tensor in info.build().state_dict().items()}
+    try:
+        with safe_open(weights_file, framework="pt") as file:
+            there = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise InputError(f"the weights cannot be read: {error}", where=weights_file) from error
+    wrong = [name for name in (*expected, *there) if expected.get(name) != there.get(name)]
+    if wrong:
+        name = wrong[0]
+        raise InputError(
+            f"the weights do not fit {info.architecture} of width {info.width}: {name} is {there.get(name)}, not "
+            f"{expected.get(name)}",
+            where=weights_file,
+            next_step="delete the run folder and run the command again",
+        )

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from twinbench.foundation.errors import RunFailure
 from twinbench.foundation.files import write_atomically
 
 _KEEP = 2
@@ -30,16 +31,31 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
 
 
 def load_latest(folder: Path) -> dict[str, Any] | None:
-    """The newest intact state, or None; an altered or truncated file is named, skipped and removed."""
+    """The newest intact state, or None; an altered or truncated file is named, skipped and removed.
+
+    Raises RunFailure for an intact file that cannot be read.
+    """
     for path in reversed(_files(folder)):
         content = path.read_bytes()
         match = _NAME.fullmatch(path.name)
         if match is not None and hashlib.sha256(content).hexdigest() == match[2]:
-            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            return state
+            return _state(content, path)
         _log.warning("checkpoint %s is damaged; falling back to the one before it, or to the beginning", path)
         path.unlink()
     return None
+
+
+def _state(content: bytes, path: Path) -> dict[str, Any]:
+    """The state in a checkpoint. Raises RunFailure where it cannot be read: memory is short, or it is not ours."""
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # what we did not write fails in whatever way its bytes happen to
+        raise RunFailure(
+            f"this checkpoint cannot be read: {type(error).__name__}: {str(error).partition(chr(10))[0][:200]}",
+            where=path,
+            next_step="free memory, or delete the file to go on from the one before it, or from the beginning",
+        ) from error
+    return state
 
 
 def remove_checkpoints(folder: Path) -> None:

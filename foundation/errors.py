@@ -7,6 +7,10 @@ import difflib
 from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
+from twinbench.foundation.texts import legible
+
+_LONGEST_PART = 4000  # characters: a name from outside may be as long as its file
+
 
 class ExplainedError(Exception):
     """An error whose message is assembled from what, where, nearest and next_step.
@@ -35,9 +39,9 @@ class ExplainedError(Exception):
         return type(self), (self.what, self.where, self.nearest, self.next_step, self.option)
 
     def parts(self) -> dict[str, str]:
-        """What there is of ``what``, ``where``, ``nearest`` and ``next``, as text."""
+        """What there is of ``what``, ``where``, ``nearest`` and ``next``, as text that no terminal obeys."""
         named = {"what": self.what, "where": self.where, "nearest": self.nearest, "next": self.next_step}
-        return {name: str(part) for name, part in named.items() if part is not None}
+        return {name: legible(str(part), _LONGEST_PART) for name, part in named.items() if part is not None}
 
     def message(self, hint: str = "") -> str:
         """The parts line by line, with a hint in brackets after the next step."""
@@ -45,7 +49,7 @@ class ExplainedError(Exception):
         if hint and "next" in parts:
             parts["next"] += f" ({hint})"
         lines = (f"  {name + ':':<8} {part}" for name, part in parts.items() if name != "what")
-        return "\n".join([self.what, *lines])
+        return "\n".join([parts["what"], *lines])
 
     def __str__(self) -> str:
         return self.message()

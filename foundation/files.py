@@ -7,10 +7,31 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from twinbench.foundation.errors import RunFailure
+
+_fences: dict[Path, Callable[[], None]] = {}
+
+
+@contextlib.contextmanager
+def fenced(folder: Path, check: Callable[[], None]) -> Iterator[None]:
+    """While entered, ``check`` is called before a file takes its place in ``folder``; it refuses that by raising."""
+    key = Path(os.path.abspath(folder))
+    _fences[key] = check
+    try:
+        yield
+    finally:
+        del _fences[key]
+
+
+def check_fences(path: Path) -> None:
+    """Raise what forbids to write ``path`` now, if anything does; `write_atomically` asks by itself."""
+    place = Path(os.path.abspath(path))
+    for folder, check in list(_fences.items()):
+        if place.is_relative_to(folder):
+            check()
 
 
 @contextlib.contextmanager
@@ -34,7 +55,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write ``content`` to a temporary name beside ``path``, sync it, rename it into place.
 
     A file that is replaced passes its permissions on. Raises RunFailure naming the path if the folder is read-only
-    or the disk is full; no half-written file is left behind.
+    or the disk is full, and what a fence around the folder raises; no half-written file is left behind.
     """
     with machine_faults("cannot write", path, "free some space or give a writable folder"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,6 +65,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         try:
             write_synced(temporary, content)
             temporary.chmod(_permissions(path))
+            check_fences(path)
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)

@@ -28,6 +28,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
+from twinbench.foundation.documents import from_json
 from twinbench.foundation.errors import InputError
 from twinbench.foundation.files import write_atomically
 
@@ -37,6 +38,7 @@ MOST_PREDICTED = 5
 """How many of the most probable classes of an item are kept; the second accuracy is the one among so many."""
 OUTCOMES_SUFFIX, DETECTIONS_SUFFIX = ".safetensors", ".coco.json.gz"
 _MOST_BYTES = 2 * 2**30  # of detections: unpacked, a small file may be of any size
+_MOST_PACKED = 200  # times its size; detections are packed to a tenth, nothing but zeros to a thousandth
 _ABOUT, _DETECTIONS = "about", "detections_sha256"
 _AGAIN = "run the command again that made them"
 
@@ -67,18 +69,42 @@ def detections_file(path: Path) -> Path:
     return path.with_suffix(DETECTIONS_SUFFIX)
 
 
-def write_outcomes(path: Path, outcomes: Outcomes, about: Mapping[str, str]) -> str:
-    """Write the file, that of the detections first; the SHA-256 of the file. ``about`` says what the numbers are of."""
-    known = dict(about)
+@dataclass(frozen=True)
+class PackedOutcomes:
+    """Outcomes as bytes: the ``content`` of their file, and of that of the ``detections``, if any."""
+
+    content: bytes
+    detections: bytes | None
+
+    @property
+    def sha256(self) -> str:
+        """The digest that a record tells."""
+        return hashlib.sha256(self.content).hexdigest()
+
+    def write(self, path: Path) -> None:
+        """Write the file, then that of the detections: these are never there without the file that names them."""
+        write_atomically(path, self.content)
+        if self.detections is not None:
+            write_atomically(detections_file(path), self.detections)
+
+
+def pack(outcomes: Outcomes, about: Mapping[str, str]) -> PackedOutcomes:
+    """The outcomes as bytes; ``about`` says what the numbers are of."""
+    known, packed = dict(about), None
     if outcomes.detections is not None:
         packed = gzip.compress(json.dumps(outcomes.detections, separators=(",", ":")).encode(), mtime=0)
-        write_atomically(detections_file(path), packed)
         known[_DETECTIONS] = hashlib.sha256(packed).hexdigest()
     # All in one entry: safetensors writes several in an order that changes from time to time.
     metadata = {_ABOUT: json.dumps(known, sort_keys=True)}
     content = save({name: np.ascontiguousarray(a) for name, a in outcomes.arrays.items()}, metadata)
-    write_atomically(path, content)
-    return hashlib.sha256(content).hexdigest()
+    return PackedOutcomes(content, packed)
+
+
+def write_outcomes(path: Path, outcomes: Outcomes, about: Mapping[str, str]) -> str:
+    """Write the outcomes to a file, and their detections beside it; the SHA-256 of the file."""
+    packed = pack(outcomes, about)
+    packed.write(path)
+    return packed.sha256
 
 
 def read_outcomes(path: Path, sha256: str, with_detections: bool = True) -> Outcomes:
@@ -90,7 +116,12 @@ def read_outcomes(path: Path, sha256: str, with_detections: bool = True) -> Outc
     about = _about(path)
     try:
         arrays = dict(sorted(load(content).items()))
-    except SafetensorError as error:
+    except (
+        SafetensorError,
+        ValueError,
+        TypeError,
+        KeyError,
+    ) as error:  # the last three are of a type numpy has not
         raise InputError("the outcomes cannot be read", where=path, next_step=_AGAIN) from error
     packed = about.pop(_DETECTIONS, None)
     detections = None if packed is None or not with_detections else _unpacked(detections_file(path), packed)
@@ -135,7 +166,7 @@ def _about(path: Path) -> dict[str, str]:
     """What a file says that it is of; nothing if it says nothing."""
     try:
         with safe_open(path, framework="numpy") as file:
-            about = json.loads((file.metadata() or {}).get(_ABOUT, "{}"))
+            about = from_json((file.metadata() or {}).get(_ABOUT, "{}"))
         return {str(name): str(value) for name, value in about.items()}
     except (OSError, SafetensorError, ValueError, AttributeError) as error:
         raise InputError("the outcomes cannot be read", where=path, next_step=_AGAIN) from error
@@ -155,10 +186,11 @@ def _unpacked(path: Path, sha256: str) -> list[dict[str, Any]]:
     packed = _content(path, sha256)
     try:
         with gzip.open(io.BytesIO(packed)) as file:
-            text = file.read(_MOST_BYTES + 1)
-        if len(text) > _MOST_BYTES:
-            raise ValueError(f"they are more than {_MOST_BYTES} bytes")
-        detections = json.loads(text)
+            most = min(_MOST_BYTES, _MOST_PACKED * len(packed))
+            text = file.read(most + 1)
+        if len(text) > most:
+            raise ValueError(f"they are more than {most} bytes, in a file of {len(packed)}")
+        detections = from_json(text)
         if not isinstance(detections, list):
             raise ValueError("they are no list")
     except (OSError, EOFError, zlib.error, ValueError) as error:

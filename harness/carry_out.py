@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from twinbench.foundation.errors import RunFailure
+from twinbench.foundation.lease import Lease
 from twinbench.harness.console import say
 from twinbench.harness.execute import execute
 from twinbench.harness.images import Images
 from twinbench.harness.plan import PlannedRun, jobs, jobs_of_tables
 from twinbench.harness.records import collect
-from twinbench.harness.store import check_writable
+from twinbench.harness.store import LOOK_SECONDS, check_writable
 from twinbench.harness.studies import Study
 from twinbench.harness.watch import Rebuilding, watched
 from twinbench.harness.workers import default_workers, execute_in_parallel
@@ -59,7 +61,8 @@ def carry_out(study: Study, planned: Sequence[PlannedRun], images: Images, how: 
 
     def rebuild() -> None:
         try:
-            build_report(study, *collect(study, planned, images), how.out, how.command, draw=False)
+            with _alone_at(how.out):
+                build_report(study, *collect(study, planned, images), how.out, how.command, draw=False)
         except Exception as error:  # the results are safe, and the report at the end raises what is wrong
             say(f"the report was not made again: {type(error).__name__}: {error}")
 
@@ -74,7 +77,8 @@ def carry_out(study: Study, planned: Sequence[PlannedRun], images: Images, how: 
         say(f"stopped: {how.out} is made again with what is finished, without figures")
         rebuild()
         raise
-    page = write_report(study, how.command, *collect(study, planned, images), how.out)
+    with _alone_at(how.out):
+        page = write_report(study, how.command, *collect(study, planned, images), how.out)
     say(f"done in {time.monotonic() - started:.0f} s")
     print(f"report: {page}")
     if failures:
@@ -83,6 +87,19 @@ def carry_out(study: Study, planned: Sequence[PlannedRun], images: Images, how: 
             where=page,
             next_step="correct the cause and run the same command again: finished jobs are kept",
         )
+
+
+@contextmanager
+def _alone_at(out: Path) -> Iterator[None]:
+    """Wait for another command that writes the same report, which ends with the same last job."""
+    place = out.resolve()
+    lease = Lease(place.parent / f".{place.name}.lock")
+    while not lease.take():
+        time.sleep(LOOK_SECONDS)
+    try:
+        yield
+    finally:
+        lease.release()
 
 
 def write_report(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from twinbench.harness.recipes import parse_overrides, recipe_names
 from twinbench.harness.records import collect_stored
 from twinbench.harness.store import check_writable, stored_runs
 from twinbench.harness.studies import load_study, narrowed, study_names
+from twinbench.harness.variants import told_apart
 from twinbench.harness.workers import busy_workers, estimated_use
 from twinbench.pretraining.method import method_names
 from twinbench.reports.build import check_out
@@ -111,16 +113,18 @@ def report_runs(runs: Path, out: Path) -> None:
     stored = stored_runs(runs) if runs.is_dir() else []
     if not stored:
         raise InputError("no runs here", where=runs, next_step="train something first: twinbench run quick")
-    records, infos = collect_stored(stored)
+    variants = told_apart(stored)
+    records, infos = collect_stored(stored, variants.names)
     done = [record for record in records if record.status == "done"]
     if all(record.protocol in FACTS for record in done):
         raise InputError(
             "no finished evaluation here", where=runs, next_step="twinbench evaluate ENCODER ..."
         )
+    tables = [_table_of(name, done) for name in sorted({record.protocol for record in done})]
     study = StudySpec(
         title=f"Every run in {runs.name}",
         description="All runs of a run store; rows of one method differ in the recipe keys that they name.",
-        tables=tuple(_table_of(name, done) for name in sorted({record.protocol for record in done})),
+        tables=tuple(_with_note(tables, variants.note)),
         figures=tuple(
             FigureSpec(kind=kind, name=kind) for kind in ("loss_curves", "cross_correlation", "spectrum")
         ),
@@ -138,6 +142,15 @@ def _table_of(protocol: str, records: list[Record]) -> TableSpec:
         ColumnSpec(protocol=protocol, metric=metric, label=metric_of(metric).label) for metric in metrics
     )
     return TableSpec(name=protocol.replace("/", "-"), title=protocol, columns=columns)
+
+
+def _with_note(tables: Sequence[TableSpec], note: str) -> list[TableSpec]:
+    """The tables with a note that may be long, in full below the first one."""
+    elsewhere = f"Variants in full: below the table {tables[0].heading}."
+    return [
+        table.model_copy(update={"note": note and (elsewhere if i else note)})
+        for i, table in enumerate(tables)
+    ]
 
 
 def list_names(thing: str, as_json: bool, runs: Path) -> None:

@@ -14,9 +14,9 @@ from twinbench.harness.images import ImageChoice, Images
 from twinbench.harness.plan import Evaluation, PlannedRun, check_evaluations
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.published import imported_run
-from twinbench.harness.records import told_apart
 from twinbench.harness.store import Run, holds_run, read_run
 from twinbench.harness.studies import Study, StudyTable
+from twinbench.harness.variants import told_apart
 from twinbench.reports.study import ColumnSpec, FigureSpec
 
 _TABLE = "compare"
@@ -60,9 +60,9 @@ def compare(request: CompareRequest) -> None:
     found = [run for path in request.encoders for run in _runs(path, request, images, choice)]
     runs = list({run.folder.resolve(): run for run in found}.values())
     variants = told_apart(runs)
-    planned = [PlannedRun(run, choice, evaluations, variants[run.hash], _TABLE) for run in runs]
+    planned = [PlannedRun(run, choice, evaluations, variants.names[run.hash], _TABLE) for run in runs]
     how = Execution(request.runs, request.out, request.command(), request.workers, request.debug)
-    carry_out(_study(request, evaluations, images), planned, images, how)
+    carry_out(_study(request, evaluations, images, variants.note), planned, images, how)
 
 
 def _runs(path: Path, request: CompareRequest, images: Images, choice: ImageChoice) -> list[Run]:
@@ -86,15 +86,15 @@ def _runs(path: Path, request: CompareRequest, images: Images, choice: ImageChoi
     return [imported_run(path, images[choice], request.runs, seed) for seed in range(request.seeds)]
 
 
-def _study(request: CompareRequest, evaluations: tuple[Evaluation, ...], images: Images) -> Study:
-    """The study that the table and the report are of."""
+def _study(request: CompareRequest, evaluations: tuple[Evaluation, ...], images: Images, note: str) -> Study:
+    """The study that the table and the report are of, with a note below the table."""
     columns = [
         ColumnSpec(protocol=each.protocol.name, metric=metric, label=_label(each.protocol, metric))
         for each in evaluations
         for metric in each.protocol.metrics
         if metric not in each.protocol.unmeasured(images[each.images])
     ]
-    table = StudyTable(name=_TABLE, title="Encoders side by side", columns=tuple(columns))
+    table = StudyTable(name=_TABLE, title="Encoders side by side", columns=tuple(columns), note=note)
     names = ", ".join(path.name for path in request.encoders)
     return Study(
         name="compare",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from twinbench.downstream.label_lists import LabelList
 from twinbench.downstream.protocol import Protocol, protocol, protocol_names
 from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.errors import InputError, unknown_name
+from twinbench.foundation.lease import LEASE_SECONDS
 from twinbench.foundation.outcomes import OUTCOMES_SUFFIX, detections_file, is_outcomes
 from twinbench.harness.console import say
 from twinbench.harness.execute import Training, evaluate_encoder, run_job, train_run
@@ -20,12 +22,14 @@ from twinbench.harness.images import ImageChoice, Images
 from twinbench.harness.plan import Job, load_splits, plan_run
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.recipes import load_recipe, parse_overrides
+from twinbench.harness.record_files import outcomes_beside
 from twinbench.harness.store import (
     UNFINISHED,
     check_writable,
     encoder_in,
     holds_run,
     read_json,
+    read_run,
     record_place,
 )
 from twinbench.harness.watch import watched
@@ -73,8 +77,10 @@ def pretrain_one(request: PretrainRequest) -> None:
                 train_run(run, image_set, training)
             return
         job = Job(run, choice, f"pretrain {recipe.method} (seed {recipe.seed})")
-        with run.locked(), watched({"": [job.label]}) as watch:
-            if not job.is_finished():  # by another process, while this one waited for the lock
+        # the other ranks of a training wait for this one, and not for ever
+        patience = math.inf if request.hardware.ranks == 1 else 2 * LEASE_SECONDS
+        with run.locked(say, patience), watched({"": [job.label]}) as watch:
+            if not job.is_finished():  # by another process, while this one waited
                 run_job(job, images, training, watch.start(job.label), say)
     status = run.status() or {}
     if status["status"] == "collapsed":
@@ -86,8 +92,8 @@ def pretrain_one(request: PretrainRequest) -> None:
 class EvaluateRequest:
     """What `twinbench evaluate` is asked for: an encoder's folder, or the run's that holds it, and how to measure it.
 
-    ``out`` is one more file for the record, with that of the outcomes beside it (`outcomes_beside`); ``own_list`` says
-    that the list of labelled images is the user's own. Nothing measured depends on the ``hardware``.
+    ``out`` is one more file for the record, with that of the outcomes beside it (`record_files.replace_record`);
+    ``own_list`` says that the list of labelled images is the user's own. Nothing measured depends on the ``hardware``.
     """
 
     encoder: Path
@@ -119,9 +125,8 @@ def evaluate_one(request: EvaluateRequest) -> None:
     kept = None if labelled else record_place(folder.parent, chosen.name, image_set, request.seed)
     if request.out is not None:
         _check_out(request.out)
-    for file in (request.out, kept):
-        if file is not None:
-            check_writable(file.parent)
+    for file in _places(request.out, kept):
+        check_writable(file.parent)
     chosen.check(image_set)
     load_splits(image_set, (chosen,))
     engine = launch(request.hardware, "fp32") if request.hardware.ranks > 1 else None
@@ -142,11 +147,11 @@ def evaluate_one(request: EvaluateRequest) -> None:
     label = f"{chosen.name} {folder}"
     with watched({"": [label]}) as watch:
         evaluated = evaluate(watch.start(label))
-    if request.out is not None:
-        evaluated.write(request.out, outcomes_beside(request.out))
-    if kept is not None:
-        evaluated.write(kept)
-    evaluated.checkpoints.remove()
+    # a study may be evaluating the same
+    with nullcontext() if kept is None else read_run(folder.parent).locked(say):
+        for file in _places(request.out, kept):
+            evaluated.write(file)
+        evaluated.checkpoints.remove()
     record = evaluated.record
     source = f" from {encoder.info.source_file}" if encoder.info.source_file else ""
     print(
@@ -177,9 +182,9 @@ def _unfinished(run: Path, out: Path | None) -> Path | None:
     return out.with_name(f"{out.name}.{UNFINISHED}") if out is not None else None
 
 
-def outcomes_beside(out: Path) -> Path:
-    """The file for the outcomes of an evaluation whose record is in ``out``: a name that nothing else has."""
-    return out.with_name(f"{out.name}.outcomes{OUTCOMES_SUFFIX}")
+def _places(*files: Path | None) -> list[Path]:
+    """The files, each once: the run's own may be the one that is asked for."""
+    return list({file.parent.resolve() / file.name: file for file in files if file is not None}.values())
 
 
 def _check_out(out: Path) -> None:
@@ -198,9 +203,12 @@ def _check_out(out: Path) -> None:
             next_step=f"give another name, {out.with_suffix('.json')} for example",
             option="out",
         )
-    beside = outcomes_beside(out)
-    known = is_outcomes(beside)
-    foreign = [file for file in (beside, detections_file(beside)) if os.path.lexists(file) and not known]
+    foreign = [
+        file
+        for beside in outcomes_beside(out)
+        for file in (beside, detections_file(beside))
+        if os.path.lexists(file) and not is_outcomes(beside)
+    ]
     if os.path.lexists(out) and not _is_record(out):
         foreign.insert(0, out)
     if foreign:

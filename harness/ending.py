@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -13,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from twinbench.foundation.errors import ExplainedError, RunFailure
+from twinbench.harness.console import LegibleOutput, legible_warnings
 
 
 class Commands(TyperGroup):
@@ -25,8 +27,10 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was named; whatever it raises becomes a message and an exit code."""
         try:
-            outcome = super().invoke(ctx)
-            sys.stdout.flush()  # a closed pipe may show only here
+            legible_warnings()
+            with contextlib.redirect_stdout(LegibleOutput(sys.stdout)):
+                outcome = super().invoke(ctx)
+                sys.stdout.flush()  # a closed pipe may show only here
             return outcome
         except KeyboardInterrupt as error:
             _end(error, "interrupted; run the same command again to go on from here", 128 + signal.SIGINT)

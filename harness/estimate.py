@@ -22,7 +22,7 @@ from twinbench.harness.environment import takes_as_long
 from twinbench.harness.images import ImageChoice, Images
 from twinbench.harness.plan import Job
 from twinbench.harness.source import ImportedSource, Source
-from twinbench.harness.store import Run, read_json, stored_runs
+from twinbench.harness.store import Run, read_record, stored_runs
 from twinbench.pretraining.batches import steps_in_epoch
 from twinbench.pretraining.memory import peak_memory_mb, reset_peak_memory
 from twinbench.pretraining.recipe import BackboneSpec, Recipe
@@ -180,11 +180,11 @@ def former_use(root: Path, device: str) -> dict[str, Use]:
 def _measured(run: Run, device: str) -> Iterator[tuple[str, Use]]:
     """What a run's own training and evaluations took."""
     status, source = run.status() or {}, run.source
-    if isinstance(source, Recipe) and _is_of_here(status, device) and status["images_per_second"] > 0:
+    if isinstance(source, Recipe) and _is_of_here(status, device) and status.get("images_per_second"):
         seconds = source.batch_size / status["images_per_second"]
         yield _step_key(source), Use(seconds, status.get("peak_memory_mb", 0.0))
     for file in (run.folder / "records").glob("*.json"):
-        record = read_json(file) or {}
+        record = read_record(file) or {}
         if _is_of_here(record, device):
             yield (
                 _evaluation_key(record["protocol"], source, record["image_set_fingerprint"]),

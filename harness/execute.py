@@ -7,6 +7,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,16 @@ from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.checkpoint import remove_checkpoints
 from twinbench.foundation.errors import ExplainedError, RunFailure
 from twinbench.foundation.files import slug
-from twinbench.foundation.outcomes import Outcomes, write_outcomes
+from twinbench.foundation.lease import Lease, LostLease
+from twinbench.foundation.outcomes import Outcomes, pack
 from twinbench.foundation.randomness import seeded_generator
 from twinbench.harness.environment import environment
 from twinbench.harness.images import Images
 from twinbench.harness.plan import Job
 from twinbench.harness.published import import_run
+from twinbench.harness.record_files import replace_record
 from twinbench.harness.source import ImportedSource
-from twinbench.harness.store import UNFINISHED, VIEWS_PICTURE, Run, outcomes_file, picture_of, write_json
+from twinbench.harness.store import LOOK_SECONDS, UNFINISHED, VIEWS_PICTURE, Run, picture_of
 from twinbench.harness.watch import Watch
 from twinbench.pretraining.build import view_policies
 from twinbench.pretraining.engine import Engine
@@ -69,32 +72,65 @@ def execute(
     say: Callable[[str], None],
     debug: bool = False,
 ) -> int:
-    """Run every job that is not finished; returns how many failed. Raises Interrupted after a signal to stop."""
-    failures = 0
-    for job in plan:
-        if job.is_finished():
+    """Run every job that is not finished; returns how many failed. Raises Interrupted after a signal to stop.
+
+    Jobs of a run in which another process works come after the others, when it has left the run.
+    """
+    failures, left = 0, list(plan)
+    leases = {job.run.folder: Lease(job.run.folder) for job in left}
+    while left:
+        later = list[Job]()
+        elsewhere = set[Path]()  # what a run's job waits for, its next ones wait for too
+        for job in left:
+            folder = job.run.folder
+            failed = None if folder in elsewhere else attempt(job, images, watch, say, leases[folder], debug)
+            if failed is None:
+                elsewhere.add(folder)
+                later.append(job)
+            else:
+                failures += failed
+        if len(later) == len(left):
+            time.sleep(LOOK_SECONDS)
+        left = later
+    return failures
+
+
+def attempt(
+    job: Job, images: Images, watch: Watch, say: Callable[[str], None], lease: Lease, debug: bool = False
+) -> bool | None:
+    """Do a job unless it is finished; whether it failed, or None while another process is at work in its run's folder.
+
+    Raises Interrupted after a signal to stop.
+    """
+    if job.is_finished():
+        watch.end(job.label)
+        return False
+    with job.run.working(lease) as ours:
+        if not ours:
+            watch.waits(job.label, str(job.run.at_work(lease) or ""))
+            return None
+        if job.is_finished():  # by another process, a moment ago
             watch.end(job.label)
-            continue
+            return False
         if job.evaluation is not None and not job.run.is_trained():
             watch.end(job.label, "there is no encoder")
-            continue
-        with job.run.locked():
-            if job.is_finished():  # by another process, while this one waited for the lock
-                watch.end(job.label)
-                continue
-            try:
-                run_job(job, images, Training(), watch.start(job.label), say)
-            except Interrupted:
+            return False
+        try:
+            run_job(job, images, Training(), watch.start(job.label), say)
+        except Interrupted:
+            raise
+        except LostLease as error:
+            say(f"LOST {job.label}: {error}")
+            watch.waits(job.label, "the process that took it over")
+            return None
+        except Exception as error:
+            if debug:
                 raise
-            except Exception as error:
-                if debug:
-                    raise
-                failures += 1
-                say(f"FAILED {job.label}: {_explained(error)}")
-                watch.end(job.label, _explained(error).what)
-            else:
-                watch.end(job.label)
-    return failures
+            say(f"FAILED {job.label}: {_explained(error)}")
+            watch.end(job.label, _explained(error).what)
+            return True
+    watch.end(job.label)
+    return False
 
 
 def run_job(
@@ -104,7 +140,10 @@ def run_job(
     try:
         _run_job(job, images, training, report, say)
     except Interrupted as error:
-        job.run.write_status({"status": "interrupted", "reason": error.what, "recipe_hash": job.run.hash})
+        with suppress(LostLease):
+            job.run.write_status({"status": "interrupted", "reason": error.what, "recipe_hash": job.run.hash})
+        raise
+    except LostLease:  # what is written there is another's matter now
         raise
     except Exception as error:
         mark_failed(job, error)
@@ -207,21 +246,14 @@ class Evaluated:
     picture: Tensor | None
     checkpoints: Checkpoints
 
-    def write(self, path: Path, outcomes: Path | None = None) -> None:
-        """Write the record to a file and the outcomes beside it, which come first: the record tells their checksum.
-
-        ``outcomes`` is the file for these; by default it is that of the run store.
-        """
-        record = dict(self.record)
-        if self.outcomes is not None:
-            about = {name: str(record[name]) for name in OUTCOMES_OF}
-            about["reading"] = json.dumps(record["reading"], sort_keys=True)
-            file = outcomes or outcomes_file(path)
-            record["outcomes"] = {
-                "file": file.name,
-                "sha256": write_outcomes(file, self.outcomes, about),
-            }
-        write_json(path, record)
+    def write(self, path: Path) -> None:
+        """Write the record to a file and the outcomes beside it, in the place of those that are there."""
+        if self.outcomes is None:
+            replace_record(path, self.record)
+            return
+        about = {name: str(self.record[name]) for name in OUTCOMES_OF}
+        about["reading"] = json.dumps(self.record["reading"], sort_keys=True)
+        replace_record(path, self.record, pack(self.outcomes, about))
 
 
 def evaluate_run(run: Run, protocol: Protocol, image_set: ImageSet, report: ReportProgress) -> Evaluated:
@@ -355,7 +387,9 @@ def mark_failed(job: Job, error: Exception) -> None:
     if job.evaluation is None or job.record is None:
         job.run.write_status({**failure, "recipe_hash": job.run.hash})
     else:
-        write_json(job.record, {**failure, "protocol": job.evaluation.protocol.name, "encoder_checksum": ""})
+        replace_record(
+            job.record, {**failure, "protocol": job.evaluation.protocol.name, "encoder_checksum": ""}
+        )
 
 
 def _explained(error: Exception) -> ExplainedError:

@@ -13,7 +13,7 @@ from typing import Any
 
 from twinbench.downstream.detection.coco_eval import coco_ground_truth
 from twinbench.foundation.errors import InputError
-from twinbench.foundation.files import write_atomically
+from twinbench.foundation.files import slug, write_atomically
 from twinbench.foundation.outcomes import Outcomes, read_outcomes
 from twinbench.harness.images import MeasuredImages
 from twinbench.harness.store import Run, holds_run, outcomes_of, read_json, read_run, stored_runs
@@ -87,8 +87,20 @@ def _export(run: Run, file: Path, out: Path, images: MeasuredImages, account: _A
         account.without += 1
         return
     outcomes = read_outcomes(outcomes_of(file, record), record["outcomes"]["sha256"])
-    stem = f"{record['protocol'].replace('/', '--')}--on-{record['image_set_fingerprint'][:8]}"
-    texts = _texts(record, outcomes, images)
+    stem = f"{record['protocol'].replace('/', '--')}--on-{slug(record['image_set_fingerprint'][:8])}"
+    try:
+        texts = _texts(record, outcomes, images)
+    except (
+        KeyError,
+        ValueError,
+        TypeError,
+        IndexError,
+    ) as error:  # arrays that are missing or do not fit each other
+        raise InputError(
+            f"its outcomes cannot be used: {type(error).__name__}: {error}",
+            where=file,
+            next_step="run the command again that made them",
+        ) from error
     for suffix, text in texts.items():
         path = out / run.folder.name / f"{stem}{suffix}"
         write_atomically(path, text.encode("utf-8"))

@@ -65,7 +65,7 @@ def _number(status: Mapping[str, Any], key: str, unit: float = 1.0) -> float | s
 
 def _device_hours(status: Mapping[str, Any]) -> float | str:
     """The hours of all devices: of every GPU, or of every thread of a CPU."""
-    if "device_type" not in status:
+    if not {"device_type", "seconds", "ranks", "threads"} <= status.keys():
         return _EARLIER
     each = status["threads"] if status["device_type"] == "cpu" else 1
     return float(status["seconds"] * status["ranks"] * each / _HOUR)
@@ -96,10 +96,11 @@ def _embeddings(run: Run) -> Values:
         return dict.fromkeys(MEASURES, _EARLIER)
     if document["embeddings"] is None:
         return dict.fromkeys(MEASURES, "the method has no projector")
+    measures = document["embeddings"].get("measures") if isinstance(document["embeddings"], dict) else None
+    if not isinstance(measures, dict):
+        return dict.fromkeys(MEASURES, "the run's diagnostics.json is damaged")
     few = "there are too few held-out images"
-    return {
-        name: few if value is None else value for name, value in document["embeddings"]["measures"].items()
-    }
+    return {name: value if isinstance(value, int | float) else few for name, value in measures.items()}
 
 
 FACTS = Registry[Facts]("fact of a training")

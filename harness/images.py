@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from twinbench.data.catalogue import read_image_set
 from twinbench.data.folders import Corrupt
 from twinbench.data.image_sets import ImageSet, Reading
+from twinbench.foundation.documents import from_json
 from twinbench.foundation.errors import InputError
 from twinbench.foundation.outcomes import Outcomes
 
@@ -88,8 +88,8 @@ class MeasuredImages:
     def _reread(self, name: str, reading: str) -> ImageSet:
         if (name, reading) not in self._read:
             try:
-                kept = Reading(**json.loads(reading))
-            except (ValueError, TypeError) as error:
+                kept = Reading(**from_json(reading))
+            except (ValueError, TypeError, AttributeError) as error:
                 raise InputError(
                     f"how {name} was read cannot be understood: {error}",
                     where=reading,

@@ -113,9 +113,15 @@ def _plan_table(
     if not all(job.is_finished() for job in jobs(planned, images)):
         check_evaluations(evaluations, images)
         _say_unmeasured(table, evaluations, images)
-        for _, recipe in recipes:
+        for recipe in _apart_from_seeds(recipe for _, recipe in recipes):
             check_training(recipe, images[trained_on])
     return planned
+
+
+def _apart_from_seeds(recipes: Iterable[Recipe]) -> list[Recipe]:
+    """Each recipe once, whatever its seeds: a check builds the network, and finds the same for every seed."""
+    of_one_seed = [recipe.model_copy(update={"seed": 0}) for recipe in recipes]
+    return list({recipe.model_dump_json(): recipe for recipe in of_one_seed}.values())
 
 
 def check_evaluations(evaluations: Iterable[Evaluation], images: Images) -> None:
@@ -138,8 +144,9 @@ def table_recipes(table: StudyTable, overrides: dict[str, Any]) -> Iterator[tupl
         if not method_class(row.method).trains:
             # what changes a training alone would make another run of the same encoder
             merged = {key: value for key, value in merged.items() if key.split(".")[0] in _OF_THE_UNTRAINED}
+        recipe = load_recipe(table.recipes or "", row.method, table.image_set or "", merged)
         for seed in range(seeds):
-            yield row, load_recipe(table.recipes or "", row.method, table.image_set or "", merged, seed)
+            yield row, recipe.model_copy(update={"seed": seed})
 
 
 def _value(value: Any) -> Any:

@@ -10,11 +10,11 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from twinbench.data.validation import VAL_OF
-from twinbench.foundation.errors import InputError, unknown_name
+from twinbench.foundation.documents import from_yaml
+from twinbench.foundation.errors import InputError, RunFailure, unknown_name
 from twinbench.foundation.models import explain_validation
 from twinbench.harness.source import Source
 from twinbench.pretraining.build import resolve
@@ -76,16 +76,16 @@ def _recipe_files(folder: Path | Traversable) -> list[Path | Traversable]:
     return [e for e in folder.iterdir() if e.name.endswith(".yaml") and e.name != SEARCH_FILE]
 
 
-# The same language in C: a large plan reads some hundred recipes, each a hundredth of a second in Python.
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
 def read_yaml(path: Path | Traversable) -> dict[str, Any]:
     """The mapping in a YAML file; raises InputError naming file and line where it is not one."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _LOADER)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = from_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise InputError(f"not valid YAML: {error}", where=path, next_step="correct the file") from error
+    except OSError as error:
+        raise RunFailure(
+            f"cannot read: {error.strerror}", path, next_step="make the file readable"
+        ) from error
     if not isinstance(content, dict):
         raise InputError("expected 'key: value' lines at the top level", where=path)
     return content
@@ -215,8 +215,8 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
 def read_value(text: str) -> Any:
     """A value as YAML reads it, but ``1e-3``, which YAML 1.1 takes for text, is the number a person means."""
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = from_yaml(text)
+    except ValueError as error:
         raise InputError(
             f"cannot read the value {text!r}",
             where="--set",

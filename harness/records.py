@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from twinbench.encoders.encoder import INFO_FILE
 from twinbench.harness.facts import FACTS, Facts
 from twinbench.harness.images import Images
 from twinbench.harness.plan import PlannedRun, record_of
-from twinbench.harness.recipes import identity
 from twinbench.harness.source import ImportedSource
 from twinbench.harness.store import VIEWS_PICTURE, Run, outcomes_of, picture_of, read_json
 from twinbench.harness.studies import Study, StudyTable
@@ -85,12 +84,11 @@ def _pictures(
     return {key: path for key, path in found.items() if path.is_file()}
 
 
-def collect_stored(runs: list[Run]) -> tuple[list[Record], list[RunInfo]]:
-    """Records for every evaluation in the runs, told apart by the recipe keys in which runs of a method differ.
+def collect_stored(runs: list[Run], variants: Mapping[str, str]) -> tuple[list[Record], list[RunInfo]]:
+    """Records for every evaluation in the runs, whose variants are given by their hashes (`variants.told_apart`).
 
     What was measured on one seed and not on another that differs in nothing else is lost of that one.
     """
-    variants = told_apart(runs)
     documents = {
         run.hash: {
             f: r for f in sorted((run.folder / "records").glob("*.json")) if (r := run.record(f)) is not None
@@ -131,7 +129,7 @@ def collect_stored(runs: list[Run]) -> tuple[list[Record], list[RunInfo]]:
     return records, infos
 
 
-def _row(run: Run, variants: dict[str, str]) -> tuple[str, ...]:
+def _row(run: Run, variants: Mapping[str, str]) -> tuple[str, ...]:
     """What the runs of a row have in common: they differ in their seeds."""
     source = run.source
     return source.method, variants[run.hash], run.origin, source.image_set_fingerprint
@@ -248,7 +246,13 @@ def _measured(nothing: Record, document: dict[str, Any]) -> list[Record]:
         image_set_fingerprint=document["image_set_fingerprint"],
     )
     return [
-        replace(evaluated, metric=m["metric"], value=finite(m["value"]), stderr=finite(m["stderr"]), n=m["n"])
+        replace(
+            evaluated,
+            metric=m["metric"],
+            value=finite(m["value"]),
+            stderr=finite(m.get("stderr")),
+            n=m.get("n"),
+        )
         for m in document["measurements"]
     ]
 
@@ -289,9 +293,9 @@ def _lost(nothing: Record, run: Run, file: Path | None) -> Record:
     for document in (run.status(), None if file is None else read_json(file)):
         status = None if document is None else document.get("status")
         if document is not None and status in {"failed", "collapsed"}:
-            return replace(nothing, status=status, reason=document["reason"])
+            return replace(nothing, status=status, reason=str(document.get("reason", "")))
         if document is not None and status == "interrupted":
-            return replace(nothing, reason=document["reason"])
+            return replace(nothing, reason=str(document.get("reason", "")))
     return nothing
 
 
@@ -302,30 +306,9 @@ def _run_info(run: Run, variant: str) -> RunInfo:
         variant=variant,
         seed=run.source.seed,
         status=status["status"],
-        reason=status["reason"],
+        reason=status.get("reason", ""),
         folder=run.folder,
         origin=run.origin,
         seconds=status.get("seconds", 0.0),
         recipe_hash=run.hash,
     )
-
-
-def told_apart(runs: Sequence[Run]) -> dict[str, str]:
-    """For each run's hash, the recipe keys and values that set it apart from other runs of its method."""
-    flat = {run.hash: _flat(identity(run.source)) for run in runs}
-    variants = {}
-    for run in runs:
-        same = [other for other in runs if type(other.source) is type(run.source)]
-        others = [flat[other.hash] for other in same if other.source.method == run.source.method]
-        own = flat[run.hash]
-        keys = [key for key in own if any(other.get(key) != own[key] for other in others)]
-        shown = [key for key in keys if key not in ("image_set_fingerprint", "seed")]
-        variants[run.hash] = ", ".join(f"{key}={own[key]}" for key in shown)
-    return variants
-
-
-def _flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in document.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat

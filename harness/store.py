@@ -8,32 +8,103 @@ those that are under way. That of an imported encoder,
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
+import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Annotated, Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from twinbench.data.image_sets import ImageSet
 from twinbench.encoders.encoder import INFO_FILE
+from twinbench.foundation.documents import from_json
 from twinbench.foundation.errors import InputError, RunFailure
-from twinbench.foundation.files import write_atomically
+from twinbench.foundation.files import fenced, write_atomically
+from twinbench.foundation.lease import Holder, Lease
 from twinbench.foundation.models import explain_validation
-from twinbench.foundation.outcomes import OUTCOMES_SUFFIX, is_whole
+from twinbench.foundation.outcomes import is_whole
 from twinbench.harness.recipes import read_yaml, recipe_hash
 from twinbench.harness.source import ImportedSource, Source
 from twinbench.pretraining.recipe import Recipe
 
-_LOCK_ATTEMPTS, _LOCK_SECONDS = 25, 0.3
+LOOK_SECONDS = 1.0
+"""How often to look whether another process has left a run."""
 _SOURCE_FILES: dict[str, type[Source]] = {"recipe.yaml": Recipe, "source.yaml": ImportedSource}
 _log = logging.getLogger(__name__)
+
+
+_Count = Annotated[int, Field(ge=0, le=2**53)]
+
+
+class _Stored(BaseModel):
+    """What others take from a file of the store; a file that has something else in these places is damaged."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class _Status(_Stored):
+    """A status.json."""
+
+    status: str
+    reason: str = ""
+    seconds: FiniteFloat = 0.0
+    parameters: _Count | None = None
+    images_per_second: float | None = None
+    training_memory_mb: float | None = None
+    peak_memory_mb: float | None = None
+    energy_joules: float | None = None
+    energy_unknown: str | None = None
+    device: str = ""
+    device_type: str = ""
+    ranks: _Count = 1
+    threads: _Count = 1
+    remarks: list[str] = []
+    environment: dict[str, Any] = {}
+
+
+class _OutcomesOfRecord(_Stored):
+    file: str
+    sha256: str
+
+
+class _Measured(_Stored):
+    metric: str
+    value: float | None
+    stderr: float | None = None
+    n: _Count | None = None
+
+
+class _RecordFile(_Stored):
+    """The record of a finished evaluation."""
+
+    protocol: str
+    image_set: str
+    image_set_fingerprint: str
+    encoder_checksum: str
+    seed: int
+    status: str
+    reason: str
+    seconds: float | None
+    peak_memory_mb: float | None
+    device: str
+    environment: dict[str, Any] = {}
+    remarks: list[str] = []
+    measurements: list[_Measured]
+    outcomes: _OutcomesOfRecord | None = None
+
+
+def _fits(document: dict[str, Any] | None, model: type[BaseModel]) -> bool:
+    try:
+        model.model_validate(document)
+    except ValidationError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -60,7 +131,8 @@ class Run:
 
     def status(self) -> dict[str, Any] | None:
         """The content of status.json, or None before the run began or where the file is damaged."""
-        return read_json(self.folder / "status.json")
+        status = read_json(self.folder / "status.json")
+        return status if _fits(status, _Status) else None
 
     def is_trained(self) -> bool:
         """Whether there is an encoder that later jobs may use."""
@@ -106,13 +178,57 @@ class Run:
         info = read_json(self.encoder_folder / INFO_FILE)
         if record is None or info is None or record.get("status") != "done":
             return None
-        same = record.get("encoder_checksum") == info["sha256"] and record.get("seed") == self.source.seed
-        return record if same and _has_its_outcomes(file, record) else None
+        same = record.get("encoder_checksum") == info.get("sha256") and record.get("seed") == self.source.seed
+        return record if same and _fits(record, _RecordFile) and has_its_outcomes(file, record) else None
 
-    def _lock_file(self) -> TextIO:
+    @contextmanager
+    def working(self, lease: Lease) -> Iterator[bool]:
+        """Keep other processes out of the folder; False if one is at work in it.
+
+        Should another take it over, as after a long sleep, the next file of this one raises LostLease.
+        """
+        with self._usable():
+            ours = lease.take()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            return (self.folder / ".lock").open("a")
+            with fenced(self.folder, lease.check) if ours else nullcontext():
+                yield ours
+        finally:
+            lease.release()
+
+    def at_work(self, lease: Lease) -> Holder | None:
+        """Which other process is at work in the folder, if one is."""
+        with self._usable():
+            return lease.holder()
+
+    @contextmanager
+    def locked(self, say: Callable[[str], None], patience: float = math.inf) -> Iterator[None]:
+        """Keep other processes out of the folder; waits for one that is at work in it, and says so.
+
+        Raises InputError after so many seconds of ``patience``.
+        """
+        lease, given_up, told = Lease(self.folder), time.monotonic() + patience, ""
+        while True:
+            with self.working(lease) as ours:
+                if ours:
+                    yield
+                    return
+            holder = self.at_work(lease)
+            if time.monotonic() >= given_up:
+                raise InputError(
+                    f"another twinbench process is working on this run: {holder}",
+                    where=self.folder,
+                    next_step="wait for it, or stop it",
+                )
+            if holder is not None:
+                if str(holder) != told:
+                    told = str(holder)
+                    say(f"waits for {told}, which works in {self.folder}")
+                time.sleep(LOOK_SECONDS)
+
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise RunFailure(
                 f"cannot use the run's folder: {error.strerror or error}",
@@ -120,25 +236,6 @@ class Run:
                 next_step="make it writable, or use another run store",
                 option="runs",
             ) from error
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes out of the folder; raises InputError if one is at work in it."""
-        with self._lock_file() as handle:
-            for attempt in range(_LOCK_ATTEMPTS):
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError as error:
-                    # the workers of a killed command need up to five seconds to notice that they are orphans
-                    if attempt == _LOCK_ATTEMPTS - 1:
-                        raise InputError(
-                            "another twinbench process is working on this run",
-                            where=self.folder,
-                            next_step="wait for it, or stop it",
-                        ) from error
-                    time.sleep(_LOCK_SECONDS)
-            yield
 
 
 UNFINISHED = "unfinished"
@@ -152,19 +249,14 @@ def picture_of(record: Path) -> Path:
     return record.parent.parent / "pictures" / f"{record.stem}.png"
 
 
-def _has_its_outcomes(file: Path, record: Mapping[str, Any]) -> bool:
+def has_its_outcomes(file: Path, record: Mapping[str, Any]) -> bool:
     """Whether what became of the test items is there as it was, if anything was kept of them."""
     if "outcomes" not in record:
         return True
     try:
         return is_whole(outcomes_of(file, record), record["outcomes"]["sha256"])
-    except (KeyError, TypeError):  # a damaged record
+    except (KeyError, TypeError, ValueError):  # a damaged record, or one that names no file
         return False
-
-
-def outcomes_file(record: Path) -> Path:
-    """Where an evaluation in the store leaves its outcomes, given the file of its record."""
-    return record.with_suffix(OUTCOMES_SUFFIX)
 
 
 def outcomes_of(record: Path, content: Mapping[str, Any]) -> Path:
@@ -240,10 +332,16 @@ def record_place(folder: Path, protocol: str, image_set: ImageSet, seed: int) ->
 def read_json(path: Path) -> dict[str, Any] | None:
     """The mapping in a JSON file, or None if it is missing or damaged."""
     try:
-        content = json.loads(path.read_text())
+        content = from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The record of a finished evaluation in a file, of whatever encoder; None if it is none, missing or damaged."""
+    record = read_json(path)
+    return record if _fits(record, _RecordFile) else None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

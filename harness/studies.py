@@ -14,7 +14,7 @@ from twinbench.foundation.errors import InputError, inside, unknown_name
 from twinbench.foundation.models import Strict, explain_validation
 from twinbench.harness.facts import FACTS, Facts
 from twinbench.harness.recipes import read_yaml
-from twinbench.reports.study import ColumnSpec, RowsSpec, StudySpec, TableSpec
+from twinbench.reports.study import MOST_SEEDS, ColumnSpec, RowsSpec, StudySpec, TableSpec
 
 
 class Training(Strict):
@@ -28,7 +28,7 @@ class Training(Strict):
     image_set: str | None = None
     recipes: str | None = None
     encoders: str | None = None
-    seeds: int | None = Field(None, ge=1)
+    seeds: int | None = Field(None, ge=1, le=MOST_SEEDS)
     overrides: dict[str, Any] | None = None
     limit: dict[str, int] | None = None
 
@@ -36,7 +36,7 @@ class Training(Strict):
 class StudyRows(RowsSpec):
     """Rows of a table, which may have another number of seeds than the others."""
 
-    seeds: int | None = Field(None, ge=1)
+    seeds: int | None = Field(None, ge=1, le=MOST_SEEDS)
 
 
 class StudyTable(TableSpec, Training):
@@ -80,7 +80,7 @@ class Study(StudySpec, Training):
     scales: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
-    seeds: int | None = Field(1, ge=1)
+    seeds: int | None = Field(1, ge=1, le=MOST_SEEDS)
     recipes: str | None = ""
     encoders: str | None = ""
     overrides: dict[str, Any] | None = Field(default_factory=dict)

@@ -102,7 +102,7 @@ def _outcome(trial: Trial, images: Images) -> Outcome:
             (
                 d
                 for d in (status, *map(read_json, files.values()))
-                if d and d["status"] in ("failed", "collapsed")
+                if d and d.get("status") in ("failed", "collapsed")
             ),
             {"status": "not run", "reason": "interrupted or not run"},
         )
@@ -110,7 +110,7 @@ def _outcome(trial: Trial, images: Images) -> Outcome:
     return Outcome(
         trial=trial,
         status="diverged" if lost.get("diverged") else lost["status"],
-        reason=lost["reason"],
+        reason=lost.get("reason", ""),
         top1=top1,
         seconds=status.get("seconds"),
         commit=environment.get("commit", ""),

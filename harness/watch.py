@@ -21,7 +21,7 @@ from twinbench.harness.console import console, say
 from twinbench.pretraining.train import ReportProgress
 
 _LINE_SECONDS = 10.0
-_FAILURES_SHOWN = 5
+_FAILURES_SHOWN = _WAITING_SHOWN = 5
 _REBUILD_SECONDS, _REBUILD_SHARE = 60.0, 1 / 20
 
 
@@ -34,6 +34,10 @@ class Watch(Protocol):
 
     def end(self, label: str, failure: str = "") -> None:
         """A job has ended, or was found finished or impossible; ``failure`` says why it has no result."""
+        ...
+
+    def waits(self, label: str, holder: str) -> None:
+        """A job cannot begin or go on, for another process, ``holder``, is at work in its run; may be told again."""
         ...
 
 
@@ -54,6 +58,7 @@ class PlainLines:
 
     def __init__(self, left: Collection[str]) -> None:
         self._left, self._total = set(left), len(left)
+        self._waits: dict[str, str] = {}
 
     def start(self, label: str) -> ReportProgress:
         """The line of a job that begins."""
@@ -80,6 +85,12 @@ class PlainLines:
     def end(self, label: str, failure: str = "") -> None:
         """No line: what failed has had one. A job that never begins, as its run collapsed, counts as well."""
         self._left.discard(label)
+
+    def waits(self, label: str, holder: str) -> None:
+        """A line when a job begins to wait, and when it does for another process."""
+        if holder and self._waits.get(label) != holder:
+            self._waits[label] = holder
+            say(f"{label} waits for {holder}")
 
 
 @dataclass
@@ -111,17 +122,20 @@ class LiveView:
         self._done = set(finished) & set(self._labels)
         self._running: dict[str, _Running] = {}
         self._failed: dict[str, str] = {}
+        self._waits: dict[str, str] = {}
         self._took = defaultdict[str, list[float]](list)
         self._most_at_once = 1
 
     def start(self, label: str) -> ReportProgress:
         """A job moves from waiting to running."""
+        self._waits.pop(label, None)
         running = self._running[label] = _Running(time.monotonic())
         self._most_at_once = max(self._most_at_once, len(self._running))
         return running.update
 
     def end(self, label: str, failure: str = "") -> None:
         """A job moves to done or failed."""
+        self._waits.pop(label, None)
         running = self._running.pop(label, None)
         if failure:
             self._failed[label] = failure
@@ -130,10 +144,15 @@ class LiveView:
         if running is not None:
             self._took[_kind(label)].append(time.monotonic() - running.since)
 
+    def waits(self, label: str, holder: str) -> None:
+        """A job goes on waiting, or waits again."""
+        self._running.pop(label, None)
+        self._waits[label] = holder
+
     def render(self) -> Group:
         """What the terminal shows now."""
         parts = [self._plan(), self._under_way()] if self._running else [self._plan()]
-        return Group(*parts, *self._failures())
+        return Group(*parts, *self._waiting(), *self._failures())
 
     def _plan(self) -> Table:
         grid = Table(box=None, pad_edge=False)
@@ -173,6 +192,12 @@ class LiveView:
             bar = ProgressBar(1.0, job.fraction, 20)
             grid.add_row(Text(label), bar, f"{job.fraction:.0%}", eta, Text(job.text))
         return grid
+
+    def _waiting(self) -> list[Text]:
+        shown = [(label, holder) for label, holder in self._waits.items() if holder]
+        more = len(shown) - _WAITING_SHOWN
+        lines = [Text(f"{label} waits for {holder}") for label, holder in shown[:_WAITING_SHOWN]]
+        return [*lines, Text(f"waiting for other processes beside these: {more}")] if more > 0 else lines
 
     def _failures(self) -> list[Text]:
         shown = list(self._failed.items())[-_FAILURES_SHOWN:]
@@ -227,3 +252,7 @@ class Rebuilding:
             self._rebuild()
             now = time.monotonic()
             self._due = now + max(_REBUILD_SECONDS, (now - started) / _REBUILD_SHARE)
+
+    def waits(self, label: str, holder: str) -> None:
+        """As the watch does."""
+        self._watch.waits(label, holder)

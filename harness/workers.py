@@ -24,12 +24,15 @@ import torch
 from twinbench.data.worker_processes import end_with_parent
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import RunFailure
+from twinbench.foundation.lease import Lease, Seen
+from twinbench.harness.console import legible_warnings
 from twinbench.harness.estimate import Step, Unit, Use, estimate, former_use, measured_use
-from twinbench.harness.execute import evaluation_device, execute
+from twinbench.harness.execute import attempt, evaluation_device
 from twinbench.harness.images import Images
 from twinbench.harness.plan import Job
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.schedule import Waiting, order_matters, unfinished_runs
+from twinbench.harness.store import LOOK_SECONDS
 from twinbench.harness.watch import Watch
 from twinbench.pretraining.interrupt import Interrupted, StopRequest
 from twinbench.pretraining.train import ReportProgress, device_name
@@ -109,20 +112,56 @@ def execute_in_parallel(
             seconds = {label: each.seconds for label, each in use.items()}
         runs = unfinished_runs(plan, seconds)
         waiting = Waiting([[seconds.get(job.label, 0.0) for job in jobs] for jobs in runs], workers)
-        under_way: dict[Future[int], int] = {}
+        ready = _Ready(runs, waiting, watch)
+        under_way: dict[Future[bool | None], int] = {}
         failures = 0
         terminal = _Terminal(messages, watch, say)
         while True:
             _check(stop)
             for future in [future for future in under_way if future.done()]:
-                failures += future.result()
-                waiting.ended(under_way.pop(future))
-            while len(under_way) < workers and (place := waiting.start()) is not None:
-                future = pool.submit(_work, runs[place[0]][place[1]])
+                ready.ended(under_way.pop(future), future.result())
+                failures += future.result() or 0
+            while len(under_way) < workers and (found := ready.next()) is not None:
+                run, job, lease = found
+                future = pool.submit(_work, job, lease.seen)
                 future.add_done_callback(lambda _: messages.put(("wake", "", None)))  # wakes the terminal
-                under_way[future] = place[0]
-            if not terminal.show_next() and not under_way:
+                under_way[future] = run
+            if not terminal.show_next() and not under_way and not waiting.has_left():
                 return failures
+
+
+class _Ready:
+    """The jobs that may start now, which are those of runs that no other process works in."""
+
+    def __init__(self, runs: Sequence[Sequence[Job]], waiting: Waiting, watch: Watch) -> None:
+        self._runs, self._waiting, self._watch = runs, waiting, watch
+        self._leases = [Lease(jobs[0].run.folder) for jobs in runs]
+        self._look_again: dict[int, float] = {}
+
+    def next(self) -> tuple[int, Job, Lease] | None:
+        """The run's place, its job and what is known of its lease; None if no job may start."""
+        now = time.monotonic()
+        while (
+            place := self._waiting.start([run for run, at in self._look_again.items() if now < at])
+        ) is not None:
+            run, job = place[0], self._runs[place[0]][place[1]]
+            holder = job.run.at_work(self._leases[run])
+            if holder is None:
+                return run, job, self._leases[run]
+            self._watch.waits(job.label, str(holder))
+            self._put_back(run)
+        return None
+
+    def ended(self, run: int, failed: bool | None) -> None:
+        """A job has ended, or it is None that failed: another process was quicker to begin it, or took it over."""
+        if failed is None:
+            self._put_back(run)
+        else:
+            self._waiting.ended(run)
+
+    def _put_back(self, run: int) -> None:
+        self._waiting.put_back(run)
+        self._look_again[run] = time.monotonic() + LOOK_SECONDS
 
 
 def _use_to_order_by(
@@ -232,6 +271,8 @@ class _Terminal:
             self._reports[label](*content)
         elif kind == "end":
             self._watch.end(label, content)
+        elif kind == "waits":
+            self._watch.waits(label, content)
         elif kind == "say":
             self._say(content)
         return True
@@ -250,6 +291,7 @@ def _become_worker(data_root: Path | None, threads: int, messages: Any, all_here
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     end_with_parent()  # for otherwise the next command would find its run locked
+    legible_warnings()
     load_plugins(warn=False)
     _Worker.images = Images(data_root, quiet=True)
     _Worker.messages, _Worker.all_here = messages, all_here
@@ -270,12 +312,18 @@ def _time(unit: Unit) -> Use:
     return measured_use(unit, _Worker.images)
 
 
-def _work(job: Job) -> int:
-    """Do a job; returns how many failed. After a signal to stop, no further one is begun."""
+def _work(job: Job, seen: Seen | None) -> bool | None:
+    """Do a job, as `attempt` does. After a signal to stop, no further one is begun.
+
+    ``seen`` is what the parent knows of the lease of the job's run.
+    """
     if _Worker.stopped is not None:
         raise _Worker.stopped
+    lease = Lease(job.run.folder, seen=seen)
     try:
-        return execute([job], _Worker.images, _Told(), lambda text: _Worker.messages.put(("say", "", text)))
+        return attempt(
+            job, _Worker.images, _Told(), lambda text: _Worker.messages.put(("say", "", text)), lease
+        )
     except Interrupted as error:
         _Worker.stopped = error
         raise
@@ -299,3 +347,6 @@ class _Told:
 
     def end(self, label: str, failure: str = "") -> None:
         _Worker.messages.put(("end", label, failure))
+
+    def waits(self, label: str, holder: str) -> None:
+        _Worker.messages.put(("waits", label, holder))

@@ -7,8 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from twinbench.foundation.documents import from_json
 from twinbench.foundation.errors import InputError
-from twinbench.foundation.files import write_atomically
+from twinbench.foundation.files import check_fences, write_atomically
 
 _ROWS = 200
 _PROBES = 10
@@ -32,13 +33,18 @@ class MetricsLog:
 
     def __init__(self, folder: Path, first_step: int, tensorboard: bool = False) -> None:
         self._path = folder / "metrics.jsonl"
-        rows = self._path.read_text().splitlines() if self._path.exists() and first_step > 0 else []
+        rows = (
+            self._path.read_text(encoding="utf-8", errors="replace").splitlines()
+            if self._path.exists() and first_step > 0
+            else []
+        )
         kept = [row for row in rows if _step_of(row) < first_step]
         write_atomically(self._path, "".join(row + "\n" for row in kept).encode())
         self._writer = _tensorboard(folder / "tensorboard", first_step) if tensorboard else None
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a row, which has a ``step``."""
+        check_fences(self._path)
         with self._path.open("a") as handle:
             handle.write(json.dumps(row) + "\n")
         if self._writer is not None:
@@ -62,6 +68,6 @@ def _tensorboard(folder: Path, first_step: int) -> Any:
 def _step_of(row: str) -> float:
     """The step of a log row; a row cut short by a kill counts as past everything."""
     try:
-        return float(json.loads(row)["step"])
-    except (ValueError, KeyError):
+        return float(from_json(row)["step"])
+    except (ValueError, KeyError, TypeError, OverflowError):
         return math.inf

@@ -13,9 +13,9 @@ from twinbench.reports import unchanged
 from twinbench.reports.figures import draw_figures, figures_to_come
 from twinbench.reports.figures.drawing import Drawing
 from twinbench.reports.layout import Table
-from twinbench.reports.output import PAGE, RECORDS, check_out, recover, swap, write_list
+from twinbench.reports.output import PAGE, check_out, recover, swap, write_list
 from twinbench.reports.page import render_page
-from twinbench.reports.records import Record, RunInfo, records_csv
+from twinbench.reports.records import Record, RunInfo, write_records
 from twinbench.reports.source import write_source
 from twinbench.reports.study import StudySpec
 from twinbench.reports.tables import build_tables
@@ -32,7 +32,7 @@ def build_report(
     command: str,
     draw: bool = True,
 ) -> Path:
-    """Write ``out``/report.html, tables/, figures/, records.csv and what `source.read_source` reads; return the page.
+    """Write ``out``/report.html, tables/, figures/, the records and what `source.read_source` reads; return the page.
 
     ``command`` is the line that makes the report again. Without ``draw`` a line stands in the place of each figure:
     that takes a second where the figures take many. A report that is there already, made of the same, stays as it is,
@@ -79,7 +79,7 @@ def _write(
     for drawing in drawings:
         for suffix, content in drawing.files.items():
             write_synced(folder / "figures" / f"{drawing.name}.{suffix}", content)
-    write_synced(folder / RECORDS, records_csv(records).encode("utf-8"))
+    write_records(folder, records)
     write_synced(folder / PAGE, page.encode("utf-8"))
 
 

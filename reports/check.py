@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from twinbench.foundation.errors import InputError, inside, unknown_name
@@ -28,15 +29,15 @@ def check_study(study: StudySpec) -> None:
 
 
 def _check_unique(names: Sequence[str], where: str) -> None:
-    for name in names:
-        if names.count(name) > 1:
+    for name, times in Counter(names).items():
+        if times > 1:
             raise InputError(f"two {where} are called {name!r}", where, next_step="give each its own `name`")
 
 
 def _check_table(table: TableSpec) -> None:
     rows = [f"{row.method} {row.variant}".strip() for row in table.row_keys()]
-    for row in rows:
-        if rows.count(row) > 1:
+    for row, times in Counter(rows).items():
+        if times > 1:
             raise InputError(
                 f"two rows are called {row!r}",
                 "rows",

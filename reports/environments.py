@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from twinbench.foundation.documents import from_json
 from twinbench.reports.records import Record
 
 _NAMED = 4
@@ -46,7 +46,7 @@ def _was_trained_here(record: Record) -> bool:
 def environment_facts(text: str) -> dict[str, Any]:
     """The facts of an environment by name; text that is no JSON object is one fact."""
     try:
-        content = json.loads(text)
+        content = from_json(text)
     except ValueError:
         content = None
     return content if isinstance(content, dict) else {"environment": text}

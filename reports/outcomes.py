@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from twinbench.foundation.errors import InputError
 from twinbench.foundation.outcomes import Array, Outcomes, hits, read_outcomes
 from twinbench.reports.records import Record, RunInfo
 from twinbench.reports.statistics import Sample, of_draws, of_items, of_replicates, of_values
@@ -56,7 +57,14 @@ class OutcomeFiles:
             return alone
         files = [self._file(record.outcomes) for record in records]
         identities = {_identity(file, record.n or 0) for file, record in zip(files, records, strict=True)}
-        found = self._of_items(records, [file.arrays for file in files]) if len(identities) == 1 else None
+        try:
+            found = self._of_items(records, [file.arrays for file in files]) if len(identities) == 1 else None
+        except (LookupError, ValueError, TypeError) as error:
+            raise InputError(
+                f"the arrays of these outcomes are missing or do not fit each other: {error}",
+                where=self._paths[records[0].outcomes],
+                next_step="evaluate the encoder again",
+            ) from error
         return alone if found is None else ItemSample(**vars(found), identity=identities.pop())
 
     def _of_items(self, records: Sequence[Record], arrays: Sequence[Mapping[str, Array]]) -> Sample | None:

@@ -10,13 +10,14 @@ import json
 import os
 from pathlib import Path
 
+from twinbench.foundation.documents import from_json
 from twinbench.foundation.errors import InputError
 from twinbench.foundation.files import machine_faults, write_synced
 
 PAGE = "report.html"
 LIST = ".report-files.json"
-RECORDS, STUDY, OUTCOMES = "records.csv", "study.json", "outcomes"
-OWN_ENTRIES = (PAGE, RECORDS, STUDY, "tables", "figures", OUTCOMES)
+RECORDS, ENVIRONMENTS, STUDY, OUTCOMES = "records.csv", "environments.json", "study.json", "outcomes"
+OWN_ENTRIES = (PAGE, RECORDS, ENVIRONMENTS, STUDY, "tables", "figures", OUTCOMES)
 _MARK = b'<meta name="generator" content="twinbench">'
 
 
@@ -65,7 +66,7 @@ def _listed(folder: Path) -> frozenset[str] | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = from_json(path.read_text(encoding="utf-8"))
     except ValueError:
         return None
     if not isinstance(content, list) or not all(isinstance(name, str) for name in content):

@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
+from twinbench.foundation.texts import legible
 from twinbench.reports import names
 from twinbench.reports.cells import number
 from twinbench.reports.details import Place, describe, summary
@@ -155,7 +157,11 @@ def render_page(
     sections = _sections(study, tables, drawings, addresses)
     lines = [line for section in sections for line in section.lines]
     engine = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_seen,
     )
     engine.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     engine.filters["data_uri"] = lambda drawing: _svg_address(drawing.files["svg"])
@@ -173,11 +179,22 @@ def render_page(
         encoders=_encoders(records, labels),
         environments=kept,
         command=command,
-        data={**asdict(data), "environments": kept},
+        data=_seen({**asdict(data), "environments": kept}),
         style=Markup(_template("page.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii"),
     )
+
+
+def _seen(value: Any) -> Any:
+    """A value with what does not print written out in its texts: a mark that turns the order of letters, for one."""
+    if isinstance(value, Markup):
+        return value
+    if isinstance(value, str):
+        return legible(value)
+    if isinstance(value, dict):
+        return {_seen(key): _seen(part) for key, part in value.items()}
+    return [_seen(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _template(name: str) -> str:

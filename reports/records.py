@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from twinbench.foundation.documents import from_json
 from twinbench.foundation.errors import InputError, unknown_name
+from twinbench.foundation.files import write_synced
+from twinbench.foundation.texts import legible
+from twinbench.reports.digests import digest_of, environment_of, environments_json, read_environments
+from twinbench.reports.output import ENVIRONMENTS, RECORDS
 
 STATUSES = ("done", "failed", "collapsed", "not run", "absent")
 ORIGINS = ("run", "imported", "quoted")
 REMARKS_BETWEEN = " | "
+
+
+def _write_out(frozen: object) -> None:
+    """Write out, in the texts of a record or run, what does not print."""
+    for name, value in vars(frozen).items():
+        if isinstance(value, str) and not value.isprintable():
+            object.__setattr__(frozen, name, legible(value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +41,12 @@ class Record:
     ``peak_memory_mb`` are of the evaluation, ``images_per_second`` is of the training. ``tuning_trials`` counts the
     trials that chose its settings: 0 if none did, None if there was nothing to choose. ``remarks`` are sentences with
     REMARKS_BETWEEN them: what the reading of the images, the training and the measurement left out, repaired or
-    assumed. ``environment`` and, of the training, ``trained_in`` are JSON objects.
+    assumed. ``environment`` and, of the training, ``trained_in`` are JSON objects, which ``records.csv`` has as digests
+    and ``environments.json`` beside it in full.
     ``outcomes`` is the SHA-256 of the file that tells what became of each test item, ``image_set_fingerprint`` tells
     versions of an image set apart.
-    Unknown is None or "".
+    Unknown is None or "". In texts, what does not print (an escape code, a mark that turns the order of letters) is
+    written out.
     """
 
     study: str = ""
@@ -70,6 +83,9 @@ class Record:
     outcomes: str = ""
     image_set_fingerprint: str = ""
 
+    def __post_init__(self) -> None:
+        _write_out(self)
+
     @property
     def all_remarks(self) -> tuple[str, ...]:
         """The remarks one by one."""
@@ -88,6 +104,7 @@ class Record:
 COLUMNS = tuple(field.name for field in fields(Record))
 _REQUIRED = tuple(field.name for field in fields(Record) if field.default is MISSING)
 _TYPES = get_type_hints(Record)
+_ENVIRONMENTS = ("environment", "trained_in")
 _TOO_MANY = "fields beyond the columns"
 
 
@@ -98,7 +115,7 @@ class RunInfo:
     ``folder`` holds the recipe, and metrics.jsonl and diagnostics.json where the run got that far. ``seconds`` is how
     long the training took; 0 where it is not known or nothing was trained. ``pictures`` are files by protocol and image
     set, that of the views without either. ``outcomes`` are files by the SHA-256 that records tell. ``recipe_hash`` is
-    that of its records.
+    that of its records. Texts are written as those of records are.
     """
 
     method: str
@@ -113,6 +130,9 @@ class RunInfo:
     pictures: Mapping[tuple[str, str], Path] = field(default_factory=dict)
     outcomes: Mapping[str, Path] = field(default_factory=dict)
     recipe_hash: str = ""
+
+    def __post_init__(self) -> None:
+        _write_out(self)
 
 
 @dataclass(frozen=True)
@@ -136,8 +156,15 @@ class Diagnostics:
     numbers: tuple[tuple[str, float], ...] = ()
 
 
+def write_records(folder: Path, records: Sequence[Record]) -> None:
+    """Write ``records.csv`` into a folder, after the ``environments.json`` that it refers to. Raises OSError."""
+    texts = (getattr(record, name) for record in records for name in _ENVIRONMENTS)
+    write_synced(folder / ENVIRONMENTS, environments_json(unique(texts)).encode("utf-8"))
+    write_synced(folder / RECORDS, records_csv(records).encode("utf-8"))
+
+
 def records_csv(records: Sequence[Record]) -> str:
-    """The content of ``records.csv``: one row a record, an empty cell for what is not known.
+    """The content of ``records.csv``: one row a record, an empty cell for what is not known, environments by digest.
 
     In a column with empty cells whole numbers have a decimal point, as pandas writes them: what reads these files has
     met no other form.
@@ -145,6 +172,9 @@ def records_csv(records: Sequence[Record]) -> str:
     columns = []
     for name in COLUMNS:
         values = [getattr(record, name) for record in records]
+        if name in _ENVIRONMENTS:
+            digests = {text: digest_of(text) for text in set(values)}
+            values = [digests[text] for text in values]
         gaps = None in values
         columns.append([float(value) if gaps and isinstance(value, int) else value for value in values])
     out = io.StringIO()
@@ -155,10 +185,11 @@ def records_csv(records: Sequence[Record]) -> str:
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records of a ``records.csv``.
+    """The records of a ``records.csv``, with the environments of the ``environments.json`` beside it.
 
-    Raises InputError naming the file for an unknown or missing column or text that is no CSV, and the line for a number
-    that cannot be read, too many fields, an unknown status or an unknown origin.
+    Raises InputError naming the file for an unknown or missing column, text that is no CSV and environments that are
+    not those of their digests, and the line for a number that cannot be read, too many fields, an unknown status, an
+    unknown origin or an unknown environment.
     """
     try:
         return _read(path)
@@ -169,6 +200,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 def _read(path: Path) -> list[Record]:
+    environments = read_environments(path.with_name(ENVIRONMENTS))
     with path.open(encoding="utf-8", newline="") as handle:
         rows = csv.DictReader(handle, restkey=_TOO_MANY, restval="")
         columns = list(rows.fieldnames or ())
@@ -182,12 +214,14 @@ def _read(path: Path) -> list[Record]:
                     where=path,
                     next_step=f"every record needs: {', '.join(_REQUIRED)}",
                 )
-        return [_record(row, f"{path}, line {rows.line_num}") for row in rows]
+        return [_record(row, environments, f"{path}, line {rows.line_num}") for row in rows]
 
 
-def _record(row: dict[str, str], where: str) -> Record:
+def _record(row: dict[str, str], environments: Mapping[str, str], where: str) -> Record:
     if _TOO_MANY in row:
         raise InputError("more fields than columns", where=where, next_step="correct the file")
+    for column in row.keys() & _ENVIRONMENTS:
+        row[column] = environment_of(row[column], environments, where)
     record = Record(**{column: _value(column, text, where) for column, text in row.items()})
     if record.status not in STATUSES:
         raise unknown_name("status", record.status, STATUSES, where)
@@ -217,8 +251,11 @@ def of_table(found: Sequence[_OfTable], name: str) -> list[_OfTable]:
 
 
 def finite(value: float | None) -> float | None:
-    """The value, or None for one that says nothing: infinite or not a number."""
-    return float(value) if value is not None and math.isfinite(value) else None
+    """The value, or None for one that says nothing: infinite, beyond all floats or not a number."""
+    try:
+        return float(value) if value is not None and math.isfinite(value) else None
+    except OverflowError:
+        return None
 
 
 def read_loss_curve(folder: Path) -> LossCurve | None:
@@ -232,9 +269,9 @@ def read_loss_curve(folder: Path) -> LossCurve | None:
     points: dict[int, float] = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            row = json.loads(line)
+            row = from_json(line)
             step, loss = int(row["step"]), float(row["loss"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
         if math.isfinite(loss):
             points[step] = loss
@@ -250,12 +287,12 @@ def read_diagnostics(folder: Path) -> Diagnostics | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = from_json(path.read_text(encoding="utf-8"))
         matrix = tuple(tuple(float(x) for x in row) for row in content.get("cross_correlation") or ())
         spectrum = tuple(sorted((float(x) for x in content.get("spectrum") or ()), reverse=True))
         rank = finite(content.get("effective_rank"))
         numbers = tuple((name, x) for name, x in content.items() if _is_number(x))
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(
             f"diagnostics cannot be read: {error}",
             where=path,
@@ -265,7 +302,7 @@ def read_diagnostics(folder: Path) -> Diagnostics | None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and finite(value) is not None
 
 
 def read_recipe(folder: Path) -> str:

@@ -1,7 +1,8 @@
 """What a report folder keeps so that its numbers can be computed again without the run store.
 
 ``study.json`` is the study, the runs by name, the command, and the version of twinbench that wrote them; ``outcomes/``
-are the files that tell what became of each test item, by their SHA-256; ``records.csv`` are the records.
+are the files that tell what became of each test item, by their SHA-256; ``records.csv`` are the records, and
+``environments.json`` what their environments are.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from twinbench.foundation.documents import from_json
 from twinbench.foundation.errors import InputError
 from twinbench.foundation.files import write_synced
 from twinbench.foundation.models import explain_validation
@@ -92,7 +94,7 @@ def read_source(folder: Path) -> Source:
             next_step=f"give the folder of a report: it holds {RECORDS} and {STUDY}",
         )
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = from_json(file.read_text(encoding="utf-8"))
         study = StudySpec.model_validate(document["study"])
         runs = [_run(folder, each) for each in document["runs"]]
         command, version = str(document["command"]), str(document.get("version", ""))

@@ -6,11 +6,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from twinbench.foundation.models import Strict
+from twinbench.foundation.texts import legible
 
 
 def _file_name(name: str) -> str:
@@ -20,16 +22,22 @@ def _file_name(name: str) -> str:
 
 
 def _as_text(value: object) -> str:
-    return str(value)
+    return legible(str(value))
 
 
 def _as_texts(value: object) -> tuple[str, ...]:
     items = value if isinstance(value, list | tuple) else [value]
-    return tuple(str(item) for item in items)
+    return tuple(legible(str(item)) for item in items)
 
+
+MOST_ROWS = 10_000
+"""Of one block: a few axes with some values each are soon more than anybody can train."""
+MOST_SEEDS = 1000
 
 FileName = Annotated[str, AfterValidator(_file_name)]
 Text = Annotated[str, BeforeValidator(_as_text)]
+Shown = Annotated[str, AfterValidator(legible)]
+"""A text of which what does not print is written out, as in records."""
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_texts)]
 
 
@@ -38,7 +46,7 @@ class ColumnSpec(Strict):
 
     protocol: str
     metric: str
-    label: str = ""
+    label: Shown = ""
     image_set: str = ""
 
     @property
@@ -56,13 +64,13 @@ class ValueSpec(Strict):
     label: Text
     set: dict[str, Any] = Field(default_factory=dict)
     published: Text = ""
-    seeds: int | None = Field(None, ge=1)
+    seeds: int | None = Field(None, ge=1, le=MOST_SEEDS)
 
 
 class AxisSpec(Strict):
     """What a table varies. A plain value stands for ``{label: value, set: {key: value}}``."""
 
-    label: str
+    label: Shown
     key: str = ""
     values: tuple[ValueSpec, ...] = Field(min_length=1)
     log_scale: bool = False
@@ -91,10 +99,10 @@ class QuotedColumns(Strict):
     """
 
     file: str
-    columns: dict[str, str] = Field(min_length=1)
+    columns: dict[str, Shown] = Field(min_length=1)
     where: dict[str, Texts] = Field(default_factory=dict)
-    match: dict[str, str] = Field(default_factory=dict)
-    compare: dict[str, str] = Field(default_factory=dict)
+    match: dict[str, Shown] = Field(default_factory=dict)
+    compare: dict[str, Shown] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,13 @@ class RowsSpec(Strict):
     methods: Texts = Field(min_length=1)
     vary: tuple[AxisSpec, ...] = ()
 
+    @model_validator(mode="after")
+    def _are_not_too_many(self) -> RowsSpec:
+        rows = len(self.methods) * prod(len(axis.values) for axis in self.vary)
+        if rows > MOST_ROWS:
+            raise ValueError(f"its axes make {rows} rows, and a table has at most {MOST_ROWS}")
+        return self
+
     def row_keys(self) -> list[RowKey]:
         """Every row, in order."""
         labels = [axis.label for axis in self.vary]
@@ -138,11 +153,11 @@ class TableSpec(Strict):
     """
 
     name: FileName
-    title: str = ""
+    title: Shown = ""
     rows: tuple[RowsSpec, ...] = ()
     columns: tuple[ColumnSpec, ...] = Field(min_length=1)
     quoted: QuotedColumns | None = None
-    note: str = ""
+    note: Shown = ""
 
     @property
     def heading(self) -> str:
@@ -179,7 +194,7 @@ class FigureSpec(Strict):
 
     kind: str
     name: FileName = ""
-    title: str = ""
+    title: Shown = ""
     table: str = ""
     column: str = ""
     against: Texts = ()
@@ -203,8 +218,8 @@ class StudySpec(Strict):
     test items), or half the 95 % interval of the mean.
     """
 
-    title: str
-    description: str
+    title: Shown
+    description: Shown
     uncertainty: Literal["deviation", "interval"] = "deviation"
     tables: tuple[TableSpec, ...] = ()
     figures: tuple[FigureSpec, ...] = ()

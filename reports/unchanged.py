@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 import matplotlib as mpl
 
+from twinbench.foundation.documents import from_json
 from twinbench.foundation.files import write_synced
 from twinbench.reports.records import Record, RunInfo, records_csv
 from twinbench.reports.study import StudySpec
@@ -77,7 +78,7 @@ def note(folder: Path, digest: str, command: str) -> None:
 def made_by(folder: Path) -> str:
     """The command that made the report in a folder; empty where there is none, or none that is told of."""
     try:
-        made = json.loads((folder / MADE_OF).read_text(encoding="utf-8"))
+        made = from_json((folder / MADE_OF).read_text(encoding="utf-8"))
         return str(made["command"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
@@ -105,7 +106,7 @@ def noted_files(folder: Path) -> list[str]:
 
 def _made(folder: Path) -> tuple[str, dict[str, str]] | None:
     try:
-        made = json.loads((folder / MADE_OF).read_text(encoding="utf-8"))
+        made = from_json((folder / MADE_OF).read_text(encoding="utf-8"))
         return str(made["of"]), {str(name): str(sha256) for name, sha256 in made["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
 import tempfile
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy
 import pytest
-import torch
-from torch import Tensor
 
-from twinbench.harness.plugins import load_plugins
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# What is imported and collected stays until the end: the search for garbage would go through it again and again, for a
+# quarter of the time until the first test begins.
+gc.disable()
 
 # Bits, device names and numbers of workers are those of a CPU, on a machine with a GPU too; child processes inherit it.
 # `make test-gpu` asks for the tests marked ``gpu`` instead, see tests/gpu/conftest.py.
 if "TWINBENCH_TEST_GPU" not in os.environ:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-# The compiler's cache does not tell instruction sets apart, and what was compiled for another one gives NaN.
-_CAPABILITY = torch.backends.cpu.get_cpu_capability().replace(" ", "-")
-os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(
-    tempfile.gettempdir(), f"twinbench-compiled-{_CAPABILITY}"
-)
-load_plugins()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register everything, for test modules ask the registries; not where pytest-xdist only tells others what to do."""
+    if config.getoption("numprocesses", None):
+        return
+    import torch
+
+    from twinbench.harness.plugins import load_plugins
+
+    # The compiler's cache does not tell instruction sets apart, and what was compiled for another one gives NaN.
+    capability = torch.backends.cpu.get_cpu_capability().replace(" ", "-")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(
+        tempfile.gettempdir(), f"twinbench-compiled-{capability}"
+    )
+    load_plugins()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,6 +56,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def global_seeds() -> None:
     """Every test draws the same first weights and inputs in every run, whatever ran before it in the process."""
+    import torch
+
     torch.manual_seed(0)
     numpy.random.seed(0)
     random.seed(0)

@@ -23,6 +23,7 @@ from pycocotools import mask as mask_codec
 from pycocotools.cocoeval import COCOeval as MatchingEvaluation
 from torch import Tensor
 
+from twinbench.data.coco import LARGEST_COORDINATE, LONGEST_SIDE, runs_of
 from twinbench.data.detection import DetectionSplit
 from twinbench.foundation.errors import InputError
 
@@ -237,10 +238,16 @@ def _as_json(annotation: dict[str, Any]) -> dict[str, Any]:
 def from_coco_results(results: Sequence[dict[str, Any]], images: int) -> list[Detections]:
     """The detections in COCO's results format, with float64 boxes, of so many images.
 
-    Raises InputError for a detection in an image that is none of them.
+    Raises InputError for a detection in an image that is none of them, and for what is no detection.
     """
     by_image: list[list[dict[str, Any]]] = [[] for _ in range(images)]
     for place, result in enumerate(results):
+        if not _is_detection(result):
+            raise InputError(
+                "not a detection with image_id, category_id, bbox and score, and a mask of its size if any",
+                where=f"detection {place}",
+                next_step="evaluate the encoder again",
+            )
         if result["image_id"] not in range(images):
             raise InputError(
                 f"a detection is in image {result['image_id']}, and there are {images}",
@@ -249,6 +256,38 @@ def from_coco_results(results: Sequence[dict[str, Any]], images: int) -> list[De
             )
         by_image[result["image_id"]].append(result)
     return [_detections(found) for found in by_image]
+
+
+def _is_detection(result: object) -> bool:
+    """Whether it is whole: pycocotools reads beyond a mask that is cut short."""
+    if not isinstance(result, dict):
+        return False
+    box, score, code = result.get("bbox"), result.get("score"), result.get("segmentation")
+    return (
+        all(type(result.get(key)) is int and abs(result[key]) < 2**31 for key in ("image_id", "category_id"))
+        and isinstance(box, list)
+        and len(box) == 4
+        and all(
+            type(number) in (int, float) and abs(number) <= LARGEST_COORDINATE for number in (*box, score)
+        )
+        and ("segmentation" not in result or _is_mask(code))
+    )
+
+
+def _is_mask(code: object) -> bool:
+    if not isinstance(code, dict) or not isinstance(code.get("counts"), str):
+        return False
+    size = code.get("size")
+    if (
+        not isinstance(size, list)
+        or len(size) != 2
+        or not all(type(n) is int and 0 < n <= LONGEST_SIDE for n in size)
+    ):
+        return False
+    try:
+        return sum(runs_of(code["counts"])) == size[0] * size[1]
+    except ValueError:
+        return False
 
 
 def _detections(found: Sequence[dict[str, Any]]) -> Detections:

@@ -7,6 +7,7 @@ this module, which do nothing but take the bytes; any other name is refused. num
 from __future__ import annotations
 
 import pickle
+import pickletools
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ class _Type:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.order = {"<": "<", ">": ">"}.get(state[1], "=")
 
-    def read(self, content: bytes | str, shape: tuple[int, ...], order: str) -> np.ndarray:
+    def read(self, content: bytes | bytearray | str, shape: tuple[int, ...], order: str) -> np.ndarray:
         """The array in these bytes, in the machine's own order of bytes and writable."""
         raw = content.encode("latin1") if isinstance(content, str) else content  # Python 2 wrote bytes as str
         array = np.frombuffer(raw, self.order + self.code).reshape(shape, order="F" if order == "F" else "C")
@@ -36,21 +37,26 @@ class _Type:
 
 
 class _Array:
-    """numpy's ``_reconstruct``, which makes an empty array, and the state that fills it."""
+    """numpy's ``_reconstruct``, which makes an empty array, and the state that fills it, read when all is known."""
 
     def __init__(self, *arguments: object) -> None:
-        self.array: np.ndarray | None = None
+        self.filled: tuple[_Type, bytes | bytearray | str, tuple[int, ...], str] | None = None
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, by_columns, content = state
-        self.array = kind.read(content, shape, "F" if by_columns else "C")
+        self._fill(kind, content, shape, "F" if by_columns else "C")
+
+    def _fill(self, kind: object, content: object, shape: tuple[int, ...], order: str) -> None:
+        if not isinstance(kind, _Type) or not isinstance(content, bytes | bytearray | str):
+            raise pickle.UnpicklingError("no array of numbers")
+        self.filled = kind, content, shape, order
 
 
 class _Buffer(_Array):
     """numpy's ``_frombuffer``, which pickles of protocol 5 use."""
 
     def __init__(self, content: bytes, kind: _Type, shape: tuple[int, ...], order: str) -> None:
-        self.array = kind.read(content, shape, order)
+        self._fill(kind, content, shape, order)
 
 
 class _Scalar:
@@ -97,11 +103,48 @@ def load_arrays(path: Path) -> Any:
     Raises UnpicklingError with ``GLOBAL`` and the name for anything else that the pickle asks for, and whatever the
     bytes of a damaged file happen to lead to.
     """
+    _require_small_memo(path)
     with path.open("rb") as file:
-        return _with_tensors(_Unpickler(file, encoding="latin1").load())
+        document = _Unpickler(file, encoding="latin1").load()
+    return _Tensors(path.stat().st_size).of(document)
 
 
-def _with_tensors(node: Any) -> Any:
-    if isinstance(node, _Array) and node.array is not None:
-        return torch.from_numpy(node.array)
-    return {key: _with_tensors(value) for key, value in node.items()} if isinstance(node, dict) else node
+def _require_small_memo(path: Path) -> None:
+    """Raise UnpicklingError if the pickle numbers what it will need again otherwise than one after the other.
+
+    The unpickler makes a table as long as the largest number, which five bytes can make four thousand million.
+    """
+    with path.open("rb") as file:
+        for count, (operation, argument, _) in enumerate(pickletools.genops(file)):
+            if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > count:
+                raise pickle.UnpicklingError(f"a memo of {argument} entries")
+
+
+class _Tensors:
+    """Turns the arrays of a document into tensors, which together take no more than the file has.
+
+    A pickle may hold one thing at many places, so that a small file stands for any number of arrays.
+    """
+
+    def __init__(self, bytes_left: int) -> None:
+        self._left = bytes_left
+        self._known: dict[int, Any] = {}
+
+    def of(self, node: Any) -> Any:
+        """The node with tensors in the place of arrays, in mappings at any depth; each node is turned once."""
+        if not isinstance(node, dict | _Array):
+            return node
+        if id(node) not in self._known:
+            self._known[id(node)] = self._turned(node)
+        return self._known[id(node)]
+
+    def _turned(self, node: dict[Any, Any] | _Array) -> Any:
+        if isinstance(node, dict):
+            return {key: self.of(value) for key, value in node.items()}
+        if node.filled is None:
+            return node
+        kind, content, shape, order = node.filled
+        self._left -= len(content)
+        if self._left < 0:
+            raise pickle.UnpicklingError("its arrays are larger than the file")
+        return torch.from_numpy(kind.read(content, shape, order))

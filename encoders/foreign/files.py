@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import re
 import warnings
 import zipfile
@@ -29,10 +28,12 @@ from torch import Tensor
 from twinbench.encoders.encoder import checked_description
 from twinbench.encoders.foreign.array_pickles import load_arrays
 from twinbench.encoders.foreign.kinds import require_checkpoint
+from twinbench.foundation.documents import from_json
 from twinbench.foundation.errors import InputError, RunFailure
 
 DESCRIPTION = "twinbench"  # the key of our own description in what `encoders.foreign.exporter` writes
 _ZIP_MAGIC = b"PK\x03\x04"
+_ZIP_END, _ZIP_END_FIELDS = b"PK\x05\x06", 18
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began before it wrote zip files
 _WRAPPERS = ("state_dict", "classy_state_dict", "base_model", "model", "model_state_dict", "resnet")
 _DEEPEST = 8  # wrappers around a state dict; VISSL has three
@@ -115,6 +116,7 @@ def read_checkpoint(path: Path) -> CheckpointFile:
         bare, found = _stripped(part, path)
         tensors |= {f"{prefix}{name}": tensor for name, tensor in bare.items()}
         stripped += [each for each in found if each not in stripped]
+    _require_whole(tensors, path)
     beside = {str(key): value for key, value in document.items() if key not in wrappers[:1]}
     return CheckpointFile(path, sha256, tensors, wrappers, beside, tuple(stripped), _description(note, path))
 
@@ -169,15 +171,47 @@ def _read_pickle(path: Path) -> tuple[Any, object]:
 
 def _read_torch(path: Path) -> Any:
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-        if (
-            unpacked > path.stat().st_size
-        ):  # torch.save compresses nothing; whoever did wants to fill the memory
-            raise ValueError(f"unpacks to {unpacked} bytes")
+        _require_as_torch_packs(path)
     with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about pickle protocols; what cannot be read is an error anyway
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _require_as_torch_packs(path: Path) -> None:
+    """Raise ValueError for a zip file that torch.save did not write, whose parts may unpack to any size.
+
+    The list of parts is looked up from the end of the file. Two programs look it up alike if it ends the file; behind
+    it, there could be one for each.
+    """
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+        packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+    if unpacked > path.stat().st_size:  # torch.save compresses nothing; whoever did wants to fill the memory
+        raise ValueError(f"unpacks to {unpacked} bytes")
+    if packed:
+        raise ValueError(f"{packed[0]} is compressed")
+    with path.open("rb") as file:
+        file.seek(-len(_ZIP_END) - _ZIP_END_FIELDS, 2)
+        if not file.read().startswith(_ZIP_END):
+            raise ValueError("something follows the end of the archive")
+
+
+def _require_whole(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise InputError for a tensor whose numbers are not all in the file, one by one."""
+    for name, tensor in tensors.items():
+        on_cpu = tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not on_cpu or tensor.is_quantized or tensor.is_nested:
+            fault = f"{name} is sparse or has no values, or they are packed"
+        elif tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():  # saved as a view of less
+            fault = f"the tensor {name} of shape {tuple(tensor.shape)} is not in this file number by number"
+        else:
+            continue
+        raise InputError(
+            fault,
+            where=path,
+            next_step="save the weights as plain tensors: torch.save({k: v.clone() for k, v in "
+            "model.state_dict().items()}, FILE)",
+        )
 
 
 def require_distinct(names: Mapping[str, str], path: Path) -> None:
@@ -209,8 +243,8 @@ def _description(note: object, path: Path) -> Mapping[str, Any]:
     if note is None:
         return {}
     try:
-        return checked_description(json.loads(note))  # type: ignore[arg-type]
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        return checked_description(from_json(note))  # type: ignore[arg-type]
+    except (ValueError, TypeError, AttributeError) as error:
         raise InputError(
             f"what twinbench wrote into this file about its encoder was altered: {error}",
             where=path,

@@ -391,9 +391,7 @@ def _check_values(weights: dict[str, Tensor], path: Path) -> None:
     for name, tensor in weights.items():
         if name.endswith(_COUNTER):
             continue
-        if tensor.layout != torch.strided or tensor.is_meta:
-            fault = "is sparse or has no values"
-        elif not tensor.is_floating_point():
+        if not tensor.is_floating_point():
             fault = f"is {tensor.dtype}, not floating point"
         elif not torch.isfinite(tensor.float()).all():
             fault = "holds values that are not finite"

@@ -1,13 +1,19 @@
 """What a file is that was taken for a checkpoint and is none: an archive, a web page, a pointer to the file itself.
 
-Only names and first bytes are looked at; nothing is unpacked.
+Only names and first bytes are looked at; of what is packed no more than the beginning is unpacked.
 """
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
+import lzma
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from twinbench.foundation.errors import InputError
 
@@ -20,6 +26,12 @@ _PACKED = {
     b"BZh": "compressed by bzip2",
     b"\xfd7zXZ\x00": "compressed by xz",
 }
+_OPENERS: dict[bytes, Callable[[Path], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\x00": lzma.open,
+}
+_UNPACKED_HEAD = 2**16
 _TEXTS = {
     b"<!doctype html": "a web page",
     b"<html": "a web page",
@@ -61,14 +73,27 @@ def _archive(path: Path, head: bytes) -> str | None:
     if packed is None and head[257:262] != b"ustar":
         return None
     try:
+        if packed:
+            return f"a tar archive, {packed} (first {_first_in(path, head)})"
         with tarfile.open(path) as archive:
-            if packed:  # the whole of it would have to be unpacked to count
-                first = archive.next()
-                return f"a tar archive, {packed} (first {first.name})" if first else None
             names = [member.name for member in archive if member.isfile()]
-    except (tarfile.TarError, OSError, EOFError, ImportError):
+    except (tarfile.TarError, lzma.LZMAError, OSError, EOFError, ImportError, ValueError, MemoryError):
         return f"a file {packed}" if packed and packed.startswith("compressed") else packed or "a tar archive"
     return f"a tar archive {_listed(names)}"
+
+
+def _first_in(path: Path, head: bytes) -> str:
+    """The first name in a packed tar archive, of which only the beginning is unpacked: there may be no end of it."""
+    opener = next((each for mark, each in _OPENERS.items() if head.startswith(mark)), None)
+    if opener is None:
+        raise tarfile.ReadError("no packing that Python knows")
+    with opener(path) as file:
+        beginning = io.BytesIO(file.read(_UNPACKED_HEAD))
+    with tarfile.open(fileobj=beginning, mode="r:") as archive:
+        first = archive.next()
+    if first is None:
+        raise tarfile.ReadError("no file in it")
+    return first.name
 
 
 def _require_torchs_zip(path: Path) -> None:

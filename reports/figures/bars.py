@@ -9,12 +9,13 @@ from matplotlib.figure import Figure
 
 from twinbench.reports import names
 from twinbench.reports.cells import Cell, text
-from twinbench.reports.figures.drawing import Drawing, Shown, draw, draws, nothing_drawn
+from twinbench.reports.figures.drawing import Drawing, Shown, draw, draws, nothing_drawn, wrapped
 from twinbench.reports.figures.measured import axis_label, error_words, incomplete_words, target_of
 from twinbench.reports.layout import BUDGET_MARK, Row, name_of
 from twinbench.reports.metrics import metric_of
 from twinbench.reports.study import FigureSpec
 
+_BAR, _CHARACTER, _LINE = 1.15, 0.075, 0.15  # inches: a bar with its gap, and text below it
 _LABEL_SHARE = 0.055  # of the height of a bar chart: the height of a line of text
 
 
@@ -40,9 +41,7 @@ def bars(spec: FigureSpec, shown: Shown, against: Shown) -> Drawing:
         for row, cell in references:
             assert cell.value is not None
             axes.axhline(cell.value, color=names.colour(row.method), linestyle="--", linewidth=1.3, zorder=1)
-        axes.set_xticks(
-            range(len(ours)), [_label(row) for row, _ in ours], rotation=0 if len(ours) <= 8 else 30
-        )
+        axes.set_xticks(range(len(ours)), labels, rotation=0 if len(ours) <= 8 else 30)
         axes.set_xlim(-0.6, len(ours) - 0.4)
         axes.set_ylabel(axis_label(target))
         axes.grid(False, axis="x")
@@ -57,13 +56,23 @@ def bars(spec: FigureSpec, shown: Shown, against: Shown) -> Drawing:
     caption += incomplete_words((name_of(row), cell) for row, cell in (*ours, *references))
     if any(BUDGET_MARK in row.marks for row, _ in ours):
         caption += f" {BUDGET_MARK}: another pretraining budget than the others."
-    return draw(spec, title, caption, (max(1.15 * len(ours) + 1.6, 4.5), 3.6), paint)
+    labels = [_label(row) for row, _ in ours]
+    return draw(spec, title, caption, _size(labels), paint)
+
+
+def _size(labels: Sequence[str]) -> tuple[float, float]:
+    """The size in inches of a chart with room for its labels, which have one or two short lines as a rule."""
+    lines = [label.split("\n") for label in labels]
+    longest = max((len(line) for label in lines for line in label), default=0)
+    most = max(map(len, lines), default=0)
+    bar = max(_BAR, _CHARACTER * longest + 0.15)
+    return max(bar * len(labels) + 1.6, 4.5), 3.6 + _LINE * max(most - 2, 0)
 
 
 def _label(row: Row) -> str:
     method, *varied = row.labels
     mark = BUDGET_MARK if BUDGET_MARK in row.marks else ""
-    return "\n".join([f"{method}{mark}", *(value for value in varied if value != "-")])
+    return "\n".join(map(wrapped, [f"{method}{mark}", *(value for value in varied if value != "-")]))
 
 
 def _label_references(axes: Axes, references: Sequence[tuple[Row, Cell]], digits: int = 1) -> None:

@@ -6,6 +6,7 @@ import base64
 import io
 import math
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,8 @@ from twinbench.reports.records import RunInfo
 from twinbench.reports.study import FigureSpec, TableSpec
 
 FORMATS = ("svg", "png", "pdf")
+LINE = 28
+"""The most characters in a line of a label that names a row or a run."""
 _DPI = 160
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -150,6 +153,11 @@ def panels_of(figure: Figure, count: int, columns: int | None = None) -> list[Ax
     for axes in panels:
         axes.locator_params(nbins=5)
     return panels
+
+
+def wrapped(label: str) -> str:
+    """A label, which may be as long as names of files and variants are, in lines of a width that a panel has."""
+    return textwrap.fill(label, LINE, break_on_hyphens=False)
 
 
 def grid_size(count: int, width: float, height: float, columns: int | None = None) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from twinbench.reports.figures.drawing import (
     grid_size,
     nothing_drawn,
     panels_of,
+    wrapped,
 )
 from twinbench.reports.figures.measured import target_of
 from twinbench.reports.records import RunInfo
@@ -107,7 +108,7 @@ def _panels(spec: FigureSpec, title: str, caption: str, found: dict[str, Path]) 
             extent = (0, picture.width, picture.height, 0)
             axes.imshow(picture.pixels, extent=extent, interpolation="none")
             axes.set(xlim=(0, width), ylim=(height, 0))  # so that all are at one scale
-            axes.set_title(label)
+            axes.set_title(wrapped(label))
             axes.set_axis_off()
 
     inches = min(max(3.2, width / _DPI), 4.4 * width / height)

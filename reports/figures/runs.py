@@ -19,6 +19,7 @@ from twinbench.reports.figures.drawing import (
     grid_size,
     nothing_drawn,
     panels_of,
+    wrapped,
 )
 from twinbench.reports.records import (
     Diagnostics,
@@ -29,6 +30,7 @@ from twinbench.reports.records import (
 )
 from twinbench.reports.study import FigureSpec
 
+_LEGEND_LINE = 0.18  # inches
 _MAX_POINTS = 600  # points of one curve: more are not visible and only make the page heavy
 
 
@@ -48,7 +50,7 @@ def loss_curves(spec: FigureSpec, shown: Shown, against: Shown) -> Drawing:
         for axes, (label, members) in zip(panels_of(figure, len(curves)), curves.items(), strict=True):
             for run, curve in members:
                 _paint_loss(axes, run, curve)
-            axes.set_title(label)
+            axes.set_title(wrapped(label))
             axes.set_xlabel("step")
             axes.set_ylabel("loss")
 
@@ -98,7 +100,7 @@ def cross_correlation(spec: FigureSpec, shown: Shown, against: Shown) -> Drawing
         panels = panels_of(figure, len(found))
         for axes, (label, (run, _)) in zip(panels, found.items(), strict=True):
             image = axes.imshow(matrices[label], cmap="RdBu_r", vmin=-1, vmax=1, interpolation="none")
-            axes.set_title(f"{label}{_status_suffix(run)}")
+            axes.set_title(wrapped(f"{label}{_status_suffix(run)}"))
             axes.set_xlabel(
                 f"diagonal {facts[label][0]:.2f}\noff-diagonal RMS {facts[label][1]:.3f}", fontsize=9
             )
@@ -136,14 +138,18 @@ def spectrum(spec: FigureSpec, shown: Shown, against: Shown) -> Drawing:
     if not found:
         return nothing_drawn(spec, title, "no run has saved a spectrum")
 
+    def described(label: str) -> str:
+        run, diagnostics = found[label]
+        rank = diagnostics.effective_rank
+        suffix = "" if rank is None else f", effective rank {rank:.1f}"
+        return f"{wrapped(label)}{_status_suffix(run)}{suffix}"
+
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         styles = ["-", "--", ":", "-."]
         used: dict[str, int] = {}
         for label, (run, diagnostics) in found.items():
             values = np.asarray(diagnostics.spectrum) / max(diagnostics.spectrum)
-            rank = diagnostics.effective_rank
-            suffix = "" if rank is None else f", effective rank {rank:.1f}"
             style = styles[used.setdefault(run.method, 0) % len(styles)]
             used[run.method] += 1
             axes.plot(
@@ -154,7 +160,7 @@ def spectrum(spec: FigureSpec, shown: Shown, against: Shown) -> Drawing:
                 marker=names.marker(run.method),
                 markevery=max(len(values) // 8, 1),
                 markersize=5,
-                label=f"{label}{_status_suffix(run)}{suffix}",
+                label=legend[label],
             )
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -166,7 +172,9 @@ def spectrum(spec: FigureSpec, shown: Shown, against: Shown) -> Drawing:
         "One run a method, at the end of its training, of its own views of held-out images. A line that falls early "
         "means few dimensions carry the information."
     )
-    return draw(spec, title, caption, (8.0, 3.8), paint)
+    legend = {label: described(label) for label in found}
+    lines = sum(text.count("\n") + 1 for text in legend.values())
+    return draw(spec, title, caption, (8.0, max(3.8, _LEGEND_LINE * lines + 0.8)), paint)
 
 
 def _with_diagnostics(runs: Sequence[RunInfo], wanted: str) -> dict[str, tuple[RunInfo, Diagnostics]]:

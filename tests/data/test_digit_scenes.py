@@ -9,10 +9,12 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torchvision.ops import box_iou
 
+from twinbench.data import digit_scenes
 from twinbench.data import scenes as generator
 from twinbench.data.digit_scenes import CROWDS, DIGITS, originals
 from twinbench.data.scenes import SPLITS, Canvas, Draws, SceneConfig, Scenes
@@ -97,6 +99,23 @@ def test_a_seed_changes_the_images_and_the_fingerprint() -> None:
     other = replace(SMALL, seed=1)
     assert not np.array_equal(classification("val", other)[0], classification("val", SMALL)[0])
     assert other.fingerprint() != SMALL.fingerprint() == replace(SMALL).fingerprint()
+
+
+@pytest.mark.parametrize("file", [digit_scenes._DIGITS, "no such file"])
+def test_the_originals_are_those_of_scikit_learn(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digit_scenes, "_DIGITS", file)
+    images, labels = digit_scenes._digits()
+    expected = load_digits()
+    assert np.array_equal(images, expected.images)
+    assert np.array_equal(labels, expected.target)
+
+
+def test_drawing_digits_imports_no_scikit_learn() -> None:
+    program = (
+        "import sys; from twinbench.data.digit_scenes import originals; originals('val');"
+        "sys.exit('sklearn' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_splits_come_from_disjoint_originals() -> None:

@@ -121,6 +121,8 @@ def test_weights_are_no_outcomes(tmp_path):
         (gzip.compress(b'{"image_id": 0}'), "no list"),
         (gzip.compress(json.dumps([0] * 1000).encode()), "more than 100 bytes"),
     ],
+    # packed bytes hold the time: workers of pytest-xdist would collect tests of other names
+    ids=["not packed", "cut off", "no JSON", "no list", "too long"],
 )
 def test_detections_that_nobody_can_use_are_refused(tmp_path, monkeypatch, packed, message):
     monkeypatch.setattr(files, "_MOST_BYTES", 100)

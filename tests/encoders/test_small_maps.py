@@ -145,3 +145,25 @@ def test_a_backbone_computes_what_it_did_with_the_convolutions_of_torch() -> Non
     assert len(gradients) == len(list(network.parameters()))
     for gradient, parameter in zip(gradients, network.parameters(), strict=True):
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("channels", "side", "stride"), [(8, 48, 2), (4, 48, 2), (8, 97, 3), (1, 64, 2)])
+def test_strided_convolutions_of_few_channels_have_the_gradients_of_float64(
+    channels: int, side: int, stride: int, precision: torch.dtype
+) -> None:
+    """Some CPUs end the process here if the convolution is left to oneDNN."""
+    module = convolution(channels, 16, 1, stride, 0)
+    x = torch.randn(4, channels, side, side).contiguous(memory_format=torch.channels_last).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        output = module(x)
+    of_output = torch.randn(output.shape).to(output.dtype)
+    found = gradients(output, module.weight, x, of_output)
+    exact_weight, exact_x = (each.detach().double().requires_grad_() for each in (module.weight, x))
+    exact = conv2d(exact_x, exact_weight, stride=stride)
+    expected = gradients(exact, exact_weight, exact_x, of_output.double())
+    tolerance = 1e-5 if precision == torch.float32 else 2e-2
+    for ours, theirs in zip((output, *found), (exact.detach(), *expected), strict=True):
+        torch.testing.assert_close(
+            ours.double(), theirs, rtol=tolerance, atol=tolerance * float(theirs.abs().max())
+        )

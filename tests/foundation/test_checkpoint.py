@@ -1,10 +1,10 @@
 import logging
-import pickle
 
 import pytest
 import torch
 
 from twinbench.foundation.checkpoint import load_latest, remove_checkpoints, save_checkpoint
+from twinbench.foundation.errors import RunFailure
 
 
 def test_the_last_two_are_kept_and_the_newest_is_read(tmp_path):
@@ -38,5 +38,5 @@ def test_loading_runs_no_code(tmp_path):
             return print, ("ran code",)
 
     save_checkpoint(tmp_path, 1, {"payload": Attack()})
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(RunFailure, match="UnpicklingError"):
         load_latest(tmp_path)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -313,29 +312,6 @@ def test_an_error_inside_an_evaluation_marks_that_cell_only(cli, tiny_study, tmp
     assert "failed" in row
     assert any(character.isdigit() for character in row)
     monkeypatch.undo()
-
-
-def test_two_processes_do_not_share_a_run(cli, tiny_study, tmp_path):
-    cli("run", tiny_study, "--methods", "random_init")
-    (run,) = (tmp_path / "runs").iterdir()
-    holder = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            f"import fcntl; f = open({str(run / '.lock')!r}, 'a'); fcntl.flock(f, fcntl.LOCK_EX); "
-            "print('locked', flush=True); input()",
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert holder.stdout is not None
-    holder.stdout.readline()
-    for record in (run / "records").iterdir():
-        record.unlink()
-    outcome = cli("run", tiny_study, "--methods", "random_init")
-    holder.communicate(b"\n")
-    assert outcome.code == 2
-    assert "another twinbench process" in outcome.err
 
 
 def test_an_altered_encoder_is_not_trusted(cli, tiny_study, tmp_path):

@@ -82,6 +82,34 @@ def test_runs_of_one_method_are_told_apart_by_what_differs(cli, made, photos, re
     assert all("options.lambd=" in variant for variant in variants)
 
 
+def test_very_different_recipes_have_short_names_and_the_page_says_in_full_what_differs(
+    cli, made, photos, tmp_path, records
+):
+    """Figures of long names warn that there is no room, and a warning is an error here."""
+    few = ("--protocol", "knn", "--image-set", f"folder:{photos}")
+    small = ("backbone.name=resnet10", "backbone.width=4", "options.projector=[32, 16]", "views.size=32")
+    short = ("epochs=1", "batch_size=512", "schedule.warmup_epochs=0")
+    options = [word for key in (*small, *short) for word in ("--set", key)]
+    outcome = cli("pretrain", "barlow_twins", "--image-set", "digit-scenes", "--recipe", "imagenet", *options)
+    assert outcome.code == 0, outcome.err
+    runs = sorted((made["barlow_twins"].parent).glob("barlow_twins-*"))
+    assert len(runs) == 2
+    ended = cli("compare", *runs, *few, "--workers", "1")
+    assert ended.code == 0, ended.err
+    variants = set(records().variant)
+    assert len(variants) == 2
+    assert all(len(variant) < 120 and variant.endswith(" more") for variant in variants)
+    _, said, note = (tmp_path / "results/compare/report.html").read_text().partition("Variants in full: ")
+    assert said not in note
+    for whole in ("weight_decay=1e-06", "projector=[32, 16]", "lambd=0.0051", "crop_scale=[0.08, 1.0]"):
+        assert note.count(whole) == 1, "of the ImageNet recipe"
+    assert cli("verify", "results/compare").code == 0
+    assert cli("report", "runs", "--out", "results/all").code == 0
+    page = (tmp_path / "results/all/report.html").read_text()
+    assert page.count("optimizer.weight_decay=1e-06") == 1, "once, below the first table"
+    assert "Variants in full: below the table cost/training-v1." in page
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

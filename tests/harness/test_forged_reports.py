@@ -12,6 +12,7 @@ import pytest
 from twinbench.foundation.outcomes import Outcomes, read_outcomes, write_outcomes
 from twinbench.reports import unchanged
 from twinbench.reports.build import build_report
+from twinbench.reports.digests import digest_of
 from twinbench.reports.records import read_records
 from twinbench.reports.source import read_source
 
@@ -198,6 +199,32 @@ def test_texts_of_another_version_are_told_apart_from_changed_ones(cli, done):
     refused(cli, "tables/main.csv: the records give another table")
 
 
+def test_an_environment_that_was_changed_with_its_digest_is_named(cli, done):
+    before = (done / "environments.json").read_bytes()
+    digest, facts = other_environment(done, lambda digest: "sha256:")
+    new = digest_of(json.dumps(facts))
+    for file in (done / "environments.json", done / "records.csv"):
+        file.write_text(file.read_text().replace(digest, new).replace('"sha256:"', f'"{new}"'))
+    assert (done / "environments.json").read_bytes() != before
+    outcome = refused(
+        cli,
+        "records.csv: not as the report was written",
+        "environments.json: not as the report was written",
+    )
+    assert "unexpected" not in outcome.err
+
+
+def test_a_report_of_an_earlier_version_has_the_facts_in_each_row(cli, done):
+    kept = json.loads((done / "environments.json").read_text())
+    texts = {digest: json.dumps(facts, sort_keys=True) for digest, facts in kept.items()}
+    table = pd.read_csv(done / "records.csv").replace({"environment": texts, "trained_in": texts})
+    table.to_csv(done / "records.csv", index=False)
+    (done / "environments.json").unlink()
+    rehash(done)
+    outcome = cli("verify", "results/tiny")
+    assert outcome.code == 0, outcome.err
+
+
 def test_what_is_only_hashed_is_said(cli, done):
     count = 1 + len(list((done / "figures").iterdir()))
     assert (
@@ -262,17 +289,36 @@ def append(done, text):
         file.write(text)
 
 
+def other_environment(done, rename):
+    """Another version of torch in an environment, under a name that is made of its own."""
+    file = done / "environments.json"
+    kept = json.loads(file.read_text())
+    digest, facts = kept.popitem()
+    other = {**facts, "torch": "1.0"}
+    file.write_text(json.dumps({**kept, rename(digest): other}))
+    return digest, other
+
+
 def environment(done, text):
     pd.read_csv(done / "records.csv").assign(environment=text).to_csv(done / "records.csv", index=False)
 
 
-NOT_AS_WRITTEN = "records.csv: not as the report was written"
+NO_ENVIRONMENT = "that environments.json does not have"
 DAMAGES = {
+    "environments that are gone": (lambda d: (d / "environments.json").unlink(), NO_ENVIRONMENT),
+    "environments that are no JSON": (
+        lambda d: (d / "environments.json").write_text("{"),
+        "the environments cannot be read",
+    ),
+    "an environment of another torch": (
+        lambda d: other_environment(d, lambda digest: digest),
+        "are not those that it is the digest of",
+    ),
     "records that are no text": (lambda d: append(d, b"\xff\xfe"), "the records cannot be read"),
     "a field that is too long": (lambda d: append(d, b"x" * 200_000), "the records cannot be read"),
     "too many fields": (lambda d: append(d, b"," * 200 + b"\n"), "more fields than columns"),
-    "an environment that is no JSON": (lambda d: environment(d, "torch"), NOT_AS_WRITTEN),
-    "an environment that is a list": (lambda d: environment(d, "[]"), NOT_AS_WRITTEN),
+    "an environment that is no JSON": (lambda d: environment(d, "torch"), NO_ENVIRONMENT),
+    "an environment that is a list": (lambda d: environment(d, "[]"), NO_ENVIRONMENT),
     "a study that is no JSON": (lambda d: (d / "study.json").write_text("{"), "this file cannot be read"),
     "a study that is a list": (lambda d: (d / "study.json").write_text("[]"), "this file cannot be read"),
     "a run that is no run": (

@@ -15,12 +15,14 @@ import torch
 from twinbench.data.catalogue import load_image_set
 from twinbench.downstream.protocol import protocol
 from twinbench.foundation.errors import InputError
+from twinbench.harness import plan
 from twinbench.harness.facts import FACTS
 from twinbench.harness.plan import table_recipes
 from twinbench.harness.recipes import load_recipe, parse_overrides, recipe_hash, recipe_names
 from twinbench.harness.records import collect_stored
 from twinbench.harness.store import Run
 from twinbench.harness.studies import load_study, study_names
+from twinbench.harness.variants import told_apart
 from twinbench.pretraining.build import build_method, resolve, view_policies
 from twinbench.pretraining.method import Method, method_names
 from twinbench.pretraining.optim import build_optimizer, resolved_lr, set_learning_rates
@@ -274,7 +276,8 @@ def test_a_report_does_not_tell_runs_apart_by_an_option_that_came_later(tmp_path
     before = now.model_copy(update={"options": options, "seed": 1})
     doubled = resolved("simclr", **{"options.loss_scale": 2.0})
     recipes = [now, before, doubled]
-    _, infos = collect_stored([Run(tmp_path / str(i), r, recipe_hash(r)) for i, r in enumerate(recipes)])
+    runs = [Run(tmp_path / str(i), r, recipe_hash(r)) for i, r in enumerate(recipes)]
+    _, infos = collect_stored(runs, told_apart(runs).names)
     assert [info.variant for info in infos] == ["", "", "options.loss_scale=2.0"]
 
 
@@ -359,3 +362,19 @@ def test_a_recipe_of_another_method_is_refused(tmp_path):
 def test_a_study_file_that_is_not_there_is_no_unknown_study():
     with pytest.raises(InputError, match="there is no such file"):
         load_study("nowhere.yaml")
+
+
+def test_recipes_that_differ_in_their_seeds_alone_are_checked_once():
+    table = load_study("fig2").tables[0]
+    recipes = [recipe for _, recipe in table_recipes(table, {})]
+    checked = plan._apart_from_seeds(recipes)
+    assert {recipe.seed for recipe in recipes} == {0, 1, 2}
+    assert [(r.method, r.batch_size, r.seed) for r in checked] == [
+        (r.method, r.batch_size, 0) for r in recipes if r.seed == 0
+    ]
+    assert len(checked) == 6 * 3  # methods and batch sizes
+    for recipe in recipes:
+        loaded = load_recipe(
+            table.recipes, recipe.method, table.image_set, {"batch_size": recipe.batch_size}, recipe.seed
+        )
+        assert recipe == loaded

@@ -9,6 +9,7 @@ from twinbench.encoders.encoder import INFO_FILE
 from twinbench.harness.recipes import load_recipe, recipe_hash
 from twinbench.harness.records import collect_stored
 from twinbench.harness.store import Run, write_json
+from twinbench.harness.variants import told_apart
 from twinbench.pretraining.build import resolve
 from twinbench.reports.study import StudySpec
 from twinbench.reports.tables import build_tables
@@ -64,7 +65,7 @@ def tables_of(runs):
     names = ("knn/cosine-v1", "top1"), ("cost/training-v1", "images_per_second")
     tables = [{"name": str(i), "columns": [{"protocol": p, "metric": m}]} for i, (p, m) in enumerate(names)]
     study = StudySpec.model_validate({"title": "A report", "description": "", "tables": tables})
-    return build_tables(study, *collect_stored(runs), COMMAND)
+    return build_tables(study, *collect_stored(runs, told_apart(runs).names), COMMAND)
 
 
 def shown(table):
@@ -124,10 +125,11 @@ def test_the_facts_of_a_training_that_has_not_ended_are_lost_too(store):
 
 def test_a_run_that_differs_in_more_than_its_seed_lacks_nothing(store):
     runs = [store.measured(0, 50.0), store.measured(1, 52.0), store.run(2, **{"optimizer.base_lr": 0.123})]
-    records, _ = collect_stored(runs)
+    records, _ = collect_stored(runs, told_apart(runs).names)
     assert {record.status for record in records if record.protocol == KNN} == {"done"}
 
 
 def test_what_no_seed_has_is_no_loss(store):
-    records, _ = collect_stored([store.run(seed) for seed in range(2)])
+    runs = [store.run(seed) for seed in range(2)]
+    records, _ = collect_stored(runs, told_apart(runs).names)
     assert KNN not in {record.protocol for record in records}

@@ -118,3 +118,33 @@ def test_jobs_wait_for_those_before_them_and_for_nothing_else():
 def test_the_best_end_is_found_by_hand():
     assert shortest_end([[4, 2, 1, 1]] * 3, workers=2) == 12
     assert shortest_end([[3], [3], [2], [2], [2]], workers=2) == 6
+
+
+def next_by_the_rule(runs, places, busy, workers):
+    """The run to go on with by a look at each of them; None if none can."""
+    ready = [run for run, jobs in enumerate(runs) if run not in busy and places[run] < len(jobs)]
+    begun = [run for run in ready if places[run]]
+    if begun and places.count(0) > workers:
+        ready = begun
+    return max(ready, key=lambda run: sum(runs[run][places[run] :]), default=None)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_job_is_the_one_that_a_look_at_all_runs_would_choose(seed):
+    draw = random.Random(seed)
+    workers = draw.randint(1, 4)
+    runs = [[draw.randint(0, 5) for _ in range(draw.randint(1, 4))] for _ in range(draw.randint(1, 15))]
+    waiting, places, busy = Waiting(runs, workers), [0] * len(runs), set()
+    done = 0
+    while done < sum(map(len, runs)):
+        expected = next_by_the_rule(runs, places, busy, workers) if len(busy) < workers else None
+        if expected is None:
+            ended = draw.choice(sorted(busy))
+            busy.remove(ended)
+            waiting.ended(ended)
+        else:
+            assert waiting.start() == (expected, places[expected])
+            places[expected] += 1
+            busy.add(expected)
+            done += 1
+    assert waiting.start() is None

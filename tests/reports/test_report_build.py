@@ -68,7 +68,13 @@ def test_a_report_has_every_file(study, records, runs, tmp_path, write):
     page = write(study, records, runs, tmp_path / "out")
     assert page == tmp_path / "out" / "report.html"
     figures = ["bars", "bars_knn", "cross_correlation", "loss_curves", "spectrum"]
-    expected = [".report-files.json", ".report-made-of.json", "records.csv", "report.html"]
+    expected = [
+        ".report-files.json",
+        ".report-made-of.json",
+        "environments.json",
+        "records.csv",
+        "report.html",
+    ]
     expected += [f"figures/{name}.{suffix}" for name in figures for suffix in ("pdf", "png", "svg")]
     expected += [f"tables/main{suffix}" for suffix in (".csv", ".md", ".tex", "-differences.csv")]
     expected += ["study.json"]
@@ -83,6 +89,7 @@ def test_a_report_that_is_there_stays_until_something_that_it_is_made_of_changes
     study, records, runs, tmp_path, write, monkeypatch
 ):
     out = tmp_path / "out"
+    study["figures"] = [{"kind": "bars"}]  # of several, each of these reports would take a second
     write(study, records, runs, out)
     drawn = []
     draw = build.draw_figures
@@ -249,7 +256,7 @@ def test_stale_files_go_and_foreign_files_stay(small, records, tmp_path, write):
         files = ["renamed-differences.csv", "renamed.csv", "renamed.md", "renamed.tex"]
         assert names == ["link.csv", "mine.csv", *files]
     written = json.loads((out / ".report-files.json").read_text())
-    own = [".report-made-of.json", "records.csv", "report.html", "study.json"]
+    own = [".report-made-of.json", "environments.json", "records.csv", "report.html", "study.json"]
     assert written == own + [f"tables/{name}" for name in files]
     assert list(tmp_path.glob(".out*")) == []
 
@@ -266,7 +273,16 @@ def test_a_report_without_a_list_gives_up_only_what_is_replaced(small, records, 
 
 
 @pytest.mark.parametrize(
-    "name", ["tables/a.csv", "figures/a.png", "records.csv", "report.html", "tables", "figures/sub/a"]
+    "name",
+    [
+        "tables/a.csv",
+        "figures/a.png",
+        "records.csv",
+        "environments.json",
+        "report.html",
+        "tables",
+        "figures/sub/a",
+    ],
 )
 def test_a_folder_that_is_no_report_is_refused(small, records, tmp_path, name, write):
     out = tmp_path / "out"
@@ -412,7 +428,7 @@ def test_every_file_is_synced_before_the_swap(small, records, tmp_path, monkeypa
     monkeypatch.setattr(os, "fsync", note)
     monkeypatch.setattr(build, "swap", watch)
     write(small, records, [], tmp_path / "out")
-    assert len(at_swap) == len(listing(tmp_path / "out")) == 12
+    assert len(at_swap) == len(listing(tmp_path / "out")) == 13
     assert all(done for _, done in at_swap), at_swap
 
 

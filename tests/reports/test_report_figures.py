@@ -230,3 +230,30 @@ def test_the_caption_of_neighbours_says_which_picture_is_the_test_image(pictured
         (drawing,) = draw_figures(asked, build_tables(asked, [record], [run]), [run])
         assert drawing.files
         assert ("The first column is the test image" in drawing.caption) == told
+
+
+LONG = "backbone.width=64, optimizer.trust_coefficient=0.001, options.projector=[8192, 8192, 8…"
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 12])
+@pytest.mark.parametrize("kind", ["bars", "loss_curves", "cross_correlation", "spectrum"])
+def test_long_names_of_many_rows_leave_room_for_what_is_drawn(kind, count, make_row, make_run, spec):
+    """matplotlib warns where names leave none, and a warning is an error here."""
+    study = spec(
+        {
+            "tables": [{"name": "t", "columns": [{"protocol": "linear/cached-v1", "metric": "top1"}]}],
+            "figures": [{"kind": kind, "name": "f"}],
+        }
+    )
+    variants = [f"{LONG} and {40 + i} more" for i in range(count)]
+    rows = [make_row("byol", 50.0 + i, variant=variant) for i, variant in enumerate(variants)]
+    rows += [
+        make_row(f"{'resnet50_of_a_long_name_' * 3}{i}.pth", 40.0, origin="imported") for i in range(count)
+    ]
+    runs = [make_run("byol", str(i)) for i in range(count)]
+    runs = [replace(run, variant=variant) for run, variant in zip(runs, variants, strict=True)]
+    (drawing,) = draw_figures(study, build_tables(study, rows), runs)
+    assert drawing.files
+    pixels = imread(io.BytesIO(drawing.files["png"]))[:, :, :3]
+    coloured = (pixels.max(axis=2) - pixels.min(axis=2) > 0.2).mean()
+    assert coloured > 0.001, "there is something to see besides text"

@@ -65,8 +65,9 @@ def test_every_layout_is_recognised_and_gives_the_features_of_its_network(tmp_pa
     assert foreign.info.deviation == DEVIATING.get(case, "none")
     assert len(foreign.accounting.matched) == foreign.accounting.expected == len(counted)
     assert foreign.accounting.missing == foreign.accounting.unexpected == foreign.accounting.misfits == ()
+    read, given = foreign.backbone.state_dict(), model.state_dict()
     for name in counted:
-        assert torch.equal(foreign.backbone.state_dict()[name], model.state_dict()[name]), name
+        assert torch.equal(read[name], given[name]), name
     if case not in DEVIATING:
         assert_same_features(foreign, model)
 
@@ -126,8 +127,8 @@ def test_what_nobody_asked_for_and_what_is_left_out_are_told_apart(tmp_path):
 def test_wider_relatives_of_a_resnet_50_are_refused_in_words(tmp_path, make):
     with torch.device("meta"):
         shapes = make().state_dict()
-    # one number each: written out, 70 million would take seconds
-    state = {name: torch.zeros(()).expand(tensor.shape) for name, tensor in shapes.items()}
+    # a byte each: 70 million numbers of four would take seconds to write
+    state = {name: torch.zeros(tensor.shape, dtype=torch.int8) for name, tensor in shapes.items()}
     with pytest.raises(InputError, match="not of a plain resnet50") as error:
         read_foreign(written(tmp_path, state))
     assert "layer1.0.conv1.weight (128, 64, 1, 1) instead of (64, 64, 1, 1)" in error.value.what
@@ -584,8 +585,9 @@ def test_arrays_of_every_pickle_protocol_are_read(tmp_path, protocol):
     (tmp_path / "net.pkl").write_bytes(pickle.dumps(arrays, protocol))
     foreign = read_foreign(tmp_path / "net.pkl")
     assert foreign.info.source_format == "detectron2"
+    read = foreign.backbone.state_dict()
     for name, tensor in model.state_dict().items():
-        assert torch.equal(foreign.backbone.state_dict()[name], tensor), name
+        assert torch.equal(read[name], tensor), name
     assert_same_features(foreign, model)
 
 
@@ -760,7 +762,10 @@ def test_the_encoder_on_disk_says_where_it_is_from(tmp_path):
     assert torch.equal(loaded.features(images), saved.features(images))
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        assert torch.equal(loaded.backbone(x), foreign.backbone(x))
-        assert torch.equal(loaded.fresh_backbone().eval()(x), foreign.backbone(x))
+        # on some CPUs torch rounds otherwise where the weights ask for gradients, as those of one side do
+        torch.testing.assert_close(loaded.backbone(x), foreign.backbone(x))
+        torch.testing.assert_close(loaded.fresh_backbone().eval()(x), foreign.backbone(x))
+    weights = loaded.backbone.state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in foreign.backbone.state_dict().items())
     with pytest.raises(InputError, match="there is an encoder already"):
         foreign.save(tmp_path / "encoder")

@@ -1,0 +1,71 @@
+"""JSON and YAML from outside, parsed within bounds.
+
+Whatever is wrong with a document is a ValueError: its syntax, text that is not UTF-8, containers in containers without
+end, a number of thousands of digits. YAML's aliases let a page of text stand for more values than any memory holds, or
+for a list that holds itself; as soon as somebody walks through such a document it does not end. So its values are
+counted, each as often as it is met, and LARGEST is the most.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import yaml
+
+LARGEST = 1_000_000
+"""Values in a YAML document, aliases followed. The largest study of ours has some thousand."""
+_MOST_BITS = 4096  # Python neither writes nor reads many more decimals
+
+# The same language in C: a large plan reads some hundred recipes, each a hundredth of a second in Python. The parser in
+# C refuses what is nested deeper than a thousand times.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def from_json(content: str | bytes) -> Any:
+    """The value of a JSON document; raises ValueError for anything else."""
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def from_yaml(content: str) -> Any:
+    """The value of a YAML document of plain values; raises ValueError for anything else."""
+    try:
+        document = yaml.load(content, _LOADER)
+        _count(document)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply, or an alias stands inside what it names") from error
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    except (
+        TypeError,
+        ArithmeticError,
+        LookupError,
+        AttributeError,
+    ) as error:  # of a tag and a value that do not fit
+        raise ValueError(f"a value cannot be read: {error}") from error
+    return document
+
+
+def _count(document: Any) -> int:
+    """How many values there are with aliases followed. Raises ValueError for too many, RecursionError for no end."""
+    known: dict[int, int] = {}  # what an alias stands for is counted once
+
+    def count(node: Any) -> int:
+        if (
+            isinstance(node, int) and node.bit_length() > _MOST_BITS
+        ):  # written in base 16, or 60, which has no limit
+            raise ValueError(f"a number of {node.bit_length()} bits")
+        if not isinstance(node, dict | list | set | tuple):
+            return 1
+        if id(node) not in known:
+            parts = [*node, *node.values()] if isinstance(node, dict) else node
+            total = 1 + sum(count(part) for part in parts)
+            if total > LARGEST:
+                raise ValueError(f"its aliases stand for more than {LARGEST} values")
+            known[id(node)] = total
+        return known[id(node)]
+
+    return count(document)
