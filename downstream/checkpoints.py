@@ -6,7 +6,8 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,7 +56,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path | None = None, identity: Mapping[str, Any] | None = None) -> None:
-        self._folder, self._identity = folder, json.dumps(identity or {}, sort_keys=True)
+        self._folder, self.identity = folder, json.dumps(identity or {}, sort_keys=True)
 
     def training(self, name: str, **parts: Stateful) -> TrainingState:
         """One of the evaluation's trainings, with ``parts`` as its newest intact checkpoint has them.
@@ -63,39 +64,57 @@ class Checkpoints:
         Without one they stay as they are. A damaged or foreign checkpoint is named in a warning and removed. Every rank
         must call this; rank 0 reads.
         """
-        folder = None if self._folder is None or rank() else self._folder / name
+        folder = self.folder(name)
         state = from_main(None if folder is None else self._load(folder))
         for part, content in ({} if state is None else state["parts"]).items():
             parts[part].load_state_dict(content)
-        return TrainingState(folder, self._identity, parts, 0 if state is None else state["step"])
+
+        def write(step: int) -> None:
+            assert folder is not None
+            kept = {name: part.state_dict() for name, part in parts.items()}
+            save_checkpoint(folder, step, {"identity": self.identity, "step": step, "parts": kept})
+
+        return TrainingState(0 if state is None else state["step"], None if folder is None else write)
+
+    def folder(self, name: str) -> Path | None:
+        """Where the checkpoints of a training are; None where there are none, and on all ranks but the first."""
+        return None if self._folder is None or rank() else self._folder / name
+
+    def refuse(self, folder: Path) -> None:
+        """Remove the checkpoints of another evaluation that are found in a folder, and say so."""
+        _log.warning("the checkpoint in %s is of another evaluation; training begins anew", folder)
+        remove_checkpoints(folder)
 
     def remove(self) -> None:
         """Delete all of them: what they were for has its record."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+            with suppress(OSError):  # other evaluations have theirs there
+                self._folder.parent.rmdir()
 
     def _load(self, folder: Path) -> dict[str, Any] | None:
         state = load_latest(folder)
-        if state is not None and state.get("identity") != self._identity:
-            _log.warning("the checkpoint in %s is of another evaluation; training begins anew", folder)
-            remove_checkpoints(folder)
+        if state is not None and state.get("identity") != self.identity:
+            self.refuse(folder)
             return None
         return state
 
 
 class TrainingState:
-    """A training that can be gone on with after ``first`` steps, which are behind it already."""
+    """A training that can be gone on with after ``first`` steps, which are behind it already.
 
-    def __init__(self, folder: Path | None, identity: str, parts: Mapping[str, Stateful], first: int) -> None:
-        self._folder, self._identity, self._parts, self.first = folder, identity, parts, first
+    ``write`` writes a checkpoint of the state after so many steps; None where none is kept.
+    """
+
+    def __init__(self, first: int, write: Callable[[int], None] | None) -> None:
+        self.first, self._write = first, write
         self._due = time.monotonic() + _SECONDS
 
     def keep(self, step: int) -> None:
         """Write a checkpoint of the state after ``step`` steps if the last one is old, on rank 0: all have the same."""
         started = time.monotonic()
-        if self._folder is None or started < self._due:
+        if self._write is None or started < self._due:
             return
-        parts = {name: part.state_dict() for name, part in self._parts.items()}
-        save_checkpoint(self._folder, step, {"identity": self._identity, "step": step, "parts": parts})
+        self._write(step)
         now = time.monotonic()
         self._due = now + max(_SECONDS, (now - started) / _SHARE)

@@ -88,9 +88,9 @@ class Protocol(ABC):
     that a list of labelled images changes what it does, ``keeps_features`` that it leaves the features of every image
     in the store for the next protocol.
 
-    With ``several_devices`` every rank evaluates, on the device of its context, and rank 0's measurements count. The
-    ranks compute features in turns (`data.views.in_turns`) and share the images of a training's steps
-    (`foundation.ranks`); what a protocol does not share, each does for itself.
+    On several devices every rank evaluates, on the device of its context, and rank 0's measurements count. The ranks
+    compute features in turns (`data.views.in_turns`) and share the images of a training's steps (`foundation.ranks`);
+    what a protocol does not share, each does for itself.
     """
 
     name: str
@@ -98,7 +98,6 @@ class Protocol(ABC):
     metrics: tuple[str, ...]
     uses_label_list: bool = False
     keeps_features: bool = False
-    several_devices: bool = True
 
     @abstractmethod
     def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:
@@ -113,6 +112,16 @@ class Protocol(ABC):
 
     def check(self, image_set: ImageSet) -> None:  # noqa: B027  (most have nothing to check)
         """Raise InputError if the protocol cannot measure on this machine or image set, before any work."""
+
+    def check_ranks(self, ranks: int) -> None:  # noqa: B027  (most take any number)
+        """Raise InputError if so many ranks cannot share the work, before any is done."""
+
+    def start_ranks(self, main: Callable[[], None], devices: int, nodes: int) -> bool:
+        """Where the protocol's library has a launcher of its own: run ``main`` on this machine's ranks, and wait.
+
+        They find a process group. Without such a launcher nothing is done, and the answer is False.
+        """
+        return False
 
     def unmeasured(self, image_set: ImageSet) -> dict[str, str]:
         """Which of ``metrics`` this image set has no number for, each with the reason; known before any work."""

@@ -6,7 +6,7 @@ Outside a process group there is one rank, which does everything and is told not
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -32,6 +32,18 @@ def require_a_share_each(images: int) -> None:
             f"a step has {images} images, too few for {world_size()} devices",
             where="devices",
             next_step=f"use {images} devices or fewer",
+            option="devices",
+        )
+
+
+def require_equal_shares(images: int, ranks: int) -> None:
+    """Raise InputError unless so many ranks can have equally many of the images of a step."""
+    if images % ranks:
+        able = [str(count) for count in range(1, images + 1) if images % count == 0]
+        raise InputError(
+            f"the {images} images of a step do not divide evenly over {ranks} devices",
+            where="devices",
+            next_step=f"choose one of {', '.join(able)}",
             option="devices",
         )
 
@@ -78,15 +90,33 @@ def together(items: Iterator[T]) -> Iterator[T]:
     if world_size() == 1:
         yield from items
         return
-    on_gpu = dist.get_backend() == "nccl"
     while True:
         item, error = _next(items)
-        failed = torch.tensor(error is not None, device="cuda" if on_gpu else "cpu", dtype=torch.float32)
-        if all_reduce_max_nograd(failed).item():
+        if largest([float(error is not None)]) == [1.0]:
             raise next(each for each in everyones(error) if each is not None)
         if item is None:
             return
         yield item
+
+
+def in_shares(items: int, compute: Callable[[int], T]) -> Iterator[T]:
+    """``compute(i)`` for every i below ``items`` in order, each computed by one of the ranks; all of them on each.
+
+    The results are pickled. What ``compute`` raises on one rank, every rank raises.
+    """
+    starts = range(0, items, world_size())
+    # in the last round some have nothing to do, and do what another does as well
+    own = [min(start + rank(), items - 1) for start in starts]
+    for start, found in zip(starts, together(map(compute, own)), strict=True):
+        yield from everyones(found)[: items - start]
+
+
+def largest(values: list[float]) -> list[float]:
+    """Each of the values as large as any rank has it."""
+    if world_size() == 1:
+        return values
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    return all_reduce_max_nograd(torch.tensor(values, dtype=torch.float64, device=device)).tolist()
 
 
 def _next(items: Iterator[T]) -> tuple[T | None, Exception | None]:

@@ -24,6 +24,7 @@ from twinbench.downstream.label_lists import LabelList
 from twinbench.downstream.protocol import EvaluationContext, Protocol
 from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.checkpoint import remove_checkpoints
+from twinbench.foundation.collectives import world_size
 from twinbench.foundation.errors import ExplainedError, RunFailure
 from twinbench.foundation.files import slug
 from twinbench.foundation.lease import Lease, LostLease
@@ -271,7 +272,7 @@ def evaluate_run(run: Run, protocol: Protocol, image_set: ImageSet, report: Repo
 
 
 def evaluation_device() -> torch.device:
-    """Where encoders are evaluated: on the GPU, or on the CPU of a machine without."""
+    """Where encoders are evaluated: on this rank's GPU, or on the CPU of a machine without."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -283,14 +284,13 @@ def evaluate_encoder(
     feature_folder: Path | None,
     report: ReportProgress,
     label_list: LabelList | None = None,
-    engine: Engine | None = None,
     unfinished: Path | None = None,
 ) -> Evaluated:
-    """What the evaluation of one encoder under one protocol leaves; every rank of an ``engine`` calls this.
+    """What the evaluation of one encoder under one protocol leaves; every rank calls this.
 
     What it trains is kept below ``unfinished`` meanwhile, if that is given, and gone on with by the next such call.
     """
-    device = engine.device if engine else evaluation_device()
+    device = evaluation_device()
     checkpoints = _checkpoints(unfinished, encoder, protocol, image_set, seed, label_list)
     encoder.backbone.to(device)
     context = EvaluationContext(
@@ -319,7 +319,7 @@ def evaluate_encoder(
         "seed": seed,
         "seconds": time.monotonic() - started,
         "peak_memory_mb": peak_memory_mb(),
-        "device": device_name(device, engine.hardware.ranks if engine else 1),
+        "device": device_name(device, world_size()),
         "environment": environment(),
         "details": context.details,
         "remarks": list(

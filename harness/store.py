@@ -318,15 +318,13 @@ def encoder_in(folder: Path) -> Path:
     return inner if not (folder / INFO_FILE).is_file() and inner.is_dir() else folder
 
 
-def record_place(folder: Path, protocol: str, image_set: ImageSet, seed: int) -> Path | None:
-    """Where to keep an evaluation of the encoder of the run in ``folder``.
+def keeping_run(folder: Path, seed: int) -> Run | None:
+    """The run in ``folder``, if it keeps what is measured of its encoder with this seed.
 
     None if that is not a run, or one of another seed: a study would not have made this record.
     """
-    if not holds_run(folder):
-        return None
-    run = _readable_run(folder)
-    return run.record_file(protocol, image_set) if run is not None and run.source.seed == seed else None
+    run = _readable_run(folder) if holds_run(folder) else None
+    return run if run is not None and run.source.seed == seed else None
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

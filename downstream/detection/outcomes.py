@@ -27,7 +27,6 @@ class Detecting(Protocol):
     """A protocol whose numbers are average precisions: ``evaluator`` is COCO's or that of VOC 2007."""
 
     needs = "detection"
-    several_devices = False
     evaluator: Evaluator = "coco"
 
     def measure_again(self, outcomes: Outcomes, image_set: ImageSet | None) -> list[Measurement]:

@@ -22,11 +22,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -50,9 +51,12 @@ from twinbench.downstream.detection.fine_tuning import (
 )
 from twinbench.downstream.detection.schedules import TINY, TINY_PYRAMID, VOC_24K, Schedule
 from twinbench.downstream.detection.small_mask_rcnn import PyramidBody, pyramid_maps
+from twinbench.downstream.detection.torchvision_shares import share_over_ranks, shared_losses
 from twinbench.downstream.protocol import register_protocol
 from twinbench.encoders.backbones import ResNet
 from twinbench.encoders.encoder import Encoder
+from twinbench.foundation.collectives import all_reduce_sum, world_size
+from twinbench.foundation.ranks import own_share, sum_gradients, together
 
 _RATIOS = (0.5, 1.0, 2.0)
 _BOX_WIDTH = 256
@@ -198,22 +202,24 @@ class TorchvisionDetector:
         It goes on from what ``checkpoints`` has. Raises RunFailure if a loss is not finite, or the detector in the end.
         """
         schedule = self._schedule
+        share_over_ranks(self.model)
         optimizer = torch.optim.SGD(_groups(self.model, schedule), schedule.base_lr, schedule.momentum)
         # regions and sizes are drawn from the global generators, one iteration after another
         drawn = RandomState(self._device)
         state = (checkpoints or Checkpoints()).training(
             "training", model=self.model, optimizer=optimizer, drawn=drawn
         )
-        batches = self._batches(split, seed, state.first)
+        batches = together(self._batches(split, seed, state.first))
         self.model.transform.min_size = schedule.train_sizes
         left = islice(batches, schedule.iterations - state.first)
         for iteration, (images, targets) in enumerate(left, state.first):
             self.model.train()
             for group in optimizer.param_groups:
                 group["lr"] = schedule.learning_rate(iteration)
-            loss = finite_total(self.model(images, targets), iteration)
+            loss = finite_total(shared_losses(self.model, self.model(images, targets)), iteration)
             optimizer.zero_grad()
             loss.backward()
+            sum_gradients(optimizer)
             optimizer.step()
             state.keep(iteration + 1)
             yield iteration
@@ -221,13 +227,14 @@ class TorchvisionDetector:
         require_finite(self.model, schedule.iterations - 1)
         self.model.transform.min_size = (schedule.test_size,)
 
-    def _batches(self, split: DetectionSplit, seed: int, first: int) -> Iterator[Batch]:
-        """The batches from that of the ``first`` iteration on."""
-        mapper = partial(prepare, flip=self._schedule.horizontal_flip)
-        draws = Draws(split, self._schedule, seed, mapper).loader(
-            self._device, first * self._schedule.images_per_batch
-        )
-        while batch := list(islice(draws, self._schedule.images_per_batch)):
+    def _batches(self, split: DetectionSplit, seed: int, first: int = 0) -> Iterator[Batch]:
+        """This rank's part of the batches from that of the ``first`` iteration on."""
+        draws = Draws(split, self._schedule, seed, partial(prepare, flip=self._schedule.horizontal_flip))
+        size = self._schedule.images_per_batch
+        positions = range(first * size, len(draws))
+        own = [positions[start : start + size][own_share()] for start in range(0, len(positions), size)]
+        loaded = draws.loader(self._device, chain.from_iterable(own))
+        while batch := list(islice(loaded, size // world_size())):
             images = [unit_floats(image.to(self._device)) for image, _ in batch]
             yield images, [{k: v.to(self._device) for k, v in target.items()} for _, target in batch]
 
@@ -235,7 +242,7 @@ class TorchvisionDetector:
     def _estimate_statistics(self, batches: Iterator[Batch]) -> None:
         """Set batch norm's mean and variance to those of all positions of some batches together."""
         self.model.train()
-        moments = {m: _Moments(m) for m in self.model.modules() if isinstance(m, nn.BatchNorm2d)}
+        moments = {m: _Moments(m) for m in self.model.modules() if isinstance(m, _BatchNorm)}
         hooks = [norm.register_forward_pre_hook(kept.add) for norm, kept in moments.items()]
         for images, targets in batches:
             self.model(images, targets)
@@ -253,9 +260,9 @@ class TorchvisionDetector:
 
 
 class _Moments:
-    """Sums over what a batch norm sees, in float64."""
+    """Sums over what a batch norm sees on all ranks, in float64."""
 
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
+    def __init__(self, norm: _BatchNorm) -> None:
         self._norm, self._count = norm, 0
         self._sum = self._squares = torch.zeros(norm.num_features, dtype=torch.float64)
 
@@ -270,9 +277,11 @@ class _Moments:
         """Make them the norm's running statistics."""
         assert self._norm.running_mean is not None
         assert self._norm.running_var is not None
-        mean = self._sum / self._count
+        own = torch.cat([self._sum, self._squares, self._sum.new_tensor([self._count])])
+        totals = all_reduce_sum(own.to(self._norm.running_mean.device)).cpu()
+        mean, squares = (totals[:-1] / totals[-1]).chunk(2)
         self._norm.running_mean.copy_(mean)
-        self._norm.running_var.copy_(self._squares / self._count - mean.square())
+        self._norm.running_var.copy_(squares - mean.square())
 
 
 def prepare(draw: Draw, flip: bool) -> tuple[Tensor, dict[str, Tensor]]:
@@ -292,7 +301,7 @@ def prepare(draw: Draw, flip: bool) -> tuple[Tensor, dict[str, Tensor]]:
 
 def _groups(model: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
     """All parameters, those of norm layers without weight decay."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
     exempt = {id(parameter) for norm in norms for parameter in norm.parameters()}
     decayed = [parameter for parameter in model.parameters() if id(parameter) not in exempt]
     return [

@@ -1,6 +1,7 @@
 """An evaluation that was stopped goes on from its checkpoint, which is in the run until the record is."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -32,6 +33,7 @@ def stopped(monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(checkpoints, "_SECONDS", 0.0)
+        patched.setattr(checkpoints, "_SHARE", math.inf)
         patched.setattr(checkpoints, "save_checkpoint", write_and_stop)
         yield patched
 
@@ -41,7 +43,7 @@ def evaluation(encoder, photos, *more):
 
 
 def test_the_same_command_goes_on_and_leaves_the_record_alone(cli, encoder, photos, tmp_path, stopped):
-    assert cli(*evaluation(encoder, photos)).code == 130
+    assert cli(*evaluation(encoder, photos)).code == 75
     shutil.copytree(encoder, tmp_path / "whole")
     shutil.rmtree(tmp_path / "whole" / "unfinished")
     assert next(path.name for path in encoder.glob("unfinished/*")).startswith("linear-places205-v2-")
@@ -54,22 +56,25 @@ def test_the_same_command_goes_on_and_leaves_the_record_alone(cli, encoder, phot
         outcome = cli(*evaluation(run, photos))
         assert outcome.code == 0, outcome.err
         records.append(json.loads((run / "records" / "linear--places205-v2.json").read_text()))
-        assert not list(run.glob("unfinished/*"))
+        assert not (run / "unfinished").exists()
+        # each file of a lease has the next number: pretraining, the evaluation that was stopped, and this one
+        assert [path.name for path in run.glob(".lease/*")] == ["000000003.free"]
     assert [state and state["step"] for state in steps] == [5, None]
     for key in ("measurements", "outcomes", "details", "remarks"):
         assert records[0][key] == records[1][key]
 
 
-def test_each_evaluation_has_a_checkpoint_of_its_own(cli, encoder, photos, stopped):
-    """Also one whose record is kept nowhere else; what changes no number, as the devices, is not in the name."""
-    for seed in ("0", "1", "1"):
-        assert cli(*evaluation(encoder, photos, "--seed", seed, "--out", "record.json")).code == 130
-    assert len(list(encoder.glob("unfinished/*"))) == 2
+def test_each_evaluation_has_a_checkpoint_of_its_own(cli, encoder, photos, tmp_path, stopped):
+    """It lies where the record will be: in the run, or beside the file that is asked for."""
+    for seed in ("0", "1", "1", "2"):
+        assert cli(*evaluation(encoder, photos, "--seed", seed, "--out", "record.json")).code == 75
+    assert len(list(encoder.glob("unfinished/*"))) == 1
+    assert len(list(tmp_path.glob("record.json.unfinished/*"))) == 2
 
 
 def test_an_encoder_in_no_run_has_its_checkpoint_beside_its_record(cli, encoder, photos, tmp_path, stopped):
     shutil.copytree(encoder / "encoder", tmp_path / "elsewhere" / "encoder")
     words = evaluation(tmp_path / "elsewhere" / "encoder", photos)
-    assert cli(*words, "--out", "record.json").code == 130
+    assert cli(*words, "--out", "record.json").code == 75
     assert list(tmp_path.glob("record.json.unfinished/*/training/step-*.pt"))
     assert cli(*words).code == 0, "without a place for it none is written"
