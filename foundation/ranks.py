@@ -104,11 +104,14 @@ def in_shares(items: int, compute: Callable[[int], T]) -> Iterator[T]:
 
     The results are pickled. What ``compute`` raises on one rank, every rank raises.
     """
-    starts = range(0, items, world_size())
-    # in the last round some have nothing to do, and do what another does as well
-    own = [min(start + rank(), items - 1) for start in starts]
-    for start, found in zip(starts, together(map(compute, own)), strict=True):
-        yield from everyones(found)[: items - start]
+
+    def computed(i: int) -> list[T]:
+        return [compute(i)] if i < items else []  # in the last round some ranks have nothing to do
+
+    rounds = range(rank(), items + rank(), world_size())
+    for found in together(map(computed, rounds)):
+        for results in everyones(found):
+            yield from results
 
 
 def largest(values: list[float]) -> list[float]:

@@ -51,11 +51,12 @@ from twinbench.downstream.detection.fine_tuning import (
 )
 from twinbench.downstream.detection.schedules import TINY, TINY_PYRAMID, VOC_24K, Schedule
 from twinbench.downstream.detection.small_mask_rcnn import PyramidBody, pyramid_maps
+from twinbench.downstream.detection.statistics import estimate_statistics
 from twinbench.downstream.detection.torchvision_shares import share_over_ranks, shared_losses
 from twinbench.downstream.protocol import register_protocol
 from twinbench.encoders.backbones import ResNet
 from twinbench.encoders.encoder import Encoder
-from twinbench.foundation.collectives import all_reduce_sum, world_size
+from twinbench.foundation.collectives import world_size
 from twinbench.foundation.ranks import own_share, sum_gradients, together
 
 _RATIOS = (0.5, 1.0, 2.0)
@@ -223,7 +224,9 @@ class TorchvisionDetector:
             optimizer.step()
             state.keep(iteration + 1)
             yield iteration
-        self._estimate_statistics(islice(batches, schedule.precise_bn))
+        estimate_statistics(
+            self.model, islice(batches, schedule.precise_bn), lambda batch: self.model(*batch)
+        )
         require_finite(self.model, schedule.iterations - 1)
         self.model.transform.min_size = (schedule.test_size,)
 
@@ -239,49 +242,12 @@ class TorchvisionDetector:
             yield images, [{k: v.to(self._device) for k, v in target.items()} for _, target in batch]
 
     @torch.no_grad()
-    def _estimate_statistics(self, batches: Iterator[Batch]) -> None:
-        """Set batch norm's mean and variance to those of all positions of some batches together."""
-        self.model.train()
-        moments = {m: _Moments(m) for m in self.model.modules() if isinstance(m, _BatchNorm)}
-        hooks = [norm.register_forward_pre_hook(kept.add) for norm, kept in moments.items()]
-        for images, targets in batches:
-            self.model(images, targets)
-        for hook, kept in zip(hooks, moments.values(), strict=True):
-            hook.remove()
-            kept.set()
-
-    @torch.no_grad()
     def detect(self, image: Tensor) -> Detections:
         """The detections in an uint8 picture ``[3, H, W]``, in its pixels, on the CPU."""
         self.model.eval()
         (found,) = self.model([unit_floats(image.to(self._device))])
         masks = run_lengths(found["masks"][:, 0].cpu() > 0.5) if "masks" in found else None
         return Detections(found["boxes"].cpu(), found["scores"].cpu(), found["labels"].cpu() - 1, masks)
-
-
-class _Moments:
-    """Sums over what a batch norm sees on all ranks, in float64."""
-
-    def __init__(self, norm: _BatchNorm) -> None:
-        self._norm, self._count = norm, 0
-        self._sum = self._squares = torch.zeros(norm.num_features, dtype=torch.float64)
-
-    def add(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
-        """Count all positions of a batch ``[N, C, H, W]``."""
-        positions = inputs[0].transpose(0, 1).flatten(1).double().cpu()
-        self._count += positions.shape[1]
-        self._sum = self._sum + positions.sum(1)
-        self._squares = self._squares + positions.square().sum(1)
-
-    def set(self) -> None:
-        """Make them the norm's running statistics."""
-        assert self._norm.running_mean is not None
-        assert self._norm.running_var is not None
-        own = torch.cat([self._sum, self._squares, self._sum.new_tensor([self._count])])
-        totals = all_reduce_sum(own.to(self._norm.running_mean.device)).cpu()
-        mean, squares = (totals[:-1] / totals[-1]).chunk(2)
-        self._norm.running_mean.copy_(mean)
-        self._norm.running_var.copy_(squares - mean.square())
 
 
 def prepare(draw: Draw, flip: bool) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,7 +1,7 @@
 """The processes of `test_shares`: ``python shares_worker.py FOLDER``.
 
-One process and groups of two and four evaluate the same; others are killed in the middle and gone on with. All are
-forked from one that has done the imports and nothing else: these cost more than the evaluations.
+One process and groups of two and four evaluate the same; others are killed in the middle, and one goes on with all of
+those. All are forked from one that has done the imports and nothing else: these cost more than the evaluations.
 """
 
 import importlib
@@ -13,14 +13,18 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import sklearn.model_selection
+import sklearn.svm
+import sklearn.utils.parallel  # noqa: F401  (an evaluation imports these three itself: once here, not in each process)
 import torch
 import torch.distributed as dist
 from PIL import Image
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from twinbench.data.catalogue import load_image_set
-from twinbench.downstream import checkpoints, semi_supervised
+from twinbench.downstream import checkpoints, semi_supervised, voc_svm
 from twinbench.downstream.checkpoints import Checkpoints
-from twinbench.downstream.detection import small_mask_rcnn
+from twinbench.downstream.detection import outcomes, small_mask_rcnn
 from twinbench.downstream.detection.schedules import TINY
 from twinbench.downstream.features import FeatureStore
 from twinbench.downstream.protocol import EvaluationContext, protocol
@@ -38,6 +42,17 @@ _spec.loader.exec_module(fixtures)
 
 OFFSET = int(os.environ.get("TWINBENCH_SEED_OFFSET", "0"))
 WORLDS = (1, 2, 4)
+# two sizes, so that ranks have to agree on the padding
+_SHORT = replace(
+    TINY,
+    images_per_batch=4,
+    iterations=4,
+    warmup_iterations=1,
+    train_sizes=(48, 64),
+    test_size=64,
+    regions=12,
+    precise_bn=1,
+)
 # 75 images are no multiple of the ranks, nor are the 25 of a step or the 57 to fine-tune on
 TRAINED = {
     "linear": replace(protocol("linear/sgd-v2"), epochs=2, batch=30),
@@ -46,22 +61,15 @@ TRAINED = {
     "grid": replace(protocol("linear/byol-v1"), epochs=2, batch=30, rates=(0.2, 1.6)),
     "fine-tuning": replace(protocol("semi-10pct/finetune-v2"), fraction=0.5, steps=4),
     "published fine-tuning": replace(protocol("semi-10pct/paper-v3"), fraction=0.75, epochs=5),
-}
-_SHORT = replace(
-    TINY,
-    images_per_batch=2,
-    iterations=4,
-    warmup_iterations=1,
-    train_sizes=(48, 64),
-    test_size=64,
-    precise_bn=1,
-)
-KILLED = {
-    **{name: TRAINED[name] for name in ("batch norm head", "grid", "fine-tuning", "published fine-tuning")},
     "detection": replace(protocol("detection/c4-torchvision-v2"), schedule=_SHORT),
     "small Mask R-CNN": protocol("detection/small-mask-rcnn-torchvision-v2"),
 }
+DETECTORS = ("detection", "small Mask R-CNN")
+KILLED = ("batch norm head", "grid", "fine-tuning", "published fine-tuning", *DETECTORS)
 small_mask_rcnn.STEPS = 4
+voc_svm.PENALTIES = (0.1, 1.0, 10.0)
+# what is resampled follows from the detections, and takes longer than they do
+outcomes.resampled_average_precision = lambda *arguments: {}
 CONTROL = "published fine-tuning with local batch norm"
 FEATURES = 600  # three batches
 PICTURES = 300  # two batches to train on
@@ -71,7 +79,7 @@ def images():
     splits = {"train": 57, "val": 18, "test": 90}
     return fixtures.MemorySet(
         {name: fixtures.coloured_images(n, OFFSET + seed) for seed, (name, n) in enumerate(splits.items())},
-        {name: fixtures.square_scenes(20, OFFSET + seed) for seed, name in enumerate(("train", "test"))},
+        {"train": fixtures.square_scenes(20, OFFSET), "test": fixtures.square_scenes(6, OFFSET + 1)},
     )
 
 
@@ -86,16 +94,22 @@ class Watched(Checkpoints):
         for part in parts.values():
             if isinstance(part, torch.nn.Module):
                 part.to(self.dtype)
+            if isinstance(part, GeneralizedRCNN):
+                part.register_forward_pre_hook(
+                    lambda detector, given: ([image.to(self.dtype) for image in given[0]], *given[1:])
+                )
         state = super().training(name, **parts)
         self.trained[name], self.first[name] = parts, state.first
         return state
 
 
-def evaluate(chosen, kept):
-    """The numbers of an evaluation, and everything that it has trained."""
+def evaluate(name, kept):
+    """The numbers of an evaluation, what it found in the test images, and everything that it has trained."""
     encoder = fixtures.build_encoder(OFFSET)
-    encoder.backbone.to(kept.dtype).register_forward_pre_hook(lambda module, x: (x[0].to(kept.dtype),))
+    if name not in DETECTORS:  # which are copies of the encoder that `Watched` converts
+        encoder.backbone.to(kept.dtype).register_forward_pre_hook(lambda module, x: (x[0].to(kept.dtype),))
     context = EvaluationContext(images(), FeatureStore(None), seed=OFFSET, checkpoints=kept)
+    chosen = TRAINED[name] if name in TRAINED else protocol(name)
     measured = [(m.metric, m.value, m.n, m.stderr) for m in chosen.evaluate(encoder, context)]
     weights = {
         f"{name} {part} {key}": value.clone()
@@ -104,7 +118,13 @@ def evaluate(chosen, kept):
         if isinstance(module, torch.nn.Module)
         for key, value in module.state_dict().items()
     }
-    return {"measured": measured, "weights": weights, "details": context.details}
+    detections = context.outcomes.detections if context.outcomes else None
+    return {
+        "measured": measured,
+        "weights": weights,
+        "details": context.details,
+        "detections": detections,
+    }
 
 
 def corrupt_pictures(folder):
@@ -134,12 +154,11 @@ def streamed(folder, corrupt):
 def all_cases(folder):
     """Everything that must not depend on the number of ranks."""
     encoder = fixtures.build_encoder(OFFSET)
-    found = {name: evaluate(chosen, Watched(dtype=torch.float64)) for name, chosen in TRAINED.items()}
-    found["svm"] = evaluate(protocol("svm/voc07-v2"), Watched(dtype=torch.float64))
+    found = {name: evaluate(name, Watched(dtype=torch.float64)) for name in (*TRAINED, "svm/voc07-v2")}
     found["features"] = encoder.features(fixtures.coloured_images(FEATURES, OFFSET).images)
     found["streamed"] = {corrupt: streamed(folder / "pictures", corrupt) for corrupt in ("skip", "refuse")}
     original, semi_supervised.use_global_batches = semi_supervised.use_global_batches, lambda model: None
-    found[CONTROL] = evaluate(TRAINED["published fine-tuning"], Watched(dtype=torch.float64))
+    found[CONTROL] = evaluate("published fine-tuning", Watched(dtype=torch.float64))
     semi_supervised.use_global_batches = original
     return found
 
@@ -166,20 +185,16 @@ def be_killed(name, folder):
             os.kill(os.getpid(), signal.SIGKILL)
 
     checkpoints.save_checkpoint = write_and_die
-    evaluate(KILLED[name], Watched(folder / "killed" / name))
+    evaluate(name, Watched(folder / "killed" / name, torch.float64))
 
 
 def go_on(folder):
-    """What the killed evaluations come to, and those that nobody disturbed."""
+    """What the killed evaluations come to, and after which step they were gone on with."""
     torch.set_num_threads(1)
     results = {}
-    for name, chosen in KILLED.items():
-        kept = Watched(folder / "killed" / name)
-        results[name] = {
-            "went on": evaluate(chosen, kept),
-            "first": kept.first,
-            "whole": evaluate(chosen, Watched()),
-        }
+    for name in KILLED:
+        kept = Watched(folder / "killed" / name, torch.float64)
+        results[name] = evaluate(name, kept), kept.first
     torch.save(results, folder / "went on")
 
 

@@ -17,7 +17,6 @@ from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
-from fvcore.nn.precise_bn import update_bn_stats
 from torch import Tensor
 
 from twinbench.data.detection import DetectionSplit
@@ -28,6 +27,7 @@ from twinbench.downstream.detection.d2.resuming import training
 from twinbench.downstream.detection.draws import Draw, Draws
 from twinbench.downstream.detection.fine_tuning import finite_total, not_finite, require_finite
 from twinbench.downstream.detection.schedules import Schedule
+from twinbench.downstream.detection.statistics import estimate_statistics
 from twinbench.encoders.encoder import Encoder
 from twinbench.encoders.foreign.detectron2_names import to_detectron2
 from twinbench.foundation.collectives import world_size
@@ -130,9 +130,8 @@ class Detectron2Detector:
             state.keep(iteration + 1)
             yield iteration
         last = self._schedule.iterations - 1
-        self.model.train()
         with _watched(last):
-            update_bn_stats(self.model, batches, self._schedule.precise_bn)
+            estimate_statistics(self.model, islice(batches, self._schedule.precise_bn), self.model)
         require_finite(self.model, last)
 
     def batches(self, split: DetectionSplit, seed: int, first: int = 0) -> Iterator[list[dict[str, Any]]]:
