@@ -115,6 +115,10 @@ class SkippedFiles:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def include(self, others: Mapping[int, Path]) -> None:
+        """Count what another process has left out, and named."""
+        self.paths.update(others)
+
     def add(self, errors: Mapping[int, CorruptImage]) -> None:
         """Count the rows whose decoding ended in these errors; a row counts once."""
         for row, error in sorted(errors.items()):

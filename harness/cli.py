@@ -54,6 +54,13 @@ Overrides = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key, e.g. --set epochs=5 (repeatable)."),
 ]
+Devices = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help="Processes on each machine. [default: as torchrun or SLURM says; else 1]"
+    ),
+]
+Nodes = Annotated[int | None, typer.Option(min=1, metavar="N", help="Machines. [default: likewise]")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 _RUNS = Path("runs")
 
@@ -158,17 +165,8 @@ def pretrain(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N")] = 0,
     set_: Overrides = [],  # noqa: B006
-    devices: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Processes on each machine. [default: as torchrun or SLURM says; else 1]",
-        ),
-    ] = None,
-    nodes: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Machines. [default: likewise]")
-    ] = None,
+    devices: Devices = None,
+    nodes: Nodes = None,
     precision: Annotated[
         Precision | None, typer.Option(help="Arithmetic of the network. [default: the recipe's]")
     ] = None,
@@ -282,7 +280,8 @@ def tune(
 
 
 @app.command(
-    epilog="Example: twinbench evaluate runs/RUN/encoder --protocol linear/cached-v1 --image-set digit-scenes"
+    epilog="Examples: twinbench evaluate runs/RUN/encoder --protocol linear/cached-v1 --image-set digit-scenes\n\n"
+    "twinbench evaluate runs/RUN --protocol linear/sgd-v2 --image-set folder:IMAGENET --devices 8"
 )
 def evaluate(
     encoder: Annotated[
@@ -314,10 +313,13 @@ def evaluate(
             "FILE.outcomes.safetensors.",
         ),
     ] = None,
+    devices: Devices = None,
+    nodes: Nodes = None,
     debug: Debug = False,
 ) -> None:
-    """Evaluate one encoder under one protocol and print what was measured."""
+    """Evaluate one encoder under one protocol, or go on where this was stopped, and print what was measured."""
     from twinbench.harness.encoder_commands import EvaluateRequest, evaluate_one
+    from twinbench.pretraining.engine import hardware_here
 
     request = EvaluateRequest(
         encoder=encoder,
@@ -328,6 +330,7 @@ def evaluate(
         out=out,
         label_list=label_list,
         own_list=own_list,
+        hardware=hardware_here(devices, nodes),
     )
     evaluate_one(request)
 

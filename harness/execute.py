@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 import traceback
@@ -17,11 +18,15 @@ from torch import Tensor
 from twinbench.data.augment import Normalisation, augment
 from twinbench.data.image_sets import ImageSet
 from twinbench.data.pictures import small, tiled, write_picture
+from twinbench.downstream.checkpoints import Checkpoints
 from twinbench.downstream.features import FeatureStore
 from twinbench.downstream.label_lists import LabelList
 from twinbench.downstream.protocol import EvaluationContext, Protocol
 from twinbench.encoders.encoder import Encoder
+from twinbench.foundation.checkpoint import remove_checkpoints
+from twinbench.foundation.collectives import world_size
 from twinbench.foundation.errors import ExplainedError, RunFailure
+from twinbench.foundation.files import slug
 from twinbench.foundation.lease import LostLease
 from twinbench.foundation.outcomes import Outcomes, pack
 from twinbench.foundation.randomness import seeded_generator
@@ -31,10 +36,9 @@ from twinbench.harness.plan import Job
 from twinbench.harness.published import import_run
 from twinbench.harness.record_files import replace_record
 from twinbench.harness.source import ImportedSource
-from twinbench.harness.store import LOOK_SECONDS, VIEWS_PICTURE, Run, RunLease, picture_of
+from twinbench.harness.store import LOOK_SECONDS, UNFINISHED, VIEWS_PICTURE, Run, RunLease, picture_of
 from twinbench.harness.watch import Watch
 from twinbench.pretraining.build import view_policies
-from twinbench.pretraining.checkpoint import remove_checkpoints
 from twinbench.pretraining.engine import Engine
 from twinbench.pretraining.finite import Diverged
 from twinbench.pretraining.interrupt import Interrupted
@@ -170,6 +174,7 @@ def _run_job(
         if evaluated.picture is not None:
             write_picture(picture_of(job.record), evaluated.picture)
         evaluated.write(job.record)
+        evaluated.checkpoints.remove()
         return
     if isinstance(job.run.source, ImportedSource):
         import_run(job.run, say)
@@ -247,11 +252,15 @@ def finish_run(run: Run, summary: TrainingSummary) -> None:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What an evaluation leaves: its record, what became of each test item, and a picture, the latter two if any."""
+    """What an evaluation leaves: its record, what became of each test item, and a picture, the latter two if any.
+
+    Its ``checkpoints`` are to be removed once the record is written.
+    """
 
     record: dict[str, Any]
     outcomes: Outcomes | None
     picture: Tensor | None
+    checkpoints: Checkpoints
 
     def write(self, path: Path) -> None:
         """Write the record to a file and the outcomes beside it, in the place of those that are there."""
@@ -266,11 +275,19 @@ class Evaluated:
 def evaluate_run(run: Run, protocol: Protocol, image_set: ImageSet, report: ReportProgress) -> Evaluated:
     """What the evaluation of a run's encoder under one protocol leaves."""
     encoder = Encoder.load(run.encoder_folder)
-    return evaluate_encoder(encoder, protocol, image_set, run.source.seed, run.folder / "features", report)
+    return evaluate_encoder(
+        encoder,
+        protocol,
+        image_set,
+        run.source.seed,
+        run.folder / "features",
+        report,
+        unfinished=run.folder / UNFINISHED,
+    )
 
 
 def evaluation_device() -> torch.device:
-    """Where encoders are evaluated: on the GPU, or on the CPU of a machine without."""
+    """Where encoders are evaluated: on this rank's GPU, or on the CPU of a machine without."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -282,9 +299,14 @@ def evaluate_encoder(
     feature_folder: Path | None,
     report: ReportProgress,
     label_list: LabelList | None = None,
+    unfinished: Path | None = None,
 ) -> Evaluated:
-    """What the evaluation of one encoder under one protocol leaves."""
+    """What the evaluation of one encoder under one protocol leaves; every rank calls this.
+
+    What it trains is kept below ``unfinished`` meanwhile, if that is given, and gone on with by the next such call.
+    """
     device = evaluation_device()
+    checkpoints = _checkpoints(unfinished, encoder, protocol, image_set, seed, label_list)
     encoder.backbone.to(device)
     context = EvaluationContext(
         image_set=image_set,
@@ -293,6 +315,7 @@ def evaluate_encoder(
         seed=seed,
         progress=lambda fraction: report(fraction, ""),
         label_list=label_list,
+        checkpoints=checkpoints,
     )
     reset_peak_memory()
     started = time.monotonic()
@@ -311,7 +334,7 @@ def evaluate_encoder(
         "seed": seed,
         "seconds": time.monotonic() - started,
         "peak_memory_mb": peak_memory_mb(),
-        "device": device_name(device),
+        "device": device_name(device, world_size()),
         "environment": environment(),
         "details": context.details,
         "remarks": list(
@@ -328,7 +351,34 @@ def evaluate_encoder(
             {"metric": m.metric, "value": m.value, "n": m.n, "stderr": m.stderr} for m in measurements
         ],
     }
-    return Evaluated(record, context.outcomes, context.picture)
+    return Evaluated(record, context.outcomes, context.picture, checkpoints)
+
+
+def _checkpoints(
+    folder: Path | None,
+    encoder: Encoder,
+    protocol: Protocol,
+    image_set: ImageSet,
+    seed: int,
+    label_list: LabelList | None,
+) -> Checkpoints:
+    """Those of an evaluation, in a folder named after everything that changes its numbers and nothing else."""
+    if folder is None:
+        return Checkpoints()
+    identity = {
+        "encoder": [encoder.checksum, asdict(encoder.info)],
+        "protocol": [protocol.name, {name: _shown(value) for name, value in sorted(vars(protocol).items())}],
+        "image_set": [image_set.fingerprint, asdict(image_set.reading)],
+        "seed": seed,
+        "label_list": None if label_list is None else label_list.digest(),
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    return Checkpoints(folder / f"{slug(protocol.name)}-{digest}", identity)
+
+
+def _shown(setting: object) -> str:
+    """A protocol's setting as text; a function by its name."""
+    return getattr(setting, "__qualname__", None) or repr(setting)
 
 
 def _unmeasured(protocol: Protocol, image_set: ImageSet) -> list[str]:

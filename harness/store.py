@@ -1,7 +1,8 @@
 """The run store: one folder a run, named by its recipe hash; what is finished there is never done twice.
 
 ``runs/<method>-<image set>-<hash>/`` holds recipe.yaml, status.json, metrics.jsonl, diagnostics.json,
-checkpoints/, encoder/, features/ and records/, one JSON file for each evaluation. That of an imported encoder,
+checkpoints/, encoder/, features/ and records/, one JSON file for each evaluation; unfinished/ has the checkpoints of
+those that are under way. That of an imported encoder,
 ``runs/imported-<file>-<image set>-<hash>/``, has source.yaml for a recipe.
 """
 
@@ -252,6 +253,8 @@ class Run:
             ) from error
 
 
+UNFINISHED = "unfinished"
+"""Where in a run's folder the checkpoints of evaluations are that train and have not ended."""
 VIEWS_PICTURE = "pictures/views.png"
 """Where in a run's folder the picture of its views is."""
 
@@ -330,15 +333,13 @@ def encoder_in(folder: Path) -> Path:
     return inner if not (folder / INFO_FILE).is_file() and inner.is_dir() else folder
 
 
-def record_place(folder: Path, protocol: str, image_set: ImageSet, seed: int) -> Path | None:
-    """Where to keep an evaluation of the encoder of the run in ``folder``.
+def keeping_run(folder: Path, seed: int) -> Run | None:
+    """The run in ``folder``, if it keeps what is measured of its encoder with this seed.
 
     None if that is not a run, or one of another seed: a study would not have made this record.
     """
-    if not holds_run(folder):
-        return None
-    run = _readable_run(folder)
-    return run.record_file(protocol, image_set) if run is not None and run.source.seed == seed else None
+    run = _readable_run(folder) if holds_run(folder) else None
+    return run if run is not None and run.source.seed == seed else None
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

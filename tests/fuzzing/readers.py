@@ -42,6 +42,7 @@ from twinbench.encoders.backbones import build_backbone
 from twinbench.encoders.encoder import INFO_FILE, WEIGHTS_FILE, Encoder, EncoderInfo
 from twinbench.encoders.foreign.files import read_checkpoint
 from twinbench.encoders.foreign.importer import read_foreign
+from twinbench.foundation.checkpoint import load_latest, save_checkpoint
 from twinbench.foundation.errors import InputError
 from twinbench.foundation.outcomes import (
     Outcomes,
@@ -59,7 +60,6 @@ from twinbench.harness.search import load_search
 from twinbench.harness.store import holds_run, stored_runs
 from twinbench.harness.studies import load_study
 from twinbench.harness.variants import told_apart
-from twinbench.pretraining.checkpoint import load_latest, save_checkpoint
 from twinbench.pretraining.metrics_log import MetricsLog
 from twinbench.reports.output import check_out
 from twinbench.reports.records import Record, read_diagnostics, read_loss_curve, read_records, write_records

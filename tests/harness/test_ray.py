@@ -179,22 +179,27 @@ def test_ray_here_listens_on_the_loopback_interface_alone_and_tells_nobody():
         heads = [pid for pid in started if b"dashboard.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         silent = [b"RAY_USAGE_STATS_ENABLED=0" in Path(f"/proc/{pid}/environ").read_bytes() for pid in heads]
     assert len(found) >= 4
-    assert {str(address) for address in found if not (getattr(address, 'ipv4_mapped', None) or address).is_loopback} == set()
+    assert {
+        str(address)
+        for address in found
+        if not (getattr(address, "ipv4_mapped", None) or address).is_loopback
+    } == set()
     assert silent
     assert all(silent)
 
 
 def test_a_lost_node_costs_its_job_one_try_and_nothing_else(cli, study, cluster, tmp_path):
     def kill_the_node_that_trains() -> None:
-        while not (logs := list((tmp_path / "runs").glob("barlow*/metrics.jsonl"))) or logs[0].stat().st_size < 300:
+        while (
+            not (logs := list((tmp_path / "runs").glob("barlow*/metrics.jsonl")))
+            or logs[0].stat().st_size < 300
+        ):
             if gone.wait(0.05):
                 return
         (held,) = logs[0].parent.glob(".lease/*.held")
         parent = int(Path(f"/proc/{json.loads(held.read_text())['pid']}/stat").read_text().split()[3])
         (node,) = (
-            node
-            for node in cluster.worker_nodes
-            if node.all_processes["raylet"][0].process.pid == parent
+            node for node in cluster.worker_nodes if node.all_processes["raylet"][0].process.pid == parent
         )
         cluster.remove_node(node, allow_graceful=False)
 
@@ -218,7 +223,9 @@ def test_a_node_that_is_lost_again_and_again_fails_the_job(cli, study, tmp_path,
     monkeypatch.setattr(ray_executor, "_do", lambda *args: os._exit(7))
     ended = cli("run", study(), "--methods", "random_init", *HERE)
     assert ended.code == 1
-    assert ended.err.count("LOST pretrain random_init (seed 0): WorkerCrashedError") == ray_executor.LOST_TRIES
+    assert (
+        ended.err.count("LOST pretrain random_init (seed 0): WorkerCrashedError") == ray_executor.LOST_TRIES
+    )
     assert "FAILED pretrain random_init (seed 0): lost 4 times" in ended.err
     assert "lost 4 times" in (tmp_path / "results/tiny/tables/main.md").read_text()
 
