@@ -43,6 +43,8 @@ _LOOKS = 10  # at a folder in which files come and go, before it counts as held
 FOLDER = ".lease"
 """Where the files of a lease are, in what it is the lease of."""
 _NAME = re.compile(r"(\d{9})\.(held|free)")
+_let_go: set[tuple[str, str, bytes]] = set()
+"""Leases that this process has let go of though their disk, read-only by then, did not take it."""
 _log = logging.getLogger(__name__)
 
 
@@ -183,8 +185,11 @@ class Lease:
             self._heart.join()
         file, self._file, self._heart = self._file, None, None
         if file is not None:
-            with suppress(OSError):  # lost, or the disk is gone: others take it over after its time
+            try:
                 self._files.rename(file, file.replace(".held", ".free"))
+            except OSError:  # lost, or the disk is gone: other processes take it over after its time
+                with suppress(OSError):
+                    _let_go.add((str(self._files), file, self._files.read(file)[0]))
 
     def check(self) -> None:
         """Raise LostLease if another process has it by now, as after a sleep that was longer than the lease."""
@@ -255,7 +260,8 @@ class Lease:
         if holder is None:
             self._name_damaged(file)
             holder = Holder("", 0, seconds=self._seconds)
-        return None if holder.is_gone() or now - self.seen.seconds >= holder.seconds else holder
+        is_left = (str(self._files), file, content) in _let_go or holder.is_gone()
+        return None if is_left or now - self.seen.seconds >= holder.seconds else holder
 
     def _has_woken(self, silent: Seen | None) -> bool:
         """Whether a holder that was taken for dead has shown life since."""

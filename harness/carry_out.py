@@ -32,6 +32,7 @@ class Execution:
     """How a plan is carried out: the run store, the report's folder, and the ``command`` that makes it again.
 
     ``workers`` is what suits the machine unless given; with ``debug`` one job at a time, and the first failure ends it.
+    No job may take longer than ``job_minutes``: it is then watched from another process, also if it is the only one.
     With ``ray`` that does the jobs, each with as many threads as one of the workers here would have.
     """
 
@@ -40,6 +41,7 @@ class Execution:
     command: str
     workers: int | None = None
     debug: bool = False
+    job_minutes: float | None = None
     ray: RayOptions | None = None
 
     @property
@@ -73,13 +75,15 @@ def carry_out(study: Study, planned: Sequence[PlannedRun], images: Images, how: 
     try:
         with raised_signals(), watched(tables, finished) as shown:
             watch = Rebuilding(shown, rebuild)
+            watches = how.job_minutes is not None and not how.debug
             if how.ray is not None and len(finished) < len(plan):
                 prepare_for_ray(how.ray)  # before it is imported, which is here and nowhere else
                 from twinbench.harness.ray_executor import execute_on_ray
 
                 failures = execute_on_ray(plan, images, threads_each(how.at_once), how.ray, watch, say)
-            elif how.at_once > 1 and len(finished) < len(plan):
-                failures = execute_in_parallel(plan, images, how.at_once, watch, say)
+            elif (how.at_once > 1 or watches) and len(finished) < len(plan):
+                seconds = None if how.job_minutes is None else 60 * how.job_minutes
+                failures = execute_in_parallel(plan, images, how.at_once, watch, say, job_seconds=seconds)
             else:
                 failures = execute(plan, images, watch, say, how.debug)
     except Interrupted:

@@ -120,6 +120,15 @@ def run(
             help="With Ray: how long a job may take. [default: ten times its estimate, at least an hour]",
         ),
     ] = None,
+    job_minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            metavar="N",
+            help="How long a job may take; then it is stopped and tried once more. "
+            "[default: ten times its estimate, at least 60, where there is one]",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     debug: Annotated[
         bool,
@@ -142,6 +151,7 @@ def run(
         runs=runs,
         out=out,
         workers=workers,
+        job_minutes=job_minutes,
         dry_run=dry_run,
         debug=debug,
         ray=ray,

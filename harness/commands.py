@@ -42,7 +42,8 @@ class StudyRequest:
 
     ``seeds``, ``methods`` and ``image_set`` replace the study's, ``scale`` is one of its own, ``assignments``
     (``key=value``) change its recipes. ``out`` is ``results/<study>``, with the scale if one is given, unless it is
-    said; ``workers`` what suits the machine. With ``ray`` that does the jobs.
+    said; ``workers`` what suits the machine; no job may take longer than ``job_minutes``. With ``ray`` that does the
+    jobs.
     """
 
     study: str
@@ -55,6 +56,7 @@ class StudyRequest:
     runs: Path = Path("runs")
     out: Path | None = None
     workers: int | None = None
+    job_minutes: float | None = None
     dry_run: bool = False
     debug: bool = False
     ray: RayOptions | None = None
@@ -87,7 +89,15 @@ def run_study(request: StudyRequest) -> None:
     ranks = 1 if request.ray is None else request.ray.ranks
     planned = plan_study(study, images, request.runs, parse_overrides(request.assignments), ranks)
     out = request.out or Path("results") / "-".join([study.name, *([request.scale] if request.scale else [])])
-    how = Execution(request.runs, out, request.command(), request.workers, request.debug, request.ray)
+    how = Execution(
+        request.runs,
+        out,
+        request.command(),
+        request.workers,
+        request.debug,
+        request.job_minutes,
+        request.ray,
+    )
     if request.dry_run:
         plan = jobs(planned, images)
         busy = busy_workers(plan, how.at_once)

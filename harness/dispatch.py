@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -50,13 +50,14 @@ def hand_out(
     watch: Watch,
     say: Callable[[str], None],
     stop: StopRequest,
+    alone: Collection[str] = (),
 ) -> int:
     """Have every job of the ``runs`` done, in the order of ``waiting``, which is of these; returns how many failed.
 
     ``at_once`` says how many jobs may be given out at the moment. Raises Interrupted after a signal to stop, and
-    whatever a future raises.
+    whatever a future raises. ``alone`` are, at any time, the labels of jobs that may have none beside them.
     """
-    ready = _Ready(runs, waiting, watch)
+    ready = _Ready(runs, waiting, watch, alone)
     under_way: dict[Future[bool | None], int] = {}
     failures = 0
     terminal = _Terminal(messages, watch, say)
@@ -86,8 +87,10 @@ def check_stop(stop: StopRequest | None) -> None:
 class _Ready:
     """The jobs that may start now, which are those of runs that no other process works in."""
 
-    def __init__(self, runs: Sequence[Sequence[Job]], waiting: Waiting, watch: Watch) -> None:
-        self._runs, self._waiting, self._watch = runs, waiting, watch
+    def __init__(
+        self, runs: Sequence[Sequence[Job]], waiting: Waiting, watch: Watch, alone: Collection[str]
+    ) -> None:
+        self._runs, self._waiting, self._watch, self._alone = runs, waiting, watch, alone
         self._leases = [jobs[0].run.lease() for jobs in runs]
         self._look_again: dict[int, float] = {}
 
@@ -116,7 +119,8 @@ class _Ready:
             self._waiting.ended(run)
 
     def _put_back(self, run: int) -> None:
-        self._waiting.put_back(run)
+        alone = any(job.label in self._alone for job in self._runs[run])
+        self._waiting.put_back(run, alone)
         self._look_again[run] = time.monotonic() + LOOK_SECONDS
 
 

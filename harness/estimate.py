@@ -30,6 +30,7 @@ from twinbench.pretraining.train import pretrain_step_seconds
 
 # Images of 32 pixels; fewer of larger ones.
 _BATCH = 256
+_LEAST_LIMIT, _LIMIT_TIMES = 3600.0, 10
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,14 @@ class Use(NamedTuple):
 
     seconds: float = 0.0
     memory_mb: float = 0.0
+
+
+def time_limit(use: Use) -> float | None:
+    """The seconds after which a job that takes so much counts as one that hangs; None where nothing is known of it.
+
+    Ten times what it should take and at least an hour: a machine may be busy, and what was timed were steps.
+    """
+    return max(_LEAST_LIMIT, _LIMIT_TIMES * use.seconds) if use.seconds > 0 else None
 
 
 def measured_use(unit: Unit, images: Images) -> Use:

@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from twinbench.downstream.checkpoints import Checkpoints
 from twinbench.downstream.features import FeatureStore
 from twinbench.downstream.label_lists import LabelList
 from twinbench.downstream.protocol import EvaluationContext, Protocol
-from twinbench.encoders.encoder import Encoder
+from twinbench.encoders.encoder import DamagedEncoder, Encoder
 from twinbench.foundation.checkpoint import remove_checkpoints
 from twinbench.foundation.collectives import world_size
 from twinbench.foundation.errors import ExplainedError, RunFailure
@@ -42,7 +42,7 @@ from twinbench.pretraining.build import view_policies
 from twinbench.pretraining.engine import Engine
 from twinbench.pretraining.finite import Diverged
 from twinbench.pretraining.interrupt import Interrupted
-from twinbench.pretraining.memory import peak_memory_mb, reset_peak_memory
+from twinbench.pretraining.memory import is_out_of_memory, peak_memory_mb, reset_peak_memory
 from twinbench.pretraining.method import method_class
 from twinbench.pretraining.recipe import Recipe
 from twinbench.pretraining.train import (
@@ -67,6 +67,10 @@ class Training:
 
 
 ONE_DEVICE = Training()
+
+
+class ShortOfMemory(RunFailure):
+    """A job has run out of memory and is marked as failed; with more memory to itself it may not fail."""
 
 
 def execute(
@@ -107,10 +111,12 @@ def attempt(
     lease: RunLease,
     debug: bool = False,
     training: Training = ONE_DEVICE,
+    will_retry: bool = False,
 ) -> bool | None:
     """Do a job unless it is finished; whether it failed, or None while another process is at work in its run's folder.
 
-    Raises Interrupted after a signal to stop, and with ``debug`` what the job raises.
+    Raises Interrupted after a signal to stop, with ``debug`` what the job raises, and ShortOfMemory if the caller
+    ``will_retry`` what ran out of it.
     """
     if job.is_finished():
         watch.end(job.label)
@@ -120,7 +126,7 @@ def attempt(
             if not ours:
                 watch.waits(job.label, str(job.run.at_work(lease) or ""))
                 return None
-            failed, why = _attempt(job, images, watch, say, training, debug)
+            failed, why = _attempt(job, images, watch, say, training, debug, will_retry)
     except LostLease as error:  # at the end, too, when a store elsewhere gets the results
         say(f"LOST {job.label}: {error}")
         watch.waits(job.label, "the process that took it over")
@@ -130,7 +136,13 @@ def attempt(
 
 
 def _attempt(
-    job: Job, images: Images, watch: Watch, say: Callable[[str], None], training: Training, debug: bool
+    job: Job,
+    images: Images,
+    watch: Watch,
+    say: Callable[[str], None],
+    training: Training,
+    debug: bool,
+    will_retry: bool,
 ) -> tuple[bool, str]:
     """Do a job, in whose run nobody else works; whether it failed, and why it has no result."""
     if job.is_finished():  # by another process, a moment ago
@@ -144,9 +156,32 @@ def _attempt(
     except Exception as error:
         if debug:
             raise
+        if will_retry and is_out_of_memory(error):
+            why = explained(error)
+            raise ShortOfMemory(why.what, why.where or job.label) from error
         say(f"FAILED {job.label}: {explained(error)}")
         return True, explained(error).what
     return False, ""
+
+
+def give_up(
+    job: Job, error: RunFailure, lease: RunLease, watch: Watch, say: Callable[[str], None]
+) -> bool | None:
+    """Mark a job as failed that whoever did it could not; what `attempt` would have returned."""
+    if job.is_finished():  # the moment before
+        watch.end(job.label)
+        return False
+    with job.run.working(lease) as ours:
+        if not ours:
+            watch.waits(job.label, str(job.run.at_work(lease) or ""))
+            return None
+        try:
+            mark_failed(job, error)
+        except RunFailure as unwritable:
+            say(str(unwritable))
+    say(f"FAILED {job.label}: {error}")
+    watch.end(job.label, error.what)
+    return True
 
 
 def run_job(
@@ -160,6 +195,10 @@ def run_job(
             job.run.write_status({"status": "interrupted", "reason": error.what, "recipe_hash": job.run.hash})
         raise
     except LostLease:  # what is written there is another's matter now
+        raise
+    except DamagedEncoder as error:
+        # the next command makes it again; what was measured of it before is of the same bits and stays
+        mark_failed(replace(job, evaluation=None, record=None), error)
         raise
     except Exception as error:
         mark_failed(job, error)

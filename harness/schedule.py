@@ -49,6 +49,7 @@ class Waiting:
         self._next = [0] * len(runs)
         self._memory, self._room = memory, room
         self._held: dict[int, float] = {}
+        self._alone: set[int] = set()
         # heaps of the runs whose next job can be started now: (minus the seconds left, run)
         self._unbegun = [(-left[0], run) for run, left in enumerate(self._left) if left]
         self._begun: list[_Entry] = []
@@ -79,20 +80,27 @@ class Waiting:
 
     def _fits(self, run: int) -> bool:
         """Whether the next job of a run fits beside those under way."""
-        if not self._memory or not self._held:
+        if not self._held:
+            return True
+        if run in self._alone or not self._alone.isdisjoint(self._held):
+            return False
+        if not self._memory:
             return True
         return sum(self._held.values()) + self._memory[run][self._next[run]] <= self._room
 
     def ended(self, run: int) -> None:
         """The job of this run that was under way has ended."""
         del self._held[run]
+        self._alone.discard(run)
         place = self._next[run]
         if place < len(self._left[run]):
             heapq.heappush(self._begun, (-self._left[run][place], run))
 
-    def put_back(self, run: int) -> None:
-        """The job of this run that was started is to be started again."""
+    def put_back(self, run: int, alone: bool = False) -> None:
+        """The job of this run that was started is to be started again, ``alone`` with no other under way beside it."""
         del self._held[run]
+        if alone:
+            self._alone.add(run)
         self._next[run] -= 1
         place = self._next[run]
         heapq.heappush(self._begun if place else self._unbegun, (-self._left[run][place], run))

@@ -8,7 +8,6 @@ those that are under way. That of an imported encoder,
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -23,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from twinbench.data.image_sets import ImageSet
 from twinbench.encoders.encoder import INFO_FILE
-from twinbench.foundation.documents import from_json
+from twinbench.foundation.documents import sealed, unsealed
 from twinbench.foundation.errors import InputError, RunFailure
 from twinbench.foundation.files import fenced, write_atomically
 from twinbench.foundation.lease import Holder, Lease, Seen
@@ -345,7 +344,7 @@ def keeping_run(folder: Path, seed: int) -> Run | None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The mapping in a JSON file, or None if it is missing or damaged."""
     try:
-        content = from_json(path.read_text(encoding="utf-8"))
+        content = unsealed(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
@@ -358,8 +357,8 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a mapping as JSON, whole or not at all."""
-    write_atomically(path, json.dumps(content, indent=1, sort_keys=True).encode())
+    """Write a mapping as sealed JSON, whole or not at all."""
+    write_atomically(path, sealed(content))
 
 
 def prepare_store(root: Path) -> None:

@@ -7,7 +7,6 @@ was not.
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import statistics
@@ -28,6 +27,7 @@ from twinbench.encoders.encoder import Encoder, EncoderInfo
 from twinbench.encoders.geometry import HELD_OUT_IMAGES, Geometry, geometry
 from twinbench.foundation.checkpoint import load_latest, save_checkpoint
 from twinbench.foundation.collectives import all_reduce_sum, mean_over_ranks
+from twinbench.foundation.documents import sealed
 from twinbench.foundation.errors import InputError, RunFailure
 from twinbench.foundation.files import write_atomically
 from twinbench.foundation.randomness import seed_for, seeded_generator
@@ -118,7 +118,7 @@ def pretrain(
     if engine.is_main:
         measured = _compared(method, held_out, policies[0].size, image_set, recipe.seed)
         document = diagnostics.as_dict() | {"embeddings": embeddings_document(measured, len(held_out))}
-        write_atomically(folder / "diagnostics.json", json.dumps(document).encode())
+        write_atomically(folder / "diagnostics.json", sealed(document))
         Encoder.save(
             folder / "encoder", method.backbone, _encoder_info(recipe, recipe_hash, method, image_set)
         )

@@ -43,6 +43,7 @@ from twinbench.encoders.encoder import INFO_FILE, WEIGHTS_FILE, Encoder, Encoder
 from twinbench.encoders.foreign.files import read_checkpoint
 from twinbench.encoders.foreign.importer import read_foreign
 from twinbench.foundation.checkpoint import load_latest, save_checkpoint
+from twinbench.foundation.documents import unsealed
 from twinbench.foundation.errors import InputError
 from twinbench.foundation.outcomes import (
     Outcomes,
@@ -115,7 +116,7 @@ def _encoder() -> Files:
 
 def _sealed_encoder(files: Files, where: str = "") -> Files:
     with contextlib.suppress(ValueError, TypeError, RecursionError):
-        info = json.loads(files[where + INFO_FILE])
+        info = unsealed(files[where + INFO_FILE])
         info["sha256"] = hashlib.sha256(files[where + WEIGHTS_FILE]).hexdigest()
         return {**files, where + INFO_FILE: json.dumps(info).encode("utf-8", "surrogatepass")}
     return files

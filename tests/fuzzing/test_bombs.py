@@ -23,7 +23,7 @@ from PIL import Image
 from tests.fuzzing.law import check_message, outcome, read_files, write_files
 from tests.fuzzing.readers import READERS
 from twinbench.data.catalogue import load_image_set
-from twinbench.foundation.documents import from_json, from_yaml
+from twinbench.foundation.documents import from_json, from_yaml, unsealed
 from twinbench.foundation.errors import InputError
 from twinbench.foundation.texts import legible
 from twinbench.reports.study import MOST_ROWS
@@ -435,7 +435,7 @@ def test_safetensors_that_claim_too_much(name):
     ],
 )  # fmt: skip
 def test_descriptions_of_an_encoder_that_do_not_fit_its_weights(key, value):
-    info = {**json.loads(good("encoder", "encoder.json")), key: value}
+    info = {**unsealed(good("encoder", "encoder.json")), key: value}
     files = {**READERS["encoder"].good(), "encoder.json": json.dumps(info).encode()}
     assert read_files(READERS["encoder"].read, files) == "error"
 
