@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeGuard, get_args
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from twinbench.data.augment import Normalisation
 from twinbench.data.streaming import Images
-from twinbench.data.views import plain_views
+from twinbench.data.views import in_turns, plain_views
 from twinbench.encoders.backbones import ResNet, Stem, build_backbone
 from twinbench.encoders.deviations import Deviation, deviate
 from twinbench.foundation.documents import sealed, unsealed
@@ -144,12 +144,15 @@ class Encoder:
     def features(self, images: Images) -> Tensor:
         """Pooled features ``[N, feature_dim]`` (float32, on the CPU) of uint8 images ``[N, 3, H, W]``.
 
-        The images may be streamed; they are decoded batch by batch then.
+        The images may be streamed; they are decoded batch by batch then. Several ranks compute them in turns.
         """
         device = next(self.backbone.parameters()).device
-        rows = torch.arange(len(images))
-        views = plain_views(images, rows, self.input_size, self.normalisation, device)
-        return torch.cat([self.backbone(batch).float().cpu() for batch in views])
+
+        def computed(rows: Tensor) -> Iterator[Tensor]:
+            for views in plain_views(images, rows, self.input_size, self.normalisation, device):
+                yield self.backbone(views).float()
+
+        return torch.cat([batch.cpu() for batch in in_turns(torch.arange(len(images)), computed)])
 
     def fresh_backbone(self) -> ResNet:
         """A trainable copy of the backbone, for fine-tuning; the encoder itself stays as it is."""

@@ -16,10 +16,12 @@ from twinbench.harness.carry_out import Execution, carry_out, write_report
 from twinbench.harness.console import say
 from twinbench.harness.facts import FACTS
 from twinbench.harness.images import Images
+from twinbench.harness.mirror import called, url_of
 from twinbench.harness.outline import outline_lines
 from twinbench.harness.plan import jobs, plan_study
 from twinbench.harness.plan_text import plan_lines
 from twinbench.harness.plugins import load_plugins
+from twinbench.harness.ray_options import RayOptions, check_ray
 from twinbench.harness.recipes import parse_overrides, recipe_names
 from twinbench.harness.records import collect_stored
 from twinbench.harness.store import check_writable, stored_runs
@@ -40,7 +42,8 @@ class StudyRequest:
 
     ``seeds``, ``methods`` and ``image_set`` replace the study's, ``scale`` is one of its own, ``assignments``
     (``key=value``) change its recipes. ``out`` is ``results/<study>``, with the scale if one is given, unless it is
-    said; ``workers`` what suits the machine; no job may take longer than ``job_minutes``.
+    said; ``workers`` what suits the machine; no job may take longer than ``job_minutes``. With ``ray`` that does the
+    jobs.
     """
 
     study: str
@@ -56,6 +59,7 @@ class StudyRequest:
     job_minutes: float | None = None
     dry_run: bool = False
     debug: bool = False
+    ray: RayOptions | None = None
 
     def command(self) -> str:
         """The command line that makes the report again; the data folder is the reader's own."""
@@ -65,7 +69,7 @@ class StudyRequest:
         words += ["--image-set", self.image_set] if self.image_set else []
         words += ["--scale", self.scale] if self.scale else []
         words += [word for assignment in self.assignments for word in ("--set", assignment)]
-        words += ["--runs", str(self.runs)] if self.runs != StudyRequest.runs else []
+        words += ["--runs", url_of(self.runs)] if self.runs != StudyRequest.runs else []
         words += ["--out", str(self.out)] if self.out else []
         return shlex.join(words) + (" --data-root DIR" if self.data_root else "")
 
@@ -73,6 +77,8 @@ class StudyRequest:
 def run_study(request: StudyRequest) -> None:
     """Plan a study, do what is missing, write its report, print its tables."""
     load_plugins()
+    if request.ray is not None:
+        check_ray(request.ray)
     study = narrowed(
         load_study(request.study, request.scale), request.seeds, request.methods, request.image_set
     )
@@ -80,9 +86,18 @@ def run_study(request: StudyRequest) -> None:
     if request.dry_run and not all(is_here(name, request.data_root) for name in study.image_sets()):
         print("\n".join(outline_lines(study, parse_overrides(request.assignments), request.runs)))
         return
-    planned = plan_study(study, images, request.runs, parse_overrides(request.assignments))
+    ranks = 1 if request.ray is None else request.ray.ranks
+    planned = plan_study(study, images, request.runs, parse_overrides(request.assignments), ranks)
     out = request.out or Path("results") / "-".join([study.name, *([request.scale] if request.scale else [])])
-    how = Execution(request.runs, out, request.command(), request.workers, request.debug, request.job_minutes)
+    how = Execution(
+        request.runs,
+        out,
+        request.command(),
+        request.workers,
+        request.debug,
+        request.job_minutes,
+        request.ray,
+    )
     if request.dry_run:
         plan = jobs(planned, images)
         busy = busy_workers(plan, how.at_once)
@@ -132,7 +147,7 @@ def report_runs(runs: Path, out: Path) -> None:
     )
     check_out(out)
     check_writable(out.parent)
-    page = write_report(study, f"twinbench report {runs.name} --out DIR", records, infos, out)
+    page = write_report(study, f"twinbench report {called(runs)} --out DIR", records, infos, out)
     print(f"report: {page}")
 
 

@@ -13,7 +13,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -26,14 +26,14 @@ _T = TypeVar("_T")
 
 
 class Crew:
-    """So many ``workers``, which start when there is work for them, and the ``messages`` of all of them.
+    """A worker for each of the ``arguments``, started when there is work for it, and the ``messages`` of all of them.
 
-    Each begins with ``become(*arguments, tell)``, where ``tell`` sends a message.
+    Each begins with ``become(*arguments, messages)``: what it puts into its ``messages`` comes out of those here.
     """
 
-    def __init__(self, workers: int, become: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    def __init__(self, become: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> None:
         self.messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._hands = [_Hand(become, arguments, self.messages) for _ in range(workers)]
+        self._hands = [_Hand(become, each, self.messages) for each in arguments]
 
     def has_free(self) -> bool:
         """Whether a worker has nothing to do."""
@@ -46,9 +46,9 @@ class Crew:
         """
         return next(hand for hand in self._hands if hand.is_free()).submit(function, *arguments)
 
-    def has_begun(self, work: Future[Any]) -> bool:
-        """Whether the worker that was to do this came so far as to begin; asked before it has other work."""
-        return any(hand.work is work and hand.has_started() for hand in self._hands)
+    def beginning(self, work: Future[Any]) -> Callable[[], bool]:
+        """Tells whether the worker that is to do this, which was given nothing since, came so far as to begin."""
+        return next(hand.started for hand in self._hands if hand.work is work)
 
     def kill(self, work: Future[Any]) -> None:
         """End the worker that does this, as one that hangs: no signal that it could answer would do."""
@@ -115,11 +115,14 @@ class _Hand:
             threading.Thread(target=_forward, args=(ours, self._messages), daemon=True).start()
         return self._pool
 
-    def has_started(self) -> bool:
-        return self._number is not None and self._number.done() and not self._number.exception()
+    @property
+    def started(self) -> Callable[[], bool]:
+        """Tells of the process that there is now whether it has started."""
+        number = self._number
+        return lambda: number is not None and number.done() and not number.exception()
 
     def kill(self) -> None:
-        if self._number is not None and self.has_started() and not self.is_free():
+        if self._number is not None and self.started() and not self.is_free():
             with suppress(ProcessLookupError):
                 os.kill(self._number.result(), signal.SIGKILL)
 
@@ -163,4 +166,4 @@ def _begin(become: Callable[..., None], arguments: tuple[Any, ...], theirs: Conn
                 theirs.send(told.get())
 
     threading.Thread(target=send, daemon=True).start()
-    become(*arguments, told.put)
+    become(*arguments, told)

@@ -14,6 +14,7 @@ from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import InputError, RunFailure
 from twinbench.harness.environment import environment
 from twinbench.harness.plugins import load_plugins
+from twinbench.harness.ray_options import HOW_TO_INSTALL, ray_version
 from twinbench.harness.store import check_writable
 
 _BUILD = (
@@ -39,6 +40,7 @@ def examine(data_root: Path | None, runs: Path) -> list[str]:
         f"device      {_device()}",
         f"bf16        {_bf16()}",
         f"Detectron2  {_detectron2()}",
+        f"Ray         {_ray()}",
     ]
     lines += [f"image set   {name}: {_image_set(name, data_root)}" for name in image_set_names()]
     return [*lines, f"run store   {runs}: {_writable(runs)}"]
@@ -53,6 +55,13 @@ def _detectron2() -> str:
         )
     zoo = "" if find_spec("pkg_resources") else f"; {_OLD_SETUPTOOLS}"
     return f"found, {version('detectron2')}{zoo}"
+
+
+def _ray() -> str:
+    found = ray_version()
+    if found is None:
+        return f"not installed; only `twinbench run --executor ray` needs it: {HOW_TO_INSTALL}"
+    return f"found, {found}"
 
 
 def _device() -> str:

@@ -138,6 +138,19 @@ def estimate(
     return {job.label: (costs[job.label].use(known) if job.label in costs else None) or Use() for job in left}
 
 
+def first_of_kind(plan: Sequence[Job]) -> dict[str, Job]:
+    """For the label of each unfinished job the first such job of its method and, if it evaluates, its protocol.
+
+    The trials of a search differ in values, their networks little: measuring one of a method does for all.
+    """
+    first: dict[tuple[str, str], Job] = {}
+    return {job.label: first.setdefault(_kind(job), job) for job in plan if not job.is_finished()}
+
+
+def _kind(job: Job) -> tuple[str, str]:
+    return job.run.source.method, job.evaluation.protocol.name if job.evaluation else ""
+
+
 def _cost(job: Job, images: Images) -> _Cost | None:
     """What a job consists of; None if it takes next to no time, as an import or a training of no epochs does."""
     source = job.run.source

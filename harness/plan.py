@@ -78,22 +78,24 @@ class Job:
         return self.run.is_collapsed() or self.run.record(self.record) is not None
 
 
-def plan_study(study: Study, images: Images, runs_root: Path, overrides: dict[str, Any]) -> list[PlannedRun]:
+def plan_study(
+    study: Study, images: Images, runs_root: Path, overrides: dict[str, Any], ranks: int = 1
+) -> list[PlannedRun]:
     """Every run of every table, each checked against its method's contract and the image set before any work.
 
-    Runs that several tables need are the same run in each. Raises InputError for whatever a recipe, a protocol name,
+    Each training is to have so many ``ranks``. Runs that several tables need are the same run in each. Raises InputError for whatever a recipe, a protocol name,
     an override or a checkpoint gets wrong.
     """
     check_overrides(study, overrides)
     planned = []
     for table in study.tables:
         with inside(f"table {table.name}"):
-            planned += _plan_table(table, images, runs_root, overrides)
+            planned += _plan_table(table, images, runs_root, overrides, ranks)
     return planned
 
 
 def _plan_table(
-    table: StudyTable, images: Images, runs_root: Path, overrides: dict[str, Any]
+    table: StudyTable, images: Images, runs_root: Path, overrides: dict[str, Any], ranks: int
 ) -> list[PlannedRun]:
     assert table.image_set is not None
     assert table.recipes is not None
@@ -114,7 +116,7 @@ def _plan_table(
         check_evaluations(evaluations, images)
         _say_unmeasured(table, evaluations, images)
         for recipe in _apart_from_seeds(recipe for _, recipe in recipes):
-            check_training(recipe, images[trained_on])
+            check_training(recipe, images[trained_on], ranks)
     return planned
 
 

@@ -33,11 +33,16 @@ def reset_peak_memory() -> None:
     """Let `peak_memory_mb` count from here; outside Linux a process keeps the peak of its lifetime."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    libc = _glibc()
-    if libc is not None:
-        libc.malloc_trim(0)  # what earlier work left behind is not this one's
+    release_freed_memory()  # what earlier work left behind is not this one's
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def release_freed_memory() -> None:
+    """Give back to the system what `keep_freed_memory` keeps; does nothing where the C library is another one."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
 
 
 def peak_memory_mb() -> float:

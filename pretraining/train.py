@@ -25,14 +25,14 @@ from twinbench.data.augment import ViewPolicy, augment
 from twinbench.data.image_sets import ImageSet
 from twinbench.encoders.encoder import Encoder, EncoderInfo
 from twinbench.encoders.geometry import HELD_OUT_IMAGES, Geometry, geometry
+from twinbench.foundation.checkpoint import load_latest, save_checkpoint
+from twinbench.foundation.collectives import all_reduce_sum, mean_over_ranks
 from twinbench.foundation.documents import sealed
 from twinbench.foundation.errors import InputError, RunFailure
 from twinbench.foundation.files import write_atomically
 from twinbench.foundation.randomness import seed_for, seeded_generator
 from twinbench.pretraining.batches import Batches, MicroBatch
 from twinbench.pretraining.build import build_method, check_accumulation, view_policies
-from twinbench.pretraining.checkpoint import load_latest, save_checkpoint
-from twinbench.pretraining.collectives import all_reduce_sum, mean_over_ranks
 from twinbench.pretraining.diagnostics import diagnose, embeddings_document, probe, unjudged
 from twinbench.pretraining.engine import Engine, Hardware, check_shares, launch
 from twinbench.pretraining.finite import LossWatch, check_parameters

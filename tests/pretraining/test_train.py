@@ -21,10 +21,10 @@ from twinbench.data.catalogue import load_image_set
 from twinbench.data.streaming import StreamedImages
 from twinbench.encoders.encoder import Encoder
 from twinbench.encoders.geometry import geometry
+from twinbench.foundation.checkpoint import load_latest, save_checkpoint
 from twinbench.foundation.errors import InputError, RunFailure
 from twinbench.pretraining.batches import Batches, batch_rows, steps_in_epoch
 from twinbench.pretraining.build import build_method, resolve, view_policies
-from twinbench.pretraining.checkpoint import load_latest, save_checkpoint
 from twinbench.pretraining.engine import Hardware, launch
 from twinbench.pretraining.finite import LossWatch
 from twinbench.pretraining.interrupt import Interrupted
