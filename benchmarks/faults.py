@@ -114,8 +114,9 @@ def _require_code(ended: Ended, *codes: int) -> None:
 
 
 def _require_named(ended: Ended) -> None:
-    if ended.code != 0 and not ended.error():
-        raise Offence(f"it ends with code {ended.code} and names nothing: {ended.said[-500:]}")
+    error = ended.error()
+    if ended.code != 0 and (not error or error.startswith("error: unexpected")):
+        raise Offence(f"it ends with code {ended.code} and names {error or 'nothing'}: {ended.said[-500:]}")
 
 
 @_kind("kill -9 of a worker")
