@@ -58,7 +58,8 @@ def run(
         typer.Option(min=1, metavar="N", help="Runs at a time. [default: one a core; 1 with a GPU]"),
     ] = None,
     executor: Annotated[
-        Literal["local", "ray"], typer.Option(help="Who does the jobs: processes here, or Ray's (extra: ray).")
+        Literal["local", "ray"],
+        typer.Option(help="Who does the jobs: processes of this command, or Ray (extra: ray)."),
     ] = "local",
     address: Annotated[
         str | None,
@@ -70,7 +71,9 @@ def run(
     ] = None,
     devices: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="With Ray: processes of each training on a machine. [default: 1]"),
+        typer.Option(
+            min=1, metavar="N", help="With Ray: processes of each training on a machine. [default: 1]"
+        ),
     ] = None,
     nodes: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="With Ray: machines of each training. [default: 1]")

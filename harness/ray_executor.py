@@ -1,9 +1,9 @@
 """Jobs on Ray: each a task with its CPUs, GPUs, memory and time limit, on this machine or on a cluster.
 
 The order of jobs, the leases of runs and the messages are those of local workers (`harness.dispatch`); here is what Ray
-has beside them: nodes, which get lost, and what a job may take of them. A thread of this process waits for each task, for
-tasks end in many ways: `_Jobs` says what follows from each. Whoever may not have a result at the end is marked by this
-process, once nobody holds the lease of the run.
+has beside them: nodes, which get lost, and what a job may take of them. A thread of this process waits for each task,
+and `_Jobs` says what follows from each of the ways in which tasks end. A job that could not mark itself as failed is
+marked by this process, once nobody holds the lease of its run.
 
 A training on several devices is a task for each in a placement group; they join as processes of torchrun do.
 
@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -37,7 +37,7 @@ from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import ExplainedError, InputError, RunFailure
 from twinbench.foundation.lease import Lease, Seen
 from twinbench.harness.console import legible_warnings
-from twinbench.harness.dispatch import MESSAGE_SECONDS, Messages, Told, check_stop, hand_out
+from twinbench.harness.dispatch import Messages, Told, check_stop, hand_out
 from twinbench.harness.estimate import Unit, Use, estimate, former_use, measured_use
 from twinbench.harness.execute import Training, attempt, evaluation_device, explained, mark_failed, train_run
 from twinbench.harness.images import Images
@@ -71,6 +71,7 @@ _POLL_SECONDS = 0.5
 _AHEAD = 2  # tasks that Ray has at a time, for each that it can run: those that wait begin without a pause
 _MOST_THREADS = 4096
 _SEEN_TRIES, _SEEN_SECONDS = 10, 0.5  # for a network file system that shows a new file late
+_KNOCK_SECONDS = 10.0
 _STORE_OF_OBJECTS = 128 * 2**20  # bytes of shared memory: next to nothing passes through it
 
 
@@ -124,8 +125,9 @@ def _connected(address: str | None) -> Iterator[None]:
                 _node_ip_address="127.0.0.1",
             )
         else:
+            _knock(address)
             ray.init(address=address, logging_level="warning")
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"no Ray cluster can be used: {error}",
             where=address or "this machine",
@@ -140,6 +142,13 @@ def _connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError or ValueError where nobody answers: Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon:
+        socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
 
 
 @contextmanager
@@ -352,7 +361,9 @@ def _remote(function: Callable[..., Any], **options: Any) -> Any:
 
 def _settle_everywhere(site: _Site, stop: StopRequest) -> str:
     """Look on every node whether all is there; the device of the first. Raises RunFailure, also of a single node."""
-    looks = [_remote(_look).options(scheduling_strategy=_on(node["NodeID"])).remote(site) for node in _nodes()]
+    looks = [
+        _remote(_look).options(scheduling_strategy=_on(node["NodeID"])).remote(site) for node in _nodes()
+    ]
     _wait_for(looks, stop)
     try:
         return str(ray.get(looks)[0])
@@ -554,9 +565,8 @@ class _Jobs:
             )
         self._wants_more.add(job.label)
         more = _gib(self._memory(job))
-        self._told.say(
-            f"OUT OF MEMORY {job.label}, which asked for {_gib(memory)}: {error.what}; it is tried once more with {more}"
-        )
+        what = f"OUT OF MEMORY {job.label}, which asked for {_gib(memory)}: {error.what}"
+        self._told.say(f"{what}; it is tried once more with {more}")
         self._told.waits(job.label, "")
         return None
 

@@ -86,5 +86,6 @@ def prepare_for_ray(options: RayOptions) -> None:
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if options.address is None:
-        os.environ.setdefault("RAY_worker_niceness", "0")  # jobs give way to nothing that the command does not
+        # jobs give way to nothing that the command does not give way to, as with local workers
+        os.environ.setdefault("RAY_worker_niceness", "0")
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"

@@ -168,6 +168,7 @@ def _meeting(pool: ProcessPoolExecutor, workers: int) -> list[Future[str]]:
 
 
 def timing_line(units: list[Unit]) -> str:
+    """What is said before some units are timed."""
     methods = len({unit.recipe.method for unit in units if isinstance(unit, Step)})
     if not methods:
         return "timing a forward pass"

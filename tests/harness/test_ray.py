@@ -170,31 +170,38 @@ def listening(pids: list[int]) -> list[str]:
     return found
 
 
+def in_short(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """An address; one of IPv4 that is written in the form of IPv6 as what it is."""
+    address = ipaddress.ip_address(text)
+    return getattr(address, "ipv4_mapped", None) or address
+
+
 def test_ray_here_listens_on_the_loopback_interface_alone_and_tells_nobody():
     with ray_executor._connected(None):
         ray.get(ray_executor._remote(ray_executor._free_port).remote())  # so that there is a worker
         _, *started = family()
-        found = [ipaddress.ip_address(address) for address in listening([os.getpid(), *started])]
+        found = [in_short(address) for address in listening([os.getpid(), *started])]
         # what would tell of it
         heads = [pid for pid in started if b"dashboard.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         silent = [b"RAY_USAGE_STATS_ENABLED=0" in Path(f"/proc/{pid}/environ").read_bytes() for pid in heads]
     assert len(found) >= 4
-    assert {str(address) for address in found if not (getattr(address, 'ipv4_mapped', None) or address).is_loopback} == set()
+    assert {str(address) for address in found if not address.is_loopback} == set()
     assert silent
     assert all(silent)
 
 
 def test_a_lost_node_costs_its_job_one_try_and_nothing_else(cli, study, cluster, tmp_path):
     def kill_the_node_that_trains() -> None:
-        while not (logs := list((tmp_path / "runs").glob("barlow*/metrics.jsonl"))) or logs[0].stat().st_size < 300:
+        while (
+            not (logs := list((tmp_path / "runs").glob("barlow*/metrics.jsonl")))
+            or logs[0].stat().st_size < 300
+        ):
             if gone.wait(0.05):
                 return
         (held,) = logs[0].parent.glob(".lease/*.held")
         parent = int(Path(f"/proc/{json.loads(held.read_text())['pid']}/stat").read_text().split()[3])
         (node,) = (
-            node
-            for node in cluster.worker_nodes
-            if node.all_processes["raylet"][0].process.pid == parent
+            node for node in cluster.worker_nodes if node.all_processes["raylet"][0].process.pid == parent
         )
         cluster.remove_node(node, allow_graceful=False)
 
