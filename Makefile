@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test test-benchmarks test-numerics test-gpu lint links docs readme clean
+.PHONY: run test test-benchmarks test-numerics test-gpu test-s3 lint links docs readme clean
 
 run: $(STAMP)
 	$(BIN)/twinbench run quick
@@ -29,6 +29,11 @@ test-numerics: $(STAMP)
 ON := cuda
 test-gpu: $(STAMP)
 	TWINBENCH_TEST_GPU=$(ON) $(BIN)/python -m pytest -m gpu tests/gpu
+
+# A run store on a real S3 server, in a process of its own.
+test-s3: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[s3-tests]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m s3 tests
 
 lint: $(STAMP) links
 	$(BIN)/ruff check .
