@@ -3,10 +3,10 @@
     python benchmarks/streaming.py --files 1000 10000 100000 1000000 --out streaming.json --markdown docs/scaling.md
 
 Each size is made twice, in ``--classes`` classes: as a folder of names, which are hard links to a few generated JPEGs
-of 500 x 375 pixels, and as tar files, the shards of WebDataset, whose members are as large as these JPEGs. The tar files
-are sparse: they have every header and the pictures that will be read, and holes for the others. So what is measured is
-what the number of files costs, and not a disk, for everything stays in the system's cache. The sets are deleted
-afterwards.
+of 500 x 375 pixels, and as tar files, the shards of WebDataset, whose members are as large as these JPEGs. The tar
+files are sparse: they have every header and the pictures that will be read, and holes for the others. So what is
+measured is what the number of files costs, and not a disk, for everything stays in the system's cache. The sets are
+deleted afterwards.
 
 Each is measured in a fresh process, in seconds of a processor, which other programs do not lengthen: listing the files,
 of shards with the index of what is where; their fingerprint; both again, with the index that the first time left; the
