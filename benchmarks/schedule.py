@@ -50,13 +50,15 @@ from twinbench.harness.schedule import Waiting, timetable
 from twinbench.harness.studies import load_study, narrowed
 from twinbench.pretraining.build import build_method, resolve
 from twinbench.pretraining.recipe import Recipe
+from twinbench.pretraining.train import seconds_between_checkpoints
 
 MACHINE = 8
 """GPUs."""
 CLUSTERS = (8, 64, 512)
 """GPUs."""
-INTERVALS = (5, 15, 60)
-"""Minutes of training between checkpoints."""
+OWN = 0.0
+INTERVALS = (0.5, 5.0, 15.0, 60.0, OWN)
+"""Minutes of training between checkpoints; `OWN` is what a training does (`seconds_between_checkpoints`)."""
 BETWEEN_FAILURES = 54 * 24 * 16384 / 419
 """Hours of one GPU, 50,676: 419 unexpected interruptions of 16,384 H100 in 54 days (arXiv:2407.21783 section 3.3.4)."""
 
@@ -127,6 +129,11 @@ def endure(work: Work, interval: float, restart: float, gaps: Iterator[float]) -
         failures += 1
 
 
+def own_interval(work: Work) -> float:
+    """Seconds between the checkpoints of a training as it is built here."""
+    return seconds_between_checkpoints(work.saving or 0.0)
+
+
 @dataclass(frozen=True)
 class Simulation:
     """One simulated study: GPU-seconds of each kind, failures, and the seconds until its last job ends.
@@ -145,10 +152,17 @@ class Simulation:
 def simulate(
     runs: Sequence[Sequence[Work]], machines: int, interval: float, faults: Faults, seed: int
 ) -> Simulation:
-    """The jobs of a study on so many machines, in the order of the project's workers, who expect no failure."""
+    """The jobs of a study on so many machines, in the order of the project's workers, who expect no failure.
+
+    ``interval`` is in seconds, `OWN` for that of each training.
+    """
     draw = random.Random(seed)
     found = [
-        [endure(work, interval, faults.restart, faults.gaps(work.gpus, draw)) for work in run] for run in runs
+        [
+            endure(work, interval or own_interval(work), faults.restart, faults.gaps(work.gpus, draw))
+            for work in run
+        ]
+        for run in runs
     ]
     took = [[each.seconds for each in run] for run in found]
     expected = [[work.seconds for work in run] for run in runs]
@@ -333,7 +347,7 @@ def network_rows(gpus: Sequence[int]) -> list[Document]:
 def schedule_rows(
     runs: Sequence[Sequence[Work]],
     clusters: Sequence[int],
-    intervals: Sequence[int],
+    intervals: Sequence[float],
     rates: Sequence[float],
     restart: float,
     repetitions: int,
@@ -444,7 +458,7 @@ def render_schedule(document: Document) -> str:
             [
                 f"{row['gpus']}",
                 "never" if never else f"{row['between_failures']:,.0f}",
-                "none" if never else f"{row['interval']}",
+                "none" if never else f"{row['interval']:g}" if row["interval"] != OWN else "own",
                 f"{row['bound'] / _DAY:,.1f}",
                 *(
                     text

@@ -134,6 +134,15 @@ def test_the_same_seed_gives_the_same_simulation_and_another_another(schedule):
     assert min(first.end, first.packed_end) >= schedule.lower_bound(runs, 16)
 
 
+def test_trainings_of_here_save_every_half_minute_or_for_a_hundredth_of_the_time(schedule):
+    faults, (quick, slow) = (
+        schedule.Faults(NEVER, 0.0),
+        (schedule.Work(3000.0, 8, each) for each in (0.1, 2.0)),
+    )
+    assert schedule.simulate([[quick]], 1, schedule.OWN, faults, 0).saving == pytest.approx(8 * 99 * 0.1)
+    assert schedule.simulate([[slow]], 1, schedule.OWN, faults, 0).saving == 8 * 14 * 2.0
+
+
 def test_a_machine_has_as_many_failures_as_its_gpus_together(schedule):
     gaps = schedule.Faults(10.0, 0.0).gaps(8, random.Random(0))
     found = list(itertools.islice(gaps, 4000))
