@@ -583,8 +583,7 @@ class _Jobs:
             RunFailure(
                 f"stopped after its time limit of {self._limit(job):.0f} s",
                 where=job.run.folder,
-                next_step="give it more time, and run the same command again: a training goes on from there",
-                option="time_limit",
+                next_step="give it more time (--time-limit); a training goes on from its checkpoint",
             ),
         )
 

@@ -218,16 +218,15 @@ def test_a_lost_node_costs_its_job_one_try_and_nothing_else(cli, study, cluster,
     assert_as_local(cli, study(), tmp_path)
 
 
-def test_a_node_that_is_lost_again_and_again_fails_the_job(cli, study, tmp_path, monkeypatch):
+def test_a_job_that_is_lost_again_and_again_has_failed(cli, study, tmp_path, monkeypatch):
     """A worker that dies at once, whatever is tried."""
     monkeypatch.setattr(ray_executor, "_do", lambda *args: os._exit(7))
+    monkeypatch.setattr(ray_executor, "LOST_TRIES", 1)
     ended = cli("run", study(), "--methods", "random_init", *HERE)
     assert ended.code == 1
-    assert (
-        ended.err.count("LOST pretrain random_init (seed 0): WorkerCrashedError") == ray_executor.LOST_TRIES
-    )
-    assert "FAILED pretrain random_init (seed 0): lost 4 times" in ended.err
-    assert "lost 4 times" in (tmp_path / "results/tiny/tables/main.md").read_text()
+    assert ended.err.count("LOST pretrain random_init (seed 0): WorkerCrashedError") == 1, ended.err
+    assert "FAILED pretrain random_init (seed 0): lost 2 times" in ended.err
+    assert "lost 2 times" in (tmp_path / "results/tiny/tables/main.md").read_text()
 
 
 @pytest.fixture
@@ -264,7 +263,7 @@ def test_a_job_without_memory_gets_more_once_and_one_without_end_is_stopped(stud
     assert "no room for 7 things; it is tried once more with " in said
     assert re.search(r"FAILED greedy/always-v1 .*: out of memory, also with \d+\.\d GiB: MemoryError", said)
     assert "FAILED idle/for-ever-v1 random_init (seed 0): stopped after its time limit of 6 s" in said
-    assert "(--time-limit MINUTES)" in said
+    assert "give it more time (--time-limit)" in said
     tries = {file.name: file.read_text() for file in tmp_path.glob("*-tries")}
     assert tries == {"hungry-tries": "2", "greedy-tries": "2", "idle-tries": "1"}
     statuses = {row[1]: row[5] for row in numbers(tmp_path / "results/tiny")}
@@ -303,7 +302,9 @@ def test_a_signal_lets_jobs_save_and_the_local_executor_goes_on_to_the_same_bits
 
 def test_a_training_on_two_devices_is_that_of_one_up_to_rounding(cli, study, tmp_path):
     path = study(epochs=1)
-    words = ["run", path, "--methods", "barlow_twins", "--set", "optimizer={name: sgd, base_lr: 0.1}"]
+    # small steps in full precision, for large ones amplify rounding
+    sets = ["precision=fp32", "optimizer={name: sgd, base_lr: 0.1}", "options.loss_scale=0.001"]
+    words = ["run", path, "--methods", "barlow_twins", *(word for key in sets for word in ("--set", key))]
     many = cli(*words, *HERE, "--devices", "2", "--workers", "2")
     one = cli(*words, "--runs", "one", "--out", "results-one/tiny")
     assert many.code == one.code == 0, many.err + one.err
