@@ -40,7 +40,7 @@ def asked_of_ray(
     debug: bool,
 ) -> RayOptions | None:
     """What a command line asks of Ray, None if nothing; raises InputError where that makes no sense."""
-    given = {"address": address, "devices": devices, "nodes": nodes, "time_limit": minutes}
+    given = {"address": address, "devices": devices, "nodes": nodes}
     named = [name for name, value in given.items() if value is not None]
     if executor != "ray":
         if named:

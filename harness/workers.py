@@ -209,7 +209,7 @@ class _Jobs:
                 f"it did not end within {limit:g} s and was stopped",
                 where=job.label,
                 next_step="see why it hangs, or give it more time",
-                option="job-minutes",
+                option="time_limit",
             )
         return _died(job.label)
 

@@ -132,14 +132,14 @@ def test_one_without_enough_memory_is_tried_once_more(cli, tiny_study, crew, tmp
 
 def test_one_that_hangs_is_stopped_at_its_limit(cli, tiny_study, crew):
     crew.hangs = {STRUCK}
-    ended = cli("run", tiny_study, "--workers", "2", "--job-minutes", "0.01")
+    ended = cli("run", tiny_study, "--workers", "2", "--time-limit", "0.01")
     assert ended.code == 0, ended.err
     assert f"LOST {STRUCK}: it did not end within 0.6 s and was stopped" in ended.err
 
 
 def test_a_limit_is_watched_with_one_worker_too(cli, tiny_study, crew):
     crew.hangs = {STRUCK}
-    assert cli("run", tiny_study, "--workers", "1", "--job-minutes", "0.01").code == 0
+    assert cli("run", tiny_study, "--workers", "1", "--time-limit", "0.01").code == 0
     assert crew.order.count(STRUCK) == 2
 
 
