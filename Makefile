@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test test-benchmarks test-numerics test-gpu lint links docs readme clean
+.PHONY: run test test-benchmarks test-numerics test-gpu test-s3 lint links docs readme clean
 
 run: $(STAMP)
 	$(BIN)/twinbench run quick
@@ -29,6 +29,11 @@ test-numerics: $(STAMP)
 ON := cuda
 test-gpu: $(STAMP)
 	TWINBENCH_TEST_GPU=$(ON) $(BIN)/python -m pytest -m gpu tests/gpu
+
+# A run store on a real S3 server, in a process of its own.
+test-s3: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[s3-tests]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m s3 tests
 
 lint: $(STAMP) links
 	$(BIN)/ruff check .
@@ -72,8 +77,9 @@ clean:
 
 # Installs again whenever the dependencies change.
 $(STAMP): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "error: no Python 3.11 or newer found; next: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 2; }
+	@$(PYTHON) -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || \
+	  { echo "error: no Python 3.11 or newer found that makes virtual environments (Debian's needs the package" \
+	    "python3-venv); next: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $(STAMP)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from twinbench.data.augment import ViewPolicy
 from twinbench.encoders.backbones import ResNet
-from twinbench.pretraining.collectives import mean_over_ranks
+from twinbench.foundation.collectives import mean_over_ranks
 from twinbench.pretraining.heads import mlp
 from twinbench.pretraining.method import LossParts, Method, MethodOptions, Progress, register_method
 from twinbench.pretraining.momentum import ema_update, momentum_copy

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from twinbench.data.augment import ViewPolicy
 from twinbench.encoders.backbones import ResNet
+from twinbench.foundation.collectives import all_gather_nograd, mean_over_ranks, rank, world_size
 from twinbench.foundation.errors import InputError
 from twinbench.foundation.transfer import to_device
-from twinbench.pretraining.collectives import all_gather_nograd, mean_over_ranks, rank, world_size
 from twinbench.pretraining.heads import mlp
 from twinbench.pretraining.method import LossParts, Method, MethodOptions, Progress, register_method
 from twinbench.pretraining.momentum import ema_update, momentum_copy

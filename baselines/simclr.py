@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from twinbench.data.augment import ViewPolicy
 from twinbench.encoders.backbones import ResNet
-from twinbench.pretraining.collectives import all_gather_cat, mean_over_ranks, rank
+from twinbench.foundation.collectives import all_gather_cat, mean_over_ranks, rank
 from twinbench.pretraining.heads import mlp
 from twinbench.pretraining.method import LossParts, Method, MethodOptions, Progress, register_method
 from twinbench.pretraining.numerics import in_full_precision

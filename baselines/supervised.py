@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from twinbench.data.augment import ViewPolicy
 from twinbench.encoders.backbones import ResNet
+from twinbench.foundation.collectives import mean_over_ranks
 from twinbench.foundation.errors import InputError
-from twinbench.pretraining.collectives import mean_over_ranks
 from twinbench.pretraining.method import LossParts, Method, MethodOptions, Progress, register_method
 from twinbench.pretraining.numerics import in_full_precision
 

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from twinbench.data.augment import ViewPolicy
 from twinbench.encoders.backbones import ResNet
-from twinbench.foundation.errors import InputError
-from twinbench.pretraining.collectives import (
+from twinbench.foundation.collectives import (
     all_gather_nograd,
     all_reduce_max_nograd,
     all_reduce_sum,
@@ -20,6 +19,7 @@ from twinbench.pretraining.collectives import (
     rank,
     world_size,
 )
+from twinbench.foundation.errors import InputError
 from twinbench.pretraining.heads import mlp
 from twinbench.pretraining.method import LossParts, Method, MethodOptions, Progress, register_method
 from twinbench.pretraining.numerics import in_full_precision

@@ -139,6 +139,18 @@ def resident_mb() -> float:
     return _numbers(Path("/proc/self/status"), ("VmRSS:",)) / 1024
 
 
+def shared_out_mb(pid: int) -> float:
+    """What a process holds in memory now, in MiB: a page that n processes share counts an nth in each."""
+    return _numbers(Path(f"/proc/{pid}/smaps_rollup"), ("Pss:",)) / 1024
+
+
+def processor_seconds(pid: int) -> float:
+    """Seconds of a processor that a process has had so far, its threads together."""
+    # the name of the program, in brackets, may hold anything
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def _numbers(path: Path, fields: tuple[str, ...]) -> int:
     return sum(int(line.split()[1]) for line in path.read_text().splitlines() if line.startswith(fields))
 

@@ -3,7 +3,8 @@
 ``digit-scenes``, ``digit-crowds``, ``letter-scenes``, ``shape-scenes`` and ``texture-scenes`` are embedded
 (`data.scenes`, `data.textures`); those of `KNOWN_SETS` are read from a data folder (``bccd`` are blood cells under a
 microscope, with boxes). A name that ends in a colon stands for any folder of a format, whose path follows:
-``folder:PATH`` are images in folders (`data.folders`), which stay on disk if they are large (`data.streaming`);
+``folder:PATH`` are images in folders (`data.folders`), which stay on disk if they are large (`data.streaming`), and
+``shards:PATH`` the same in tar files (`data.shards`);
 ``voc:PATH`` and ``coco:PATH`` are pictures with annotated objects (`data.voc`, `data.coco`). ``val-of:NAME`` is another
 set without its test images, measured on its validation images (`data.validation`).
 """
@@ -34,6 +35,7 @@ from twinbench.data.image_sets import (
     ShapeScenes,
     TextureScenes,
 )
+from twinbench.data.shards import holds_shards, list_shards
 from twinbench.data.validation import VAL_OF, ValidationAsTest
 from twinbench.data.voc import read_voc
 from twinbench.foundation.errors import InputError, unknown_name
@@ -186,7 +188,8 @@ def _cifar10(name: str, data_root: Path | None, reading: Reading) -> ImageSet:
 @register_image_set("inat18")
 def _published_folder(name: str, data_root: Path | None, reading: Reading) -> ImageSet:
     root = _below_data_root(data_root, name)
-    return FolderImages(name, folders.list_images(root), IMAGENET_NORMALISATION, reading)
+    files = list_shards(root) if holds_shards(root) else folders.list_images(root)
+    return FolderImages(name, files, IMAGENET_NORMALISATION, reading)
 
 
 @register_image_set("bccd")
@@ -205,6 +208,11 @@ def _published_coco(name: str, data_root: Path | None, reading: Reading) -> Imag
 @register_image_set("folder:")
 def _folder(name: str, data_root: Path | None, reading: Reading) -> ImageSet:
     return FolderImages(name, folders.list_images(_path(name)), IMAGENET_NORMALISATION, reading)
+
+
+@register_image_set("shards:")
+def _shards(name: str, data_root: Path | None, reading: Reading) -> ImageSet:
+    return FolderImages(name, list_shards(_path(name)), IMAGENET_NORMALISATION, reading)
 
 
 @register_image_set("voc:")

@@ -18,18 +18,21 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from twinbench.foundation.errors import InputError, RunFailure
-from twinbench.foundation.files import write_atomically
+from twinbench.foundation.files import user_cache, write_atomically
 
 _log = logging.getLogger(__name__)
 
+WORTH_AN_INDEX = 1000
+"""Files of a set whose index is kept; a smaller one is read again as fast."""
+THREADS = 16
+"""A disk elsewhere answers many questions at a time."""
+
 _END = 4096
 _WIDTH = 16
-_WORTH_AN_INDEX = 1000
 _FILES_PER_TASK = 256
-_THREADS = 16  # a disk elsewhere answers many questions at a time
 _SETTLED_NS = 10 * 10**9
 _MAGIC = b"twinbench contents 1\n"
 _CHECKSUM = 32
@@ -49,7 +52,7 @@ def digests(root: Path, paths: Sequence[Path]) -> list[bytes]:
 
     A digest depends on the file's size and the bytes at its ends, not on its name, place or dates.
     """
-    index_file = _index_file(root) if len(paths) >= _WORTH_AN_INDEX else None
+    index_file = cache_place("contents", root) if len(paths) >= WORTH_AN_INDEX else None
     index = _read(index_file) if index_file else {}
     above = len(os.fspath(root / "x")) - 1  # nothing where the root is the current folder
 
@@ -57,7 +60,7 @@ def digests(root: Path, paths: Sequence[Path]) -> list[bytes]:
         part = map(os.fspath, paths[start : start + _FILES_PER_TASK])
         return [_look(path, path[above:], index) for path in part]
 
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         starts = range(0, len(paths), _FILES_PER_TASK)
         looked = [one for part in pool.map(look_at, starts) for one in part]
     if index_file and any(one.was_read and one.settled for one in looked):
@@ -68,12 +71,9 @@ def digests(root: Path, paths: Sequence[Path]) -> list[bytes]:
 def _look(path: str, name: str, index: dict[bytes, bytes]) -> _Looked:
     try:
         status = os.stat(path)
-        now = time.time_ns()
-        identity = f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}"
-        key = hashlib.blake2b(os.fsencode(identity), digest_size=_WIDTH).digest()
+        key = identity(name, status)
         known = index.get(key)
-        # A file that was written a moment ago may be written again without another time.
-        settled = max(status.st_mtime_ns, status.st_ctime_ns) < now - _SETTLED_NS
+        settled = is_settled(status)
         return _Looked(key, known or _digest(path, status.st_size), known is None, settled)
     except OSError as error:
         raise InputError(
@@ -81,25 +81,43 @@ def _look(path: str, name: str, index: dict[bytes, bytes]) -> _Looked:
         ) from error
 
 
+def identity(name: str, status: os.stat_result) -> bytes:
+    """What changes when a file is changed: a key of its name, size and times, 16 bytes."""
+    text = f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}"
+    return hashlib.blake2b(os.fsencode(text), digest_size=_WIDTH).digest()
+
+
+def is_settled(status: os.stat_result) -> bool:
+    """Whether a change now would give the file another time; one that was written a moment ago may keep it."""
+    return max(status.st_mtime_ns, status.st_ctime_ns) < time.time_ns() - _SETTLED_NS
+
+
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+    def seek(self, offset: int, /) -> int: ...
+
+
 def _digest(path: str, size: int) -> bytes:
-    digest = hashlib.blake2b(b"%d:" % size, digest_size=_WIDTH)
     with open(path, "rb", buffering=0) as file:
-        digest.update(file.read(2 * _END if size <= 2 * _END else _END))
-        if size > 2 * _END:
-            file.seek(size - _END)
-            digest.update(file.read(_END))
+        return digest_of(file, 0, size)
+
+
+def digest_of(file: _Readable, start: int, size: int) -> bytes:
+    """The digest of ``size`` bytes from ``start`` of an open file, 16 bytes. Raises OSError."""
+    digest = hashlib.blake2b(b"%d:" % size, digest_size=_WIDTH)
+    file.seek(start)
+    digest.update(file.read(size if size <= 2 * _END else _END))
+    if size > 2 * _END:
+        file.seek(start + size - _END)
+        digest.update(file.read(_END))
     return digest.digest()
 
 
-def _index_file(root: Path) -> Path | None:
-    """Where the index of a folder is kept, wherever the path to it began; None without a cache folder."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        cache = Path(given) if os.path.isabs(given) else Path.home() / ".cache"
-    except RuntimeError:  # nobody's home
-        return None
+def cache_place(kind: str, root: Path) -> Path | None:
+    """Where what is known of a folder is kept, wherever the path to it began; None without a cache folder."""
+    cache = user_cache()
     name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]
-    return cache / "twinbench" / "contents" / name
+    return None if cache is None else cache / kind / name
 
 
 def _read(file: Path) -> dict[bytes, bytes]:

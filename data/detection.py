@@ -38,7 +38,7 @@ from torch import Tensor
 from twinbench.data.orientation import Header, choose_turned, read_header
 from twinbench.data.pixels import CorruptImage, Oddity, TooLargeImage, UnknownRange, open_rgb
 from twinbench.data.remarks import Tally, shown
-from twinbench.foundation.cores import usable_cores
+from twinbench.foundation.cores import own_cores
 from twinbench.foundation.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -325,7 +325,7 @@ def _require_pictures_once(splits: Mapping[str, Sequence[AnnotatedImage]]) -> No
 
 def _oriented(images: Sequence[AnnotatedImage], root: Path) -> tuple[list[AnnotatedImage], tuple[str, ...]]:
     """The images with what makes them the annotated pictures; every header is read, in parallel threads."""
-    with ThreadPoolExecutor(usable_cores()) as pool:
+    with ThreadPoolExecutor(own_cores()) as pool:
         headers = list(pool.map(_checked_header, images, chunksize=64))
     fitting = [
         header.fitting(image.height, image.width) for header, image in zip(headers, images, strict=True)

@@ -20,7 +20,7 @@ import hashlib
 import logging
 import os
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,8 +41,9 @@ from twinbench.data.pixels import (
     read_picture,
 )
 from twinbench.data.remarks import Tally, first_names, shown
-from twinbench.foundation.cores import usable_cores
+from twinbench.foundation.cores import own_cores
 from twinbench.foundation.errors import InputError, nearest_name
+from twinbench.foundation.machine_memory import usable_memory
 
 _log = logging.getLogger(__name__)
 
@@ -89,13 +90,20 @@ class ImageFiles:
 
         The place and dates of the files do not count. Raises InputError for a file that cannot be read.
         """
-        digest = hashlib.sha256(f"pixels {_PIXELS_VERSION}".encode())
         rows = [(name, *row) for name, files in sorted(self.splits.items()) for row in files.rows()]
         found = contents.digests(self.root, [path for _, path, _ in rows])
-        for (split, path, label), content in zip(rows, found, strict=True):
-            entry = (split, path.relative_to(self.root).as_posix(), label, content)
-            digest.update(repr(entry).encode())
-        return digest.hexdigest()
+        return fingerprint_of(
+            (split, path.relative_to(self.root).as_posix(), label, content)
+            for (split, path, label), content in zip(rows, found, strict=True)
+        )
+
+
+def fingerprint_of(entries: Iterable[tuple[str, str, int, bytes]]) -> str:
+    """SHA-256 of the split, the name below the folder, the label and the content of every file, and of the pixels."""
+    digest = hashlib.sha256(f"pixels {_PIXELS_VERSION}".encode())
+    for entry in entries:
+        digest.update(repr(entry).encode())
+    return digest.hexdigest()
 
 
 class SkippedFiles:
@@ -106,6 +114,10 @@ class SkippedFiles:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def include(self, others: Mapping[int, Path]) -> None:
+        """Count what another process has left out, and named."""
+        self.paths.update(others)
 
     def add(self, errors: Mapping[int, CorruptImage]) -> None:
         """Count the rows whose decoding ended in these errors; a row counts once."""
@@ -468,7 +480,7 @@ def fit_all(
         for i in range(start, min(n, start + _FILES_PER_TASK)):
             images[i] = _fit(read(i), size, shorter_side or size).transpose(2, 0, 1)
 
-    with ThreadPoolExecutor(usable_cores()) as pool:
+    with ThreadPoolExecutor(own_cores()) as pool:
         for _ in pool.map(fit_some, range(0, n, _FILES_PER_TASK)):
             pass
     return images
@@ -507,10 +519,10 @@ def all_corrupt(n: int, first: Path, last: Path) -> InputError:
 
 def _require_memory(n: int, size: int) -> None:
     needed = n * 3 * size * size
-    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > 0.8 * installed:
+    usable = usable_memory()
+    if needed > 0.8 * usable:
         raise InputError(
             f"{n} images of {size} pixels need {needed / 2**30:.0f} GiB of memory, "
-            f"this machine has {installed / 2**30:.0f} GiB",
+            f"there are {usable / 2**30:.0f} GiB here",
             next_step="limit the number of images or choose a smaller image size",
         )

@@ -20,8 +20,8 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from enum import Enum
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -30,6 +30,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
 
 from twinbench.data.remarks import Tally, shown
+from twinbench.data.tar_members import opened_member
 from twinbench.foundation.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ class Oddities:
 
     def __init__(self, root: Path = Path(), split: str = "") -> None:
         self._root, self._split = root, split
-        self._paths: dict[Oddity, set[Path]] = {}
+        self.paths: dict[Oddity, set[Path]] = {}
 
     def __reduce__(self) -> tuple[type[Oddities], tuple[Path, str]]:
         """Begin anew in a worker process, which has no use for what others met."""
@@ -124,20 +125,25 @@ class Oddities:
     def add(self, path: Path, kinds: Iterable[Oddity]) -> None:
         """Note a picture; the first of a kind that is used all the same is named in a warning."""
         for kind in kinds:
-            if kind not in self._paths:
-                self._paths[kind] = set()
+            if kind not in self.paths:
+                self.paths[kind] = set()
                 if kind not in (Oddity.TOO_LARGE, Oddity.UNKNOWN_RANGE, Oddity.CORRUPT):
                     _log.warning("%s: %s; others like it are counted", path, kind.value)
-            self._paths[kind].add(path)
+            self.paths[kind].add(path)
 
     def add_all(self, pictures: Iterable[tuple[Path, Iterable[Oddity]]]) -> None:
         """Note several pictures with what is odd about each."""
         for path, kinds in pictures:
             self.add(path, kinds)
 
+    def include(self, others: Mapping[Oddity, set[Path]]) -> None:
+        """Count what another process has noted, and named."""
+        for kind, paths in others.items():
+            self.paths.setdefault(kind, set()).update(paths)
+
     def remarks(self) -> tuple[str, ...]:
         """One sentence for each kind."""
-        met = ((kind, self._paths[kind]) for kind in Oddity if kind in self._paths)
+        met = ((kind, self.paths[kind]) for kind in Oddity if kind in self.paths)
         picture = f"{self._split} picture".lstrip()
         return tuple(
             f"{kind.value}: {Tally(len(paths), shown(min(paths), self._root)).said(picture)}"
@@ -152,12 +158,13 @@ def pixel_limit() -> int | None:
 
 @contextmanager
 def opened(path: Path) -> Iterator[ImageFile.ImageFile]:
-    """A picture of which no more than the header is decoded.
+    """A picture of which no more than the header is decoded; its path may lead into a tar file (`data.tar_members`).
 
     Here and in the block raises CorruptImage or one of its kinds, and InputError for a file that it may not read.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        member = opened_member(path)
+        with member or nullcontext(), Image.open(member or path, formats=FORMATS) as image:
             yield image
     except DECODING_ERRORS as error:
         raise _unusable(path, error) from error

@@ -33,6 +33,7 @@ from twinbench.data.pixels import (
 )
 from twinbench.data.worker_processes import worker_context, worker_setup
 from twinbench.foundation.errors import InputError, RunFailure
+from twinbench.foundation.ranks import everyones
 
 _CHUNK = 64
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -106,6 +107,12 @@ class StreamedImages:
         """Add what reading some rows met to ``skipped`` and ``oddities``."""
         self.skipped.add(met.errors)
         self.oddities.add_all((self.path(row), odd) for row, odd in sorted(met.odd.items()))
+
+    def count_with_ranks(self) -> None:
+        """Count what every rank has met until now; every rank must call this."""
+        for skipped, odd in everyones((self.skipped.paths, self.oddities.paths)):
+            self.skipped.include(skipped)
+            self.oddities.include(odd)
 
     def read(self, row: int, met: Met) -> Image.Image:
         """The whole picture of a row in RGB, or with ``skip`` its substitute; what is odd about it goes to ``met``.

@@ -21,7 +21,9 @@ from twinbench.data.augment import (
     join,
 )
 from twinbench.data.streaming import CropStream, Images, StreamedImages
+from twinbench.foundation.collectives import all_gather_nograd, rank, world_size
 from twinbench.foundation.randomness import seeded_generator
+from twinbench.foundation.ranks import together
 from twinbench.foundation.transfer import to_device
 
 BATCH = 256
@@ -159,3 +161,24 @@ def plain_views(
     """
     for chunk in rows.split(BATCH):
         yield eval_view(images[chunk].to(device), size, normalisation)
+
+
+def in_turns(rows: Tensor, make: Callable[[Tensor], Iterator[Tensor]]) -> Iterator[Tensor]:
+    """What ``make`` gives for the images ``rows`` (int64 ``[N]``), computed by the ranks in turns; all of it on each.
+
+    ``make`` takes rows and gives a tensor ``[n, ...]`` for each batch of at most 256 of them, as `plain_views` does.
+    The batches are those of one process, and so are the results and their order. What one rank raises, all raise.
+    """
+    ranks, batches = world_size(), rows.split(BATCH)
+    if ranks == 1:
+        yield from make(rows)
+        return
+    rounds = [batches[start : start + ranks] for start in range(0, len(batches), ranks)]
+    # in the last round some have nothing to do, and do what another does as well
+    own = torch.cat([batches_now[min(rank(), len(batches_now) - 1)] for batches_now in rounds])
+    for batches_now, found in zip(rounds, together(make(own)), strict=True):
+        largest = len(batches_now[0])
+        padded = torch.cat([found, found.new_zeros(largest - len(found), *found.shape[1:])])
+        everything = all_gather_nograd(padded).split(largest)
+        for batch, result in zip(batches_now, everything, strict=False):
+            yield result[: len(batch)]

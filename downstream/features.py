@@ -31,9 +31,12 @@ def frozen_copy(encoder: Encoder, device: torch.device) -> nn.Module:
 
 @torch.no_grad()
 def pooled(backbone: nn.Module, views: Tensor) -> Tensor:
-    """Features ``[N, D]`` (float32) of normalised views ``[N, 3, H, W]``, both on the backbone's device."""
+    """Features ``[N, D]`` of normalised views ``[N, 3, H, W]``, both on the backbone's device.
+
+    They are float32, or float64 of a backbone in float64.
+    """
     features: Tensor = backbone(views.contiguous(memory_format=torch.channels_last))
-    return features.float()
+    return features if features.dtype == torch.float64 else features.float()
 
 
 def require_finite(features: Tensor, encoder: Encoder, of: str) -> None:
@@ -49,9 +52,10 @@ def require_finite(features: Tensor, encoder: Encoder, of: str) -> None:
 class FeatureStore:
     """Features of evaluation views, extracted once per encoder, image set and split.
 
-    With a folder they are kept there as safetensors files and survive the process; with None they are kept in
-    memory. A file that was truncated or altered is noticed by its digest and computed again. ``remarks`` are what
-    another process met in the images of those features that were found in the folder.
+    With a folder, for a single process, they are kept there as safetensors files and survive it; with None they are
+    kept in memory, and several ranks compute them in turns. A file that was truncated or altered is noticed by its
+    digest and computed again. ``remarks`` are what another process met in the images of those features that were found
+    in the folder.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -112,6 +116,7 @@ def _extract(encoder: Encoder, image_set: ImageSet, split: str) -> tuple[Tensor,
     require_finite(features, encoder, f"the split {split!r} of {image_set.name}")
     if not isinstance(data.images, StreamedImages):
         return features, data.labels
+    data.images.count_with_ranks()
     labels = data.labels.clone()
     labels[torch.tensor(list(data.images.skipped.paths), dtype=torch.long)] = -1  # these were substitutes
     return features, labels

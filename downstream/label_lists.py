@@ -43,6 +43,10 @@ class LabelList:
     path: Path
     own: bool = False
 
+    def digest(self) -> str:
+        """The SHA-256 of the file; raises InputError if it cannot be read."""
+        return hashlib.sha256(_read(self.path)).hexdigest()
+
 
 def read_label_list(
     labelled: LabelList, train: Split, classes: Sequence[str], fraction: float

@@ -73,13 +73,15 @@ class LinearGrid(SgdEvaluation):
         frozen = FrozenBackbone(encoder, context)
         candidates = [Candidate(rate, decay) for rate in self.rates for decay in self.weight_decays]
         share = 0.45 if self.refit else 0.9
-        heads = self._fit(candidates, frozen, train, context, lambda done: context.progress(share * done))
+        heads = self._fit(
+            "choice", candidates, frozen, train, context, lambda done: context.progress(share * done)
+        )
         place = self._choose(candidates, _accuracies(heads, frozen, val), context)
         head = heads[place]
         if self.refit:
             everything, best = all_training_images(image_set), [candidates[place]]
             (head,) = self._fit(
-                best, frozen, everything, context, lambda done: context.progress(share * (1 + done))
+                "refit", best, frozen, everything, context, lambda done: context.progress(share * (1 + done))
             )
         measured = self.measure(head, frozen, test, context)
         if skipped := skipped_images(train=train, val=val, test=test):
@@ -94,13 +96,14 @@ class LinearGrid(SgdEvaluation):
 
     def _fit(
         self,
+        name: str,
         candidates: Sequence[Candidate],
         frozen: FrozenBackbone,
         split: Split,
         context: EvaluationContext,
         progress: Callable[[float], None],
     ) -> list[nn.Linear]:
-        """A head for each candidate, all from the same start."""
+        """A head for each candidate, all from the same start; ``name`` is that of the training."""
         with seeded(context.seed, context.device):
             first = self.start(frozen.encoder.feature_dim, len(context.image_set.classes)).to(context.device)
         heads = [copy.deepcopy(first) for _ in candidates]
@@ -108,7 +111,9 @@ class LinearGrid(SgdEvaluation):
             {"params": head.parameters(), "peak": candidate.lr, "weight_decay": candidate.weight_decay}
             for head, candidate in zip(heads, candidates, strict=True)
         ]
-        self.train(heads, self.sgd(groups), frozen, split, self.order(split, context.seed), progress)
+        optimizer, order = self.sgd(groups), self.order(split, context.seed)
+        state = context.checkpoints.training(name, heads=nn.ModuleList(heads), optimizer=optimizer)
+        self.train(heads, optimizer, frozen, split, order, state, progress)
         return heads
 
     def _choose(

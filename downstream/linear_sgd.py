@@ -14,7 +14,8 @@ from torch.nn.functional import cross_entropy
 
 from twinbench.data.image_sets import ImageSet, Split
 from twinbench.data.streaming import Images
-from twinbench.data.views import BATCH
+from twinbench.data.views import BATCH, in_turns
+from twinbench.downstream.checkpoints import TrainingState
 from twinbench.downstream.features import frozen_copy, pooled
 from twinbench.downstream.protocol import (
     EvaluationContext,
@@ -32,8 +33,11 @@ from twinbench.downstream.views import (
     training_steps,
 )
 from twinbench.encoders.encoder import Encoder
+from twinbench.foundation.collectives import all_reduce_sum
 from twinbench.foundation.errors import InputError, RunFailure
 from twinbench.foundation.lars import LARS
+from twinbench.foundation.norms import use_global_batches
+from twinbench.foundation.ranks import own_share, sum_gradients
 
 # Below this share of the batch size, steps are no longer those of the protocol, which a remark says.
 _NEARLY = 0.9
@@ -85,15 +89,19 @@ class FrozenBackbone:
         self.encoder, self._seed, self._device = encoder, context.seed, context.device
         self._backbone = frozen_copy(encoder, context.device)
 
-    def training(self, images: Images, order: EpochOrder, steps: int) -> Iterator[Tensor]:
-        """The features of random crops, for every step; see `downstream.views.training_steps`."""
-        for parts in training_steps(images, order, steps, self._seed, self.encoder, self._device):
+    def training(self, images: Images, order: EpochOrder, first: int, steps: int) -> Iterator[Tensor]:
+        """The features of random crops, this rank's of every step from the ``first`` on; see `training_steps`."""
+        for parts in training_steps(images, order, steps, self._seed, self.encoder, self._device, first):
             yield torch.cat([pooled(self._backbone, views) for views in parts])
 
     def central(self, images: Images, rows: Tensor) -> Iterator[Tensor]:
-        """The features of central crops, in batches; see `downstream.views.central_views`."""
-        for views in central_views(images, rows, self.encoder, self._device):
-            yield pooled(self._backbone, views)
+        """The features of central crops, in batches, on every rank; see `downstream.views.central_views`."""
+
+        def computed(own: Tensor) -> Iterator[Tensor]:
+            for views in central_views(images, own, self.encoder, self._device):
+                yield pooled(self._backbone, views)
+
+        return in_turns(rows, computed)
 
     def require_unchanged(self) -> None:
         """Raise RunFailure if a parameter or buffer of it differs from the encoder's in any bit."""
@@ -158,29 +166,39 @@ class SgdEvaluation(Protocol):
         frozen: FrozenBackbone,
         split: Split,
         order: EpochOrder,
+        state: TrainingState,
         progress: Callable[[float], None],
     ) -> None:
         """Train each of ``heads`` as if it were alone, on the same views; ``progress`` is told the fraction done.
 
-        Each group of the optimizer has its ``peak`` learning rate. Raises RunFailure if the loss of no head is finite.
+        Each group of the optimizer has its ``peak`` learning rate. It begins after the first steps of ``state``. Every
+        rank has its share of each step's images. Raises RunFailure if the loss of no head is finite.
         """
         steps = self.epochs * order.steps_per_epoch
         for head in heads:
             head.train()
-        for step, features in enumerate(frozen.training(split.images, order, steps)):
+        for step, features in enumerate(
+            frozen.training(split.images, order, state.first, steps), state.first
+        ):
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * self.decay(step / order.steps_per_epoch, self.epochs)
-            labels = split.labels[order(step)].to(features.device)
+            rows = order(step)
+            labels = split.labels[rows[own_share()]].to(features.device)
             # the gradient of a sum with respect to one head is that of its own loss, whatever became of the others
-            losses = torch.stack([cross_entropy(head(features), labels) for head in heads])
+            sums = [cross_entropy(head(features), labels, reduction="sum") for head in heads]
+            losses = torch.stack(sums) / len(rows)
             optimizer.zero_grad()
             losses.sum().backward()
+            sum_gradients(optimizer)
             optimizer.step()
-            if (step + 1) % order.steps_per_epoch == 0 and not torch.isfinite(losses).any():
-                raise RunFailure(
-                    f"the loss became {losses[0].item()} before step {step + 1}", where=self.name
-                )
+            if (step + 1) % order.steps_per_epoch == 0:
+                self._require_finite(all_reduce_sum(losses.detach()), step)
+            state.keep(step + 1)
             progress((step + 1) / steps)
+
+    def _require_finite(self, losses: Tensor, step: int) -> None:
+        if not torch.isfinite(losses).any():
+            raise RunFailure(f"the loss became {losses[0].item()} before step {step + 1}", where=self.name)
 
     def measure(
         self, head: nn.Module, frozen: FrozenBackbone, test: Split, context: EvaluationContext
@@ -229,9 +247,10 @@ class LinearEvaluation(SgdEvaluation):
         with seeded(context.seed, context.device):
             head = self._head(encoder.feature_dim, len(context.image_set.classes)).to(context.device)
         self.remark_on_steps(order, context)
-        self.train(
-            [head], self._optimizer(head), frozen, train, order, lambda done: context.progress(0.95 * done)
-        )
+        use_global_batches(head)
+        optimizer = self._optimizer(head)
+        state = context.checkpoints.training("training", head=head, optimizer=optimizer)
+        self.train([head], optimizer, frozen, train, order, state, lambda done: context.progress(0.95 * done))
         measured = self.measure(head, frozen, test, context)
         if skipped := skipped_images(train=train, test=test):
             context.details["skipped_images"] = skipped

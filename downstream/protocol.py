@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from twinbench.data.image_sets import ImageSet
+from twinbench.downstream.checkpoints import Checkpoints
 from twinbench.downstream.features import FeatureStore
 from twinbench.downstream.label_lists import LabelList
 from twinbench.downstream.outcomes import classified
@@ -49,11 +50,11 @@ def _ignore_progress(fraction: float) -> None:
 class EvaluationContext:
     """What a protocol gets besides the encoder. ``progress`` is told the fraction done, from 0 to 1.
 
-    ``label_list`` says which images count as labelled where a protocol uses a share of them. A protocol leaves in
-    ``details`` (names to JSON values) what it chose and used, for the record to keep beside the measurements, and
-    appends to ``remarks`` a sentence on whatever a reader of the number must know about its measurement, with counts.
-    It leaves in ``outcomes`` what became of each test item, if its numbers can be computed again from that, and may
-    leave a ``picture`` for people to look at, uint8 ``[3, H, W]``.
+    ``label_list`` says which images count as labelled where a protocol uses a share of them. Where it trains, it goes
+    on from what ``checkpoints`` has. A protocol leaves in ``details`` (names to JSON values) what it chose and used,
+    for the record to keep beside the measurements, and appends to ``remarks`` a sentence on whatever a reader of the
+    number must know about its measurement, with counts. It leaves in ``outcomes`` what became of each test item, if its
+    numbers can be computed again from that, and may leave a ``picture`` for people to look at, uint8 ``[3, H, W]``.
     """
 
     image_set: ImageSet
@@ -62,6 +63,7 @@ class EvaluationContext:
     progress: Callable[[float], None] = _ignore_progress
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     label_list: LabelList | None = None
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
     details: dict[str, Any] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     outcomes: Outcomes | None = None
@@ -85,6 +87,10 @@ class Protocol(ABC):
     everything that `evaluate` may measure, so that a table's columns are checked beforehand. ``uses_label_list`` says
     that a list of labelled images changes what it does, ``keeps_features`` that it leaves the features of every image
     in the store for the next protocol.
+
+    On several devices every rank evaluates, on the device of its context, and rank 0's measurements count. The ranks
+    compute features in turns (`data.views.in_turns`) and share the images of a training's steps (`foundation.ranks`);
+    what a protocol does not share, each does for itself.
     """
 
     name: str
@@ -106,6 +112,16 @@ class Protocol(ABC):
 
     def check(self, image_set: ImageSet) -> None:  # noqa: B027  (most have nothing to check)
         """Raise InputError if the protocol cannot measure on this machine or image set, before any work."""
+
+    def check_ranks(self, ranks: int) -> None:  # noqa: B027  (most take any number)
+        """Raise InputError if so many ranks cannot share the work, before any is done."""
+
+    def start_ranks(self, main: Callable[[], None], devices: int, nodes: int) -> bool:
+        """Where the protocol's library has a launcher of its own: run ``main`` on this machine's ranks, and wait.
+
+        They find a process group. Without such a launcher nothing is done, and the answer is False.
+        """
+        return False
 
     def unmeasured(self, image_set: ImageSet) -> dict[str, str]:
         """Which of ``metrics`` this image set has no number for, each with the reason; known before any work."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from twinbench.data.augment import augment
+from twinbench.data.augment import apply, draw_parameters
 from twinbench.data.image_sets import ImageSet, Split
-from twinbench.data.views import plain_views
+from twinbench.data.views import in_turns, plain_views
 from twinbench.downstream.label_lists import read_label_list
 from twinbench.downstream.linear_sgd import linear_head
 from twinbench.downstream.protocol import (
@@ -31,8 +32,11 @@ from twinbench.downstream.views import (
     training_views,
 )
 from twinbench.encoders.encoder import Encoder
+from twinbench.foundation.collectives import all_reduce_sum
 from twinbench.foundation.errors import InputError, RunFailure
+from twinbench.foundation.norms import use_global_batches
 from twinbench.foundation.randomness import seeded_generator
+from twinbench.foundation.ranks import own_share, require_a_share_each, sum_gradients, together
 
 BACKBONE_LR = 0.002
 _BATCH = 256
@@ -73,45 +77,72 @@ class FineTuned(nn.Module):
         return scores
 
 
+class Batch(NamedTuple):
+    """This rank's share of a step: views ``[n, 3, H, W]`` and labels ``[n]``, of the ``images`` that all ranks have."""
+
+    views: Tensor
+    labels: Tensor
+    images: int
+
+
 def fine_tune(
     model: FineTuned,
-    batches: Iterator[tuple[Tensor, Tensor]],
+    batches: Callable[[int], Iterator[Batch]],
     steps: int,
     head_lr: float,
-    progress: Callable[[float], None],
+    context: EvaluationContext,
 ) -> None:
-    """Train backbone and head with the cross-entropy of ``steps`` batches of views and labels, on their device.
+    """Train backbone and head with the cross-entropy of ``steps`` batches, which ``batches`` gives from a first one on.
 
-    SGD with momentum 0.9, no weight decay, batch norm in training mode, both learning rates times `lr_factor`.
-    Raises RunFailure if the loss is not finite.
+    SGD with momentum 0.9, no weight decay, batch norm in training mode, both learning rates times `lr_factor`. Goes on
+    from the checkpoint of the context. Raises RunFailure if the loss is not finite.
     """
+    use_global_batches(model)
     optimizer = torch.optim.SGD(
         [
-            {"params": model.backbone.parameters(), "lr": BACKBONE_LR},
-            {"params": model.head.parameters(), "lr": head_lr},
+            {"params": model.backbone.parameters(), "peak": BACKBONE_LR},
+            {"params": model.head.parameters(), "peak": head_lr},
         ],
+        lr=0.0,
         momentum=0.9,
         fused=True,
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, steps))
+    state = context.checkpoints.training("training", model=model, optimizer=optimizer)
     model.train()
-    for step, (views, labels) in enumerate(batches):
-        loss = cross_entropy(model(views), labels)
-        if not torch.isfinite(loss):
-            raise RunFailure(f"the fine-tuning loss became {loss.item()} at step {step}")
+    for step, (views, labels, images) in enumerate(batches(state.first), state.first):
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * lr_factor(step, steps)
+        loss = cross_entropy(model(views), labels, reduction="sum") / images
+        _require_finite(all_reduce_sum(loss.detach()), step)
         optimizer.zero_grad()
         loss.backward()
+        sum_gradients(optimizer)
         optimizer.step()
-        schedule.step()
-        progress((step + 1) / steps)
+        state.keep(step + 1)
+        context.progress(0.9 * (step + 1) / steps)
+
+
+def _require_finite(loss: Tensor, step: int) -> None:
+    if not torch.isfinite(loss):
+        raise RunFailure(f"the fine-tuning loss became {loss.item()} at step {step}")
 
 
 @torch.no_grad()
 def _measure(
-    model: FineTuned, views: Iterator[Tensor], test: Split, known: Tensor, context: EvaluationContext
+    model: FineTuned,
+    views: Callable[[Tensor], Iterator[Tensor]],
+    test: Split,
+    known: Tensor,
+    context: EvaluationContext,
 ) -> list[Measurement]:
+    """The accuracies on the test images ``known``; ``views`` gives those of some rows."""
     model.eval()
-    scores = torch.cat([model(chunk).float().cpu() for chunk in views])
+
+    def computed(rows: Tensor) -> Iterator[Tensor]:
+        for chunk in views(rows):
+            yield model(chunk).float()
+
+    scores = torch.cat([chunk.cpu() for chunk in in_turns(known, computed)])
     counted = readable(test.images, known)
     rows = known[counted]
     return context.classified(scores[counted], test.labels[rows], rows)
@@ -159,9 +190,16 @@ class FineTuning(Protocol):
         with seeded(context.seed, context.device) as generator:
             model = FineTuned(encoder.fresh_backbone(), encoder.feature_dim, len(context.image_set.classes))
             model.to(context.device).to(memory_format=torch.channels_last)
-            batches = self._batches(train, chosen, encoder, context.device, generator)
-            fine_tune(model, batches, self.steps, self.head_lr, lambda done: context.progress(0.9 * done))
-        views = plain_views(test.images, known, encoder.input_size, encoder.normalisation, context.device)
+
+            def batches(first: int) -> Iterator[Batch]:
+                return together(self._batches(train, chosen, encoder, context.device, generator, first))
+
+            fine_tune(model, batches, self.steps, self.head_lr, context)
+
+        def views(rows: Tensor) -> Iterator[Tensor]:
+            size, device = encoder.input_size, context.device
+            return plain_views(test.images, rows, size, encoder.normalisation, device)
+
         measured = _measure(model, views, test, known, context)
         if skipped := skipped_images(train=train, test=test):
             context.details["skipped_images"] = skipped
@@ -180,13 +218,21 @@ class FineTuning(Protocol):
         encoder: Encoder,
         device: torch.device,
         generator: torch.Generator,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+        first: int,
+    ) -> Iterator[Batch]:
+        """The batches from the ``first`` on; what the earlier ones draw is drawn as well, for one follows the other."""
         policy = crop_and_flip(encoder.input_size)
         batch = min(_BATCH, len(chosen))
+        require_a_share_each(batch)
         order = shuffled_indices(len(chosen), self.steps * batch, generator)
-        for rows in chosen[order].split(batch):
-            views = augment(train.images[rows], policy, encoder.normalisation, generator)
-            yield views.to(device), train.labels[rows].to(device)
+        height, width = train.images.shape[-2:]
+        for step, rows in enumerate(chosen[order].split(batch)):
+            drawn = draw_parameters(policy, len(rows), height, width, generator)
+            if step < first:
+                continue
+            own = rows[own_share()]
+            views = apply(train.images[own], drawn[own_share()], policy, encoder.normalisation)
+            yield Batch(views.to(device), train.labels[own].to(device), len(rows))
 
 
 @dataclass(frozen=True)
@@ -222,14 +268,20 @@ class PublishedFineTuning(Protocol):
         _require_labels(chosen, known, self.name, context.image_set)
         order = EpochOrder(chosen, context.seed)
         steps = self.epochs * order.steps_per_epoch
-        views = training_views(train.images, order, steps, context.seed, encoder, device)
-        batches = ((batch, train.labels[order(step)].to(device)) for step, batch in enumerate(views))
+
+        def batches(first: int) -> Iterator[Batch]:
+            views = training_views(train.images, order, steps, context.seed, encoder, device, first)
+            for step, own in enumerate(views, first):
+                rows = order(step)
+                yield Batch(own, train.labels[rows[own_share()]].to(device), len(rows))
+
         with seeded(context.seed, device):
             model = FineTuned(encoder.fresh_backbone(), encoder.feature_dim, len(context.image_set.classes))
         model.to(device).to(memory_format=torch.channels_last)
-        fine_tune(model, batches, steps, self.head_lr, lambda done: context.progress(0.9 * done))
-        views = central_views(test.images, known, encoder, device)
-        measured = _measure(model, views, test, known, context)
+        fine_tune(model, batches, steps, self.head_lr, context)
+        measured = _measure(
+            model, lambda rows: central_views(test.images, rows, encoder, device), test, known, context
+        )
         if skipped := skipped_images(train=train, test=test):
             context.details["skipped_images"] = skipped
         context.progress(1.0)

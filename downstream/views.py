@@ -13,7 +13,7 @@ from twinbench.data.image_sets import ImageSet, Split
 from twinbench.data.streaming import Images, StreamedImages
 from twinbench.data.views import BATCH, RandomViews, epoch_order, plain_views
 from twinbench.encoders.encoder import Encoder
-from twinbench.foundation.cores import usable_cores
+from twinbench.foundation.ranks import cores_each, own_share, require_a_share_each, together
 
 _ENLARGED = 256 / 224
 
@@ -47,19 +47,24 @@ def readable(images: Images, rows: Tensor) -> Tensor:
     """Which of the images ``rows`` (int64 ``[N]``), all seen by now, were seen themselves, bool ``[N]``.
 
     In a streamed set that skips corrupt pictures another image has stood in for each of them; such rows of a test split
-    must not count.
+    must not count. Every rank must ask.
     """
+    if isinstance(images, StreamedImages):
+        images.count_with_ranks()
     skipped = list(images.skipped.paths) if isinstance(images, StreamedImages) else []
     return ~torch.isin(rows, torch.tensor(skipped, dtype=torch.int64))
 
 
 def skipped_images(**splits: Split) -> dict[str, int]:
-    """How many corrupt pictures of each split were met, by the names of the splits; only splits with such pictures."""
-    counts = {
-        name: len(split.images.skipped)
-        for name, split in splits.items()
-        if isinstance(split.images, StreamedImages)
-    }
+    """How many corrupt pictures of each split were met, by the names of the splits; only splits with such pictures.
+
+    Every rank must ask.
+    """
+    counts = {}
+    for name, split in splits.items():
+        if isinstance(split.images, StreamedImages):
+            split.images.count_with_ranks()
+            counts[name] = len(split.images.skipped)
     return {name: count for name, count in counts.items() if count}
 
 
@@ -67,12 +72,13 @@ class EpochOrder:
     """The images of every step: each epoch is a fresh permutation of all the ``rows``, a function of (seed, epoch).
 
     An epoch is cut into ceil(N / batch) batches as equal as possible, so that no batch is small. ``rows`` is int64
-    ``[N]``.
+    ``[N]``. Raises InputError if a batch has no image for one of the ranks.
     """
 
     def __init__(self, rows: Tensor, seed: int, batch: int = BATCH) -> None:
         self.rows, self.seed = rows, seed
         self.steps_per_epoch = -(-len(rows) // batch)
+        require_a_share_each(len(rows) // max(1, self.steps_per_epoch))
 
     def __call__(self, step: int) -> Tensor:
         """The rows of a step, int64 ``[n]`` with n at most the batch."""
@@ -88,16 +94,19 @@ def training_steps(
     seed: int,
     encoder: Encoder,
     device: torch.device,
+    first: int = 0,
 ) -> Iterator[Iterator[Tensor]]:
     """Randomly cropped and flipped views of the images ``rows(step)``, for every step in parts of at most 256.
 
-    ``rows`` gives int64 ``[n]``. A part is ``[m, 3, size, size]``, normalised, on ``device``, and made when it is asked
-    for; all of them are a function of (seed, step). Streamed images are decoded and cropped by worker processes; images
-    in memory are taken to the device whole.
+    ``rows`` gives int64 ``[n]``, of which this rank has its share. A part is ``[m, 3, size, size]``, normalised, on
+    ``device``, and made when it is asked for; all of them are a function of (seed, step), whatever the ``first`` step.
+    Streamed images are decoded and cropped by worker processes; images in memory are taken to the device whole.
     """
     policy = crop_and_flip(encoder.input_size)
-    views = RandomViews(images, rows, [policy], encoder.normalisation, seed, device, usable_cores())
-    for step in views.steps(0, steps):
+    views = RandomViews(
+        images, rows, [policy], encoder.normalisation, seed, device, cores_each(), own_share()
+    )
+    for step in together(views.steps(first, steps)):
         starts = range(0, len(step.rows), BATCH)
         yield (view for start in starts for view in step.make(slice(start, start + BATCH)))
 
@@ -109,9 +118,10 @@ def training_views(
     seed: int,
     encoder: Encoder,
     device: torch.device,
+    first: int = 0,
 ) -> Iterator[Tensor]:
     """The views of `training_steps` with the whole step in one tensor ``[n, 3, size, size]``."""
-    for parts in training_steps(images, rows, steps, seed, encoder, device):
+    for parts in training_steps(images, rows, steps, seed, encoder, device, first):
         yield torch.cat(list(parts))
 
 

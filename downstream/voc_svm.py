@@ -16,6 +16,7 @@ from twinbench.data.detection import DetectionSplit, PictureFiles, unusable
 from twinbench.data.image_sets import ImageSet
 from twinbench.data.pixels import CorruptImage
 from twinbench.data.streaming import Images, StreamedImages
+from twinbench.data.views import in_turns
 from twinbench.downstream.features import frozen_copy, pooled, require_finite
 from twinbench.downstream.outcomes import replicates
 from twinbench.downstream.protocol import EvaluationContext, Measurement, Protocol, register_protocol
@@ -23,6 +24,7 @@ from twinbench.downstream.views import central_views
 from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.errors import InputError
 from twinbench.foundation.outcomes import Outcomes
+from twinbench.foundation.ranks import cores_each, everyones, own_share
 
 # scikit-learn takes most of a second to import, which only a measurement should wait for: so it is, below.
 if TYPE_CHECKING:
@@ -169,11 +171,15 @@ class VocSvm(Protocol):
         test_features = _features(encoder, test, torch.arange(len(test)), context)
         context.progress(0.3)
 
-        penalties, scores = [], np.zeros(truth.shape)
-        for done, (penalty, svm) in enumerate(_fit_all(features, table, context.seed)):
-            penalties.append(penalty)
-            scores[:, done] = svm.decision_function(test_features)
-            context.progress(0.3 + 0.6 * (done + 1) / len(classes))
+        own = range(len(classes))[own_share()]
+        found = {}
+        fits = _fit_all(features, table.T[own_share()], context.seed)
+        for label, (penalty, svm) in zip(own, fits, strict=True):
+            found[label] = penalty, svm.decision_function(test_features)
+            context.progress(0.3 + 0.6 * (label + 1) / len(classes))
+        fitted = {label: each for share in everyones(found) for label, each in share.items()}
+        penalties, by_class = zip(*(fitted[label] for label in range(len(classes))), strict=True)
+        scores = np.stack(by_class, axis=1)
         resampled = replicates(len(test), lambda weights: _mean_precisions(truth, scores, weights))
         context.outcomes = Outcomes({"scores": scores, "truth": truth, **resampled})
         by_kind = {kind: _precisions(truth, scores, kind) for kind in _PRECISIONS}
@@ -213,13 +219,13 @@ def _mean_precisions(
     return {f"m{kind}": float(np.nanmean(_precisions(truth, scores, kind, weights))) for kind in _PRECISIONS}
 
 
-def _fit_all(features: np.ndarray, table: np.ndarray, seed: int) -> Iterator[tuple[float, LinearSVC]]:
-    """`fit_class` for every class in order, difficult images as negatives."""
+def _fit_all(features: np.ndarray, classes: np.ndarray, seed: int) -> Iterator[tuple[float, LinearSVC]]:
+    """`fit_class` for some classes ``[C, N]`` (see `multi_labels`) in order, difficult images as negatives."""
     from sklearn.utils.parallel import Parallel, delayed
 
     # processes, since liblinear's random numbers are global; as many as this process may use threads
-    pool = Parallel(n_jobs=torch.get_num_threads(), return_as="generator")
-    return pool(delayed(fit_class)(features, np.where(column == 1, 1, -1), seed) for column in table.T)
+    pool = Parallel(n_jobs=min(torch.get_num_threads(), cores_each()), return_as="generator")
+    return pool(delayed(fit_class)(features, np.where(row == 1, 1, -1), seed) for row in classes)
 
 
 def _rows_of_2007(split: DetectionSplit) -> Tensor:
@@ -242,9 +248,13 @@ def _features(
     else:
         images = split.images
     backbone = frozen_copy(encoder, context.device)
-    views = central_views(images, rows, encoder, context.device)
+
+    def computed(own: Tensor) -> Iterator[Tensor]:
+        for views in central_views(images, own, encoder, context.device):
+            yield pooled(backbone, views)
+
     try:
-        features = torch.cat([pooled(backbone, chunk).cpu() for chunk in views])
+        features = torch.cat([chunk.cpu() for chunk in in_turns(rows, computed)])
     except CorruptImage as error:
         raise unusable(error) from error
     require_finite(features, encoder, f"images of {context.image_set.name}")

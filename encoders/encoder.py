@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeGuard, get_args
@@ -22,10 +21,10 @@ from torch import Tensor
 
 from twinbench.data.augment import Normalisation
 from twinbench.data.streaming import Images
-from twinbench.data.views import plain_views
+from twinbench.data.views import in_turns, plain_views
 from twinbench.encoders.backbones import ResNet, Stem, build_backbone
 from twinbench.encoders.deviations import Deviation, deviate
-from twinbench.foundation.documents import from_json
+from twinbench.foundation.documents import sealed, unsealed
 from twinbench.foundation.errors import InputError
 from twinbench.foundation.files import write_atomically
 
@@ -33,6 +32,13 @@ WEIGHTS_FILE = "encoder.safetensors"
 INFO_FILE = "encoder.json"
 _SIZES = range(8, 1025)  # of input images, in pixels
 _WIDTHS = range(1, 2**20)  # of a stage of the network
+
+
+_AGAIN = "delete the encoder's folder and run the command again that made it"
+
+
+class DamagedEncoder(InputError):
+    """The files of an encoder are not there, or not as they were written."""
 
 
 @dataclass(frozen=True)
@@ -138,12 +144,15 @@ class Encoder:
     def features(self, images: Images) -> Tensor:
         """Pooled features ``[N, feature_dim]`` (float32, on the CPU) of uint8 images ``[N, 3, H, W]``.
 
-        The images may be streamed; they are decoded batch by batch then.
+        The images may be streamed; they are decoded batch by batch then. Several ranks compute them in turns.
         """
         device = next(self.backbone.parameters()).device
-        rows = torch.arange(len(images))
-        views = plain_views(images, rows, self.input_size, self.normalisation, device)
-        return torch.cat([self.backbone(batch).float().cpu() for batch in views])
+
+        def computed(rows: Tensor) -> Iterator[Tensor]:
+            for views in plain_views(images, rows, self.input_size, self.normalisation, device):
+                yield self.backbone(views).float()
+
+        return torch.cat([batch.cpu() for batch in in_turns(torch.arange(len(images)), computed)])
 
     def fresh_backbone(self) -> ResNet:
         """A trainable copy of the backbone, for fine-tuning; the encoder itself stays as it is."""
@@ -156,44 +165,45 @@ class Encoder:
         weights = save({k: v.detach().cpu().contiguous() for k, v in backbone.state_dict().items()})
         checksum = hashlib.sha256(weights).hexdigest()
         write_atomically(folder / WEIGHTS_FILE, weights)
-        document = json.dumps({**asdict(info), "sha256": checksum}, indent=2)
-        write_atomically(folder / INFO_FILE, document.encode())
+        write_atomically(folder / INFO_FILE, sealed({**asdict(info), "sha256": checksum}))
         return Encoder.load(folder)
 
     @staticmethod
     def load(folder: Path) -> Encoder:
-        """Read an encoder; raises InputError if a file is missing, altered or does not fit the architecture."""
+        """Read an encoder; raises DamagedEncoder if a file is missing, altered or does not fit the architecture."""
         info_file, weights_file = folder / INFO_FILE, folder / WEIGHTS_FILE
         if not info_file.is_file() or not weights_file.is_file():
             missing = info_file.name if not info_file.is_file() else weights_file.name
-            raise InputError(
+            raise DamagedEncoder(
                 f"no encoder here: {missing} is missing",
                 where=folder,
                 next_step="give the folder that holds encoder.json, e.g. runs/<run>/encoder",
             )
         try:
-            document = from_json(info_file.read_text(encoding="utf-8"))
+            document = unsealed(info_file.read_text(encoding="utf-8"))
             expected = document.pop("sha256")
             info = EncoderInfo(**{**document, **checked_description(document)})
             _require_fields(info)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
+            raise DamagedEncoder(
                 f"not an encoder's description: {error!r}",
                 where=info_file,
-                next_step="delete the run folder and run the command again",
+                next_step=_AGAIN,
             ) from error
         if hashlib.sha256(weights_file.read_bytes()).hexdigest() != expected:
-            raise InputError(
+            raise DamagedEncoder(
                 "the encoder's weights do not match their checksum",
                 where=weights_file,
-                next_step="delete the run folder and run the command again",
+                next_step=_AGAIN,
             )
         _require_its_shapes(info, weights_file)
         backbone = info.build()
         try:
             backbone.load_state_dict(load_file(weights_file))
         except (RuntimeError, SafetensorError) as error:
-            raise InputError(f"the weights do not fit {info.architecture}: {error}", where=folder) from error
+            raise DamagedEncoder(
+                f"the weights do not fit {info.architecture}: {error}", where=folder
+            ) from error
         return Encoder(backbone, info, expected)
 
 
@@ -209,7 +219,7 @@ def _require_fields(info: EncoderInfo) -> None:
 
 
 def _require_its_shapes(info: EncoderInfo, weights_file: Path) -> None:
-    """Raise InputError unless the file holds the tensors of the network, which is then built no larger than the file.
+    """Raise DamagedEncoder unless the file holds the tensors of the network, then built no larger than the file.
 
     On the device ``meta`` tensors have shapes and no memory.
     """
@@ -219,13 +229,13 @@ def _require_its_shapes(info: EncoderInfo, weights_file: Path) -> None:
         with safe_open(weights_file, framework="pt") as file:
             there = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise InputError(f"the weights cannot be read: {error}", where=weights_file) from error
+        raise DamagedEncoder(f"the weights cannot be read: {error}", where=weights_file) from error
     wrong = [name for name in (*expected, *there) if expected.get(name) != there.get(name)]
     if wrong:
         name = wrong[0]
-        raise InputError(
+        raise DamagedEncoder(
             f"the weights do not fit {info.architecture} of width {info.width}: {name} is {there.get(name)}, not "
             f"{expected.get(name)}",
             where=weights_file,
-            next_step="delete the run folder and run the command again",
+            next_step=_AGAIN,
         )

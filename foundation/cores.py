@@ -7,40 +7,31 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-_PROCESS = Path("/proc/self/cgroup")
-_MOUNT = Path("/sys/fs/cgroup")
+from twinbench.foundation.control_groups import MOUNT, PROCESS, group_folders
+
+_share: int | None = None
 
 
-def usable_cores(process: Path = _PROCESS, mount: Path = _MOUNT) -> int:
+def usable_cores(process: Path = PROCESS, mount: Path = MOUNT) -> int:
     """Cores this process may use, at least one: the smaller of the scheduling affinity and the CPU quota.
 
     The quota is the smallest of the process's control group (of version 1 or 2) and its ancestors, rounded up.
     ``process`` lists the groups of the process, ``mount`` is where their file systems are mounted.
     """
     scheduled = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quotas = [quota for folder in _group_folders(process, mount) for quota in _quota(folder)]
+    quotas = [quota for folder in group_folders("cpu", process, mount) for quota in _quota(folder)]
     return max(1, min([scheduled, *map(math.ceil, quotas)]))
 
 
-def _group_folders(process: Path, mount: Path) -> Iterator[Path]:
-    """The folders that may hold a CPU quota of this process: its own groups, then their ancestors."""
-    try:
-        lines = process.read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, group = line.split(":", 2)
-        if not controllers:
-            roots = [mount, mount / "unified"]
-        elif "cpu" in controllers.split(","):
-            roots = [mount / controllers, mount / "cpu"]
-        else:
-            continue
-        # inside a container the listed path may be that of the host, which is not mounted here: only its
-        # ancestor, the root of the mount, is then found
-        parts = [part for part in group.split("/") if part not in ("", "..")]
-        for root in roots:
-            yield from (root.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1))
+def share_cores(cores: int) -> None:
+    """This process is one of several that work side by side, and starts threads and processes for so many cores."""
+    global _share
+    _share = cores
+
+
+def own_cores() -> int:
+    """For how many cores this process starts threads and processes: its share of `usable_cores`, or all of them."""
+    return usable_cores() if _share is None else min(_share, usable_cores())
 
 
 def _quota(folder: Path) -> Iterator[float]:

@@ -80,6 +80,15 @@ def _permissions(path: Path) -> int:
         return 0o644
 
 
+def user_cache() -> Path | None:
+    """The folder of twinbench in the user's cache folder, which may not be there yet; None where nobody has a home."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "twinbench"
+    except RuntimeError:
+        return None
+
+
 def slug(text: str) -> str:
     """A text as part of a file name: what is neither an ASCII letter nor a digit becomes a hyphen."""
     return re.sub(r"[^A-Za-z0-9]+", "-", text)

@@ -16,7 +16,7 @@ from twinbench.harness.images import Images
 from twinbench.harness.plan import PlannedRun, jobs, jobs_of_tables
 from twinbench.harness.ray_options import RayOptions, prepare_for_ray
 from twinbench.harness.records import collect
-from twinbench.harness.store import LOOK_SECONDS, check_writable
+from twinbench.harness.store import LOOK_SECONDS, check_writable, prepare_store
 from twinbench.harness.studies import Study
 from twinbench.harness.watch import Rebuilding, watched
 from twinbench.harness.workers import default_workers, execute_in_parallel, threads_each
@@ -32,6 +32,7 @@ class Execution:
     """How a plan is carried out: the run store, the report's folder, and the ``command`` that makes it again.
 
     ``workers`` is what suits the machine unless given; with ``debug`` one job at a time, and the first failure ends it.
+    No job may take longer than ``job_minutes``: it is then watched from another process, also if it is the only one.
     With ``ray`` that does the jobs, each with as many threads as one of the workers here would have.
     """
 
@@ -40,6 +41,7 @@ class Execution:
     command: str
     workers: int | None = None
     debug: bool = False
+    job_minutes: float | None = None
     ray: RayOptions | None = None
 
     @property
@@ -55,8 +57,8 @@ def carry_out(study: Study, planned: Sequence[PlannedRun], images: Images, how: 
     """
     started = time.monotonic()
     check_out(how.out)
-    for folder in (how.runs, how.out.parent):
-        check_writable(folder)
+    prepare_store(how.runs)
+    check_writable(how.out.parent)
     plan = jobs(planned, images)
     tables = {name: [job.label for job in needed] for name, needed in jobs_of_tables(planned, images).items()}
     finished = [job.label for job in plan if job.is_finished()]
@@ -73,13 +75,15 @@ def carry_out(study: Study, planned: Sequence[PlannedRun], images: Images, how: 
     try:
         with raised_signals(), watched(tables, finished) as shown:
             watch = Rebuilding(shown, rebuild)
+            watches = how.job_minutes is not None and not how.debug
             if how.ray is not None and len(finished) < len(plan):
                 prepare_for_ray(how.ray)  # before it is imported, which is here and nowhere else
                 from twinbench.harness.ray_executor import execute_on_ray
 
                 failures = execute_on_ray(plan, images, threads_each(how.at_once), how.ray, watch, say)
-            elif how.at_once > 1 and len(finished) < len(plan):
-                failures = execute_in_parallel(plan, images, how.at_once, watch, say)
+            elif (how.at_once > 1 or watches) and len(finished) < len(plan):
+                seconds = None if how.job_minutes is None else 60 * how.job_minutes
+                failures = execute_in_parallel(plan, images, how.at_once, watch, say, job_seconds=seconds)
             else:
                 failures = execute(plan, images, watch, say, how.debug)
     except Interrupted:

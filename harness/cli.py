@@ -18,15 +18,49 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def _store(text: str | Path) -> Path:
+    """A run store: a folder, or the mirror of an object store, which is looked at when it is named."""
+    if "://" not in str(text):
+        return Path(text)
+    from twinbench.harness.mirror import store_at
+
+    return store_at(text)
+
+
+def _encoder(text: str | Path) -> Path:
+    """A run, an encoder or a file; the first two may lie in an object store."""
+    if "://" not in str(text):
+        return Path(text)
+    from twinbench.harness.mirror import inside_store
+
+    return inside_store(text)
+
+
+def _store_or_run(text: str | Path) -> Path:
+    if "://" not in str(text):
+        return Path(text)
+    from twinbench.harness.mirror import store_or_run_at
+
+    return store_or_run_at(text)
+
+
 DataRoot = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Folder that holds image sets such as cifar10.", show_default=False),
 ]
-RunsRoot = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The run store.")]
+RunsRoot = Annotated[Path, typer.Option("--runs", metavar="DIR|URL", help="The run store.", parser=_store)]
 Overrides = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key, e.g. --set epochs=5 (repeatable)."),
 ]
+Devices = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help="Processes on each machine. [default: as torchrun or SLURM says; else 1]"
+    ),
+]
+Nodes = Annotated[int | None, typer.Option(min=1, metavar="N", help="Machines. [default: likewise]")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 _RUNS = Path("runs")
 
@@ -55,11 +89,15 @@ def run(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Runs at a time. [default: one a core; 1 with a GPU]"),
+        typer.Option(min=1, metavar="N", help="Runs at a time. [default: one a GPU, or else one a core]"),
     ] = None,
     executor: Annotated[
         Literal["local", "ray"],
+<<<<<<< HEAD
         typer.Option(help="Who does the jobs: processes of this command, or Ray (extra: ray)."),
+=======
+        typer.Option(help="Who does the jobs: processes here, or Ray's (extra: ray)."),
+>>>>>>> integ
     ] = "local",
     address: Annotated[
         str | None,
@@ -83,7 +121,7 @@ def run(
         typer.Option(
             min=0.01,
             metavar="MINUTES",
-            help="With Ray: how long a job may take. [default: ten times its estimate, at least an hour]",
+            help="How long a job may take before it is stopped. [default: ten times its estimate, at least an hour]",
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
@@ -108,6 +146,7 @@ def run(
         runs=runs,
         out=out,
         workers=workers,
+        job_minutes=time_limit,
         dry_run=dry_run,
         debug=debug,
         ray=ray,
@@ -131,17 +170,8 @@ def pretrain(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N")] = 0,
     set_: Overrides = [],  # noqa: B006
-    devices: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Processes on each machine. [default: as torchrun or SLURM says; else 1]",
-        ),
-    ] = None,
-    nodes: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Machines. [default: likewise]")
-    ] = None,
+    devices: Devices = None,
+    nodes: Nodes = None,
     precision: Annotated[
         Precision | None, typer.Option(help="Arithmetic of the network. [default: the recipe's]")
     ] = None,
@@ -213,7 +243,7 @@ def tune(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Runs at a time. [default: one a core; 1 with a GPU]"),
+        typer.Option(min=1, metavar="N", help="Runs at a time. [default: one a GPU, or else one a core]"),
     ] = None,
     dry_run: Annotated[
         bool,
@@ -255,10 +285,13 @@ def tune(
 
 
 @app.command(
-    epilog="Example: twinbench evaluate runs/RUN/encoder --protocol linear/cached-v1 --image-set digit-scenes"
+    epilog="Examples: twinbench evaluate runs/RUN/encoder --protocol linear/cached-v1 --image-set digit-scenes\n\n"
+    "twinbench evaluate runs/RUN --protocol linear/sgd-v2 --image-set folder:IMAGENET --devices 8"
 )
 def evaluate(
-    encoder: Annotated[Path, typer.Argument(help="An encoder folder, or the run that holds it.")],
+    encoder: Annotated[
+        Path, typer.Argument(help="An encoder folder, or the run that holds it.", parser=_encoder)
+    ],
     protocol: Annotated[
         str, typer.Option(metavar="NAME", help="A protocol's name (twinbench ls protocols).")
     ],
@@ -285,10 +318,13 @@ def evaluate(
             "FILE.outcomes.safetensors.",
         ),
     ] = None,
+    devices: Devices = None,
+    nodes: Nodes = None,
     debug: Debug = False,
 ) -> None:
-    """Evaluate one encoder under one protocol and print what was measured."""
+    """Evaluate one encoder under one protocol, or go on where this was stopped, and print what was measured."""
     from twinbench.harness.encoder_commands import EvaluateRequest, evaluate_one
+    from twinbench.pretraining.engine import hardware_here
 
     request = EvaluateRequest(
         encoder=encoder,
@@ -299,6 +335,7 @@ def evaluate(
         out=out,
         label_list=label_list,
         own_list=own_list,
+        hardware=hardware_here(devices, nodes),
     )
     evaluate_one(request)
 
@@ -310,7 +347,11 @@ def evaluate(
 def compare(
     encoders: Annotated[
         list[Path],
-        typer.Argument(metavar="ENCODER...", help="Runs, encoder folders, or checkpoints of other projects."),
+        typer.Argument(
+            metavar="ENCODER...",
+            help="Runs, encoder folders, or checkpoints of other projects.",
+            parser=_encoder,
+        ),
     ],
     protocol: Annotated[
         list[str],
@@ -327,7 +368,7 @@ def compare(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Report folder.")] = Path("results/compare"),
     workers: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Jobs at a time. [default: one a core; 1 with a GPU]"),
+        typer.Option(min=1, metavar="N", help="Jobs at a time. [default: one a GPU, or else one a core]"),
     ] = None,
     debug: Debug = False,
 ) -> None:
@@ -389,7 +430,9 @@ ExportFormat = Literal["torchvision", "detectron2", "timm"]
 
 @app.command(epilog="Example: twinbench export runs/RUN/encoder --format detectron2 --out barlow-twins.pkl")
 def export(
-    encoder: Annotated[Path, typer.Argument(help="An encoder folder, or the run that holds it.")],
+    encoder: Annotated[
+        Path, typer.Argument(help="An encoder folder, or the run that holds it.", parser=_encoder)
+    ],
     format_: Annotated[ExportFormat, typer.Option("--format", help="Whose format.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")],
     debug: Debug = False,
@@ -402,7 +445,7 @@ def export(
 
 @app.command(epilog="Example: twinbench report runs --out results/all")
 def report(
-    runs: Annotated[Path, typer.Argument(help="A run store.")],
+    runs: Annotated[Path, typer.Argument(help="A run store, a folder or a URL.", parser=_store)],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Report folder.")],
     debug: Debug = False,
 ) -> None:
@@ -426,7 +469,9 @@ def verify(
 
 @app.command("export-results", epilog="Example: twinbench export-results runs --out outcomes")
 def export_results(
-    source: Annotated[Path, typer.Argument(metavar="RUN|RUNS", help="A run, or a run store.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN|RUNS", help="A run, or a run store.", parser=_store_or_run)
+    ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the files.")],
     data_root: DataRoot = None,
     debug: Debug = False,

@@ -16,6 +16,7 @@ from twinbench.harness.carry_out import Execution, carry_out, write_report
 from twinbench.harness.console import say
 from twinbench.harness.facts import FACTS
 from twinbench.harness.images import Images
+from twinbench.harness.mirror import called, url_of
 from twinbench.harness.outline import outline_lines
 from twinbench.harness.plan import jobs, plan_study
 from twinbench.harness.plan_text import plan_lines
@@ -41,7 +42,8 @@ class StudyRequest:
 
     ``seeds``, ``methods`` and ``image_set`` replace the study's, ``scale`` is one of its own, ``assignments``
     (``key=value``) change its recipes. ``out`` is ``results/<study>``, with the scale if one is given, unless it is
-    said; ``workers`` what suits the machine. With ``ray`` that does the jobs.
+    said; ``workers`` what suits the machine; no job may take longer than ``job_minutes``. With ``ray`` that does the
+    jobs.
     """
 
     study: str
@@ -54,6 +56,7 @@ class StudyRequest:
     runs: Path = Path("runs")
     out: Path | None = None
     workers: int | None = None
+    job_minutes: float | None = None
     dry_run: bool = False
     debug: bool = False
     ray: RayOptions | None = None
@@ -66,7 +69,7 @@ class StudyRequest:
         words += ["--image-set", self.image_set] if self.image_set else []
         words += ["--scale", self.scale] if self.scale else []
         words += [word for assignment in self.assignments for word in ("--set", assignment)]
-        words += ["--runs", str(self.runs)] if self.runs != StudyRequest.runs else []
+        words += ["--runs", url_of(self.runs)] if self.runs != StudyRequest.runs else []
         words += ["--out", str(self.out)] if self.out else []
         return shlex.join(words) + (" --data-root DIR" if self.data_root else "")
 
@@ -86,7 +89,15 @@ def run_study(request: StudyRequest) -> None:
     ranks = 1 if request.ray is None else request.ray.ranks
     planned = plan_study(study, images, request.runs, parse_overrides(request.assignments), ranks)
     out = request.out or Path("results") / "-".join([study.name, *([request.scale] if request.scale else [])])
-    how = Execution(request.runs, out, request.command(), request.workers, request.debug, request.ray)
+    how = Execution(
+        request.runs,
+        out,
+        request.command(),
+        request.workers,
+        request.debug,
+        request.job_minutes,
+        request.ray,
+    )
     if request.dry_run:
         plan = jobs(planned, images)
         busy = busy_workers(plan, how.at_once)
@@ -117,13 +128,15 @@ def report_runs(runs: Path, out: Path) -> None:
     """One report over every run in a run store, a table for each protocol that was measured."""
     stored = stored_runs(runs) if runs.is_dir() else []
     if not stored:
-        raise InputError("no runs here", where=runs, next_step="train something first: twinbench run quick")
+        raise InputError(
+            "no runs here", where=url_of(runs), next_step="train something first: twinbench run quick"
+        )
     variants = told_apart(stored)
     records, infos = collect_stored(stored, variants.names)
     done = [record for record in records if record.status == "done"]
     if all(record.protocol in FACTS for record in done):
         raise InputError(
-            "no finished evaluation here", where=runs, next_step="twinbench evaluate ENCODER ..."
+            "no finished evaluation here", where=url_of(runs), next_step="twinbench evaluate ENCODER ..."
         )
     tables = [_table_of(name, done) for name in sorted({record.protocol for record in done})]
     study = StudySpec(
@@ -136,7 +149,7 @@ def report_runs(runs: Path, out: Path) -> None:
     )
     check_out(out)
     check_writable(out.parent)
-    page = write_report(study, f"twinbench report {runs.name} --out DIR", records, infos, out)
+    page = write_report(study, f"twinbench report {called(runs)} --out DIR", records, infos, out)
     print(f"report: {page}")
 
 

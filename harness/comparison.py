@@ -11,6 +11,7 @@ from twinbench.encoders.encoder import INFO_FILE
 from twinbench.foundation.errors import InputError
 from twinbench.harness.carry_out import Execution, carry_out
 from twinbench.harness.images import ImageChoice, Images
+from twinbench.harness.mirror import url_of
 from twinbench.harness.plan import Evaluation, PlannedRun, check_evaluations
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.published import imported_run
@@ -41,11 +42,11 @@ class CompareRequest:
 
     def command(self) -> str:
         """The command line that makes the report again; the data folder is the reader's own."""
-        words = ["twinbench", "compare", *map(str, self.encoders)]
+        words = ["twinbench", "compare", *map(url_of, self.encoders)]
         words += [word for name in self.protocols for word in ("--protocol", name)]
         words += ["--image-set", self.image_set]
         words += ["--seeds", str(self.seeds)] if self.seeds > 1 else []
-        words += ["--runs", str(self.runs)] if self.runs != CompareRequest.runs else []
+        words += ["--runs", url_of(self.runs)] if self.runs != CompareRequest.runs else []
         words += ["--out", str(self.out)] if self.out != CompareRequest.out else []
         return shlex.join(words) + (" --data-root DIR" if self.data_root else "")
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from twinbench.foundation.lease import Lease, Seen
+from twinbench.foundation.lease import Seen
+from twinbench.harness.mirror import Sights
 from twinbench.harness.plan import Job
-from twinbench.harness.schedule import Waiting, unfinished_runs
-from twinbench.harness.store import LOOK_SECONDS
+from twinbench.harness.schedule import Waiting
+from twinbench.harness.store import LOOK_SECONDS, RunLease
 from twinbench.harness.watch import Watch
 from twinbench.pretraining.interrupt import Interrupted, StopRequest
 from twinbench.pretraining.train import ReportProgress
@@ -36,30 +37,27 @@ class Messages(Protocol):
         ...
 
 
-Submit = Callable[[Job, Seen | None], "Future[bool | None]"]
+Submit = Callable[[Job, Seen | Sights | None], "Future[bool | None]"]
 """Gives a job to a process, with what is known of the lease of its run; the future has what `attempt` returns."""
 
 
 def hand_out(
-    plan: Sequence[Job],
-    seconds: dict[str, float],
-    workers: int,
-    room: Callable[[], int],
+    runs: Sequence[Sequence[Job]],
+    waiting: Waiting,
+    at_once: Callable[[], int],
     submit: Submit,
     messages: Messages,
     watch: Watch,
     say: Callable[[str], None],
     stop: StopRequest,
+    alone: Collection[str] = (),
 ) -> int:
-    """Have every unfinished job done; returns how many failed.
+    """Have every job of the ``runs`` done, in the order of ``waiting``, which is of these; returns how many failed.
 
-    ``seconds`` are those of each job by its label, as far as they are known: the runs with most seconds left go first.
-    So many ``workers`` compute at a time, and as many jobs are given out as there is ``room`` for at the moment. Raises
-    Interrupted after a signal to stop, and whatever a future raises.
+    ``at_once`` says how many jobs may be given out at the moment. Raises Interrupted after a signal to stop, and
+    whatever a future raises. ``alone`` are, at any time, the labels of jobs that may have none beside them.
     """
-    runs = unfinished_runs(plan, seconds)
-    waiting = Waiting([[seconds.get(job.label, 0.0) for job in jobs] for jobs in runs], workers)
-    ready = _Ready(runs, waiting, watch)
+    ready = _Ready(runs, waiting, watch, alone)
     under_way: dict[Future[bool | None], int] = {}
     failures = 0
     terminal = _Terminal(messages, watch, say)
@@ -68,7 +66,7 @@ def hand_out(
         for future in [future for future in under_way if future.done()]:
             ready.ended(under_way.pop(future), future.result())
             failures += future.result() or 0
-        while len(under_way) < room() and (found := ready.next()) is not None:
+        while len(under_way) < at_once() and (found := ready.next()) is not None:
             run, job, lease = found
             future = submit(job, lease.seen)
             future.add_done_callback(lambda _: messages.put(("wake", "", None)))  # wakes the terminal
@@ -89,24 +87,29 @@ def check_stop(stop: StopRequest | None) -> None:
 class _Ready:
     """The jobs that may start now, which are those of runs that no other process works in."""
 
-    def __init__(self, runs: Sequence[Sequence[Job]], waiting: Waiting, watch: Watch) -> None:
-        self._runs, self._waiting, self._watch = runs, waiting, watch
-        self._leases = [Lease(jobs[0].run.folder) for jobs in runs]
+    def __init__(
+        self, runs: Sequence[Sequence[Job]], waiting: Waiting, watch: Watch, alone: Collection[str]
+    ) -> None:
+        self._runs, self._waiting, self._watch, self._alone = runs, waiting, watch, alone
+        self._leases = [jobs[0].run.lease() for jobs in runs]
         self._look_again: dict[int, float] = {}
 
-    def next(self) -> tuple[int, Job, Lease] | None:
+    def next(self) -> tuple[int, Job, RunLease] | None:
         """The run's place, its job and what is known of its lease; None if no job may start."""
         now = time.monotonic()
-        while (
-            place := self._waiting.start([run for run, at in self._look_again.items() if now < at])
-        ) is not None:
+        while True:
+            elsewhere = [run for run, at in self._look_again.items() if now < at]
+            wanted, place = self._waiting.wanted(elsewhere), self._waiting.start(elsewhere)
+            if wanted is not None and wanted != place:
+                self._watch.waits(self._runs[wanted[0]][wanted[1]].label, "memory that running jobs need")
+            if place is None:
+                return None
             run, job = place[0], self._runs[place[0]][place[1]]
             holder = job.run.at_work(self._leases[run])
             if holder is None:
                 return run, job, self._leases[run]
             self._watch.waits(job.label, str(holder))
             self._put_back(run)
-        return None
 
     def ended(self, run: int, failed: bool | None) -> None:
         """A job has ended, or it is None that failed: it is to be begun again, as where another process was quicker."""
@@ -116,7 +119,8 @@ class _Ready:
             self._waiting.ended(run)
 
     def _put_back(self, run: int) -> None:
-        self._waiting.put_back(run)
+        alone = any(job.label in self._alone for job in self._runs[run])
+        self._waiting.put_back(run, alone)
         self._look_again[run] = time.monotonic() + LOOK_SECONDS
 
 

@@ -6,26 +6,46 @@ import math
 import os
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import torch.distributed as dist
 
 from twinbench.data.catalogue import load_image_set
 from twinbench.downstream.label_lists import LabelList
 from twinbench.downstream.protocol import Protocol, protocol, protocol_names
 from twinbench.encoders.encoder import Encoder
+from twinbench.foundation.collectives import rank
 from twinbench.foundation.errors import InputError, unknown_name
 from twinbench.foundation.lease import LEASE_SECONDS
 from twinbench.foundation.outcomes import OUTCOMES_SUFFIX, detections_file, is_outcomes
 from twinbench.harness.console import say
 from twinbench.harness.execute import Training, evaluate_encoder, run_job, train_run
 from twinbench.harness.images import ImageChoice, Images
+from twinbench.harness.main import main
 from twinbench.harness.plan import Job, load_splits, plan_run
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.recipes import load_recipe, parse_overrides
 from twinbench.harness.record_files import outcomes_beside
-from twinbench.harness.store import check_writable, encoder_in, read_json, read_run, record_place
+from twinbench.harness.store import (
+    UNFINISHED,
+    Run,
+    check_writable,
+    encoder_in,
+    keeping_run,
+    prepare_store,
+    read_json,
+)
 from twinbench.harness.watch import watched
-from twinbench.pretraining.engine import Hardware, check_hardware, launch
-from twinbench.pretraining.interrupt import Interrupted
+from twinbench.pretraining.engine import (
+    ONE_DEVICE,
+    Hardware,
+    check_hardware,
+    divide_cores,
+    launch,
+    ranks_are_started,
+)
+from twinbench.pretraining.interrupt import Interrupted, raised_signals
 from twinbench.pretraining.method import method_names
 from twinbench.reports.cells import number
 from twinbench.reports.metrics import metric_of
@@ -57,7 +77,7 @@ def pretrain_one(request: PretrainRequest) -> None:
     image_set = images[choice]
     check_hardware(request.hardware, recipe.precision)
     run = plan_run(recipe, image_set, request.runs, request.hardware.ranks)
-    check_writable(request.runs)
+    prepare_store(request.runs)
     if run.is_trained():
         say("already trained")
     else:
@@ -68,9 +88,7 @@ def pretrain_one(request: PretrainRequest) -> None:
                 train_run(run, image_set, training)
             return
         job = Job(run, choice, f"pretrain {recipe.method} (seed {recipe.seed})")
-        # the other ranks of a training wait for this one, and not for ever
-        patience = math.inf if request.hardware.ranks == 1 else 2 * LEASE_SECONDS
-        with run.locked(say, patience), watched({"": [job.label]}) as watch:
+        with run.locked(say, _patience(request.hardware)), watched({"": [job.label]}) as watch:
             if not job.is_finished():  # by another process, while this one waited
                 run_job(job, images, training, watch.start(job.label), say)
     status = run.status() or {}
@@ -84,7 +102,7 @@ class EvaluateRequest:
     """What `twinbench evaluate` is asked for: an encoder's folder, or the run's that holds it, and how to measure it.
 
     ``out`` is one more file for the record, with that of the outcomes beside it (`record_files.replace_record`);
-    ``own_list`` says that the list of labelled images is the user's own.
+    ``own_list`` says that the list of labelled images is the user's own. Nothing measured depends on the ``hardware``.
     """
 
     encoder: Path
@@ -95,36 +113,55 @@ class EvaluateRequest:
     out: Path | None = None
     label_list: Path | None = None
     own_list: bool = False
+    hardware: Hardware = ONE_DEVICE
 
 
 def evaluate_one(request: EvaluateRequest) -> None:
     """Evaluate one encoder, print measurements and remarks; keep the record in its run and where ``out`` says.
 
     A record made with a label list, or with another seed than the run's, is kept only where ``out`` says: it is not
-    what a study would make.
+    what a study would make. Every rank calls this; rank 0 writes and prints.
     """
     load_plugins()
+    check_hardware(request.hardware, "fp32")
     chosen = protocol(request.protocol)
+    chosen.check_ranks(request.hardware.ranks)
     labelled = _label_list(chosen, request.label_list, request.own_list)
     folder = encoder_in(request.encoder)
     encoder = Encoder.load(folder)
     # Names on a list are those of files, which only a streamed set knows.
     image_set = load_image_set(request.image_set, request.data_root, stream=True if labelled else None)
-    kept = None if labelled else record_place(folder.parent, chosen.name, image_set, request.seed)
+    run = None if labelled else keeping_run(folder.parent, request.seed)
+    kept = run.record_file(chosen.name, image_set) if run is not None else None
     if request.out is not None:
         _check_out(request.out)
     for file in _places(request.out, kept):
         check_writable(file.parent)
     chosen.check(image_set)
     load_splits(image_set, (chosen,))
+    if request.hardware.ranks > 1 and not _join_ranks(chosen, request.hardware):
+        return
+    evaluate = partial(
+        evaluate_encoder,
+        encoder,
+        chosen,
+        image_set,
+        request.seed,
+        None,
+        label_list=labelled,
+        unfinished=_unfinished(run, request.out),
+    )
+    if rank():
+        with suppress(Interrupted), raised_signals():  # rank 0 says so
+            evaluate(lambda fraction, text: None)
+        return
     label = f"{chosen.name} {folder}"
-    with watched({"": [label]}) as watch:
-        report = watch.start(label)
-        evaluated = evaluate_encoder(encoder, chosen, image_set, request.seed, None, report, labelled)
-    # a study may be evaluating the same
-    with nullcontext() if kept is None else read_run(folder.parent).locked(say):
+    held = nullcontext() if run is None else run.locked(say, _patience(request.hardware))
+    with raised_signals(), held, watched({"": [label]}) as watch:
+        evaluated = evaluate(watch.start(label))
         for file in _places(request.out, kept):
             evaluated.write(file)
+        evaluated.checkpoints.remove()
     record = evaluated.record
     source = f" from {encoder.info.source_file}" if encoder.info.source_file else ""
     print(
@@ -136,6 +173,29 @@ def evaluate_one(request: EvaluateRequest) -> None:
         print(f"  {measured['metric']:<12} {shown}{error}  (n = {measured['n']})")
     for remark in record["remarks"]:
         print(f"  remark: {remark}")
+
+
+def _patience(hardware: Hardware) -> float:
+    """For how many seconds to wait for a run: the other ranks wait for this one meanwhile, and not for ever."""
+    return math.inf if hardware.ranks == 1 else 2 * LEASE_SECONDS
+
+
+def _join_ranks(chosen: Protocol, hardware: Hardware) -> bool:
+    """Become one of the ranks; False where a launcher of the protocol's own has started others, which have ended."""
+    if dist.is_initialized():  # by that launcher
+        divide_cores(hardware)
+        return True
+    if not ranks_are_started() and chosen.start_ranks(main, hardware.devices, hardware.nodes):
+        return False
+    launch(hardware, "fp32")
+    return True
+
+
+def _unfinished(run: Run | None, out: Path | None) -> Path | None:
+    """Where to keep what is trained meanwhile: where the record will be, in the run or beside ``out``."""
+    if run is not None:
+        return run.folder / UNFINISHED
+    return out.with_name(f"{out.name}.{UNFINISHED}") if out is not None else None
 
 
 def _places(*files: Path | None) -> list[Path]:

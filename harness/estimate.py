@@ -30,6 +30,7 @@ from twinbench.pretraining.train import pretrain_step_seconds
 
 # Images of 32 pixels; fewer of larger ones.
 _BATCH = 256
+_LEAST_LIMIT, _LIMIT_TIMES = 3600.0, 10
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,14 @@ class Use(NamedTuple):
     memory_mb: float = 0.0
 
 
+def time_limit(use: Use) -> float | None:
+    """The seconds after which a job that takes so much counts as one that hangs; None where nothing is known of it.
+
+    Ten times what it should take and at least an hour: a machine may be busy, and what was timed were steps.
+    """
+    return max(_LEAST_LIMIT, _LIMIT_TIMES * use.seconds) if use.seconds > 0 else None
+
+
 def measured_use(unit: Unit, images: Images) -> Use:
     """What a unit takes in this process."""
     reset_peak_memory()
@@ -127,6 +136,19 @@ def estimate(
     measured = measure(list(unknown.values())) if unknown else []
     known = known | dict(zip(unknown, measured, strict=True))
     return {job.label: (costs[job.label].use(known) if job.label in costs else None) or Use() for job in left}
+
+
+def first_of_kind(plan: Sequence[Job]) -> dict[str, Job]:
+    """For the label of each unfinished job the first such job of its method and, if it evaluates, its protocol.
+
+    The trials of a search differ in values, their networks little: measuring one of a method does for all.
+    """
+    first: dict[tuple[str, str], Job] = {}
+    return {job.label: first.setdefault(_kind(job), job) for job in plan if not job.is_finished()}
+
+
+def _kind(job: Job) -> tuple[str, str]:
+    return job.run.source.method, job.evaluation.protocol.name if job.evaluation else ""
 
 
 def _cost(job: Job, images: Images) -> _Cost | None:

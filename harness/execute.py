@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,16 @@ from torch import Tensor
 from twinbench.data.augment import Normalisation, augment
 from twinbench.data.image_sets import ImageSet
 from twinbench.data.pictures import small, tiled, write_picture
+from twinbench.downstream.checkpoints import Checkpoints
 from twinbench.downstream.features import FeatureStore
 from twinbench.downstream.label_lists import LabelList
 from twinbench.downstream.protocol import EvaluationContext, Protocol
-from twinbench.encoders.encoder import Encoder
+from twinbench.encoders.encoder import DamagedEncoder, Encoder
+from twinbench.foundation.checkpoint import remove_checkpoints
+from twinbench.foundation.collectives import world_size
 from twinbench.foundation.errors import ExplainedError, RunFailure
-from twinbench.foundation.lease import Lease, LostLease
+from twinbench.foundation.files import slug
+from twinbench.foundation.lease import LostLease
 from twinbench.foundation.outcomes import Outcomes, pack
 from twinbench.foundation.randomness import seeded_generator
 from twinbench.harness.environment import environment
@@ -31,14 +36,13 @@ from twinbench.harness.plan import Job
 from twinbench.harness.published import import_run
 from twinbench.harness.record_files import replace_record
 from twinbench.harness.source import ImportedSource
-from twinbench.harness.store import LOOK_SECONDS, VIEWS_PICTURE, Run, picture_of
+from twinbench.harness.store import LOOK_SECONDS, UNFINISHED, VIEWS_PICTURE, Run, RunLease, picture_of
 from twinbench.harness.watch import Watch
 from twinbench.pretraining.build import view_policies
-from twinbench.pretraining.checkpoint import remove_checkpoints
 from twinbench.pretraining.engine import Engine
 from twinbench.pretraining.finite import Diverged
 from twinbench.pretraining.interrupt import Interrupted
-from twinbench.pretraining.memory import peak_memory_mb, reset_peak_memory
+from twinbench.pretraining.memory import is_out_of_memory, peak_memory_mb, reset_peak_memory
 from twinbench.pretraining.method import method_class
 from twinbench.pretraining.recipe import Recipe
 from twinbench.pretraining.train import (
@@ -65,6 +69,10 @@ class Training:
 ONE_DEVICE = Training()
 
 
+class ShortOfMemory(RunFailure):
+    """A job has run out of memory and is marked as failed; with more memory to itself it may not fail."""
+
+
 def execute(
     plan: Iterable[Job],
     images: Images,
@@ -77,7 +85,7 @@ def execute(
     Jobs of a run in which another process works come after the others, when it has left the run.
     """
     failures, left = 0, list(plan)
-    leases = {job.run.folder: Lease(job.run.folder) for job in left}
+    leases = {job.run.folder: job.run.lease() for job in left}
     while left:
         later = list[Job]()
         elsewhere = set[Path]()  # what a run's job waits for, its next ones wait for too
@@ -100,43 +108,80 @@ def attempt(
     images: Images,
     watch: Watch,
     say: Callable[[str], None],
-    lease: Lease,
+    lease: RunLease,
     debug: bool = False,
     training: Training = ONE_DEVICE,
+    will_retry: bool = False,
 ) -> bool | None:
     """Do a job unless it is finished; whether it failed, or None while another process is at work in its run's folder.
 
-    Raises Interrupted after a signal to stop, and with ``debug`` what the job raises.
+    Raises Interrupted after a signal to stop, with ``debug`` what the job raises, and ShortOfMemory if the caller
+    ``will_retry`` what ran out of it.
     """
     if job.is_finished():
+        watch.end(job.label)
+        return False
+    try:
+        with job.run.working(lease) as ours:
+            if not ours:
+                watch.waits(job.label, str(job.run.at_work(lease) or ""))
+                return None
+            failed, why = _attempt(job, images, watch, say, training, debug, will_retry)
+    except LostLease as error:  # at the end, too, when a store elsewhere gets the results
+        say(f"LOST {job.label}: {error}")
+        watch.waits(job.label, "the process that took it over")
+        return None
+    watch.end(job.label, why)
+    return failed
+
+
+def _attempt(
+    job: Job,
+    images: Images,
+    watch: Watch,
+    say: Callable[[str], None],
+    training: Training,
+    debug: bool,
+    will_retry: bool,
+) -> tuple[bool, str]:
+    """Do a job, in whose run nobody else works; whether it failed, and why it has no result."""
+    if job.is_finished():  # by another process, a moment ago
+        return False, ""
+    if job.evaluation is not None and not job.run.is_trained():
+        return False, "there is no encoder"
+    try:
+        run_job(job, images, training, watch.start(job.label), say)
+    except (Interrupted, LostLease):
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        if will_retry and is_out_of_memory(error):
+            why = explained(error)
+            raise ShortOfMemory(why.what, why.where or job.label) from error
+        say(f"FAILED {job.label}: {explained(error)}")
+        return True, explained(error).what
+    return False, ""
+
+
+def give_up(
+    job: Job, error: RunFailure, lease: RunLease, watch: Watch, say: Callable[[str], None]
+) -> bool | None:
+    """Mark a job as failed that whoever did it could not; what `attempt` would have returned."""
+    if job.is_finished():  # the moment before
         watch.end(job.label)
         return False
     with job.run.working(lease) as ours:
         if not ours:
             watch.waits(job.label, str(job.run.at_work(lease) or ""))
             return None
-        if job.is_finished():  # by another process, a moment ago
-            watch.end(job.label)
-            return False
-        if job.evaluation is not None and not job.run.is_trained():
-            watch.end(job.label, "there is no encoder")
-            return False
         try:
-            run_job(job, images, training, watch.start(job.label), say)
-        except Interrupted:
-            raise
-        except LostLease as error:
-            say(f"LOST {job.label}: {error}")
-            watch.waits(job.label, "the process that took it over")
-            return None
-        except Exception as error:
-            if debug:
-                raise
-            say(f"FAILED {job.label}: {explained(error)}")
-            watch.end(job.label, explained(error).what)
-            return True
-    watch.end(job.label)
-    return False
+            mark_failed(job, error)
+        except RunFailure as unwritable:
+            say(str(unwritable))
+    say(f"FAILED {job.label}: {error}")
+    watch.end(job.label, error.what)
+    return True
 
 
 def run_job(
@@ -151,6 +196,10 @@ def run_job(
         raise
     except LostLease:  # what is written there is another's matter now
         raise
+    except DamagedEncoder as error:
+        # the next command makes it again; what was measured of it before is of the same bits and stays
+        mark_failed(replace(job, evaluation=None, record=None), error)
+        raise
     except Exception as error:
         mark_failed(job, error)
         raise
@@ -164,6 +213,7 @@ def _run_job(
         if evaluated.picture is not None:
             write_picture(picture_of(job.record), evaluated.picture)
         evaluated.write(job.record)
+        evaluated.checkpoints.remove()
         return
     if isinstance(job.run.source, ImportedSource):
         import_run(job.run, say)
@@ -241,11 +291,15 @@ def finish_run(run: Run, summary: TrainingSummary) -> None:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What an evaluation leaves: its record, what became of each test item, and a picture, the latter two if any."""
+    """What an evaluation leaves: its record, what became of each test item, and a picture, the latter two if any.
+
+    Its ``checkpoints`` are to be removed once the record is written.
+    """
 
     record: dict[str, Any]
     outcomes: Outcomes | None
     picture: Tensor | None
+    checkpoints: Checkpoints
 
     def write(self, path: Path) -> None:
         """Write the record to a file and the outcomes beside it, in the place of those that are there."""
@@ -260,11 +314,19 @@ class Evaluated:
 def evaluate_run(run: Run, protocol: Protocol, image_set: ImageSet, report: ReportProgress) -> Evaluated:
     """What the evaluation of a run's encoder under one protocol leaves."""
     encoder = Encoder.load(run.encoder_folder)
-    return evaluate_encoder(encoder, protocol, image_set, run.source.seed, run.folder / "features", report)
+    return evaluate_encoder(
+        encoder,
+        protocol,
+        image_set,
+        run.source.seed,
+        run.folder / "features",
+        report,
+        unfinished=run.folder / UNFINISHED,
+    )
 
 
 def evaluation_device() -> torch.device:
-    """Where encoders are evaluated: on the GPU, or on the CPU of a machine without."""
+    """Where encoders are evaluated: on this rank's GPU, or on the CPU of a machine without."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -276,9 +338,14 @@ def evaluate_encoder(
     feature_folder: Path | None,
     report: ReportProgress,
     label_list: LabelList | None = None,
+    unfinished: Path | None = None,
 ) -> Evaluated:
-    """What the evaluation of one encoder under one protocol leaves."""
+    """What the evaluation of one encoder under one protocol leaves; every rank calls this.
+
+    What it trains is kept below ``unfinished`` meanwhile, if that is given, and gone on with by the next such call.
+    """
     device = evaluation_device()
+    checkpoints = _checkpoints(unfinished, encoder, protocol, image_set, seed, label_list)
     encoder.backbone.to(device)
     context = EvaluationContext(
         image_set=image_set,
@@ -287,6 +354,7 @@ def evaluate_encoder(
         seed=seed,
         progress=lambda fraction: report(fraction, ""),
         label_list=label_list,
+        checkpoints=checkpoints,
     )
     reset_peak_memory()
     started = time.monotonic()
@@ -305,7 +373,7 @@ def evaluate_encoder(
         "seed": seed,
         "seconds": time.monotonic() - started,
         "peak_memory_mb": peak_memory_mb(),
-        "device": device_name(device),
+        "device": device_name(device, world_size()),
         "environment": environment(),
         "details": context.details,
         "remarks": list(
@@ -322,7 +390,34 @@ def evaluate_encoder(
             {"metric": m.metric, "value": m.value, "n": m.n, "stderr": m.stderr} for m in measurements
         ],
     }
-    return Evaluated(record, context.outcomes, context.picture)
+    return Evaluated(record, context.outcomes, context.picture, checkpoints)
+
+
+def _checkpoints(
+    folder: Path | None,
+    encoder: Encoder,
+    protocol: Protocol,
+    image_set: ImageSet,
+    seed: int,
+    label_list: LabelList | None,
+) -> Checkpoints:
+    """Those of an evaluation, in a folder named after everything that changes its numbers and nothing else."""
+    if folder is None:
+        return Checkpoints()
+    identity = {
+        "encoder": [encoder.checksum, asdict(encoder.info)],
+        "protocol": [protocol.name, {name: _shown(value) for name, value in sorted(vars(protocol).items())}],
+        "image_set": [image_set.fingerprint, asdict(image_set.reading)],
+        "seed": seed,
+        "label_list": None if label_list is None else label_list.digest(),
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    return Checkpoints(folder / f"{slug(protocol.name)}-{digest}", identity)
+
+
+def _shown(setting: object) -> str:
+    """A protocol's setting as text; a function by its name."""
+    return getattr(setting, "__qualname__", None) or repr(setting)
 
 
 def _unmeasured(protocol: Protocol, image_set: ImageSet) -> list[str]:

@@ -8,9 +8,10 @@ full size, a trained image counting three.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any, cast
@@ -130,6 +131,31 @@ def _speed(run: Run) -> float:
     return (run.status() or {}).get("images_per_second") or 0.0
 
 
+@dataclass(frozen=True)
+class OutlinedJob:
+    """A job whose images are not here: training by a recipe, or an evaluation of the encoder by a ``protocol``.
+
+    ``run`` is the same for the jobs of one run; ``gpu_hours`` are None where nobody knows them.
+    """
+
+    run: str
+    recipe: Recipe
+    gpu_hours: float | None
+    is_finished: bool
+    protocol: Protocol | None = None
+    image_set: str = ""
+
+    def kept_bytes(self) -> int:
+        """What it leaves behind: the encoder, or the features of every image if the protocol keeps them."""
+        parameters, features = network_size(self.recipe.backbone)
+        if self.protocol is None:
+            return FLOAT * parameters
+        if not self.protocol.keeps_features:
+            return 0
+        images = sum(len(_sizes(self.image_set).split(split)) for split in ("train", "val", "test"))
+        return FLOAT * features * images
+
+
 @dataclass
 class _Totals:
     """What one table takes, or all."""
@@ -143,10 +169,20 @@ class _Totals:
     kept: dict[tuple[str, str], int] = field(default_factory=dict)
     """Bytes by run and by image set: encoders, and features."""
 
-    def add(self, hours: float | None) -> None:
-        """Count a job's hours, or that nobody knows them."""
-        self.hours += hours or 0.0
-        self.unknown += hours is None
+    def add(self, job: OutlinedJob, memory_mb: float) -> None:
+        """Count what a job takes that is left, ``memory_mb`` of a GPU if it is a training."""
+        if job.is_finished:
+            self.finished += 1
+            return
+        self.hours += job.gpu_hours or 0.0
+        self.unknown += job.gpu_hours is None
+        if job.protocol is None:
+            self.trainings += _is_trained(job.recipe)
+            self.memory_mb = max(self.memory_mb, memory_mb)
+        else:
+            self.evaluations += 1
+        if kept := job.kept_bytes():
+            self.kept[job.run, job.image_set] = kept
 
     def plus(self, other: _Totals) -> _Totals:
         """Both together."""
@@ -178,22 +214,16 @@ def outline_lines(study: Study, overrides: dict[str, Any], runs: Path) -> Iterat
 
     Raises InputError for what a study or an override gets wrong, as a plan does.
     """
-    check_overrides(study, overrides)
-    for table in study.tables:
-        check_columns(table)
-    recipes = {
-        table.name: [recipe for _, recipe in table_recipes(table, overrides)] for table in study.tables
-    }
-    costs = _Costs([recipe for own in recipes.values() for recipe in own], _Store(runs))
+    recipes = _recipes_of(study, overrides)
+    costs = _Costs(recipes, _Store(runs))
     yield f"{study.title}: an outline, as not all of its images are here"
-    seen: set[tuple[str, ...]] = set()
     total = _Totals()
-    for table in study.tables:
+    for name, jobs in _jobs_of(study, recipes, costs):
         own = _Totals()
-        for recipe in recipes[table.name]:
-            _add(recipe, table, costs, seen, own)
+        for job in jobs:
+            own.add(job, costs.store.memory_of(job.recipe))
         total = total.plus(own)
-        yield f"{table.name}: {own.words()}"
+        yield f"{name}: {own.words()}"
     yield f"together: {total.words()}"
     if costs.sources:
         yield "GPU-hours are those of each method's pretraining, an evaluation by its number of forward passes:"
@@ -202,6 +232,23 @@ def outline_lines(study: Study, overrides: dict[str, Any], runs: Path) -> Iterat
         yield _unknown_hours_line(study)
     yield "disk: encoders, and the features that some protocols keep"
     yield from _memory_lines(recipes, costs)
+
+
+def outlined_jobs(study: Study, overrides: dict[str, Any], runs: Path) -> dict[str, list[OutlinedJob]]:
+    """For every table the jobs that no table before it needs, each run's training before its evaluations.
+
+    Raises InputError as `outline_lines` does.
+    """
+    recipes = _recipes_of(study, overrides)
+    return {name: list(jobs) for name, jobs in _jobs_of(study, recipes, _Costs(recipes, _Store(runs)))}
+
+
+def _recipes_of(study: Study, overrides: dict[str, Any]) -> dict[str, list[Recipe]]:
+    """The recipes of every table; raises InputError for what a study or an override gets wrong."""
+    check_overrides(study, overrides)
+    for table in study.tables:
+        check_columns(table)
+    return {table.name: [recipe for _, recipe in table_recipes(table, overrides)] for table in study.tables}
 
 
 def _unknown_hours_line(study: Study) -> str:
@@ -242,12 +289,12 @@ def _memory_lines(recipes: dict[str, list[Recipe]], costs: _Costs) -> Iterator[s
 class _Costs:
     """What trainings take by what is known: measured here, published, or nothing."""
 
-    def __init__(self, recipes: Sequence[Recipe], store: _Store) -> None:
+    def __init__(self, recipes: dict[str, list[Recipe]], store: _Store) -> None:
         self.store = store
         self.sources: dict[str, str] = {}
         self._of: dict[tuple[str, BackboneSpec, str], CostSpec] = {}
         self._forward: dict[BackboneSpec, float] = {}
-        for recipe in recipes:
+        for recipe in chain.from_iterable(recipes.values()):
             known = store.cost_of(recipe) or recipe.cost
             if known is not None and _kind(recipe) not in self._of:
                 self._of[_kind(recipe)] = known
@@ -280,30 +327,34 @@ def _passes_of_an_epoch(recipe: Recipe) -> float:
     return _TRAINED * sum(areas) * KNOWN_SETS[recipe.image_set].train
 
 
-def _add(recipe: Recipe, table: StudyTable, costs: _Costs, seen: set[tuple[str, ...]], own: _Totals) -> None:
-    """Count what a row takes that no row before it took."""
+def _jobs_of(
+    study: Study, recipes: dict[str, list[Recipe]], costs: _Costs
+) -> Iterator[tuple[str, Iterator[OutlinedJob]]]:
+    """Every table with the jobs that no table before it has, to be taken in this order."""
+    seen: set[tuple[str, ...]] = set()
+    for table in study.tables:
+        yield (
+            table.name,
+            chain.from_iterable(_jobs_of_row(r, table, costs, seen) for r in recipes[table.name]),
+        )
+
+
+def _jobs_of_row(
+    recipe: Recipe, table: StudyTable, costs: _Costs, seen: set[tuple[str, ...]]
+) -> Iterator[OutlinedJob]:
+    """The jobs of a recipe that are not ``seen``, to which they are added."""
     name, run = recipe_hash(recipe), costs.store.run_of(recipe)
-    parameters, features = network_size(recipe.backbone)
     if (name,) not in seen:
         seen.add((name,))
-        own.finished += run is not None
-        if run is None:
-            own.trainings += _is_trained(recipe)
-            own.add(costs.of_training(recipe))
-            own.memory_mb = max(own.memory_mb, costs.store.memory_of(recipe))
-            own.kept[name, ""] = FLOAT * parameters
+        hours = costs.of_training(recipe) if run is None else 0.0
+        yield OutlinedJob(name, recipe, hours, run is not None)
     for chosen, where in ((protocol(each), where or recipe.image_set) for each, where in table.measured):
         if (name, chosen.name, where) in seen:
             continue
         seen.add((name, chosen.name, where))
-        if run is not None and _is_evaluated(run, chosen, where):
-            own.finished += 1
-            continue
-        own.evaluations += 1
-        own.add(costs.of_evaluation(recipe, chosen, where))
-        if chosen.keeps_features:
-            images = sum(len(_sizes(where).split(split)) for split in ("train", "val", "test"))
-            own.kept[name, where] = FLOAT * features * images
+        finished = run is not None and _is_evaluated(run, chosen, where)
+        hours = 0.0 if finished else costs.of_evaluation(recipe, chosen, where)
+        yield OutlinedJob(name, recipe, hours, finished, chosen, where)
 
 
 def _is_evaluated(run: Run, chosen: Protocol, image_set: str) -> bool:

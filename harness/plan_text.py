@@ -10,6 +10,7 @@ from twinbench.encoders.backbones import build_backbone
 from twinbench.harness.estimate import Use
 from twinbench.harness.images import Images
 from twinbench.harness.plan import Job, PlannedRun, jobs, jobs_of_tables
+from twinbench.harness.room import room_for
 from twinbench.harness.schedule import order_matters, timetable, unfinished_runs
 from twinbench.harness.studies import Study
 from twinbench.harness.workers import busy_workers
@@ -93,10 +94,14 @@ def _job_lines(plan: Sequence[Job], use: dict[str, Use], workers: int) -> Iterat
     if workers > 1:
         runs = unfinished_runs(plan, seconds if longest_first else {})
     lengths = [[seconds[job.label] for job in run] for run in runs]
-    starts, end = timetable(lengths, workers, longest_first)
+    room = room_for(busy_workers(plan, workers))
+    memory = room.of(runs, use)
+    starts, end = timetable(lengths, workers, longest_first, memory=memory, room=room.together_mb)
     for start in starts:
         job = runs[start.run][start.place]
         yield f"  {job.label:<70} about {seconds[job.label]:.0f} s, {start.seconds / 60:.1f} min after the start"
+    if workers > 1 and (alone := room.too_large(use)):
+        yield alone
     yield (
         f"estimated time: {end / 60:.1f} min with {workers} at a time (from what earlier runs took, else a few real "
         f"steps timed {busy_workers(plan, workers)} at a time; nothing was written)"

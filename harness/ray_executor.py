@@ -35,15 +35,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import ExplainedError, InputError, RunFailure
-from twinbench.foundation.lease import Lease, Seen
+from twinbench.foundation.lease import Seen
 from twinbench.harness.console import legible_warnings
 from twinbench.harness.dispatch import Messages, Told, check_stop, hand_out
 from twinbench.harness.estimate import Unit, Use, estimate, former_use, measured_use
 from twinbench.harness.execute import Training, attempt, evaluation_device, explained, mark_failed, train_run
 from twinbench.harness.images import Images
+from twinbench.harness.mirror import Sights
 from twinbench.harness.plan import Job
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.ray_options import RayOptions
+from twinbench.harness.schedule import Waiting, unfinished_runs
 from twinbench.harness.watch import Watch
 from twinbench.harness.workers import timing_line
 from twinbench.pretraining.engine import Hardware, launch
@@ -99,9 +101,10 @@ def execute_on_ray(
         messages: Any = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": _on(_this_node())})
         with _Jobs(site, cluster, options, use, messages, watch) as jobs:
             seconds = {label: each.seconds for label, each in use.items()}
-            return hand_out(
-                plan, seconds, cluster.slots(), jobs.room, jobs.submit, messages, jobs.clock, say, stop
-            )
+            runs = unfinished_runs(plan, seconds)
+            lengths = [[seconds.get(job.label, 0.0) for job in each] for each in runs]
+            waiting = Waiting(lengths, cluster.slots())
+            return hand_out(runs, waiting, jobs.room, jobs.submit, messages, jobs.clock, say, stop)
 
 
 # ---- the cluster
@@ -317,12 +320,13 @@ class _Meeting:
         os.environ.update({name: str(value) for name, value in variables.items()})
 
 
-def _do(site: _Site, job: Job, seen: Seen | None, messages: Messages, meeting: _Meeting | None) -> _Ended:
+def _do(
+    site: _Site, job: Job, seen: Seen | Sights | None, messages: Messages, meeting: _Meeting | None
+) -> _Ended:
     """Do a job, or be one rank of a training, as `attempt` does. ``seen`` has an age in the place of a time."""
     images = _settle(site)
     told = Told(messages, _PROGRESS_SECONDS)
-    if seen is not None:
-        seen = seen._replace(seconds=time.monotonic() - seen.seconds)
+    seen = _turned(seen)
     try:
         training = Training()
         if meeting is not None:
@@ -330,13 +334,24 @@ def _do(site: _Site, job: Job, seen: Seen | None, messages: Messages, meeting: _
             if meeting.rank > 0:
                 train_run(job.run, images[job.trained_on], training)
                 return _Ended(False)
-        lease = Lease(job.run.folder, seen=seen)
+        lease = job.run.lease(seen)
         return _Ended(attempt(job, images, told, told.say, lease, debug=True, training=training))
     except Interrupted as error:
         return _Ended(lost=error.what)
     except Exception as error:
         is_marked = meeting is None or meeting.rank == 0
         return _Ended(True, explained(error), is_out_of_memory(error), is_marked)
+
+
+def _turned(seen: Seen | Sights | None) -> Seen | Sights | None:
+    """What was seen of leases with an age in the place of each time of this machine's clock, or the other way round."""
+    if isinstance(seen, Sights):
+        return Sights(_turned_one(seen.here), _turned_one(seen.there))
+    return _turned_one(seen)
+
+
+def _turned_one(seen: Seen | None) -> Seen | None:
+    return None if seen is None else seen._replace(seconds=time.monotonic() - seen.seconds)
 
 
 def _join(meeting: _Meeting, job: Job, threads: int) -> Any:
@@ -494,11 +509,11 @@ class _Jobs:
         self._said_none = not slots
         return max(1, _AHEAD * slots // self._options.ranks)
 
-    def submit(self, job: Job, seen: Seen | None) -> Future[bool | None]:
+    def submit(self, job: Job, seen: Seen | Sights | None) -> Future[bool | None]:
         """Give a job to Ray; the future has what `attempt` returns, None also where the job is to be begun again."""
         return self._threads.submit(self._try, job, seen)
 
-    def _try(self, job: Job, seen: Seen | None) -> bool | None:
+    def _try(self, job: Job, seen: Seen | Sights | None) -> bool | None:
         if job.label in self._given_up:
             return self._mark(job)
         self.clock.forget(job.label)
@@ -587,7 +602,7 @@ class _Jobs:
     def _mark(self, job: Job) -> bool | None:
         """Mark a job as failed; None while the lease of its run is held, as it is for a time after a node is lost."""
         error = self._given_up[job.label]
-        with job.run.working(Lease(job.run.folder)) as ours:
+        with job.run.working(job.run.lease()) as ours:
             if not ours:
                 self._told.waits(job.label, "")
                 return None
@@ -615,17 +630,18 @@ class _Jobs:
 
     # tasks
 
-    def _begin(self, job: Job, seen: Seen | None, meeting: _Meeting | None = None, **options: Any) -> Any:
+    def _begin(
+        self, job: Job, seen: Seen | Sights | None, meeting: _Meeting | None = None, **options: Any
+    ) -> Any:
         """The task of a job, or of one rank of a training."""
         share = self._cluster.share
-        if seen is not None:  # clocks of machines differ, spans of time do not
-            seen = seen._replace(seconds=time.monotonic() - seen.seconds)
+        seen = _turned(seen)  # clocks of machines differ, spans of time do not
         # a process that has been a rank is nothing else afterwards
         task = _remote(_do) if meeting is None else _remote(_do, max_calls=1)
         takes = {"num_cpus": share.cpus, "num_gpus": share.gpus, "memory": self._memory(job)}
         return task.options(**takes, **options).remote(self._site, job, seen, self._messages, meeting)
 
-    def _done(self, job: Job, seen: Seen | None) -> _Ended:
+    def _done(self, job: Job, seen: Seen | Sights | None) -> _Ended:
         """Do a job in one task."""
         if self._stopping.is_set():
             raise _Stopped
@@ -646,7 +662,7 @@ class _Jobs:
                 _end(tasks, _SAVE_SECONDS)
                 raise _TooLong if too_long and not self._stopping.is_set() else _Stopped
 
-    def _done_in_group(self, job: Job, seen: Seen | None) -> _Ended:
+    def _done_in_group(self, job: Job, seen: Seen | Sights | None) -> _Ended:
         """Do a training in one task for each of its devices."""
         options, share = self._options, self._cluster.share
         bundle = {"CPU": options.devices * share.cpus, "memory": options.devices * self._memory(job)}

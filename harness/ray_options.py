@@ -40,7 +40,7 @@ def asked_of_ray(
     debug: bool,
 ) -> RayOptions | None:
     """What a command line asks of Ray, None if nothing; raises InputError where that makes no sense."""
-    given = {"address": address, "devices": devices, "nodes": nodes, "time_limit": minutes}
+    given = {"address": address, "devices": devices, "nodes": nodes}
     named = [name for name, value in given.items() if value is not None]
     if executor != "ray":
         if named:
@@ -86,6 +86,12 @@ def prepare_for_ray(options: RayOptions) -> None:
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if options.address is None:
+<<<<<<< HEAD
         # jobs give way to nothing that the command does not give way to, as with local workers
         os.environ.setdefault("RAY_worker_niceness", "0")
+=======
+        os.environ.setdefault(
+            "RAY_worker_niceness", "0"
+        )  # jobs give way to nothing that the command does not
+>>>>>>> integ
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"

@@ -12,6 +12,7 @@ from typing import Any
 from twinbench.encoders.encoder import INFO_FILE
 from twinbench.harness.facts import FACTS, Facts
 from twinbench.harness.images import Images
+from twinbench.harness.mirror import called
 from twinbench.harness.plan import PlannedRun, record_of
 from twinbench.harness.source import ImportedSource
 from twinbench.harness.store import VIEWS_PICTURE, Run, outcomes_of, picture_of, read_json
@@ -159,7 +160,7 @@ def _with_command(lost: Record, run: Run, document: dict[str, Any]) -> Record:
         return lost
     if not run.is_trained():
         return replace(lost, reason="its training has not ended")
-    encoder = f"{run.folder.parent.name}/{run.folder.name}/encoder"
+    encoder = f"{called(run.folder.parent)}/{run.folder.name}/encoder"
     what = f"--protocol {document['protocol']} --image-set {document['image_set']}"
     return replace(lost, reason=f"twinbench evaluate {encoder} {what}")
 

@@ -1,13 +1,13 @@
 """The run store: one folder a run, named by its recipe hash; what is finished there is never done twice.
 
 ``runs/<method>-<image set>-<hash>/`` holds recipe.yaml, status.json, metrics.jsonl, diagnostics.json,
-checkpoints/, encoder/, features/ and records/, one JSON file for each evaluation. That of an imported encoder,
+checkpoints/, encoder/, features/ and records/, one JSON file for each evaluation; unfinished/ has the checkpoints of
+those that are under way. That of an imported encoder,
 ``runs/imported-<file>-<image set>-<hash>/``, has source.yaml for a recipe.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -22,12 +22,13 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from twinbench.data.image_sets import ImageSet
 from twinbench.encoders.encoder import INFO_FILE
-from twinbench.foundation.documents import from_json
+from twinbench.foundation.documents import sealed, unsealed
 from twinbench.foundation.errors import InputError, RunFailure
 from twinbench.foundation.files import fenced, write_atomically
-from twinbench.foundation.lease import Holder, Lease
+from twinbench.foundation.lease import Holder, Lease, Seen
 from twinbench.foundation.models import explain_validation
 from twinbench.foundation.outcomes import is_whole
+from twinbench.harness.mirror import MirroredLease, Sights, mirrored
 from twinbench.harness.recipes import read_yaml, recipe_hash
 from twinbench.harness.source import ImportedSource, Source
 from twinbench.pretraining.recipe import Recipe
@@ -37,6 +38,7 @@ LOOK_SECONDS = 1.0
 _SOURCE_FILES: dict[str, type[Source]] = {"recipe.yaml": Recipe, "source.yaml": ImportedSource}
 _log = logging.getLogger(__name__)
 
+RunLease = Lease | MirroredLease
 
 _Count = Annotated[int, Field(ge=0, le=2**53)]
 
@@ -180,21 +182,34 @@ class Run:
         same = record.get("encoder_checksum") == info.get("sha256") and record.get("seed") == self.source.seed
         return record if same and _fits(record, _RecordFile) and has_its_outcomes(file, record) else None
 
+    def lease(self, seen: Seen | Sights | None = None) -> RunLease:
+        """What a process holds that works in the folder; ``seen`` is what another of the machine knows of it."""
+        store = mirrored(self.folder.parent)
+        if store is not None:
+            return store.lease(self.folder, seen if isinstance(seen, Sights) else None)
+        return Lease(self.folder, seen=seen if isinstance(seen, Seen) else None)
+
     @contextmanager
-    def working(self, lease: Lease) -> Iterator[bool]:
+    def working(self, lease: RunLease) -> Iterator[bool]:
         """Keep other processes out of the folder; False if one is at work in it.
 
-        Should another take it over, as after a long sleep, the next file of this one raises LostLease.
+        Should another take it over, as after a long sleep, the next file of this one raises LostLease. Of a run store
+        elsewhere everything is sent at the end, and what cannot be is a RunFailure.
         """
         with self._usable():
             ours = lease.take()
         try:
             with fenced(self.folder, lease.check) if ours else nullcontext():
                 yield ours
-        finally:
-            lease.release()
+        except BaseException:
+            try:
+                lease.release()
+            except RunFailure as error:
+                _log.warning("%s: the next command sends what was done: %s", self.folder.name, error.what)
+            raise
+        lease.release()
 
-    def at_work(self, lease: Lease) -> Holder | None:
+    def at_work(self, lease: RunLease) -> Holder | None:
         """Which other process is at work in the folder, if one is."""
         with self._usable():
             return lease.holder()
@@ -205,7 +220,7 @@ class Run:
 
         Raises InputError after so many seconds of ``patience``.
         """
-        lease, given_up, told = Lease(self.folder), time.monotonic() + patience, ""
+        lease, given_up, told = self.lease(), time.monotonic() + patience, ""
         while True:
             with self.working(lease) as ours:
                 if ours:
@@ -237,6 +252,8 @@ class Run:
             ) from error
 
 
+UNFINISHED = "unfinished"
+"""Where in a run's folder the checkpoints of evaluations are that train and have not ended."""
 VIEWS_PICTURE = "pictures/views.png"
 """Where in a run's folder the picture of its views is."""
 
@@ -315,21 +332,19 @@ def encoder_in(folder: Path) -> Path:
     return inner if not (folder / INFO_FILE).is_file() and inner.is_dir() else folder
 
 
-def record_place(folder: Path, protocol: str, image_set: ImageSet, seed: int) -> Path | None:
-    """Where to keep an evaluation of the encoder of the run in ``folder``.
+def keeping_run(folder: Path, seed: int) -> Run | None:
+    """The run in ``folder``, if it keeps what is measured of its encoder with this seed.
 
     None if that is not a run, or one of another seed: a study would not have made this record.
     """
-    if not holds_run(folder):
-        return None
-    run = _readable_run(folder)
-    return run.record_file(protocol, image_set) if run is not None and run.source.seed == seed else None
+    run = _readable_run(folder) if holds_run(folder) else None
+    return run if run is not None and run.source.seed == seed else None
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """The mapping in a JSON file, or None if it is missing or damaged."""
     try:
-        content = from_json(path.read_text(encoding="utf-8"))
+        content = unsealed(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
@@ -342,8 +357,15 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a mapping as JSON, whole or not at all."""
-    write_atomically(path, json.dumps(content, indent=1, sort_keys=True).encode())
+    """Write a mapping as sealed JSON, whole or not at all."""
+    write_atomically(path, sealed(content))
+
+
+def prepare_store(root: Path) -> None:
+    """Fail now, not after an hour of work; and send what an earlier command could not, if the store is elsewhere."""
+    check_writable(root)
+    if (store := mirrored(root)) is not None:
+        store.prepare()
 
 
 def check_writable(folder: Path) -> None:

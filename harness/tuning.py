@@ -20,6 +20,7 @@ from twinbench.data.validation import VAL_OF
 from twinbench.downstream.protocol import protocol
 from twinbench.foundation.errors import InputError, RunFailure, unknown_name
 from twinbench.harness.console import say
+from twinbench.harness.estimate import first_of_kind
 from twinbench.harness.execute import execute
 from twinbench.harness.images import ImageChoice, Images
 from twinbench.harness.plan import (
@@ -42,7 +43,7 @@ from twinbench.harness.recipes import (
 )
 from twinbench.harness.schedule import timetable, unfinished_runs
 from twinbench.harness.search import Space, load_search, points, settings
-from twinbench.harness.store import check_writable
+from twinbench.harness.store import check_writable, prepare_store
 from twinbench.harness.trials import (
     Budget,
     Outcome,
@@ -129,8 +130,8 @@ def tune(request: TuneRequest) -> None:
     if request.write:
         check_installable(request.folder, shipped)
     out = request.out or Path("results") / _out_name(request, images[choice])
-    for folder in (request.runs, out):
-        check_writable(folder)
+    prepare_store(request.runs)
+    check_writable(out)
     missing = sum(not job.is_finished() for job in plan)
     say(
         f"{request.trials} trials of {', '.join(request.methods)} on {images[choice].name}: {len(plan)} jobs, "
@@ -227,19 +228,11 @@ def _limits(limits: Sequence[str]) -> dict[str, int]:
 
 
 def _estimated_seconds(plan: Sequence[Job], images: Images, workers: int, busy: int) -> dict[str, float]:
-    """The seconds of each unfinished job by its label: what the first such job of its method takes.
-
-    A step is timed once for each method, not for each trial: their values differ, their networks little.
-    """
-    first: dict[tuple[str, str], Job] = {}
-    of = {job.label: first.setdefault(_kind(job), job) for job in plan if not job.is_finished()}
-    use = estimated_use(list(first.values()), images, workers, busy, say)
-    return {label: use[job.label].seconds for label, job in of.items()}
-
-
-def _kind(job: Job) -> tuple[str, str]:
-    """The method, and the protocol of an evaluation."""
-    return job.run.source.method, job.evaluation.protocol.name if job.evaluation else ""
+    """The seconds of each unfinished job by its label: what the first such job of its method takes."""
+    first = first_of_kind(plan)
+    measured = {job.label: job for job in first.values()}
+    use = estimated_use(list(measured.values()), images, workers, busy, say)
+    return {label: use[job.label].seconds for label, job in first.items()}
 
 
 def _print_plan(

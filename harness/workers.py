@@ -1,46 +1,66 @@
-"""Several runs at once: worker processes on one machine, each with its share of the cores.
+"""Several runs at once: worker processes on one machine, each with its share of the cores, or with a GPU of its own.
 
 A narrow network gains next to nothing from a second thread, so two processes with one core each do nearly twice
-the work of one process with two. `harness.schedule` says which job a free worker gets. The number of workers and
-threads depends on the machine alone, never on what is left to do, so a resumed study computes the same bits.
+the work of one process with two. `harness.schedule` says which job a free worker gets, and none that does not fit into
+memory beside those under way (`harness.room`). The number of workers and threads depends on the machine alone, never on
+what is left to do or fits, so a resumed study computes the same bits.
+
+A job whose worker dies, that runs out of memory or that does not end within its limit is tried once more, with nothing
+beside it. If that does not help it is marked as failed, and its cells say so.
 """
 
 from __future__ import annotations
 
 import itertools
-import multiprocessing
+import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from twinbench.data.worker_processes import end_with_parent
-from twinbench.foundation.cores import usable_cores
+from twinbench.foundation.cores import share_cores, usable_cores
 from twinbench.foundation.errors import RunFailure
-from twinbench.foundation.lease import Lease, Seen
+from twinbench.foundation.lease import Seen
 from twinbench.harness.console import legible_warnings
+from twinbench.harness.crew import Crew
 from twinbench.harness.dispatch import MESSAGE_SECONDS, Told, check_stop, hand_out
-from twinbench.harness.estimate import Step, Unit, Use, estimate, former_use, measured_use
-from twinbench.harness.execute import attempt, evaluation_device
+from twinbench.harness.estimate import (
+    Step,
+    Unit,
+    Use,
+    estimate,
+    first_of_kind,
+    former_use,
+    measured_use,
+    time_limit,
+)
+from twinbench.harness.execute import ShortOfMemory, attempt, evaluation_device, give_up
 from twinbench.harness.images import Images
+from twinbench.harness.mirror import Sights
 from twinbench.harness.plan import Job
 from twinbench.harness.plugins import load_plugins
-from twinbench.harness.schedule import order_matters, unfinished_runs
+from twinbench.harness.room import gpu_of_each, room_for
+from twinbench.harness.schedule import Waiting, order_matters, unfinished_runs
 from twinbench.harness.watch import Watch
 from twinbench.pretraining.interrupt import Interrupted, StopRequest
+from twinbench.pretraining.memory import release_freed_memory
 from twinbench.pretraining.train import device_name
 
 _MOST_WORKERS = 8
+_VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 def default_workers() -> int:
-    """One worker for each core of a machine without GPU, at most eight; a single one where there is a GPU."""
-    return 1 if torch.cuda.is_available() else min(_MOST_WORKERS, usable_cores())
+    """One worker for each GPU; on a machine without, one for each core, at most eight."""
+    return torch.cuda.device_count() or min(_MOST_WORKERS, usable_cores())
 
 
 def threads_each(workers: int) -> int:
@@ -73,13 +93,13 @@ def estimated_use(
 
     if workers == 1:
         return estimate(plan, images, former_use(_store(plan), _device()), here)
-    with _started(images.data_root, busy, threads_each(workers)) as (pool, _):
+    with _started(images.data_root, busy, threads_each(workers)) as crew:
 
         def side_by_side(units: list[Unit]) -> list[Use]:
             say(timing_line(units))
-            return [timing.result() for timing in _timings(pool, units, busy)]
+            return [timing.result() for timing in _timings(crew, units, busy)]
 
-        device = _meeting(pool, busy)[0].result()
+        device, *_ = [asked.result() for asked in _meeting(crew, busy)]
         return estimate(plan, images, former_use(_store(plan), device), side_by_side)
 
 
@@ -90,94 +110,180 @@ def execute_in_parallel(
     watch: Watch,
     say: Callable[[str], None],
     longest_first: bool = True,
+    job_seconds: float | None = None,
 ) -> int:
     """Do every unfinished job with ``workers`` processes; returns how many jobs failed.
 
-    The runs with most seconds left go first; where earlier runs do not tell how long jobs take, a few steps of each
-    method are timed before. Otherwise than ``longest_first`` runs begin in the order of the plan.
+    The runs with most seconds left go first, and no job begins that does not fit into memory beside those under way;
+    where earlier runs do not tell what jobs take, a few steps of each method are measured before. Otherwise than
+    ``longest_first`` runs begin in the order of the plan. A job may take ``job_seconds``; unless they are given, what
+    `time_limit` says of those whose seconds are known.
 
-    Raises RunFailure if a worker dies (of too little memory, say); what was finished is kept. Raises Interrupted after
-    a signal to stop, when every worker has saved.
+    Raises RunFailure if workers die before they can begin a job; what was finished is kept. Raises Interrupted after a
+    signal to stop, when every worker has saved.
     """
-    with (
-        StopRequest() as stop,
-        _started(images.data_root, workers, threads_each(workers)) as (pool, messages),
-    ):
+    busy = busy_workers(plan, workers)
+    with StopRequest() as stop, _started(images.data_root, busy, threads_each(workers)) as crew:
         seconds: dict[str, float] = {}
+        use: dict[str, Use] = {}
+        room = room_for(busy)
+        if busy > 1:
+            use = _use_to_plan_by(plan, images, crew, busy, longest_first, stop, say)
+            if alone := room.too_large(use):
+                say(alone)
         if longest_first and order_matters(plan, workers):
-            use = _use_to_order_by(plan, images, pool, workers, stop, say)
             seconds = {label: each.seconds for label, each in use.items()}
+        runs = unfinished_runs(plan, seconds)
+        lengths = [[seconds.get(job.label, 0.0) for job in jobs] for jobs in runs]
+        waiting = Waiting(lengths, busy, room.of(runs, use), room.together_mb)
+        limits = {label: time_limit(each) for label, each in use.items()} if longest_first else {}
+        jobs = _Jobs(crew, busy, limits, job_seconds)
+        # a last timing may still be under way
+        return hand_out(
+            runs,
+            waiting,
+            lambda: busy if crew.has_free() else 0,
+            jobs.submit,
+            crew.messages,
+            watch,
+            say,
+            stop,
+            jobs.alone,
+        )
 
-        def submit(job: Job, seen: Seen | None) -> Future[bool | None]:
-            return pool.submit(_work, job, seen)
 
-        return hand_out(plan, seconds, workers, lambda: workers, submit, messages, watch, say, stop)
+class _Jobs:
+    """The jobs that workers do, each with a thread here that waits for its end and says what follows.
+
+    ``alone`` are the labels of those that are tried once more, with nothing beside them.
+    """
+
+    def __init__(
+        self, crew: Crew, workers: int, limits: Mapping[str, float | None], limit: float | None
+    ) -> None:
+        self.alone: set[str] = set()
+        self._crew, self._told = crew, Told(crew.messages)
+        self._limits, self._limit = limits, limit
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="job")
+
+    def submit(self, job: Job, seen: Seen | Sights | None) -> Future[bool | None]:
+        """Let a free worker do a job; the future has what `attempt` returns, None also where it is tried once more."""
+        alone = job.label in self.alone
+        if alone:
+            self._crew.rest()  # what idle workers hold in memory may be what the first try lacked
+        work = self._crew.submit(_work, job, seen, alone)
+        return self._threads.submit(self._ended, job, work, self._crew.beginning(work), alone)
+
+    def _ended(
+        self, job: Job, work: Future[bool | None], begun: Callable[[], bool], alone: bool
+    ) -> bool | None:
+        lost = self._lost(job, work, begun)
+        if lost is None:
+            return work.result()
+        if not alone:
+            self.alone.add(job.label)
+            self._told.say(f"LOST {job.label}: {lost.what}; it is tried once more, with nothing beside it")
+            self._told.waits(job.label, "")
+            return None
+        if not begun():
+            raise lost
+        return give_up(job, lost, job.run.lease(), self._told, self._told.say)
+
+    def _lost(self, job: Job, work: Future[bool | None], begun: Callable[[], bool]) -> RunFailure | None:
+        """Why a job has to be tried again when its work has ended, if so; one that takes too long is ended."""
+        limit, since = self._limit or self._limits.get(job.label), time.monotonic()
+        is_late = False
+        while wait([work], timeout=MESSAGE_SECONDS).not_done:
+            if not begun():
+                since = time.monotonic()
+            if limit is not None and time.monotonic() - since > limit:
+                is_late = True
+                self._crew.kill(work)
+        error = work.exception()
+        if isinstance(error, ShortOfMemory):
+            return error
+        if not isinstance(error, BrokenProcessPool):
+            return None
+        if is_late:
+            return RunFailure(
+                f"it did not end within {limit:g} s and was stopped",
+                where=job.label,
+                next_step="see why it hangs, or give it more time",
+                option="time_limit",
+            )
+        return _died(job.label)
 
 
-def _use_to_order_by(
+def _died(where: str) -> RunFailure:
+    return RunFailure(
+        "its worker process died, killed perhaps for its memory",
+        where=where,
+        next_step="run the same command again, with fewer workers if memory is short",
+        option="workers",
+    )
+
+
+def _use_to_plan_by(
     plan: Sequence[Job],
     images: Images,
-    pool: ProcessPoolExecutor,
+    crew: Crew,
     workers: int,
+    each: bool,
     stop: StopRequest,
     say: Callable[[str], None],
 ) -> dict[str, Use]:
-    """What each unfinished job takes; nothing is said of one whose timing fails, for the job will say why."""
+    """What each unfinished job takes, or otherwise than ``each`` what the first such job of its method takes.
+
+    Nothing is said of one whose timing fails, for the job will say why.
+    """
+    first = {} if each else first_of_kind(plan)
+    measured = plan if each else list({job.label: job for job in first.values()}.values())
+    why = "to begin with the longest runs" if each and order_matters(plan, workers) else "for their memory"
 
     def times(units: list[Unit]) -> list[Use]:
-        say(f"{timing_line(units)} to begin with the longest runs")
-        timings = _timings(pool, units, workers, stop)
+        say(f"{timing_line(units)} {why}")
+        timings = _timings(crew, units, workers, stop)
         return [Use() if timing.exception() else timing.result() for timing in timings]
 
-    meeting = _meeting(pool, workers)
+    meeting = _meeting(crew, workers)
     while wait(meeting, timeout=MESSAGE_SECONDS).not_done:
         check_stop(stop)
-    return estimate(plan, images, former_use(_store(plan), meeting[0].result()), times)
+    here = [device.result() for device in meeting if not device.exception()]
+    if not here:
+        return {}
+    use = estimate(measured, images, former_use(_store(plan), here[0]), times)
+    return use if each else {label: use[job.label] for label, job in first.items()}
 
 
 @contextmanager
-def _started(data_root: Path | None, workers: int, threads: int) -> Iterator[tuple[ProcessPoolExecutor, Any]]:
-    """Worker processes with the study's images, and the queue of what they tell; ended when anything is raised."""
-    # not the context of loaders: these have threads of their own, and signals that make them save
-    context = multiprocessing.get_context("spawn")
-    messages: Any = context.Queue()
-    arguments = (data_root, threads, messages, context.Barrier(workers))
-    with ProcessPoolExecutor(workers, context, _become_worker, arguments) as pool:
-        try:
-            yield pool, messages
-        except BrokenProcessPool as error:
-            raise RunFailure(
-                "a worker process died",
-                where=f"one of {workers} workers",
-                next_step="run the same command again, with fewer workers if memory is short",
-                option="workers",
-            ) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.terminate()  # a training saves first; leaving the pool waits for it
-            raise
+def _started(data_root: Path | None, workers: int, threads: int) -> Iterator[Crew]:
+    """Worker processes with the study's images, each bound to a GPU if there are any; ended when anything is raised."""
+    gpus = gpu_of_each(workers, os.environ.get(_VISIBLE_GPUS))
+    try:
+        with Crew(_become_worker, [(data_root, threads, gpu) for gpu in gpus]).at_work() as crew:
+            yield crew
+    except BrokenProcessPool as error:
+        raise _died(f"one of {workers} workers") from error
 
 
 def _store(plan: Sequence[Job]) -> Path:
     return plan[0].run.folder.parent
 
 
-def _meeting(pool: ProcessPoolExecutor, workers: int) -> list[Future[str]]:
-    return [pool.submit(_meet) for _ in range(workers)]
+def _meeting(crew: Crew, workers: int) -> list[Future[str]]:
+    """The device of each worker: when all have told theirs, none times a step alone."""
+    return [crew.submit(_device) for _ in range(workers)]
 
 
 def timing_line(units: list[Unit]) -> str:
-    """What is said before some units are timed."""
+    """What is said before units are timed."""
     methods = len({unit.recipe.method for unit in units if isinstance(unit, Step)})
     if not methods:
         return "timing a forward pass"
     return f"timing a few steps of {methods} method{'s' if methods > 1 else ''}"
 
 
-def _timings(
-    pool: ProcessPoolExecutor, units: list[Unit], busy: int, stop: StopRequest | None = None
-) -> list[Future[Use]]:
+def _timings(crew: Crew, units: list[Unit], busy: int, stop: StopRequest | None = None) -> list[Future[Use]]:
     """The first timing of each unit, done, during all of which ``busy`` workers computed.
 
     When each unit is being timed, those that are free time them again, for no other end than to be busy.
@@ -188,7 +294,7 @@ def _timings(
     while len(first) < len(units):
         while len(under_way) < busy:
             place = next(turns)
-            under_way[pool.submit(_time, units[place])] = place
+            under_way[crew.submit(_time, units[place])] = place
         for timing in wait(under_way, timeout=MESSAGE_SECONDS, return_when=FIRST_COMPLETED).done:
             first.setdefault(under_way.pop(timing), timing)
         check_stop(stop)
@@ -200,18 +306,24 @@ class _Worker:
 
     images: Images
     messages: Any
-    all_here: Any
     stopped: Interrupted | None = None
 
 
-def _become_worker(data_root: Path | None, threads: int, messages: Any, all_here: Any) -> None:
+def _become_worker(data_root: Path | None, threads: int, gpu: str | None, messages: Any) -> None:
+    if gpu is not None:
+        os.environ[_VISIBLE_GPUS] = gpu  # before anything here asks CUDA, which reads it once
     torch.set_num_threads(threads)
+    share_cores(threads)
+    threadpool_limits(
+        threads
+    )  # of the libraries behind numpy's matrices; those that are loaded later read these
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     end_with_parent()  # for otherwise the next command would find its run locked
     legible_warnings()
     load_plugins(warn=False)
     _Worker.images = Images(data_root, quiet=True)
-    _Worker.messages, _Worker.all_here = messages, all_here
+    _Worker.messages = messages
 
 
 def _device() -> str:
@@ -219,27 +331,22 @@ def _device() -> str:
     return device_name(evaluation_device())
 
 
-def _meet() -> str:
-    """Wait until every worker is there, so that none times a step alone; returns the device of each."""
-    _Worker.all_here.wait()
-    return _device()
-
-
 def _time(unit: Unit) -> Use:
     return measured_use(unit, _Worker.images)
 
 
-def _work(job: Job, seen: Seen | None) -> bool | None:
+def _work(job: Job, seen: Seen | Sights | None, alone: bool) -> bool | None:
     """Do a job, as `attempt` does. After a signal to stop, no further one is begun.
 
-    ``seen`` is what the parent knows of the lease of the job's run.
+    ``seen`` is what the parent knows of the lease of the job's run. Raises ShortOfMemory unless it was ``alone``.
     """
     if _Worker.stopped is not None:
         raise _Worker.stopped
-    lease = Lease(job.run.folder, seen=seen)
+    told = Told(_Worker.messages)
     try:
-        told = Told(_Worker.messages)
-        return attempt(job, _Worker.images, told, told.say, lease)
+        return attempt(job, _Worker.images, told, told.say, job.run.lease(seen), will_retry=not alone)
     except Interrupted as error:
         _Worker.stopped = error
         raise
+    finally:
+        release_freed_memory()  # the jobs beside this worker have use for it

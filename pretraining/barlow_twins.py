@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from twinbench.data.augment import ViewPolicy
 from twinbench.encoders.backbones import ResNet
-from twinbench.pretraining.collectives import all_reduce_sum, standardise, world_size
+from twinbench.foundation.collectives import all_reduce_sum, standardise, world_size
 from twinbench.pretraining.correlation_variants import (
     cross_covariance,
     cross_entropy_terms,

@@ -16,9 +16,9 @@ from twinbench.data.augment import ViewPolicy
 from twinbench.data.image_sets import ImageSet
 from twinbench.data.streaming import StreamedImages
 from twinbench.data.views import RandomViews, ViewsOfStep, epoch_order
-from twinbench.foundation.cores import usable_cores
+from twinbench.foundation.collectives import all_reduce_max_nograd
+from twinbench.foundation.cores import own_cores
 from twinbench.foundation.errors import InputError
-from twinbench.pretraining.collectives import all_reduce_max_nograd
 from twinbench.pretraining.engine import Engine
 from twinbench.pretraining.method import Progress
 from twinbench.pretraining.recipe import Recipe
@@ -52,7 +52,7 @@ class Batches:
             image_set.normalisation,
             recipe.seed,
             engine.device,
-            workers=max(1, usable_cores() // engine.hardware.devices),
+            workers=max(1, own_cores() // engine.hardware.devices),
             share=engine.share(recipe.batch_size),
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from twinbench.pretraining.collectives import all_reduce_sum, global_moments, standardise, world_size
+from twinbench.foundation.collectives import all_reduce_sum, global_moments, standardise, world_size
 from twinbench.pretraining.numerics import in_full_precision
 
 

@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from twinbench.foundation.collectives import all_reduce_max_nograd, rank, world_size
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import InputError
-from twinbench.pretraining.collectives import all_reduce_max_nograd, rank, world_size
+from twinbench.foundation.norms import synchronise_batch_norms
 from twinbench.pretraining.memory import keep_freed_memory
 from twinbench.pretraining.method import Method
-from twinbench.pretraining.norms import synchronise_batch_norms
 
 _FABRIC_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -55,6 +55,9 @@ class Hardware:
     def ranks(self) -> int:
         """Processes in all."""
         return self.devices * self.nodes
+
+
+ONE_DEVICE = Hardware()
 
 
 def hardware_here(devices: int | None, nodes: int | None, compile: bool = False) -> Hardware:
@@ -175,9 +178,19 @@ def launch(hardware: Hardware, precision: str) -> Engine:
     )
     if hardware.ranks > 1:
         fabric.launch()
-        if not torch.cuda.is_available():
-            torch.set_num_threads(max(1, usable_cores() // hardware.devices))
+        divide_cores(hardware)
     return Engine(fabric, hardware)
+
+
+def divide_cores(hardware: Hardware) -> None:
+    """Let a rank that computes on the CPU use its share of this machine's cores."""
+    if not torch.cuda.is_available():
+        torch.set_num_threads(max(1, usable_cores() // hardware.devices))
+
+
+def ranks_are_started() -> bool:
+    """Whether torchrun or SLURM has started this process, and every other rank."""
+    return TorchElasticEnvironment.detect() or "SLURM_STEP_ID" in os.environ
 
 
 def check_hardware(hardware: Hardware, precision: str) -> None:
@@ -211,9 +224,8 @@ def check_hardware(hardware: Hardware, precision: str) -> None:
 
 def _check_nodes(hardware: Hardware) -> None:
     """Without a launcher, the machines of a job must be told how to find each other, or they wait for ever."""
-    started = TorchElasticEnvironment.detect() or "SLURM_STEP_ID" in os.environ
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
-    if hardware.nodes > 1 and missing and not started:
+    if hardware.nodes > 1 and missing and not ranks_are_started():
         raise InputError(
             f"{hardware.nodes} nodes, but nothing says where they are: {', '.join(missing)} not set",
             where="nodes",

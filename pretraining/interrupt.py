@@ -61,7 +61,8 @@ def raised_signals() -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         raise Interrupted(
-            f"stopped by {names[0] if names else signal.SIGINT.name}; what was under way is begun anew",
+            f"stopped by {names[0] if names else signal.SIGINT.name}; what was under way goes on from its last "
+            "checkpoint, or is begun anew",
             next_step="run the same command again: finished jobs are kept",
         ) from error
     finally:

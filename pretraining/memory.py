@@ -1,9 +1,11 @@
-"""Memory of the process: how it is kept, and how its peak is measured."""
+"""Memory of the process: how it is kept, how its peak is measured, and how one knows that it was too little."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
+import re
 import resource
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 
 # parameters of mallopt(3)
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+_NO_MEMORY = re.compile(r"(can't|cannot) allocate memory|not enough memory|out of memory", re.IGNORECASE)
 
 
 def keep_freed_memory() -> None:
@@ -30,11 +33,16 @@ def reset_peak_memory() -> None:
     """Let `peak_memory_mb` count from here; outside Linux a process keeps the peak of its lifetime."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    libc = _glibc()
-    if libc is not None:
-        libc.malloc_trim(0)  # what earlier work left behind is not this one's
+    release_freed_memory()  # what earlier work left behind is not this one's
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def release_freed_memory() -> None:
+    """Give back to the system what `keep_freed_memory` keeps; does nothing where the C library is another one."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
 
 
 def peak_memory_mb() -> float:
@@ -58,11 +66,13 @@ def peak_working_memory_mb() -> float | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there was too little memory, of the machine or of its GPU."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    """Whether an error says that there was no memory left, of the machine or of the GPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    # torch has no type of its own for the memory of the machine
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    # what torch raises on a CPU has no type of its own
+    return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
 
 
 def _told_by_linux(name: str) -> float | None:

@@ -7,7 +7,6 @@ was not.
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import statistics
@@ -26,13 +25,14 @@ from twinbench.data.augment import ViewPolicy, augment
 from twinbench.data.image_sets import ImageSet
 from twinbench.encoders.encoder import Encoder, EncoderInfo
 from twinbench.encoders.geometry import HELD_OUT_IMAGES, Geometry, geometry
+from twinbench.foundation.checkpoint import load_latest, save_checkpoint
+from twinbench.foundation.collectives import all_reduce_sum, mean_over_ranks
+from twinbench.foundation.documents import sealed
 from twinbench.foundation.errors import InputError, RunFailure
 from twinbench.foundation.files import write_atomically
 from twinbench.foundation.randomness import seed_for, seeded_generator
 from twinbench.pretraining.batches import Batches, MicroBatch
 from twinbench.pretraining.build import build_method, check_accumulation, view_policies
-from twinbench.pretraining.checkpoint import load_latest, save_checkpoint
-from twinbench.pretraining.collectives import all_reduce_sum, mean_over_ranks
 from twinbench.pretraining.diagnostics import diagnose, embeddings_document, probe, unjudged
 from twinbench.pretraining.engine import Engine, Hardware, check_shares, launch
 from twinbench.pretraining.finite import LossWatch, check_parameters
@@ -46,6 +46,7 @@ from twinbench.pretraining.schedules import lr_factor
 from twinbench.pretraining.spent import Spent, spent_on
 
 _CHECKPOINT_SECONDS = 30.0
+_SAVING_SHARE = 0.01
 _PROBED_IMAGES = 256
 
 ReportProgress = Callable[[float, str], None]
@@ -118,7 +119,7 @@ def pretrain(
     if engine.is_main:
         measured = _compared(method, held_out, policies[0].size, image_set, recipe.seed)
         document = diagnostics.as_dict() | {"embeddings": embeddings_document(measured, len(held_out))}
-        write_atomically(folder / "diagnostics.json", json.dumps(document).encode())
+        write_atomically(folder / "diagnostics.json", sealed(document))
         Encoder.save(
             folder / "encoder", method.backbone, _encoder_info(recipe, recipe_hash, method, image_set)
         )
@@ -306,6 +307,14 @@ def _due(progress: Progress, is_time: bool) -> _Due:
     )
 
 
+def seconds_between_checkpoints(saving: float, least: float = _CHECKPOINT_SECONDS) -> float:
+    """How long a training goes on after a checkpoint that took ``saving`` seconds: at least ``least``, 0 for always.
+
+    Saving takes at most a hundredth of the time: a gigabyte on a slow disk is not written every half minute.
+    """
+    return least and max(least, saving / _SAVING_SHARE)
+
+
 class _Keeper:
     """What rank 0 does after a step: log rows, measure collapse, write checkpoints."""
 
@@ -322,13 +331,13 @@ class _Keeper:
         self._session, self._folder, self._say = session, folder, say
         self._held_out = held_out[:_PROBED_IMAGES]
         self._seconds = _CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
-        self._last_saved = time.monotonic()
+        self._last_saved, self._wait = time.monotonic(), self._seconds
         self._warned = False
         self._log = MetricsLog(folder, first_step, tensorboard) if session.engine.is_main else None
 
     def is_time(self) -> bool:
         """Whether this rank saved its last checkpoint long ago."""
-        return time.monotonic() - self._last_saved >= self._seconds
+        return time.monotonic() - self._last_saved >= self._wait
 
     def after_step(self, progress: Progress, loss: LossParts, speed: float, due: _Due) -> None:
         """Called after every step, on every rank; the rows speak of the global batch."""
@@ -345,11 +354,13 @@ class _Keeper:
 
     def save(self, step: int) -> None:
         """Write a checkpoint of the state after ``step`` steps, on rank 0; it must be finite."""
+        started = time.monotonic()
         check_parameters(self._session.method, step)
         joules = _joules(self._session.engine, self._session.spent)
         if self._session.engine.is_main:
             _save(self._folder, step, self._session, joules)
         self._last_saved = time.monotonic()
+        self._wait = seconds_between_checkpoints(self._last_saved - started, self._seconds)
 
     def _probe(self, progress: Progress) -> dict[str, float]:
         session = self._session

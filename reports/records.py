@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from twinbench.foundation.documents import from_json
+from twinbench.foundation.documents import from_json, unsealed
 from twinbench.foundation.errors import InputError, unknown_name
 from twinbench.foundation.files import write_synced
 from twinbench.foundation.texts import legible
@@ -287,7 +287,7 @@ def read_diagnostics(folder: Path) -> Diagnostics | None:
     if not path.is_file():
         return None
     try:
-        content = from_json(path.read_text(encoding="utf-8"))
+        content = unsealed(path.read_text(encoding="utf-8"))
         matrix = tuple(tuple(float(x) for x in row) for row in content.get("cross_correlation") or ())
         spectrum = tuple(sorted((float(x) for x in content.get("spectrum") or ()), reverse=True))
         rank = finite(content.get("effective_rank"))

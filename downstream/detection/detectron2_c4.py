@@ -6,6 +6,7 @@ protocols are known by name and refuse to start.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -60,6 +61,13 @@ class Detectron2C4(FineTuning):
         """As `FineTuning.check`; raises InputError if Detectron2 is not installed."""
         require_detectron2(self.name)
         super().check(image_set)
+
+    def start_ranks(self, main: Callable[[], None], devices: int, nodes: int) -> bool:
+        """By Detectron2's launcher."""
+        from twinbench.downstream.detection.d2.launcher import launch_ranks
+
+        launch_ranks(main, devices, nodes)
+        return True
 
     def build(self, encoder: Encoder, classes: int, masks: bool, device: torch.device) -> Detector:
         """A Faster R-CNN C4, or a Mask R-CNN C4 for a set with masks."""

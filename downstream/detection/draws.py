@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,8 @@ from twinbench.data.detection import CodedMasks, DetectionSplit, PictureFiles
 from twinbench.data.worker_processes import worker_context, worker_setup
 from twinbench.downstream.detection.schedules import Schedule
 from twinbench.downstream.randomness import shuffled_indices
-from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import InputError, RunFailure
+from twinbench.foundation.ranks import cores_each
 
 _MOST_WORKERS = 8
 
@@ -102,20 +102,25 @@ class Draws:
             seed=int(np.random.SeedSequence((self._seed, position)).generate_state(1)[0]),
         )
 
+    def shape(self, position: int) -> tuple[int, int]:
+        """Height and width of the picture at a position, which is not decoded for that."""
+        return self._split.size(int(self.order[position]))
+
     def _kept(self, i: int) -> Tensor:
         crowd = self._split.crowd
         everything = torch.arange(len(self._split.labels[i]))
         return everything if crowd is None else everything[~crowd[i]]
 
-    def loader(self, device: torch.device) -> Iterator[Any]:
-        """The prepared draws in order; decoded by worker processes where a GPU waits for pictures on disk.
+    def loader(self, device: torch.device, positions: Iterable[int]) -> Iterator[Any]:
+        """The prepared draws at some positions, in their order.
 
-        Raises InputError for a picture that cannot be decoded and RunFailure where a worker dies.
+        Worker processes decode them where a GPU waits for pictures on disk. Raises InputError for a picture that cannot
+        be decoded and RunFailure where a worker dies. Every rank must call this.
         """
         if device.type == "cuda" and isinstance(self._split.images, PictureFiles):
-            tasks = map(self._undecoded, range(len(self)))
-            return _from_workers(tasks, self._prepare, min(_MOST_WORKERS, usable_cores()))
-        return map(self.__getitem__, range(len(self)))
+            tasks = map(self._undecoded, positions)
+            return _from_workers(tasks, self._prepare, min(_MOST_WORKERS, cores_each()))
+        return map(self.__getitem__, positions)
 
 
 class _Answers(Dataset[Any]):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from twinbench.data.detection import DetectionSplit
 from twinbench.data.image_sets import ImageSet
+from twinbench.downstream.checkpoints import Checkpoints
 from twinbench.downstream.detection.coco_eval import (
     Detections,
     evaluation_remarks,
@@ -26,7 +27,9 @@ from twinbench.downstream.protocol import EvaluationContext, Measurement
 from twinbench.downstream.randomness import seeded
 from twinbench.encoders.backbones import Stem
 from twinbench.encoders.encoder import Encoder
+from twinbench.foundation.collectives import all_reduce_sum, rank
 from twinbench.foundation.errors import RunFailure
+from twinbench.foundation.ranks import in_shares, require_equal_shares
 
 BOX_METRICS = ("box_ap", "box_ap50", "box_ap75")
 BOX_AND_MASK_METRICS = (*BOX_METRICS, "mask_ap", "mask_ap50", "mask_ap75")
@@ -50,7 +53,7 @@ class Detector(Interface):
     def feature_maps(self, image: Tensor) -> Mapping[str, Tensor]:
         """Maps res2 to res5 ``[1, C, H, W]`` of an uint8 picture ``[3, H, W]`` at its own size, in evaluation mode."""
 
-    def train(self, split: DetectionSplit, seed: int) -> Iterator[int]:
+    def train(self, split: DetectionSplit, seed: int, checkpoints: Checkpoints) -> Iterator[int]:
         """Fine-tune by the schedule, yielding the 0-based number of every finished iteration."""
 
     def detect(self, image: Tensor) -> Detections:
@@ -77,6 +80,10 @@ class FineTuning(Detecting):
     def check(self, image_set: ImageSet) -> None:
         """Raise InputError if no object of the test split counts, before any work."""
         require_objects(image_set.detection("test"))
+
+    def check_ranks(self, ranks: int) -> None:
+        """Raise InputError unless the ranks have equally many images of a batch."""
+        require_equal_shares(self.schedule.images_per_batch, ranks)
 
     def unmeasured(self, image_set: ImageSet) -> dict[str, str]:
         """The metrics of masks, on an image set that has none."""
@@ -105,12 +112,14 @@ class FineTuning(Detecting):
         with seeded(context.seed, context.device):
             detector = self.build(encoder, classes, masks, context.device)
             require_encoder_maps(detector.feature_maps, encoder, train.images[0])
-            for iteration in detector.train(train, context.seed):
+            for iteration in detector.train(train, context.seed, context.checkpoints):
                 context.progress(0.9 * (iteration + 1) / iterations)
             detections = []
-            for i in range(len(test)):
-                detections.append(detector.detect(test.images[i]))
-                context.progress(0.9 + 0.1 * (i + 1) / (len(test) + 1))
+            for found in in_shares(len(test), lambda i: detector.detect(test.images[i])):
+                detections.append(found)
+                context.progress(0.9 + 0.1 * len(detections) / (len(test) + 1))
+        if rank():
+            return []  # the precisions take long, and those of one rank count
         context.picture = drawn(test, detections, image_set.detection_classes)
         context.outcomes = detected(detections, test, classes, self.evaluator)
         measured = self.measure_again(context.outcomes, image_set)
@@ -224,10 +233,11 @@ def _relative_difference(found: Tensor, expected: Tensor) -> float:
 
 
 def finite_total(losses: Mapping[str, Tensor], iteration: int) -> Tensor:
-    """The sum of a detector's losses; raises RunFailure if it is not finite."""
+    """The sum of a detector's losses on this rank; every rank raises RunFailure if the sum over all is not finite."""
     total = torch.stack([loss.reshape(()) for loss in losses.values()]).sum()
-    if not torch.isfinite(total):
-        raise not_finite(f"the detection loss became {total.item()}", iteration)
+    of_all = all_reduce_sum(total.detach())
+    if not torch.isfinite(of_all):
+        raise not_finite(f"the detection loss became {of_all.item()}", iteration)
     return total
 
 

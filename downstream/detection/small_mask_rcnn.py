@@ -22,6 +22,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
 from twinbench.data.detection import DetectionSplit, PictureFiles
 from twinbench.data.image_sets import ImageSet
+from twinbench.downstream.checkpoints import Checkpoints, RandomState
 from twinbench.downstream.detection.coco_eval import (
     Detections,
     evaluation_remarks,
@@ -38,11 +39,14 @@ from twinbench.downstream.detection.fine_tuning import (
     unit_floats,
 )
 from twinbench.downstream.detection.outcomes import Detecting, detected
+from twinbench.downstream.detection.torchvision_shares import share_over_ranks, shared_losses
 from twinbench.downstream.protocol import EvaluationContext, Measurement, register_protocol
 from twinbench.downstream.randomness import seeded, shuffled_indices
 from twinbench.encoders.backbones import ResNet
 from twinbench.encoders.encoder import Encoder
+from twinbench.foundation.collectives import all_reduce_sum, rank
 from twinbench.foundation.errors import InputError, RunFailure
+from twinbench.foundation.ranks import in_shares, own_share, require_equal_shares, sum_gradients
 
 STEPS = 160
 BATCH = 4
@@ -186,6 +190,10 @@ class SmallMaskRcnn(Detecting):
             _pixels_and_masks(image_set.detection(split))
         require_objects(image_set.detection("test"))
 
+    def check_ranks(self, ranks: int) -> None:
+        """Raise InputError unless the ranks have equally many scenes of a step."""
+        require_equal_shares(BATCH, ranks)
+
     def evaluate(self, encoder: Encoder, context: EvaluationContext) -> list[Measurement]:
         """``box_ap``, ``box_ap50``, ``box_ap75`` and the same of masks, over the test scenes.
 
@@ -202,9 +210,12 @@ class SmallMaskRcnn(Detecting):
             detector = build_detector(encoder, classes, *train_images.shape[-2:])
             detector.to(context.device).to(memory_format=torch.channels_last)
             require_encoder_maps(partial(pyramid_maps, detector), encoder, train_images[0])
-            for step in train_detector(detector, train, STEPS, generator, context.device):
+            training = train_detector(detector, train, STEPS, generator, context.device, context.checkpoints)
+            for step in training:
                 context.progress(0.8 * (step + 1) / STEPS)
         detections = detect(detector, test_images, context.device)
+        if rank():
+            return []  # the precisions take long, and those of one rank count
         context.picture = drawn(test, detections, image_set.detection_classes)
         context.progress(0.95)
         context.outcomes = detected(detections, test, classes, self.evaluator)
@@ -220,10 +231,19 @@ class SmallMaskRcnn(Detecting):
 
 
 def train_detector(
-    detector: MaskRCNN, scenes: DetectionSplit, steps: int, generator: torch.Generator, device: torch.device
+    detector: MaskRCNN,
+    scenes: DetectionSplit,
+    steps: int,
+    generator: torch.Generator,
+    device: torch.device,
+    checkpoints: Checkpoints | None = None,
 ) -> Iterator[int]:
-    """Train in place, yielding the 0-based number of every finished step; RunFailure on a non-finite loss."""
+    """Train in place, yielding the 0-based number of every step that it finishes; RunFailure on a non-finite loss.
+
+    It goes on from what ``checkpoints`` has.
+    """
     images, all_masks = _pixels_and_masks(scenes)
+    share_over_ranks(detector)
     groups: dict[float, list[nn.Parameter]] = {LEARNING_RATE: [], MASK_LEARNING_RATE: []}
     for name, parameter in detector.named_parameters():
         groups[MASK_LEARNING_RATE if name.startswith("roi_heads.mask") else LEARNING_RATE].append(parameter)
@@ -238,18 +258,25 @@ def train_detector(
         for boxes, labels, masks in zip(scenes.boxes, scenes.labels, all_masks, strict=True)
     ]
     order = shuffled_indices(len(images), steps * BATCH, generator)
+    # regions are drawn from the global generators, one step after another
+    state = (checkpoints or Checkpoints()).training(
+        "training", detector=detector, optimizer=optimizer, schedule=schedule, drawn=RandomState(device)
+    )
     detector.train()
-    for step, chosen in enumerate(order.split(BATCH)):
+    for step, whole in enumerate(order.split(BATCH)[state.first :], state.first):
+        chosen = whole[own_share()]
         batch = list(unit_floats(images[chosen].to(device)))
-        loss = sum(
-            detector(batch, [targets[i] for i in chosen.tolist()]).values(), torch.zeros((), device=device)
-        )
-        if not torch.isfinite(loss):
-            raise RunFailure(f"the detection loss became {loss.item()} at step {step}")
+        losses = shared_losses(detector, detector(batch, [targets[i] for i in chosen.tolist()]))
+        loss = sum(losses.values(), torch.zeros((), device=device))
+        of_all = all_reduce_sum(loss.detach())
+        if not torch.isfinite(of_all):
+            raise RunFailure(f"the detection loss became {of_all.item()} at step {step}")
         optimizer.zero_grad()
         loss.backward()
+        sum_gradients(optimizer)
         optimizer.step()
         schedule.step()
+        state.keep(step + 1)
         yield step
 
 
@@ -274,12 +301,16 @@ def lr_factor(step: int, steps: int) -> float:
 
 @torch.no_grad()
 def detect(detector: MaskRCNN, images: Tensor, device: torch.device) -> list[Detections]:
-    """Detections in uint8 scenes ``[N, 3, H, W]``, on the CPU, with 0-based labels."""
+    """Detections in uint8 scenes ``[N, 3, H, W]``, on the CPU, with 0-based labels; every rank has all of them."""
     detector.eval()
-    found = []
-    for chunk in images.split(_EVAL_BATCH):
-        for output in detector(list(unit_floats(chunk.to(device)))):
+    chunks = images.split(_EVAL_BATCH)
+
+    def detected_in(i: int) -> list[Detections]:
+        found = []
+        for output in detector(list(unit_floats(chunks[i].to(device)))):
             masks = run_lengths(output["masks"][:, 0].cpu() > 0.5)
             boxes, scores, labels = (output[part].cpu() for part in ("boxes", "scores", "labels"))
             found.append(Detections(boxes, scores, labels - 1, masks))
-    return found
+        return found
+
+    return [each for found in in_shares(len(chunks), detected_in) for each in found]

@@ -22,11 +22,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -35,6 +36,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops import MultiScaleRoIAlign
 
 from twinbench.data.detection import DetectionSplit
+from twinbench.downstream.checkpoints import Checkpoints, RandomState
 from twinbench.downstream.detection.coco_eval import Detections, run_lengths
 from twinbench.downstream.detection.draws import Draw, Draws
 from twinbench.downstream.detection.fine_tuning import (
@@ -49,9 +51,13 @@ from twinbench.downstream.detection.fine_tuning import (
 )
 from twinbench.downstream.detection.schedules import TINY, TINY_PYRAMID, VOC_24K, Schedule
 from twinbench.downstream.detection.small_mask_rcnn import PyramidBody, pyramid_maps
+from twinbench.downstream.detection.statistics import estimate_statistics
+from twinbench.downstream.detection.torchvision_shares import share_over_ranks, shared_losses
 from twinbench.downstream.protocol import register_protocol
 from twinbench.encoders.backbones import ResNet
 from twinbench.encoders.encoder import Encoder
+from twinbench.foundation.collectives import world_size
+from twinbench.foundation.ranks import own_share, sum_gradients, together
 
 _RATIOS = (0.5, 1.0, 2.0)
 _BOX_WIDTH = 256
@@ -189,46 +195,51 @@ class TorchvisionDetector:
             maps[name] = x = stage(x)
         return maps
 
-    def train(self, split: DetectionSplit, seed: int) -> Iterator[int]:
-        """Fine-tune by the schedule, yielding the 0-based number of every finished iteration.
+    def train(
+        self, split: DetectionSplit, seed: int, checkpoints: Checkpoints | None = None
+    ) -> Iterator[int]:
+        """Fine-tune by the schedule, yielding the 0-based number of every iteration that it finishes.
 
-        Raises RunFailure if a loss is not finite, or the detector in the end.
+        It goes on from what ``checkpoints`` has. Raises RunFailure if a loss is not finite, or the detector in the end.
         """
         schedule = self._schedule
+        share_over_ranks(self.model)
         optimizer = torch.optim.SGD(_groups(self.model, schedule), schedule.base_lr, schedule.momentum)
-        batches = self._batches(split, seed)
+        # regions and sizes are drawn from the global generators, one iteration after another
+        drawn = RandomState(self._device)
+        state = (checkpoints or Checkpoints()).training(
+            "training", model=self.model, optimizer=optimizer, drawn=drawn
+        )
+        batches = together(self._batches(split, seed, state.first))
         self.model.transform.min_size = schedule.train_sizes
-        for iteration, (images, targets) in enumerate(islice(batches, schedule.iterations)):
+        left = islice(batches, schedule.iterations - state.first)
+        for iteration, (images, targets) in enumerate(left, state.first):
             self.model.train()
             for group in optimizer.param_groups:
                 group["lr"] = schedule.learning_rate(iteration)
-            loss = finite_total(self.model(images, targets), iteration)
+            loss = finite_total(shared_losses(self.model, self.model(images, targets)), iteration)
             optimizer.zero_grad()
             loss.backward()
+            sum_gradients(optimizer)
             optimizer.step()
+            state.keep(iteration + 1)
             yield iteration
-        self._estimate_statistics(islice(batches, schedule.precise_bn))
+        estimate_statistics(
+            self.model, islice(batches, schedule.precise_bn), lambda batch: self.model(*batch)
+        )
         require_finite(self.model, schedule.iterations - 1)
         self.model.transform.min_size = (schedule.test_size,)
 
-    def _batches(self, split: DetectionSplit, seed: int) -> Iterator[Batch]:
-        mapper = partial(prepare, flip=self._schedule.horizontal_flip)
-        draws = iter(Draws(split, self._schedule, seed, mapper).loader(self._device))
-        while batch := list(islice(draws, self._schedule.images_per_batch)):
+    def _batches(self, split: DetectionSplit, seed: int, first: int = 0) -> Iterator[Batch]:
+        """This rank's part of the batches from that of the ``first`` iteration on."""
+        draws = Draws(split, self._schedule, seed, partial(prepare, flip=self._schedule.horizontal_flip))
+        size = self._schedule.images_per_batch
+        positions = range(first * size, len(draws))
+        own = [positions[start : start + size][own_share()] for start in range(0, len(positions), size)]
+        loaded = draws.loader(self._device, chain.from_iterable(own))
+        while batch := list(islice(loaded, size // world_size())):
             images = [unit_floats(image.to(self._device)) for image, _ in batch]
             yield images, [{k: v.to(self._device) for k, v in target.items()} for _, target in batch]
-
-    @torch.no_grad()
-    def _estimate_statistics(self, batches: Iterator[Batch]) -> None:
-        """Set batch norm's mean and variance to those of all positions of some batches together."""
-        self.model.train()
-        moments = {m: _Moments(m) for m in self.model.modules() if isinstance(m, nn.BatchNorm2d)}
-        hooks = [norm.register_forward_pre_hook(kept.add) for norm, kept in moments.items()]
-        for images, targets in batches:
-            self.model(images, targets)
-        for hook, kept in zip(hooks, moments.values(), strict=True):
-            hook.remove()
-            kept.set()
 
     @torch.no_grad()
     def detect(self, image: Tensor) -> Detections:
@@ -237,29 +248,6 @@ class TorchvisionDetector:
         (found,) = self.model([unit_floats(image.to(self._device))])
         masks = run_lengths(found["masks"][:, 0].cpu() > 0.5) if "masks" in found else None
         return Detections(found["boxes"].cpu(), found["scores"].cpu(), found["labels"].cpu() - 1, masks)
-
-
-class _Moments:
-    """Sums over what a batch norm sees, in float64."""
-
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
-        self._norm, self._count = norm, 0
-        self._sum = self._squares = torch.zeros(norm.num_features, dtype=torch.float64)
-
-    def add(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
-        """Count all positions of a batch ``[N, C, H, W]``."""
-        positions = inputs[0].transpose(0, 1).flatten(1).double().cpu()
-        self._count += positions.shape[1]
-        self._sum = self._sum + positions.sum(1)
-        self._squares = self._squares + positions.square().sum(1)
-
-    def set(self) -> None:
-        """Make them the norm's running statistics."""
-        assert self._norm.running_mean is not None
-        assert self._norm.running_var is not None
-        mean = self._sum / self._count
-        self._norm.running_mean.copy_(mean)
-        self._norm.running_var.copy_(self._squares / self._count - mean.square())
 
 
 def prepare(draw: Draw, flip: bool) -> tuple[Tensor, dict[str, Tensor]]:
@@ -279,7 +267,7 @@ def prepare(draw: Draw, flip: bool) -> tuple[Tensor, dict[str, Tensor]]:
 
 def _groups(model: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
     """All parameters, those of norm layers without weight decay."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
     exempt = {id(parameter) for norm in norms for parameter in norm.parameters()}
     decayed = [parameter for parameter in model.parameters() if id(parameter) not in exempt]
     return [

@@ -59,8 +59,7 @@ def require_checkpoint(path: Path) -> None:
         raise InputError(f"this is {text}, not a checkpoint", where=path, next_step=_AGAIN)
     if archive := _archive(path, head):
         raise InputError(f"this is {archive}", where=path, next_step=_UNPACK)
-    if zipfile.is_zipfile(path):
-        _require_torchs_zip(path)
+    _require_torchs_zip(path)
 
 
 def _kind(head: bytes, kinds: dict[bytes, str]) -> str | None:
@@ -99,6 +98,8 @@ def _first_in(path: Path, head: bytes) -> str:
 def _require_torchs_zip(path: Path) -> None:
     """Raise InputError for a whole zip file unless torch.save writes such: a folder with data.pkl in it."""
     try:
+        if not zipfile.is_zipfile(path):  # which raises, too, where it looks further than at the first bytes
+            return
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if not name.endswith("/")]
     except (zipfile.BadZipFile, NotImplementedError, ValueError):

@@ -32,6 +32,7 @@ def test_names() -> None:
         "letter-scenes",
         "places205",
         "shape-scenes",
+        "shards:PATH",
         "texture-scenes",
         "val-of:NAME",
         "voc",

@@ -17,7 +17,7 @@ MINUTE_NS = 60 * 10**9
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The user's cache folder, with an index for sets of any size whose files were written long ago."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(contents, "_WORTH_AN_INDEX", 1)
+    monkeypatch.setattr(contents, "WORTH_AN_INDEX", 1)
     monkeypatch.setattr(contents, "_SETTLED_NS", -MINUTE_NS)
     return tmp_path / "cache"
 

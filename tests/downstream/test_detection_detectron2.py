@@ -1,5 +1,6 @@
 """Our use of Detectron2 against Detectron2 itself."""
 
+import copy
 import warnings
 from dataclasses import replace
 from itertools import islice, zip_longest
@@ -44,6 +45,7 @@ from detectron2.modeling import build_backbone as build_detectron2_backbone  # n
 from detectron2.modeling.roi_heads import Res5ROIHeads  # noqa: E402
 from detectron2.solver import build_lr_scheduler, build_optimizer  # noqa: E402
 from detectron2.structures import BoxMode  # noqa: E402
+from fvcore.nn.precise_bn import update_bn_stats  # noqa: E402
 from pycocotools import mask as run_length  # noqa: E402
 
 from twinbench.downstream.detection.d2 import detector as ours  # noqa: E402
@@ -206,6 +208,8 @@ MOCO = {
     "MODEL.BACKBONE.FREEZE_AT": 0,
     "MODEL.BACKBONE.NAME": "build_encoder_backbone",
     "MODEL.DEVICE": "cpu",
+    "MODEL.META_ARCHITECTURE": "SharedRCNN",
+    "MODEL.PROPOSAL_GENERATOR.NAME": "SharedRPN",
     "MODEL.PIXEL_MEAN": pytest.approx([123.675, 116.280, 103.530]),
     "MODEL.PIXEL_STD": pytest.approx([58.395, 57.120, 57.375]),
     "MODEL.RESNETS.NORM": "BN",
@@ -394,6 +398,27 @@ def test_the_first_step_is_that_of_detectron2s_own_trainer(masks, image_set, tmp
         torch.testing.assert_close(after[name], tensor, rtol=1e-6, atol=1e-6)
     moved = [name for name, _ in model.named_parameters() if (after[name] - initial[name]).abs().max() > 1e-4]
     assert len(moved) > 0.9 * len(list(model.parameters())), "the step is larger than the tolerance"
+
+
+def test_the_final_statistics_of_batch_norm_are_those_of_fvcore(encoder, image_set, monkeypatch):
+    compared, estimate = [], ours.estimate_statistics
+
+    def by_both(model, batches, forward):
+        theirs, batches, state = copy.deepcopy(model), list(batches), torch.get_rng_state()
+        estimate(model, batches, forward)
+        torch.set_rng_state(state)  # regions are drawn
+        update_bn_stats(theirs.train(), batches, len(batches))
+        expected = theirs.state_dict()
+        for name, tensor in model.state_dict().items():
+            if "running" in name:
+                torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
+                compared.append(name)
+
+    monkeypatch.setattr(ours, "estimate_statistics", by_both)
+    with seeded(0, CPU):
+        detector = Detectron2Detector(encoder, replace(SHORT, precise_bn=2), 3, False, CPU)
+        list(detector.train(image_set.detection("train"), seed=0))
+    assert len(compared) > 20
 
 
 @pytest.mark.parametrize("masks", [False, True])

@@ -222,7 +222,7 @@ def on_disk(image_set, tmp_path):
 def test_workers_give_the_same_draws(on_disk):
     draws = Draws(on_disk, SHORT, seed=0, prepare=partial(prepare, flip=True))
     state = torch.get_rng_state()
-    here, there = draws.loader(CPU), draws.loader(GPU)
+    here, there = (draws.loader(device, range(len(draws))) for device in (CPU, GPU))
     for (image, target), (other, other_target) in zip(here, there, strict=True):
         assert multiprocessing.active_children()
         assert torch.equal(image, other)
@@ -235,7 +235,7 @@ def test_a_truncated_picture_comes_out_of_a_worker_whole(device, on_disk):
     draws = Draws(on_disk, SHORT, seed=0, prepare=partial(prepare, flip=True))
     path = on_disk.images.paths[int(draws.order[4])]
     path.write_bytes(path.read_bytes()[:-200])
-    loaded = draws.loader(device)
+    loaded = draws.loader(device, range(len(draws)))
     assert len(list(islice(loaded, 4))) == 4
     with pytest.raises(InputError, match="truncated") as caught:
         next(loaded)
@@ -250,12 +250,12 @@ def killing_the_worker(draw):
 
 def test_a_worker_that_dies_is_a_failure_of_the_run(on_disk):
     with pytest.raises(RunFailure, match="DataLoader worker"):
-        next(Draws(on_disk, SHORT, seed=0, prepare=killing_the_worker).loader(GPU))
+        next(Draws(on_disk, SHORT, seed=0, prepare=killing_the_worker).loader(GPU, range(9)))
 
 
 def test_workers_leave_signals_to_the_training_process(on_disk):
     draws = Draws(on_disk, replace(SHORT, iterations=30), seed=0, prepare=partial(prepare, flip=True))
-    loaded = draws.loader(GPU)
+    loaded = draws.loader(GPU, range(len(draws)))
     assert len(list(islice(loaded, 8))) == 8  # one of each worker shows that all are ready
     workers = multiprocessing.active_children()
     assert workers

@@ -5,6 +5,7 @@ import torch
 
 from twinbench.encoders.backbones import build_backbone
 from twinbench.encoders.encoder import Encoder, EncoderInfo
+from twinbench.foundation.documents import unsealed
 from twinbench.foundation.errors import InputError
 
 INFO = EncoderInfo(
@@ -79,7 +80,7 @@ def test_a_missing_file_is_named(saved, file):
 
 
 def test_weights_of_another_width_are_refused(saved):
-    document = json.loads((saved[1] / "encoder.json").read_text())
+    document = unsealed((saved[1] / "encoder.json").read_text())
     (saved[1] / "encoder.json").write_text(json.dumps({**document, "width": 16}))
     with pytest.raises(InputError, match="do not fit"):
         Encoder.load(saved[1])
@@ -87,7 +88,7 @@ def test_weights_of_another_width_are_refused(saved):
 
 def test_a_description_from_before_imports_existed_is_still_read(saved):
     file = saved[1] / "encoder.json"
-    document = json.loads(file.read_text())
+    document = unsealed(file.read_text())
     for key in ("deviation", "source_file", "source_format", "source_sha256", "source_note"):
         del document[key]
     file.write_text(json.dumps(document))
@@ -98,7 +99,7 @@ def test_a_description_from_before_imports_existed_is_still_read(saved):
 
 def test_an_unknown_deviation_is_refused_with_the_nearest(saved):
     file = saved[1] / "encoder.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "deviation": "same_pading"}))
+    file.write_text(json.dumps({**unsealed(file.read_text()), "deviation": "same_pading"}))
     with pytest.raises(InputError, match="unknown deviation") as error:
         Encoder.load(saved[1])
     assert error.value.nearest == "same_padding"
@@ -137,7 +138,7 @@ NONSENSE = [
 @pytest.mark.parametrize(("key", "value"), NONSENSE)
 def test_nonsense_in_a_description_is_refused_by_name(saved, key, value):
     file = saved[1] / "encoder.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    file.write_text(json.dumps({**unsealed(file.read_text()), key: value}))
     with pytest.raises(InputError, match=f"{key} cannot be") as error:
         Encoder.load(saved[1])
     assert error.value.where == file
@@ -146,7 +147,7 @@ def test_nonsense_in_a_description_is_refused_by_name(saved, key, value):
 @pytest.mark.parametrize("key", ["mean", "std", "input_size", "stem", "method"])
 def test_what_a_description_lacks_is_named(saved, key):
     file = saved[1] / "encoder.json"
-    document = json.loads(file.read_text())
+    document = unsealed(file.read_text())
     del document[key]
     file.write_text(json.dumps(document))
     with pytest.raises(InputError, match=key):
@@ -157,6 +158,6 @@ def test_what_a_description_lacks_is_named(saved, key):
 def test_the_extremes_of_a_description_are_taken(saved, size):
     file = saved[1] / "encoder.json"
     changed = {"input_size": size, "mean": [0, 1, 0.5], "std": [1, 1, 1e-3], "method": "my method"}
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
+    file.write_text(json.dumps({**unsealed(file.read_text()), **changed}))
     info = Encoder.load(saved[1]).info
     assert (info.input_size, info.mean, info.std) == (size, (0.0, 1.0, 0.5), (1.0, 1.0, 0.001))

@@ -1,5 +1,6 @@
 """Leases of folders, between real processes: one holder at a time, whoever dies, stops, or sets its clock."""
 
+import errno
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -333,3 +335,19 @@ def test_a_lease_that_is_removed_ends_the_hold(tmp_path, monkeypatch):
     with pytest.raises(LostLease, match="taken over by an unknown process"):
         lease.check()
     lease.release()
+
+
+def test_on_a_disk_that_has_become_read_only_a_process_does_not_wait_for_itself(tmp_path, monkeypatch):
+    lease, other = Lease(tmp_path), Lease(tmp_path)
+    assert lease.take()
+
+    def refuse(*arguments):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", refuse)
+        lease.release()
+    assert other.holder() is None
+    assert other.take()
+    assert lease.holder() is not None, "what it has taken since is another lease"
+    other.release()

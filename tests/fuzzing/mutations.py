@@ -394,6 +394,50 @@ def in_tiff(content: bytes, r: Random) -> bytes:
     return bytes(data)
 
 
+_TAR_FIELDS = (
+    (0, 100),
+    (100, 8),
+    (124, 12),
+    (124, 12),
+    (156, 1),
+    (156, 1),
+    (157, 100),
+    (257, 8),
+    (345, 155),
+    (386, 109),
+)
+
+
+def in_tar(content: bytes, r: Random) -> bytes:
+    """A field of a header in a tar file changed, with a right checksum, or a block, or the bytes of the file."""
+    kind = r.random()
+    if kind < 0.25:
+        return in_bytes(content, r)
+    data = bytearray(content)
+    blocks = range(0, len(data) - 511, 512)
+    if kind < 0.35:
+        at, other = r.choice(blocks), r.choice(blocks)
+        return bytes(
+            data[:at] + data[other : other + 512 * r.randrange(4)] + data[at + 512 * r.randrange(2) :]
+        )
+    at = r.choice([block for block in blocks if data[block + 257 : block + 262] == b"ustar"])
+    place, length = r.choice(_TAR_FIELDS)
+    if length == 1:
+        value = r.choice(
+            [b"0", b"1", b"2", b"3", b"5", b"7", b"x", b"g", b"L", b"K", b"S", b"N", b"\0", b"\xff"]
+        )
+    elif length == 12 and r.random() < 0.5:
+        value = b"\x80" + r.choice(_WORDS).to_bytes(11, "big")
+    elif length <= 12:
+        value = b"%0*o" % (length - 1, r.choice(_WORDS))
+    else:
+        value = r.choice(TEXTS).encode("utf-8", "surrogatepass")
+    data[at + place : at + place + length] = value[:length].ljust(length, b"\0")
+    data[at + 148 : at + 156] = b" " * 8
+    data[at + 148 : at + 156] = b"%06o\0 " % sum(data[at : at + 512])
+    return bytes(data)
+
+
 _BY_ENDING: dict[str, Mutation] = {
     ".json": in_json,
     ".jsonl": in_json_lines,
@@ -407,6 +451,7 @@ _BY_ENDING: dict[str, Mutation] = {
     ".gz": in_gzip,
     ".png": in_png,
     ".tif": in_tiff,
+    ".tar": in_tar,
 }
 
 

@@ -12,6 +12,7 @@ import io
 import json
 import pickle
 import struct
+import tarfile
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ from twinbench.encoders.backbones import build_backbone
 from twinbench.encoders.encoder import INFO_FILE, WEIGHTS_FILE, Encoder, EncoderInfo
 from twinbench.encoders.foreign.files import read_checkpoint
 from twinbench.encoders.foreign.importer import read_foreign
+from twinbench.foundation.checkpoint import load_latest, save_checkpoint
+from twinbench.foundation.documents import unsealed
 from twinbench.foundation.errors import InputError
 from twinbench.foundation.outcomes import (
     Outcomes,
@@ -58,7 +61,6 @@ from twinbench.harness.search import load_search
 from twinbench.harness.store import holds_run, stored_runs
 from twinbench.harness.studies import load_study
 from twinbench.harness.variants import told_apart
-from twinbench.pretraining.checkpoint import load_latest, save_checkpoint
 from twinbench.pretraining.metrics_log import MetricsLog
 from twinbench.reports.output import check_out
 from twinbench.reports.records import Record, read_diagnostics, read_loss_curve, read_records, write_records
@@ -114,7 +116,7 @@ def _encoder() -> Files:
 
 def _sealed_encoder(files: Files, where: str = "") -> Files:
     with contextlib.suppress(ValueError, TypeError, RecursionError):
-        info = json.loads(files[where + INFO_FILE])
+        info = unsealed(files[where + INFO_FILE])
         info["sha256"] = hashlib.sha256(files[where + WEIGHTS_FILE]).hexdigest()
         return {**files, where + INFO_FILE: json.dumps(info).encode("utf-8", "surrogatepass")}
     return files
@@ -273,6 +275,38 @@ def _read_folder(folder: Path) -> object:
     read = []
     for stream in (False, True):
         images = load_image_set(f"folder:{folder}", None, image_size=16, stream=stream, corrupt="skip")
+        read.append([images.split(split).images[:4].shape for split in ("train", "val", "test")])
+        read.append([images.fingerprint, images.remarks, images.slug])
+    return read
+
+
+@cache
+def _shards() -> Files:
+    """Tar files as GNU and as POSIX have them, with names that are too long for a header."""
+    files = {}
+    for split in ("train", "test"):
+        for kind, form in (("gnu", tarfile.GNU_FORMAT), ("pax", tarfile.PAX_FORMAT)):
+            out = io.BytesIO()
+            with tarfile.open(fileobj=out, mode="w", format=form) as tar:
+                for label in ("cat", "dog"):
+                    for name, content in (
+                        ("0.jpg", _jpeg()),
+                        ("0.cls", label.encode()),
+                        ("0.txt", b"a text"),
+                    ):
+                        info = tarfile.TarInfo(
+                            f"{split}/{label}/{kind}{'x' * 120 if label == 'dog' else ''}{name}"
+                        )
+                        info.size = len(content)
+                        tar.addfile(info, io.BytesIO(content))
+            files[f"{split}-{kind}.tar"] = out.getvalue()
+    return files
+
+
+def _read_shards(folder: Path) -> object:
+    read = []
+    for stream in (False, True):
+        images = load_image_set(f"shards:{folder}", None, image_size=16, stream=stream, corrupt="skip")
         read.append([images.split(split).images[:4].shape for split in ("train", "val", "test")])
         read.append([images.fingerprint, images.remarks, images.slug])
     return read
@@ -528,6 +562,9 @@ def _sealed_index(files: Files) -> Files:
     return {"index": contents._MAGIC + rows + hashlib.sha256(rows).digest()}
 
 
+NEEDS = {"shards of pictures": "webdataset"}
+"""The packages without which a reader refuses everything."""
+
 READERS = {
     reader.name: reader
     for reader in (
@@ -538,6 +575,7 @@ READERS = {
         Reader("checkpoint: safetensors", _safetensors, _read_checkpoint),
         *(Reader(f"picture: {name}", good, _read_picture) for name, good in _PICTURES.items()),
         Reader("folder of pictures", _folder, _read_folder),
+        Reader("shards of pictures", _shards, _read_shards),
         Reader("Pascal VOC", _voc, read_voc),
         Reader("COCO", _coco, read_coco),
         Reader("list of labelled images", _label_list, _read_label_list, _only_the_list),

@@ -23,7 +23,7 @@ from PIL import Image
 from tests.fuzzing.law import check_message, outcome, read_files, write_files
 from tests.fuzzing.readers import READERS
 from twinbench.data.catalogue import load_image_set
-from twinbench.foundation.documents import from_json, from_yaml
+from twinbench.foundation.documents import from_json, from_yaml, unsealed
 from twinbench.foundation.errors import InputError
 from twinbench.foundation.texts import legible
 from twinbench.reports.study import MOST_ROWS
@@ -93,6 +93,70 @@ def test_no_program_is_started_for_a_picture_whatever_it_says_it_is(tmp_path, mo
         Image.open(path)
     with pytest.raises(InputError, match="cannot decode this image"):
         READERS["picture: JPEG"].read(tmp_path)
+
+
+# --- tar files
+
+
+def tar_header(name="train/cat/0.jpg", size=0, kind=b"0", magic=b"ustar\x0000", **fields):
+    """A header with a right checksum; a size above 8 GiB is written as GNU does. ``fields`` are bytes at a place."""
+    header = bytearray(512)
+    header[0 : len(name)] = name.encode()
+    header[100:108] = b"0000644\0"
+    header[124:136] = b"%011o\0" % size if size < 8**11 else b"\x80" + size.to_bytes(11, "big")
+    header[156:157], header[257:265] = kind, magic
+    for place, value in fields.items():
+        at = int(place.removeprefix("at"))
+        header[at : at + len(value)] = value
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+def pax(body, size=None):
+    """An extended header before that of a picture of one byte."""
+    padded = body + bytes(-len(body) % 512)
+    size = len(body) if size is None else size
+    return tar_header("x", size, b"x") + padded + tar_header(size=1) + b"x".ljust(512, b"\0") + bytes(1024)
+
+
+def record(key, value):
+    """A line of an extended header, which begins with its own length."""
+    rest = f" {key}={value}\n".encode()
+    length = len(rest) + len(str(len(rest) + 2))
+    return str(length).encode() + rest
+
+
+GNU = b"ustar  \0"
+TARS = {
+    "a picture of 8 EiB": tar_header(size=2**63) + bytes(2048),
+    "a picture of more than the file": tar_header(size=10**9) + bytes(2048),
+    "a picture of negative size": tar_header(at124=b"\xff" * 12) + bytes(2048),
+    "a picture with holes of 1 PiB": tar_header(
+        kind=b"S", magic=GNU, at386=b"0" * 24, at483=b"\x80" + (2**50).to_bytes(11, "big")
+    ) + bytes(2048),
+    "holes of 1 PiB in an extended header": pax(record("GNU.sparse.major", 0) + record("GNU.sparse.minor", 1)
+    + record("GNU.sparse.map", "0,1") + record("GNU.sparse.size", 2**50)),
+    "a map of a billion holes": pax(record("GNU.sparse.major", 1) + record("GNU.sparse.minor", 0)
+    + record("GNU.sparse.realsize", 2**50)),
+    "an extended header that claims 1 GiB": pax(b"", 2**30),
+    "an extended header of 2 MiB": pax(record("path", "x" * 2**21)),
+    "a name of 100,000 characters": pax(record("path", "x" * 100_000 + ".jpg")),
+    "a size of 4000 digits": pax(record("size", "9" * 4000)),
+    "a negative size": pax(record("size", -512)),
+    "extended headers of extended headers": tar_header("x", 0, b"x") * 20_000 + tar_header(size=1) + bytes(2048),
+    "a name that leads out": tar_header("../../escaped.jpg", 1) + bytes(2048),
+    "a link for a picture": tar_header(kind=b"2", at157=b"/etc/passwd") + bytes(1024),
+    "a device for a picture": tar_header(kind=b"3") + bytes(1024),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TARS)
+def test_tar_files_that_claim_too_much(name):
+    pytest.importorskip("webdataset", reason="the package webdataset is not installed")
+    assert read("shards of pictures", {"train-gnu.tar": TARS[name]}) == (
+        "value" if name.endswith("for a picture") else "error"
+    )
 
 
 # --- XML, JSON, YAML
@@ -371,7 +435,7 @@ def test_safetensors_that_claim_too_much(name):
     ],
 )  # fmt: skip
 def test_descriptions_of_an_encoder_that_do_not_fit_its_weights(key, value):
-    info = {**json.loads(good("encoder", "encoder.json")), key: value}
+    info = {**unsealed(good("encoder", "encoder.json")), key: value}
     files = {**READERS["encoder"].good(), "encoder.json": json.dumps(info).encode()}
     assert read_files(READERS["encoder"].read, files) == "error"
 

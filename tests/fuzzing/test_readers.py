@@ -1,5 +1,6 @@
 """Every reader keeps the law on good files and on a few bad ones; ``benchmarks/fuzz.py`` reads a hundred thousand."""
 
+from importlib.util import find_spec
 from random import Random
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzzing.law import BrokenLaw, TooSlow, outcome, read_files
-from tests.fuzzing.readers import READERS
+from tests.fuzzing.readers import NEEDS, READERS
 from twinbench.foundation.errors import InputError
 
 SLICE = settings(
@@ -19,13 +20,23 @@ SLICE = settings(
 )
 
 
+def _needed_by(name):
+    """Skip a reader whose package is not installed, which it would name whatever it is given."""
+    package = NEEDS.get(name)
+    if package and find_spec(package) is None:
+        pytest.skip(f"the package {package} is not installed")
+
+
 @pytest.mark.parametrize("name", READERS)
 def test_good_files_are_read(name):
+    _needed_by(name)
     assert read_files(READERS[name].read, READERS[name].good()) == "value"
 
 
 @pytest.mark.parametrize("name", READERS)
 def test_bad_files_end_in_a_value_or_an_explained_error(name):
+    _needed_by(name)
+
     @SLICE
     @given(seed=st.integers(0, 2**32 - 1))
     def reads(seed):

@@ -11,6 +11,7 @@ from pycocotools.cocoeval import COCOeval
 from twinbench.data.catalogue import load_image_set
 from twinbench.downstream.detection import small_mask_rcnn
 from twinbench.downstream.detection.coco_eval import Detections, run_lengths
+from twinbench.foundation.documents import unsealed
 from twinbench.foundation.outcomes import Outcomes, read_outcomes, write_outcomes
 from twinbench.reports.records import read_records
 
@@ -63,7 +64,7 @@ def the_file(folder):
 def told(folder, **changes):
     """Let the outcomes of the detection tell something else, or, with None, nothing of what they are of."""
     file = the_file(folder)
-    record, path = json.loads(file.read_text()), file.with_suffix(".safetensors")
+    record, path = unsealed(file.read_text()), file.with_suffix(".safetensors")
     kept = read_outcomes(path, record["outcomes"]["sha256"])
     about = {name: value for name, value in {**kept.about, **changes}.items() if value is not None}
     record["outcomes"]["sha256"] = write_outcomes(path, Outcomes(kept.arrays, kept.detections), about)

@@ -17,6 +17,8 @@ from PIL import Image
 
 from twinbench.data.catalogue import load_image_set
 from twinbench.encoders.encoder import Encoder
+from twinbench.foundation.files import slug
+from twinbench.harness.store import read_run
 from twinbench.pretraining.build import build_method
 from twinbench.pretraining.recipe import Recipe
 
@@ -44,11 +46,13 @@ OPTIONS = {
 def photos(tmp_path_factory) -> str:
     """A few digit-scenes images as files, so that an epoch has three steps."""
     root = tmp_path_factory.mktemp("photos")
-    train = load_image_set("digit-scenes", limit={"train": 220}).split("train")
-    for index, (image, label) in enumerate(zip(train.images, train.labels.tolist(), strict=True)):
-        folder = root / "train" / str(label)
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{index}.png")
+    scenes = load_image_set("digit-scenes", limit={"train": 220, "test": 40})
+    for name in ("train", "test"):
+        split = scenes.split(name)
+        for index, (image, label) in enumerate(zip(split.images, split.labels.tolist(), strict=True)):
+            folder = root / name / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{index}.png")
     return f"folder:{root}"
 
 
@@ -99,7 +103,7 @@ def free_port() -> int:
 # Several commands, one after another in each of the ranks that a launcher starts, for starting ranks takes longer than
 # the trainings. What a rank says of a command goes to a file.
 COMMANDS = """
-import contextlib, json, os, sys
+import contextlib, glob, json, os, sys
 from twinbench.data import image_sets
 from twinbench.harness.console import console
 from twinbench.harness.main import main
@@ -107,7 +111,7 @@ from twinbench.harness.main import main
 for name, words, in_memory in json.loads(sys.argv.pop()):
     if not in_memory:
         image_sets._IN_MEMORY_BYTES = 0
-    sys.argv = ["twinbench", *words]
+    sys.argv = ["twinbench", *(glob.glob(word)[0] if "*" in word else word for word in words)]
     with open(f"{name}.{os.environ['RANK']}", "w") as said, contextlib.redirect_stderr(said):
         console.file = said
         try:
@@ -115,6 +119,14 @@ for name, words, in_memory in json.loads(sys.argv.pop()):
         except SystemExit as end:
             assert not end.code, (name, end.code)
 """
+
+
+# no fine-tuning: rounding grows quickly there, see `test_shares` for that in fp64
+EVALUATED = ["linear/cached-v1", "linear/places205-v2"]
+
+
+def evaluation(protocol: str, photos: str) -> list[str]:
+    return ["evaluate", "evaluated/random_init-*", "--protocol", protocol, "--image-set", photos]
 
 
 def trained(method: str, photos: str, runs: str, seed: int) -> list[str]:
@@ -126,7 +138,10 @@ def two_devices(photos: str, damaged: str, seed_offset: int, tmp_path_factory) -
     """Where two ranks of torchrun have trained every method of `OPTIONS`, and then one that skips damaged images."""
     folder = tmp_path_factory.mktemp("ranks")
     commands = [(method, trained(method, photos, method, seed_offset), True) for method in OPTIONS]
-    commands.append(("skipping", skipping(damaged), False))
+    words = ["--recipe", "digit-scenes", "--set", "backbone.width=8", "--runs", "evaluated"]
+    commands.append(("random_init", ["pretrain", "random_init", "--image-set", photos, *words], True))
+    commands += [(slug(name), evaluation(name, photos), True) for name in EVALUATED]
+    commands.append(("skipping", skipping(damaged), False))  # last: from here on all images are streamed
     script = folder / "commands.py"
     script.write_text(COMMANDS)
     run([*torchrun(2)[:-2], str(script), json.dumps(commands)], folder)
@@ -148,6 +163,47 @@ def test_two_devices_train_what_one_device_trains(
     assert f"CPU (1 threads) x {share}" in said
     # With batch norm over each device's own images they are 0.75 apart and more.
     margin.at_most("difference", difference(tmp_path / "one", two_devices / method), 0.1, broken=0.75)
+
+
+def test_the_run_is_held_once_by_each_command_on_two_devices(two_devices):
+    """Each file of a lease has the next number: pretraining, and every evaluation."""
+    (last,) = two_devices.glob("evaluated/random_init-*/.lease/*")
+    assert last.name == f"{1 + len(EVALUATED):09d}.free"
+
+
+@pytest.mark.parametrize("protocol", EVALUATED)
+def test_two_devices_leave_the_record_that_one_device_leaves(protocol, cli, photos, two_devices, tmp_path):
+    shutil.copytree(two_devices / "evaluated", tmp_path / "evaluated")
+    (folder,) = (tmp_path / "evaluated").glob("random_init-*")
+    file = folder / "records" / f"{protocol.replace('/', '--')}.json"
+    of_two = read_run(folder).record(file)
+    assert of_two is not None, "a study would evaluate it again"
+    assert of_two["device"].startswith("2 x CPU")
+    said, other = ((two_devices / f"{slug(protocol)}.{rank}").read_text() for rank in range(2))
+    assert protocol in said
+    assert not other, "one rank speaks for all"
+    file.unlink()
+    alone = cli(*(str(folder) if "*" in word else word for word in evaluation(protocol, photos)))
+    assert alone.code == 0, alone.err
+    of_one = read_run(folder).record(file)
+    for key in (
+        "measurements",
+        "details",
+        "remarks",
+        "outcomes",
+        "encoder_checksum",
+        "image_set_fingerprint",
+    ):
+        assert of_two[key] == of_one[key], key
+    assert not (folder / "unfinished").exists()
+
+
+def test_a_detector_is_refused_on_devices_that_cannot_share_its_batches(cli, photos):
+    words = ["--protocol", "detection/c4-torchvision-v2", "--image-set", photos, "--devices", "3"]
+    outcome = cli("evaluate", "nowhere", *words)
+    assert outcome.code == 2
+    assert "the 4 images of a step do not divide evenly over 3 devices" in outcome.err
+    assert "choose one of 1, 2, 4" in outcome.err
 
 
 def test_a_signal_to_one_rank_stops_all_and_one_device_can_go_on(cli, photos, tmp_path, wait_for):

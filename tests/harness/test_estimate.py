@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from twinbench.foundation.documents import unsealed
 from twinbench.harness import estimate, workers
 from twinbench.harness.store import stored_runs
 
@@ -149,7 +150,7 @@ class _InThisProcess:
         return self
 
     def __enter__(self):
-        return self, None
+        return self
 
     def __exit__(self, *error):
         return None
@@ -236,7 +237,7 @@ def test_what_earlier_runs_took_is_not_timed_again(cli, tiny_study, finished, cl
             ("records/knn--cosine-v1.json", {"seconds": 21.0}),
             ("records/linear--cached-v1.json", {"seconds": 33.0}),
         ):
-            document = json.loads((run / file).read_text())
+            document = unsealed((run / file).read_text())
             (run / file).write_text(json.dumps({**document, **changes}))
     jobs, _ = plan_of(cli("run", tiny_study, "--dry-run", "--seeds", "2"))
     assert jobs["pretrain barlow_twins (seed 0)"] == ("", "")
@@ -255,7 +256,7 @@ def test_what_other_versions_or_devices_took_says_nothing_here(cli, tiny_study, 
     assert cli("run", tiny_study, "--methods", "random_init").code == 0
     (run,) = stored_runs(tmp_path / "runs")
     record = run.folder / "records" / "knn--cosine-v1.json"
-    document = json.loads(record.read_text())
+    document = unsealed(record.read_text())
     device = document["device"]
 
     def known(**changes):

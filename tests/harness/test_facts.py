@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+from twinbench.foundation.documents import unsealed
+
 ROWS = "[random_init, supervised, barlow_twins, simclr]"
 TABLES = """
 tables:
@@ -87,11 +89,11 @@ def test_a_study_of_cost_and_diagnostics(cli, study, tmp_path):
 
     status_files = list((tmp_path / "runs").glob("*/status.json"))
     for file in status_files:  # as the runs of earlier versions are
-        document = json.loads(file.read_text())
+        document = unsealed(file.read_text())
         for key in ("device_type", "ranks", "threads", "energy_joules", "energy_unknown"):
             document.pop(key)
         file.write_text(json.dumps(document))
-        diagnostics = json.loads((file.parent / "diagnostics.json").read_text())
+        diagnostics = unsealed((file.parent / "diagnostics.json").read_text())
         diagnostics.pop("embeddings")
         (file.parent / "diagnostics.json").write_text(json.dumps(diagnostics))
     outcome = cli("run", study, "--out", "old")

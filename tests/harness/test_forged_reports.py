@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from twinbench.foundation.documents import unsealed
 from twinbench.foundation.outcomes import Outcomes, read_outcomes, write_outcomes
 from twinbench.reports import unchanged
 from twinbench.reports.build import build_report
@@ -418,7 +419,7 @@ def test_a_study_makes_damaged_outcomes_again(cli, tiny_study, done, tmp_path, h
 
 def test_a_report_names_no_outcomes_of_an_encoder_that_is_gone(cli, tiny_study, done, tmp_path):
     (record, *_) = sorted((tmp_path / "runs").glob("barlow*/records/linear*.json"))
-    document = json.loads(record.read_text())
+    document = unsealed(record.read_text())
     record.write_text(json.dumps({**document, "encoder_checksum": "of another"}))
     assert cli("report", "runs", "--out", "results/all").code == 0
     named = (tmp_path / "results/all/study.json").read_text()

@@ -18,6 +18,7 @@ from twinbench.data.catalogue import load_image_set
 from twinbench.encoders.backbones import build_backbone
 from twinbench.encoders.encoder import Encoder
 from twinbench.encoders.foreign.importer import read_foreign
+from twinbench.foundation.documents import unsealed
 from twinbench.harness.execute import execute
 from twinbench.harness.images import ImageChoice, Images
 from twinbench.harness.plan import Job
@@ -260,7 +261,7 @@ def test_one_file_imported_in_two_ways_is_two_rows(cli, study, tmp_path):
     for name in ("encoders/a", "encoders/b"):
         assert cli("import", "moco.pth", "--out", name, "--method", "moco_v2").code == 0
     file = tmp_path / "encoders" / "b" / "encoder.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "mean": [0.5, 0.5, 0.5]}))
+    file.write_text(json.dumps({**unsealed(file.read_text()), "mean": [0.5, 0.5, 0.5]}))
     outcome = cli("run", study, "--data-root", ".")
     assert outcome.code == 0, outcome.err
     table = (tmp_path / "results" / "imported" / "tables" / "main.md").read_text()
@@ -283,7 +284,7 @@ def test_another_normalisation_is_another_run(tmp_path):
     image_set = load_image_set("digit-scenes", limit={"train": 64, "val": 32, "test": 32})
     (before,) = imported_runs(tmp_path / "encoders", image_set, tmp_path / "runs", seeds=1)
     file = tmp_path / "encoders" / "mine" / "encoder.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "mean": [0.5, 0.5, 0.5]}))
+    file.write_text(json.dumps({**unsealed(file.read_text()), "mean": [0.5, 0.5, 0.5]}))
     assert Encoder.load(file.parent).checksum == encoder.checksum
     (after,) = imported_runs(tmp_path / "encoders", image_set, tmp_path / "runs", seeds=1)
     assert before.folder != after.folder

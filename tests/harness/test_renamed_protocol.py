@@ -5,6 +5,8 @@ import json
 import pandas as pd
 import pytest
 
+from twinbench.foundation.documents import unsealed
+
 OLD, NEW = "detection/small-mask-rcnn-torchvision-v1", "detection/small-mask-rcnn-torchvision-v2"
 REPLACED, SUCCESSOR = "linear/sgd-v1", "linear/sgd-v2"
 CALLED, REPLACED_BY = (
@@ -41,7 +43,7 @@ def record(cli, tmp_path):
 
 
 def test_records_of_a_replaced_version_are_reported_under_their_own_name(cli, tmp_path, record):
-    document = json.loads(record.read_text())
+    document = unsealed(record.read_text())
     del document["outcomes"]  # earlier versions left none
     for name, value in ((REPLACED, 11.0), (SUCCESSOR, 77.0)):
         (measured, *_) = document["measurements"]

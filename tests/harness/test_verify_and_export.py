@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import precision_recall_curve
 
+from twinbench.foundation.documents import unsealed
 from twinbench.reports.records import read_records
 
 RESULTS = "results/tiny"
@@ -131,7 +132,7 @@ def test_an_evaluation_without_its_outcomes_is_done_again(cli, tiny_study, done,
 
 def test_a_store_without_outcomes_has_nothing_to_export(cli, done, tmp_path):
     for record in (tmp_path / "runs").glob("*/records/*.json"):
-        document = json.loads(record.read_text())
+        document = unsealed(record.read_text())
         del document["outcomes"]
         record.write_text(json.dumps(document))
     outcome = cli("export-results", "runs", "--out", "exported")

@@ -19,10 +19,8 @@ from twinbench.baselines.simclr import nt_xent_loss
 from twinbench.baselines.simsiam import negative_cosine
 from twinbench.baselines.swav import sinkhorn, swapped_prediction_loss
 from twinbench.encoders.backbones import build_backbone
-from twinbench.harness.plugins import load_plugins
-from twinbench.pretraining import collectives
-from twinbench.pretraining.barlow_twins import barlow_twins_loss, correlation_terms, cross_correlation
-from twinbench.pretraining.collectives import (
+from twinbench.foundation import collectives
+from twinbench.foundation.collectives import (
     all_gather_cat,
     all_gather_nograd,
     all_reduce_max_nograd,
@@ -31,13 +29,15 @@ from twinbench.pretraining.collectives import (
     rank,
     world_size,
 )
+from twinbench.foundation.norms import GlobalBatchNorm, synchronise_batch_norms
+from twinbench.harness.plugins import load_plugins
+from twinbench.pretraining.barlow_twins import barlow_twins_loss, correlation_terms, cross_correlation
 from twinbench.pretraining.correlation_variants import (
     cross_covariance,
     cross_entropy_terms,
     feature_normalised_covariance,
 )
 from twinbench.pretraining.method import Progress, method_class
-from twinbench.pretraining.norms import GlobalBatchNorm, synchronise_batch_norms
 
 N, D = 16, 6
 OFFSET = int(os.environ.get("TWINBENCH_SEED_OFFSET", "0"))
@@ -130,7 +130,7 @@ def local_moments(x, dims=(0,)):
 CONTROLS = {
     "barlow_twins with local statistics": (
         "barlow_twins",
-        "twinbench.pretraining.collectives",
+        "twinbench.foundation.collectives",
         "global_moments",
         local_moments,
     ),

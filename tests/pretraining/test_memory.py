@@ -1,5 +1,6 @@
 """The peak of a training is what it adds, whatever the process holds or maps besides."""
 
+import errno
 import mmap
 import sys
 
@@ -9,7 +10,12 @@ import torch
 from twinbench.data.catalogue import load_image_set
 from twinbench.harness.recipes import load_recipe
 from twinbench.pretraining.build import resolve
-from twinbench.pretraining.memory import peak_memory_mb, peak_working_memory_mb, reset_peak_memory
+from twinbench.pretraining.memory import (
+    is_out_of_memory,
+    peak_memory_mb,
+    peak_working_memory_mb,
+    reset_peak_memory,
+)
 from twinbench.pretraining.train import pretrain
 
 pytestmark = pytest.mark.skipif(
@@ -66,3 +72,25 @@ def test_what_the_process_holds_besides_is_not_the_trainings(tmp_path):
     assert training > 20
     assert abs(training_beside - training) < 60
     assert held.sum() == held.numel()
+
+
+def test_what_says_that_memory_is_short():
+    def raised(call):
+        try:
+            call()
+        except Exception as error:
+            return error
+
+    too_much = raised(lambda: torch.empty(2**60, dtype=torch.uint8))
+    assert isinstance(too_much, RuntimeError)
+    short = [
+        too_much,
+        MemoryError(),
+        OSError(errno.ENOMEM, "x"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+    ]
+    assert all(map(is_out_of_memory, short))
+    wrong_shape = raised(lambda: torch.ones(2) @ torch.ones(3))
+    assert not any(
+        map(is_out_of_memory, [wrong_shape, OSError(errno.ENOSPC, "x"), ValueError("out of memory")])
+    )

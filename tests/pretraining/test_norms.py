@@ -8,12 +8,8 @@ from torch import nn
 
 from twinbench.encoders.backbones import build_backbone
 from twinbench.foundation.errors import InputError
-from twinbench.pretraining.norms import (
-    GlobalBatchNorm,
-    SplitBatchNorm2d,
-    split_batch_norms,
-    synchronise_batch_norms,
-)
+from twinbench.foundation.norms import GlobalBatchNorm, synchronise_batch_norms
+from twinbench.pretraining.norms import SplitBatchNorm2d, split_batch_norms
 
 
 def images(n=8, seed=0):

@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from detectron2.config import CfgNode, get_cfg
 
-from twinbench.downstream.detection.d2.model import Res5ROIHeadsExtraNorm, build_encoder_backbone
+from twinbench.downstream.detection.d2.model import (
+    Res5ROIHeadsExtraNorm,
+    SharedRCNN,
+    SharedRPN,
+    build_encoder_backbone,
+)
 from twinbench.downstream.detection.schedules import Schedule
 from twinbench.encoders.encoder import Encoder
 
@@ -16,11 +21,13 @@ def detectron2_config(
     """The configuration of a Faster R-CNN C4, or a Mask R-CNN C4 with ``masks``.
 
     Detectron2's defaults are its C4 detector. What differs: nothing is frozen, batch norm is trained (across GPUs) and
-    follows res5 once more, strides are on the 3x3 convolutions, and pictures are RGB in the encoder's normalisation.
+    follows res5 once more, strides are on the 3x3 convolutions, pictures are RGB in the encoder's normalisation, and
+    several devices share one batch.
     """
     cfg = get_cfg()
     cfg.MODEL.DEVICE = str(device)
-    cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    cfg.MODEL.META_ARCHITECTURE = SharedRCNN.__name__
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = SharedRPN.__name__
     cfg.MODEL.MASK_ON = masks
     cfg.MODEL.PIXEL_MEAN = [255 * value for value in encoder.mean]
     cfg.MODEL.PIXEL_STD = [255 * value for value in encoder.std]

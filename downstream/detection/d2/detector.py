@@ -17,17 +17,22 @@ from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
-from fvcore.nn.precise_bn import update_bn_stats
 from torch import Tensor
 
 from twinbench.data.detection import DetectionSplit
+from twinbench.downstream.checkpoints import Checkpoints, RandomState
 from twinbench.downstream.detection.coco_eval import Detections, run_lengths
 from twinbench.downstream.detection.d2.config import detectron2_config
+from twinbench.downstream.detection.d2.resuming import training
 from twinbench.downstream.detection.draws import Draw, Draws
 from twinbench.downstream.detection.fine_tuning import finite_total, not_finite, require_finite
 from twinbench.downstream.detection.schedules import Schedule
+from twinbench.downstream.detection.statistics import estimate_statistics
 from twinbench.encoders.encoder import Encoder
 from twinbench.encoders.foreign.detectron2_names import to_detectron2
+from twinbench.foundation.collectives import world_size
+from twinbench.foundation.norms import use_global_batches
+from twinbench.foundation.ranks import own_share, sum_gradients, together
 
 STAGES_OF_BACKBONE = ("res2", "res3", "res4")
 
@@ -94,34 +99,57 @@ class Detectron2Detector:
             x = block(x)
         return {**maps, "res5": x}
 
-    def train(self, split: DetectionSplit, seed: int) -> Iterator[int]:
-        """Fine-tune by the schedule, yielding the 0-based number of every finished iteration.
+    def train(
+        self, split: DetectionSplit, seed: int, checkpoints: Checkpoints | None = None
+    ) -> Iterator[int]:
+        """Fine-tune by the schedule, yielding the 0-based number of every iteration that it finishes.
 
-        Raises RunFailure if a loss is not finite, or the detector in the end.
+        It goes on from what ``checkpoints`` has. Raises RunFailure if a loss is not finite, or the detector in the end.
         """
         optimizer = build_optimizer(self.cfg, self.model)
         scheduler = build_lr_scheduler(self.cfg, optimizer)
-        batches = self.batches(split, seed)
-        for iteration, batch in enumerate(islice(batches, self._schedule.iterations)):
+        # after the optimizer, which knows norms by Detectron2's list of them
+        use_global_batches(self.model)
+        # regions are drawn from the global generators, one iteration after another
+        drawn = RandomState(self._device)
+        state = training(
+            checkpoints or Checkpoints(), self.model, optimizer=optimizer, scheduler=scheduler, drawn=drawn
+        )
+        batches = together(self.batches(split, seed, state.first))
+        left = islice(batches, self._schedule.iterations - state.first)
+        for iteration, batch in enumerate(left, state.first):
             self.model.train()
             with _watched(iteration):
                 losses = self.model(batch)
             loss = finite_total(losses, iteration)
             optimizer.zero_grad()
             loss.backward()
+            sum_gradients(optimizer)
             optimizer.step()
             scheduler.step()
+            state.keep(iteration + 1)
             yield iteration
         last = self._schedule.iterations - 1
-        self.model.train()
         with _watched(last):
-            update_bn_stats(self.model, batches, self._schedule.precise_bn)
+            estimate_statistics(self.model, islice(batches, self._schedule.precise_bn), self.model)
         require_finite(self.model, last)
 
-    def batches(self, split: DetectionSplit, seed: int) -> Iterator[list[dict[str, Any]]]:
-        """Batches as Detectron2's models take them, landscape and portrait pictures apart."""
-        draws = Draws(split, self._schedule, seed, DrawMapper(self.cfg)).loader(self._device)
-        return iter(AspectRatioGroupedDataset(draws, self._schedule.images_per_batch))
+    def batches(self, split: DetectionSplit, seed: int, first: int = 0) -> Iterator[list[dict[str, Any]]]:
+        """This rank's part of the batches from that of the ``first`` iteration on, as Detectron2's models take them.
+
+        Landscape and portrait pictures are apart.
+        """
+        draws, size = (
+            Draws(split, self._schedule, seed, DrawMapper(self.cfg)),
+            self._schedule.images_per_batch,
+        )
+        shapes = ((position, draws.shape(position)) for position in range(len(draws)))
+        undecoded = ({"height": height, "width": width, "at": at} for at, (height, width) in shapes)
+        grouped = islice(AspectRatioGroupedDataset(undecoded, size), first, None)
+        own = (each["at"] for batch in grouped for each in batch[own_share()])
+        loaded = draws.loader(self._device, own)
+        while batch := list(islice(loaded, size // world_size())):
+            yield batch
 
     @torch.no_grad()
     def detect(self, image: Tensor) -> Detections:

@@ -1,7 +1,9 @@
-"""The two parts that Detectron2's C4 detector lacks: a backbone of any of our shapes, and the extra norm after res5.
+"""What Detectron2's C4 detector lacks: a backbone of any of our shapes, the extra norm after res5, and shared batches.
 
-Both are registered with Detectron2 and chosen by name in its configuration. They are made of Detectron2's own blocks;
-for a ResNet that Detectron2 has itself the backbone computes what the one of its ``build_resnet_backbone`` does.
+All of it is registered with Detectron2 and chosen by name in its configuration. The networks are made of Detectron2's
+own blocks; for a ResNet that Detectron2 has itself the backbone computes what the one of its ``build_resnet_backbone``
+does. Detectron2 trains every device on a batch of its own and takes the mean of their gradients; with what is here, the
+devices share one batch, as `downstream.detection.shares` says. On one device the computation is Detectron2's.
 """
 
 from __future__ import annotations
@@ -9,15 +11,20 @@ from __future__ import annotations
 from typing import Any
 
 from detectron2.layers import CNNBlockBase, Conv2d, get_norm
-from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, GeneralizedRCNN
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock, ResNet
+from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
 from detectron2.modeling.roi_heads import Res5ROIHeads
+from detectron2.structures import ImageList
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from twinbench.downstream.detection.fine_tuning import STEM_STRIDES
+from twinbench.downstream.detection.shares import drawn_in_turn, shares_of_means
 from twinbench.encoders.backbones import ResNet as EncoderResNet
 from twinbench.encoders.backbones import build_backbone
 from twinbench.encoders.deviations import deviate, pad_strided_convolutions_same
+from twinbench.foundation.ranks import largest
 
 _BLOCKS = {
     10: (1, 1, 1, 1),
@@ -119,3 +126,53 @@ class Res5ROIHeadsExtraNorm(Res5ROIHeads):
         res5 = nn.Sequential(*blocks)
         res5.add_module("norm", get_norm(cfg.MODEL.RESNETS.NORM, channels))
         return res5, channels
+
+    def _sample_proposals(self, matched_idxs: Tensor, matched_labels: Tensor, gt_classes: Tensor) -> Any:
+        choose = super()._sample_proposals
+        return drawn_in_turn(matched_labels, lambda: choose(matched_idxs, matched_labels, gt_classes))
+
+    def label_and_sample_proposals(self, proposals: Any, targets: Any) -> Any:
+        """The regions of each picture to train on; ``taken`` is how many there are, ``objects`` how many show one."""
+        sampled = super().label_and_sample_proposals(proposals, targets)
+        self.taken = sum(len(each) for each in sampled)
+        self.objects = sum(int((each.gt_classes < self.num_classes).sum()) for each in sampled)
+        return sampled
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class SharedRPN(RPN):
+    """The proposal network, with anchors drawn for the pictures of all ranks in their order."""
+
+    def _subsample_labels(self, label: Tensor) -> Tensor:
+        choose = super()._subsample_labels
+        return drawn_in_turn(label, lambda: choose(label))
+
+
+@META_ARCH_REGISTRY.register()
+class SharedRCNN(GeneralizedRCNN):
+    """The detector, with the padding and the losses of the whole batch, of which the ranks have equal shares."""
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """What Detectron2's gives; in training what this rank adds to each loss of the whole batch."""
+        found = super().forward(batched_inputs)
+        if not self.training:
+            return found
+        heads, pictures = self.roi_heads, len(batched_inputs)
+        counts = {
+            "loss_rpn_cls": pictures,
+            "loss_rpn_loc": pictures,
+            "loss_cls": heads.taken,
+            "loss_box_reg": heads.taken,
+            "loss_mask": heads.objects,
+        }
+        return shares_of_means(found, counts)
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """The normalised pictures, in training padded to the size of the largest that a rank has."""
+        images = super().preprocess_image(batched_inputs)
+        if not self.training:
+            return images
+        height, width = images.tensor.shape[-2:]
+        tallest, widest = largest([float(height), float(width)])
+        padding = (0, round(widest) - width, 0, round(tallest) - height)
+        return ImageList(pad(images.tensor, padding), images.image_sizes)

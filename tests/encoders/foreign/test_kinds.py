@@ -104,11 +104,14 @@ def test_a_safetensors_file_that_begins_like_json_is_read(tmp_path):
     assert read_foreign(path).accounting.complete
 
 
-def test_a_zip_file_with_a_damaged_directory_is_a_damaged_checkpoint(tmp_path):
+@pytest.mark.parametrize(
+    ("mark", "place"), [(b"PK\x01\x02", 0), (b"PK\x06\x07", 16)], ids=["directory", "number of disks"]
+)
+def test_a_zip_file_with_a_damaged_end_is_a_damaged_checkpoint(tmp_path, mark, place):
     path = tmp_path / "net.pth"
     torch.save(torchvision_resnet().state_dict(), path)
     content = bytearray(path.read_bytes())
-    content[content.rfind(b"PK\x01\x02")] ^= 1
+    content[content.rindex(mark) + place] ^= 3
     path.write_bytes(content)
     with pytest.raises(InputError, match="not a complete checkpoint") as error:
         read_foreign(path)

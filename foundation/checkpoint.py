@@ -23,7 +23,11 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
     """Write the state after ``step`` steps; the file's name carries the SHA-256 of its content."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    content = buffer.getvalue()
+    save_content(folder, step, buffer.getvalue())
+
+
+def save_content(folder: Path, step: int, content: bytes) -> None:
+    """Write a checkpoint, and delete all but the last two."""
     digest = hashlib.sha256(content).hexdigest()
     write_atomically(folder / f"step-{step:09d}-{digest}.pt", content)
     for old in _files(folder)[:-_KEEP]:
@@ -35,17 +39,23 @@ def load_latest(folder: Path) -> dict[str, Any] | None:
 
     Raises RunFailure for an intact file that cannot be read.
     """
+    found = newest(folder)
+    return None if found is None else read_state(*found)
+
+
+def newest(folder: Path) -> tuple[Path, bytes] | None:
+    """The newest intact checkpoint and its content, or None; an altered or truncated one is named and removed."""
     for path in reversed(_files(folder)):
         content = path.read_bytes()
         match = _NAME.fullmatch(path.name)
         if match is not None and hashlib.sha256(content).hexdigest() == match[2]:
-            return _state(content, path)
+            return path, content
         _log.warning("checkpoint %s is damaged; falling back to the one before it, or to the beginning", path)
         path.unlink()
     return None
 
 
-def _state(content: bytes, path: Path) -> dict[str, Any]:
+def read_state(path: Path, content: bytes) -> dict[str, Any]:
     """The state in a checkpoint. Raises RunFailure where it cannot be read: memory is short, or it is not ours."""
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import twinbench.baselines
-from twinbench.pretraining import collectives
+from twinbench.foundation import collectives
 from twinbench.pretraining.numerics import in_full_precision
 
 

@@ -3,8 +3,8 @@ import logging
 import pytest
 import torch
 
+from twinbench.foundation.checkpoint import load_latest, remove_checkpoints, save_checkpoint
 from twinbench.foundation.errors import RunFailure
-from twinbench.pretraining.checkpoint import load_latest, remove_checkpoints, save_checkpoint
 
 
 def test_the_last_two_are_kept_and_the_newest_is_read(tmp_path):
