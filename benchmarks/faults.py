@@ -277,7 +277,7 @@ def _struck_inside(how: str, world: World, place: Place) -> str:
         "step": step,
         "times": times,
     }
-    words = ("--job-minutes", "0.25") if how == "hang" else ()
+    words = ("--time-limit", "0.25") if how == "hang" else ()
     ended = place.start(2, *words, strike={**strike, "marks": str(marks)}).wait()
     _require_code(ended, 0 if times == 1 else 1)
     _require_named(ended)

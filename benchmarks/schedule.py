@@ -4,8 +4,9 @@
 
 The jobs and their GPU-hours are those that `twinbench run paper --scale imagenet --seeds 3 --dry-run` tells: published
 costs of each method times epochs. Nothing is trained, and no cluster has run it. The order of the jobs is that of the
-project's own workers (`harness.schedule`), with a machine of eight GPUs for a worker: a training takes all eight, and
-its time is its GPU-hours through eight; an evaluation takes one of them, and the others are idle meanwhile.
+project's own workers (`harness.schedule`). A training takes a machine of eight GPUs, and its time is its GPU-hours
+through eight; an evaluation takes one GPU. Either a machine does one job at a time, and while it evaluates seven of its
+GPUs are idle; or evaluations are packed onto as few machines as have room, as a cluster's scheduler does.
 
 The GPUs of a machine fail one independently of the other, at a constant rate, and a failure of one ends the job. A
 training goes on from its last checkpoint after ``--restart`` minutes; an evaluation begins again. A checkpoint is
@@ -15,6 +16,7 @@ written after every interval of training and takes its bytes through ``--writing
 from __future__ import annotations
 
 import argparse
+import heapq
 import math
 import random
 import statistics
@@ -44,17 +46,19 @@ from twinbench.foundation.errors import InputError
 from twinbench.harness.outline import OutlinedJob, outlined_jobs
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.recipes import load_recipe
-from twinbench.harness.schedule import timetable
+from twinbench.harness.schedule import Waiting, timetable
 from twinbench.harness.studies import load_study, narrowed
 from twinbench.pretraining.build import build_method, resolve
 from twinbench.pretraining.recipe import Recipe
+from twinbench.pretraining.train import seconds_between_checkpoints
 
 MACHINE = 8
 """GPUs."""
 CLUSTERS = (8, 64, 512)
 """GPUs."""
-INTERVALS = (5, 15, 60)
-"""Minutes of training between checkpoints."""
+OWN = 0.0
+INTERVALS = (0.5, 5.0, 15.0, 60.0, OWN)
+"""Minutes of training between checkpoints; `OWN` is what a training does (`seconds_between_checkpoints`)."""
 BETWEEN_FAILURES = 54 * 24 * 16384 / 419
 """Hours of one GPU, 50,676: 419 unexpected interruptions of 16,384 H100 in 54 days (arXiv:2407.21783 section 3.3.4)."""
 
@@ -125,11 +129,20 @@ def endure(work: Work, interval: float, restart: float, gaps: Iterator[float]) -
         failures += 1
 
 
+def own_interval(work: Work) -> float:
+    """Seconds between the checkpoints of a training as it is built here."""
+    return seconds_between_checkpoints(work.saving or 0.0)
+
+
 @dataclass(frozen=True)
 class Simulation:
-    """One simulated study: the seconds until its last job ends, GPU-seconds of each kind, and failures."""
+    """One simulated study: GPU-seconds of each kind, failures, and the seconds until its last job ends.
+
+    ``end`` is for a job a machine, ``packed_end`` where evaluations share machines.
+    """
 
     end: float
+    packed_end: float
     lost: float
     restarts: float
     saving: float
@@ -139,23 +152,69 @@ class Simulation:
 def simulate(
     runs: Sequence[Sequence[Work]], machines: int, interval: float, faults: Faults, seed: int
 ) -> Simulation:
-    """The jobs of a study on so many machines, in the order of the project's workers, who expect no failure."""
+    """The jobs of a study on so many machines, in the order of the project's workers, who expect no failure.
+
+    ``interval`` is in seconds, `OWN` for that of each training.
+    """
     draw = random.Random(seed)
     found = [
-        [endure(work, interval, faults.restart, faults.gaps(work.gpus, draw)) for work in run] for run in runs
+        [
+            endure(work, interval or own_interval(work), faults.restart, faults.gaps(work.gpus, draw))
+            for work in run
+        ]
+        for run in runs
     ]
     took = [[each.seconds for each in run] for run in found]
-    _, end = timetable(took, machines, expected=[[work.seconds for work in run] for run in runs])
+    expected = [[work.seconds for work in run] for run in runs]
+    _, end = timetable(took, machines, expected=expected)
     pairs = [
         pair for run, outcomes in zip(runs, found, strict=True) for pair in zip(run, outcomes, strict=True)
     ]
     return Simulation(
         end=end,
+        packed_end=packed_end(runs, took, machines, expected),
         lost=sum(work.gpus * each.lost for work, each in pairs),
         restarts=sum(work.gpus * each.restarts for work, each in pairs),
         saving=sum(work.gpus * each.saving for work, each in pairs),
         failures=sum(each.failures for _, each in pairs),
     )
+
+
+def packed_end(
+    runs: Sequence[Sequence[Work]],
+    took: Sequence[Sequence[float]],
+    machines: int,
+    expected: Sequence[Sequence[float]],
+) -> float:
+    """When the last job ends if each takes its seconds and is placed where so many GPUs are free of one machine.
+
+    Of such machines it is the one with fewest free. A job that has room nowhere waits, and one after it goes first.
+    """
+    waiting, free, now = Waiting(expected, machines), [MACHINE] * machines, 0.0
+    places = [0] * len(runs)
+    under_way: list[tuple[float, int, int]] = []
+    while True:
+        while True:
+            room = max(free)
+            too_large = {
+                run
+                for run, jobs in enumerate(runs)
+                if places[run] < len(jobs) and jobs[places[run]].gpus > room
+            }
+            job = waiting.start(too_large)
+            if job is None:
+                break
+            run, place = job
+            gpus = runs[run][place].gpus
+            machine = min((each for each in range(machines) if free[each] >= gpus), key=free.__getitem__)
+            free[machine] -= gpus
+            places[run] += 1
+            heapq.heappush(under_way, (now + took[run][place], run, machine))
+        if not under_way:
+            return now
+        now, run, machine = heapq.heappop(under_way)
+        free[machine] += runs[run][places[run] - 1].gpus
+        waiting.ended(run)
 
 
 def lower_bound(runs: Sequence[Sequence[Work]], gpus: int) -> float:
@@ -288,7 +347,7 @@ def network_rows(gpus: Sequence[int]) -> list[Document]:
 def schedule_rows(
     runs: Sequence[Sequence[Work]],
     clusters: Sequence[int],
-    intervals: Sequence[int],
+    intervals: Sequence[float],
     rates: Sequence[float],
     restart: float,
     repetitions: int,
@@ -310,6 +369,7 @@ def schedule_rows(
                         "between_failures": hours if math.isfinite(hours) else None,
                         "interval": interval if math.isfinite(hours) else None,
                         "ends": [each.end for each in found],
+                        "packed_ends": [each.packed_end for each in found],
                         "lost": [each.lost for each in found],
                         "restarts": [each.restarts for each in found],
                         "saving": [each.saving for each in found],
@@ -393,25 +453,39 @@ def render_schedule(document: Document) -> str:
     """The table of the simulations, in Markdown."""
     lines = []
     for row in document["schedule"]:
-        ends = row["ends"]
         never = row["between_failures"] is None
         lines.append(
             [
                 f"{row['gpus']}",
                 "never" if never else f"{row['between_failures']:,.0f}",
-                "none" if never else f"{row['interval']}",
+                "none" if never else f"{row['interval']:g}" if row["interval"] != OWN else "own",
                 f"{row['bound'] / _DAY:,.1f}",
-                _spread([end / _DAY for end in ends], 1),
-                f"{statistics.fmean(ends) / row['bound']:.3f}",
+                *(
+                    text
+                    for ends in (row["ends"], row["packed_ends"])
+                    for text in (
+                        _spread([end / _DAY for end in ends], 1),
+                        f"{statistics.fmean(ends) / row['bound']:.3f}",
+                    )
+                ),
                 _spread(row["failures"], 0),
                 *(_spread([each / _HOUR for each in row[key]], 0) for key in ("lost", "restarts", "saving")),
             ]
         )
     header = [
-        "GPUs", "hours between failures of a GPU", "minutes between checkpoints", "bound, days", "end, days",
-        "end / bound", "failures", "GPU-hours lost", "in restarts", "in checkpoints",
+        "GPUs", "hours between failures of a GPU", "minutes between checkpoints", "bound, days",
+        "a job a machine: end, days", "end / bound", "packed: end, days", "end / bound",
+        "failures", "GPU-hours lost", "in restarts", "in checkpoints",
     ]  # fmt: skip
-    return f"{document['repetitions']} simulations each: mean ± standard deviation.\n\n{markdown_table(header, lines)}"
+    best = "; ".join(
+        f"{row['smallest']:.0f} to {row['largest']:.0f} minutes where a GPU fails every "
+        f"{row['between_failures']:,.0f} hours"
+        for row in document["best_intervals"]
+    )
+    return (
+        f"{document['repetitions']} simulations each: mean ± standard deviation.\n\n{markdown_table(header, lines)}\n\n"
+        f"Young's interval, by the sizes of checkpoints: {best}."
+    )
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple, TypeVar
 from twinbench.foundation.errors import ExplainedError, InputError, RunFailure
 from twinbench.foundation.lease import FOLDER
 
-KINDS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
-"""Of fsspec's protocols those of stores whose objects appear whole; ``memory`` is that of one process, for tests."""
+KINDS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
+"""Of fsspec's protocols those of stores whose objects appear whole."""
 PATIENCE_SECONDS = 120.0
 """For so long a store that has answered before is asked again."""
 _FIRST_SECONDS = 5.0  # and so long at first: a wrong name or address is no lost connection

@@ -93,7 +93,7 @@ def run(
     ] = None,
     executor: Annotated[
         Literal["local", "ray"],
-        typer.Option(help="Who does the jobs: processes here, or Ray's (extra: ray)."),
+        typer.Option(help="Who does the jobs: processes of this command, or Ray (extra: ray)."),
     ] = "local",
     address: Annotated[
         str | None,
@@ -117,16 +117,7 @@ def run(
         typer.Option(
             min=0.01,
             metavar="MINUTES",
-            help="With Ray: how long a job may take. [default: ten times its estimate, at least an hour]",
-        ),
-    ] = None,
-    job_minutes: Annotated[
-        float | None,
-        typer.Option(
-            min=0.01,
-            metavar="N",
-            help="How long a job may take; then it is stopped and tried once more. "
-            "[default: ten times its estimate, at least 60, where there is one]",
+            help="How long a job may take before it is stopped. [default: ten times its estimate, at least an hour]",
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
@@ -139,7 +130,7 @@ def run(
     from twinbench.harness.commands import StudyRequest, run_study
     from twinbench.harness.ray_options import asked_of_ray
 
-    ray = asked_of_ray(executor, address, devices, nodes, time_limit, debug)
+    ray = asked_of_ray(executor, address, devices, nodes, debug)
     request = StudyRequest(
         study=study,
         seeds=seeds,
@@ -151,7 +142,7 @@ def run(
         runs=runs,
         out=out,
         workers=workers,
-        job_minutes=job_minutes,
+        job_minutes=time_limit,
         dry_run=dry_run,
         debug=debug,
         ray=ray,

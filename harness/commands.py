@@ -128,13 +128,15 @@ def report_runs(runs: Path, out: Path) -> None:
     """One report over every run in a run store, a table for each protocol that was measured."""
     stored = stored_runs(runs) if runs.is_dir() else []
     if not stored:
-        raise InputError("no runs here", where=runs, next_step="train something first: twinbench run quick")
+        raise InputError(
+            "no runs here", where=url_of(runs), next_step="train something first: twinbench run quick"
+        )
     variants = told_apart(stored)
     records, infos = collect_stored(stored, variants.names)
     done = [record for record in records if record.status == "done"]
     if all(record.protocol in FACTS for record in done):
         raise InputError(
-            "no finished evaluation here", where=runs, next_step="twinbench evaluate ENCODER ..."
+            "no finished evaluation here", where=url_of(runs), next_step="twinbench evaluate ENCODER ..."
         )
     tables = [_table_of(name, done) for name in sorted({record.protocol for record in done})]
     study = StudySpec(

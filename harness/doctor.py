@@ -13,6 +13,7 @@ from twinbench.downstream.detection.detectron2_c4 import INSTALLATION_GUIDE, det
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import InputError, RunFailure
 from twinbench.harness.environment import environment
+from twinbench.harness.mirror import mirrored, url_of
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.ray_options import HOW_TO_INSTALL, ray_version
 from twinbench.harness.store import check_writable
@@ -43,7 +44,7 @@ def examine(data_root: Path | None, runs: Path) -> list[str]:
         f"Ray         {_ray()}",
     ]
     lines += [f"image set   {name}: {_image_set(name, data_root)}" for name in image_set_names()]
-    return [*lines, f"run store   {runs}: {_writable(runs)}"]
+    return [*lines, f"run store   {url_of(runs)}: {_writable(runs)}"]
 
 
 def _detectron2() -> str:
@@ -93,8 +94,11 @@ def _image_set(name: str, data_root: Path | None) -> str:
 
 def _writable(runs: Path) -> str:
     existing = next(p for p in (runs.absolute(), *runs.absolute().parents) if p.exists())
+    store = mirrored(runs)
     try:
         check_writable(existing)
-    except RunFailure as error:
+        if store is not None:
+            store.objects.prove()
+    except (InputError, RunFailure) as error:
         return error.what
     return "writable"

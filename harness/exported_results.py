@@ -16,6 +16,7 @@ from twinbench.foundation.errors import InputError
 from twinbench.foundation.files import slug, write_atomically
 from twinbench.foundation.outcomes import Outcomes, read_outcomes
 from twinbench.harness.images import MeasuredImages
+from twinbench.harness.mirror import url_of
 from twinbench.harness.store import Run, holds_run, outcomes_of, read_json, read_run, stored_runs
 
 OF = ("protocol", "image_set", "image_set_fingerprint", "encoder_checksum", "seed")
@@ -58,7 +59,7 @@ def export_results(source: Path, out: Path, data_root: Path | None) -> None:
     if not account.count and not account.left_out:
         raise InputError(
             "there are no outcomes of test items here",
-            where=source,
+            where=url_of(source),
             next_step="name a run or a run store whose encoders were evaluated",
         )
     print("\n".join(account.lines()))

@@ -15,8 +15,8 @@ which only work needs.
   there may be trusted as far as what a killed process leaves on a disk, by the same checksums.
 - Before each object the lease is asked for (`LostLease`). As on a disk, there is a moment after the answer in which
   nothing can be asked; what is written then is a whole file of the same job.
-- ``.mirror.json`` in a run's folder has, for each file, the store's sign of it and the size and time of the file, when
-  the two were last the same. What differs from it here was changed here, what differs there was changed there.
+- ``.mirror.json`` in a run's folder has, for each file, the store's sign of it and the file's size, time and inode,
+  when the two were last the same. What differs from it here was changed here, what differs there was changed there.
 - While work goes on, and after it has ended without everything being sent (a kill, a lost connection), the mirror is
   marked ``unsent``: what was changed here counts, is kept, and is sent by the next command that may write. Where both
   sides have changed, another host has taken the run over, and its files win. Of a mirror without the mark the store is
@@ -214,7 +214,14 @@ class MirroredStore:
             run, _, file = name.partition("/")
             if _is_sound(run) and file:
                 runs.setdefault(run, {})[file] = stored
-        with _alone_with(self._root):
+        with (
+            machine_faults(
+                "cannot use the mirror of an object store",
+                self._root,
+                "free space or say another place in XDG_CACHE_HOME",
+            ),
+            _alone_with(self._root),
+        ):
             for run, there in runs.items():
                 if whole in ("", run):
                     self._refresh_run(self._root / run, there, whole=bool(whole))
@@ -243,6 +250,10 @@ class MirroredStore:
                 if lease.take():
                     _log.warning("%s: sends what an earlier command could not", folder.name)
                     lease.release()
+                else:
+                    _log.warning(
+                        "%s: cannot send what is here, for %s works in it", folder.name, lease.holder()
+                    )
 
     def lease(self, folder: Path, seen: Sights | None = None) -> MirroredLease:
         """The leases of the run in a folder of the mirror."""
@@ -261,12 +272,19 @@ def _alone_with(root: Path) -> Iterator[None]:
         lease.release()
 
 
-class _Same(NamedTuple):
-    """A file when it was last the same on both sides: the sign of the object, the size and the time of the file."""
+class _Here(NamedTuple):
+    """What tells a file from the one before it in its place."""
 
-    sign: str
     size: int
     mtime_ns: int
+    inode: int
+
+
+class _Same(NamedTuple):
+    """A file when it was last the same on both sides: the sign of the object, and the file."""
+
+    sign: str
+    here: _Here
 
 
 class _Copy:
@@ -285,7 +303,7 @@ class _Copy:
         if self.unsent and _changed(self._same.get("status.json"), there.get("status.json")):
             self._drop_checkpoints(there)
         for name in self._gone_there(there):
-            if not self.unsent or self._here(name) == self._same[name][1:]:
+            if not self.unsent or self._here(name) == self._same[name].here:
                 (self._folder / name).unlink(missing_ok=True)
             del self._same[name]
         names = self._to_fetch(there, whole)
@@ -310,7 +328,7 @@ class _Copy:
         """
         here = {name: found for name in self._files(begin) if (found := self._here(name)) is not None}
         for name in sorted(here, key=_turn):
-            if name in self._same and self._same[name][1:] == here[name]:
+            if name in self._same and self._same[name].here == here[name]:
                 continue
             check()
             try:
@@ -319,9 +337,12 @@ class _Copy:
                 if (self._folder / name).exists():
                     raise _gone(self._store) from error
                 continue  # a checkpoint, which a newer one has replaced
-            self._same[name] = _Same(stored.sign, *here[name])
+            self._same[name] = _Same(stored.sign, here[name])
             self._write_index()
-        for name in [name for name in self._same if name.startswith(begin) and self._is_replaced(name)]:
+        replaced = [name for name in self._same if name.startswith(begin) and self._is_replaced(name)]
+        if begin == _WHILE_TRAINING and not self._files(("checkpoints/",)):
+            return  # it is an encoder that has replaced them, which is not there yet
+        for name in replaced:
             check()
             ask(partial(self._store.remove, self._object(name)))
             del self._same[name]
@@ -341,7 +362,7 @@ class _Copy:
             return True
         if self.unsent:
             return here is None and not _replaces(name)
-        return here != same[1:]
+        return here != same.here
 
     def _gone_there(self, there: Mapping[str, Stored]) -> list[str]:
         return [name for name in self._same if name not in there]
@@ -369,7 +390,7 @@ class _Copy:
                 return None
             finally:
                 Path(temporary).unlink(missing_ok=True)
-            return _Same(there[name].sign, *_size_and_time(file.stat()))
+            return _Same(there[name].sign, _here(file))
 
     def _files(self, begin: Names = ("",)) -> list[str]:
         """The files here that belong into the store."""
@@ -378,9 +399,9 @@ class _Copy:
         )
         return [name for name in found if name.startswith(begin) and _is_kept(name)]
 
-    def _here(self, name: str) -> tuple[int, int] | None:
+    def _here(self, name: str) -> _Here | None:
         try:
-            return _size_and_time((self._folder / name).stat())
+            return _here(self._folder / name)
         except FileNotFoundError:
             return None
 
@@ -526,8 +547,9 @@ def _changed(same: _Same | None, stored: Stored | None) -> bool:
     return stored is not None and (same is None or same.sign != stored.sign)
 
 
-def _size_and_time(status: os.stat_result) -> tuple[int, int]:
-    return status.st_size, status.st_mtime_ns
+def _here(file: Path) -> _Here:
+    status = file.stat()
+    return _Here(status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 def _read_index(file: Path) -> tuple[bool, dict[str, _Same]]:
@@ -535,12 +557,11 @@ def _read_index(file: Path) -> tuple[bool, dict[str, _Same]]:
     try:
         document = from_json(file.read_bytes())
         same = {
-            name: _Same(str(sign), int(size), int(time))
-            for name, (sign, size, time) in document["same"].items()
+            name: _Same(str(sign), _Here(*map(int, here))) for name, (sign, here) in document["same"].items()
         }
         return bool(document["unsent"]), {name: entry for name, entry in same.items() if _is_kept(name)}
     except FileNotFoundError:
         return False, {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         _log.warning("%s is damaged: the run is fetched again", file)
         return False, {}

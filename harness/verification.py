@@ -78,7 +78,8 @@ def verify(results: Path, data_root: Path | None) -> None:
         print(line)
     if found.wrong:
         raise InputError(
-            f"{len(found.wrong)} things do not follow:\n  " + "\n  ".join(found.wrong),
+            f"{len(found.wrong)} thing{'s do' if len(found.wrong) > 1 else ' does'} not follow:\n  "
+            + "\n  ".join(found.wrong),
             where=results,
             next_step="make the report again from the run store, and look at what made the difference",
         )

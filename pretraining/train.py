@@ -46,6 +46,7 @@ from twinbench.pretraining.schedules import lr_factor
 from twinbench.pretraining.spent import Spent, spent_on
 
 _CHECKPOINT_SECONDS = 30.0
+_SAVING_SHARE = 0.01
 _PROBED_IMAGES = 256
 
 ReportProgress = Callable[[float, str], None]
@@ -306,6 +307,14 @@ def _due(progress: Progress, is_time: bool) -> _Due:
     )
 
 
+def seconds_between_checkpoints(saving: float, least: float = _CHECKPOINT_SECONDS) -> float:
+    """How long a training goes on after a checkpoint that took ``saving`` seconds: at least ``least``, 0 for always.
+
+    Saving takes at most a hundredth of the time: a gigabyte on a slow disk is not written every half minute.
+    """
+    return least and max(least, saving / _SAVING_SHARE)
+
+
 class _Keeper:
     """What rank 0 does after a step: log rows, measure collapse, write checkpoints."""
 
@@ -322,13 +331,13 @@ class _Keeper:
         self._session, self._folder, self._say = session, folder, say
         self._held_out = held_out[:_PROBED_IMAGES]
         self._seconds = _CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
-        self._last_saved = time.monotonic()
+        self._last_saved, self._wait = time.monotonic(), self._seconds
         self._warned = False
         self._log = MetricsLog(folder, first_step, tensorboard) if session.engine.is_main else None
 
     def is_time(self) -> bool:
         """Whether this rank saved its last checkpoint long ago."""
-        return time.monotonic() - self._last_saved >= self._seconds
+        return time.monotonic() - self._last_saved >= self._wait
 
     def after_step(self, progress: Progress, loss: LossParts, speed: float, due: _Due) -> None:
         """Called after every step, on every rank; the rows speak of the global batch."""
@@ -345,11 +354,13 @@ class _Keeper:
 
     def save(self, step: int) -> None:
         """Write a checkpoint of the state after ``step`` steps, on rank 0; it must be finite."""
+        started = time.monotonic()
         check_parameters(self._session.method, step)
         joules = _joules(self._session.engine, self._session.spent)
         if self._session.engine.is_main:
             _save(self._folder, step, self._session, joules)
         self._last_saved = time.monotonic()
+        self._wait = seconds_between_checkpoints(self._last_saved - started, self._seconds)
 
     def _probe(self, progress: Progress) -> dict[str, float]:
         session = self._session

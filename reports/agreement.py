@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import permutation_test
 
 from twinbench.reports.cells import Cell
+from twinbench.reports.conclusions import probability
 from twinbench.reports.layout import Column, Table, left_out
 from twinbench.reports.study import TableSpec
 
@@ -16,6 +18,7 @@ Numbers = np.ndarray[Any, np.dtype[np.float64]]
 _REPLICATES = 2000
 _SEED = 0
 _FEWEST = 3
+_PERMUTATIONS = 10_000  # all of up to seven rows
 
 
 def agreement_notes(declared: TableSpec, table: Table) -> list[str]:
@@ -65,18 +68,19 @@ def _note(what: str, things: str, both: Sequence[tuple[Cell, float]]) -> str:
         return f"Order of {what}: only {n} {have} both numbers, too few to compare."
     published = np.array([value for _, value in both])
     tau = float(tau_b(np.array([cell.value for cell, _ in both], dtype=np.float64), published))
-    over_seeds = all(len(cell.values) > 1 for cell, _ in both)
-    replicates = _over_seeds(both) if over_seeds else _over_rows(both)
+    replicates = _over_rows(both)
     known = replicates[np.isfinite(replicates)]
     if not np.isfinite(tau) or not len(known):
         return f"Order of {what}: the {n} {things} have equal numbers, so there is no order to compare."
     low, high = np.quantile(known, [0.025, 0.975])
-    source = "the seeds" if over_seeds else f"the {things}, of which some have one seed"
+    told = [f"{probability(_p(both))} by permutations"]
+    if low < high:  # of few rows in one order every replicate is in that order too, which tells nothing
+        told.append(f"95 % bootstrap interval {_signed(low)} to {_signed(high)}, resampling the {things}")
+    told += _by_seed(both)
     swap = 4 / (n * (n - 1))
     return (
-        f"Order of {what}: Kendall's tau-b {_signed(tau)} over {n} {things} (95 % bootstrap interval {_signed(low)} "
-        f"to {_signed(high)}, resampling {source}); 1 is the same order, 0 none, -1 the reverse. With {n} {things} one "
-        f"pair in the other order changes it by {swap:.2f}."
+        f"Order of {what}: Kendall's tau-b {_signed(tau)} over {n} {things} ({'; '.join(told)}); 1 is the same order, "
+        f"0 none, -1 the reverse. With {n} {things} one pair in the other order changes it by {swap:.2f}."
     )
 
 
@@ -102,16 +106,32 @@ def _signs(values: Numbers) -> Numbers:
     return signs
 
 
-def _over_seeds(both: Sequence[tuple[Cell, float]]) -> Numbers:
-    """The tau of each replicate, in which every mean is over seeds drawn anew."""
-    rng = np.random.default_rng(_SEED)
-    means = [
-        np.array(cell.values)[rng.integers(len(cell.values), size=(_REPLICATES, len(cell.values)))].mean(
-            axis=1
-        )
-        for cell, _ in both
-    ]
-    return tau_b(np.stack(means, axis=1), np.array([value for _, value in both]))
+def _p(both: Sequence[tuple[Cell, float]]) -> float:
+    """How likely as strong a tau is if the orders have nothing to do with each other: exact of up to seven rows."""
+    published = np.array([value for _, value in both])
+    ours = np.array([cell.value for cell, _ in both], dtype=np.float64)
+    found = permutation_test(
+        (ours,),
+        lambda permuted, axis=-1: tau_b(np.moveaxis(permuted, axis, -1), published),
+        permutation_type="pairings",
+        vectorized=True,
+        n_resamples=_PERMUTATIONS,
+        rng=_SEED,
+    )
+    return float(found.pvalue)
+
+
+def _by_seed(both: Sequence[tuple[Cell, float]]) -> list[str]:
+    """The lowest and highest tau of one seed of every row, where all have as many of several."""
+    counts = {len(cell.values) for cell, _ in both}
+    if len(counts) > 1 or counts == {1}:
+        return []
+    taus = tau_b(np.array([cell.values for cell, _ in both]).T, np.array([value for _, value in both]))
+    return (
+        [f"{_signed(np.nanmin(taus))} to {_signed(np.nanmax(taus))} seed by seed"]
+        if np.isfinite(taus).any()
+        else []
+    )
 
 
 def _over_rows(both: Sequence[tuple[Cell, float]]) -> Numbers:

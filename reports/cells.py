@@ -138,7 +138,9 @@ def with_sample(cell: Cell, sample: Sample) -> Cell:
     """The cell with the interval of the sample that its number is the mean of."""
     found = estimate(sample)
     interval = None if found.low is None or found.high is None else (found.low, found.high)
-    return replace(cell, sample=sample, interval=interval, basis=found.basis)
+    cell = replace(cell, sample=sample, interval=interval, basis=found.basis)
+    # a metric that is no mean of items, as an average precision, has no standard error of its own
+    return with_interval(cell) if cell.n_seeds == 1 and cell.uncertainty is None else cell
 
 
 def with_interval(cell: Cell) -> Cell:

@@ -91,7 +91,8 @@ def read_source(folder: Path) -> Source:
         raise InputError(
             "this is no report whose numbers can be computed again",
             where=folder,
-            next_step=f"give the folder of a report: it holds {RECORDS} and {STUDY}",
+            next_step=f"give the folder of a report, which holds {RECORDS} and {STUDY}; of a run store, make one: "
+            "twinbench report RUNS --out DIR",
         )
     try:
         document = from_json(file.read_text(encoding="utf-8"))

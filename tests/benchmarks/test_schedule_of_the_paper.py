@@ -35,9 +35,22 @@ def test_without_failures_the_end_is_that_of_the_lists_by_hand(schedule):
     assert schedule.simulate(runs, 2, NEVER, never, seed=0).end == 14
     assert schedule.simulate(runs, 1, NEVER, never, seed=0).end == 8 + 8 + 6 + 2 + 2
     found = schedule.simulate(runs, 3, NEVER, never, seed=0)
-    assert (found.end, found.lost, found.saving, found.failures) == (10, 0, 0, 0)
+    assert (found.end, found.packed_end) == (10, 10)
+    assert (found.lost, found.saving, found.failures) == (0, 0, 0)
     assert schedule.lower_bound(runs, 16) == (8 * 22 + 4) / 16, "all GPUs are busy until then"
     assert schedule.lower_bound(runs, 64) == 10, "the longest run"
+
+
+def test_packed_evaluations_share_a_machine(schedule):
+    runs = [[schedule.Work(8.0, 8), schedule.Work(4.0, 1)] for _ in range(4)]
+    never = schedule.Faults(NEVER, 60)
+    # two machines: trainings until 8 and until 16; then four evaluations, two and two, or all at once
+    found = schedule.simulate(runs, 2, NEVER, never, seed=0)
+    assert (found.end, found.packed_end) == (24, 20)
+    # a training does not begin on a machine of which an evaluation has one GPU, and one on another does not hinder it
+    runs = [[schedule.Work(2.0, 8), schedule.Work(9.0, 1)], [schedule.Work(3.0, 8)], [schedule.Work(1.0, 8)]]
+    assert schedule.simulate(runs, 1, NEVER, never, seed=0).packed_end == 2 + 9 + 3 + 1
+    assert schedule.simulate(runs, 2, NEVER, never, seed=0).packed_end == 2 + 9
 
 
 def test_checkpoints_follow_every_interval_but_the_last(schedule):
@@ -118,7 +131,16 @@ def test_the_same_seed_gives_the_same_simulation_and_another_another(schedule):
     assert first == again
     assert first != other
     assert first.failures > 0
-    assert first.end >= schedule.lower_bound(runs, 16)
+    assert min(first.end, first.packed_end) >= schedule.lower_bound(runs, 16)
+
+
+def test_trainings_of_here_save_every_half_minute_or_for_a_hundredth_of_the_time(schedule):
+    faults, (quick, slow) = (
+        schedule.Faults(NEVER, 0.0),
+        (schedule.Work(3000.0, 8, each) for each in (0.1, 2.0)),
+    )
+    assert schedule.simulate([[quick]], 1, schedule.OWN, faults, 0).saving == pytest.approx(8 * 99 * 0.1)
+    assert schedule.simulate([[slow]], 1, schedule.OWN, faults, 0).saving == 8 * 14 * 2.0
 
 
 def test_a_machine_has_as_many_failures_as_its_gpus_together(schedule):

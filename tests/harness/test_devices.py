@@ -138,10 +138,10 @@ def two_devices(photos: str, damaged: str, seed_offset: int, tmp_path_factory) -
     """Where two ranks of torchrun have trained every method of `OPTIONS`, and then one that skips damaged images."""
     folder = tmp_path_factory.mktemp("ranks")
     commands = [(method, trained(method, photos, method, seed_offset), True) for method in OPTIONS]
-    commands.append(("skipping", skipping(damaged), False))
     words = ["--recipe", "digit-scenes", "--set", "backbone.width=8", "--runs", "evaluated"]
     commands.append(("random_init", ["pretrain", "random_init", "--image-set", photos, *words], True))
     commands += [(slug(name), evaluation(name, photos), True) for name in EVALUATED]
+    commands.append(("skipping", skipping(damaged), False))  # last: from here on all images are streamed
     script = folder / "commands.py"
     script.write_text(COMMANDS)
     run([*torchrun(2)[:-2], str(script), json.dumps(commands)], folder)
@@ -163,6 +163,12 @@ def test_two_devices_train_what_one_device_trains(
     assert f"CPU (1 threads) x {share}" in said
     # With batch norm over each device's own images they are 0.75 apart and more.
     margin.at_most("difference", difference(tmp_path / "one", two_devices / method), 0.1, broken=0.75)
+
+
+def test_the_run_is_held_once_by_each_command_on_two_devices(two_devices):
+    """Each file of a lease has the next number: pretraining, and every evaluation."""
+    (last,) = two_devices.glob("evaluated/random_init-*/.lease/*")
+    assert last.name == f"{1 + len(EVALUATED):09d}.free"
 
 
 @pytest.mark.parametrize("protocol", EVALUATED)
@@ -192,11 +198,12 @@ def test_two_devices_leave_the_record_that_one_device_leaves(protocol, cli, phot
     assert not (folder / "unfinished").exists()
 
 
-def test_a_detector_is_refused_on_several_devices(cli, photos):
-    words = ["--protocol", "detection/c4-torchvision-v2", "--image-set", photos, "--devices", "2"]
+def test_a_detector_is_refused_on_devices_that_cannot_share_its_batches(cli, photos):
+    words = ["--protocol", "detection/c4-torchvision-v2", "--image-set", photos, "--devices", "3"]
     outcome = cli("evaluate", "nowhere", *words)
     assert outcome.code == 2
-    assert "trains on one device, not on 2" in outcome.err
+    assert "the 4 images of a step do not divide evenly over 3 devices" in outcome.err
+    assert "choose one of 1, 2, 4" in outcome.err
 
 
 def test_a_signal_to_one_rank_stops_all_and_one_device_can_go_on(cli, photos, tmp_path, wait_for):

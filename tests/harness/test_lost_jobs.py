@@ -4,11 +4,12 @@ import json
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from queue import SimpleQueue
 
 import pytest
 
 from twinbench.foundation.errors import RunFailure
-from twinbench.harness import execute, workers
+from twinbench.harness import dispatch, execute, workers
 from twinbench.harness.images import Images
 
 STRUCK = "pretrain barlow_twins (seed 0)"
@@ -22,14 +23,15 @@ class _Crew:
 
     def __init__(self, monkeypatch):
         self.dies, self.hangs, self.begins = {}, set(), True
-        self.messages = workers.queue.SimpleQueue()
+        self.messages = SimpleQueue()
         self.order, self.rested, self._hung = [], [], []
         monkeypatch.setattr(workers, "_started", self._started)
-        monkeypatch.setattr(workers, "_MESSAGE_SECONDS", 0.01)
+        for module in (workers, dispatch):
+            monkeypatch.setattr(module, "MESSAGE_SECONDS", 0.01)
 
     @contextmanager
     def _started(self, data_root, number, threads):
-        workers._Worker.images, workers._Worker.tell = Images(data_root), self.messages.put
+        workers._Worker.images, workers._Worker.messages = Images(data_root), self.messages
         self._number = number
         yield self
 
@@ -37,8 +39,9 @@ class _Crew:
         return len(self._hung) < self._number
 
     def submit(self, function, *arguments):
-        future, label = Future(), arguments[0].label
-        self.order.append(label)
+        future, label = Future(), getattr(arguments[0], "label", "") if arguments else ""
+        if label:
+            self.order.append(label)
         if label in self.hangs:
             self._hung.append(future)
         elif self.dies.get(label, 0):
@@ -51,8 +54,8 @@ class _Crew:
                 future.set_exception(error)
         return future
 
-    def has_begun(self, work):
-        return self.begins
+    def beginning(self, work):
+        return lambda: self.begins
 
     def kill(self, work):
         self.hangs.clear()
@@ -129,14 +132,14 @@ def test_one_without_enough_memory_is_tried_once_more(cli, tiny_study, crew, tmp
 
 def test_one_that_hangs_is_stopped_at_its_limit(cli, tiny_study, crew):
     crew.hangs = {STRUCK}
-    ended = cli("run", tiny_study, "--workers", "2", "--job-minutes", "0.01")
+    ended = cli("run", tiny_study, "--workers", "2", "--time-limit", "0.01")
     assert ended.code == 0, ended.err
     assert f"LOST {STRUCK}: it did not end within 0.6 s and was stopped" in ended.err
 
 
 def test_a_limit_is_watched_with_one_worker_too(cli, tiny_study, crew):
     crew.hangs = {STRUCK}
-    assert cli("run", tiny_study, "--workers", "1", "--job-minutes", "0.01").code == 0
+    assert cli("run", tiny_study, "--workers", "1", "--time-limit", "0.01").code == 0
     assert crew.order.count(STRUCK) == 2
 
 

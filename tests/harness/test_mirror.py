@@ -12,7 +12,7 @@ from twinbench.foundation.errors import InputError, RunFailure
 from twinbench.foundation.files import fenced, write_atomically
 from twinbench.foundation.lease import LostLease
 from twinbench.foundation.object_store import ObjectStore
-from twinbench.harness import mirror
+from twinbench.harness import doctor, mirror
 from twinbench.harness.mirror import called, inside_store, mirrored, store_at, store_or_run_at, url_of
 
 RECORD = "records/knn--v1.json"
@@ -20,7 +20,8 @@ RECORD = "records/knn--v1.json"
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    """A store that does not answer is asked once, and who works in a run is asked for at any time."""
+    """A store may be in memory; one that does not answer is asked once, and who works in a run at any time."""
+    monkeypatch.setattr(mirror, "KINDS", (*mirror.KINDS, "memory"))
     monkeypatch.setattr(object_store, "PATIENCE_SECONDS", 0.0)
     monkeypatch.setattr(object_store, "_FIRST_SECONDS", 0.0)
     monkeypatch.setattr(mirror, "ASK_SECONDS", 0.0)
@@ -96,7 +97,7 @@ def sent(monkeypatch):
     return names
 
 
-def test_commands_say_of_a_url_what_they_say_of_a_folder(finished, cli, there, host, sent):
+def test_commands_say_of_a_url_what_they_say_of_a_folder(finished, cli, there, host, sent, photos):
     for file in (finished / "runs").rglob("*"):
         if file.is_file() and "features" not in file.parts:
             there.put(file.relative_to(finished / "runs"), file.read_bytes())
@@ -135,6 +136,11 @@ def test_commands_say_of_a_url_what_they_say_of_a_folder(finished, cli, there, h
     encoder = inside_store(f"{there.url}/{run}/encoder")
     assert Encoder.load(encoder).checksum == Encoder.load(finished / "runs" / run / "encoder").checksum
     assert url_of(encoder) == f"{there.url}/{run}/encoder"
+    sent.clear()
+    words = ["--protocol", "knn/cosine-v1", "--image-set", f"folder:{photos}"]
+    assert cli("evaluate", f"{there.url}/{run}", *words).code == 0
+    assert len(sent) == 2, "a record and its outcomes"
+    assert sent[1].startswith(f"{run}/records/knn--cosine-v1--on-folder-photos-")
 
 
 def test_what_a_record_speaks_of_is_sent_before_it_and_what_it_replaced_goes_after(there, host, sent):
@@ -309,19 +315,25 @@ def test_who_has_lost_a_run_sends_nothing(there, host, sent, monkeypatch):
 
 
 def test_checkpoints_are_sent_while_work_goes_on_and_a_lost_run_ends_it(there, host, monkeypatch, sent):
-    monkeypatch.setattr(mirror, "SEND_SECONDS", 0.01)
-    rounds, wait = threading.Semaphore(0), threading.Event.wait
+    monkeypatch.setattr(mirror, "SEND_SECONDS", 12345.0)
+    go, waits, wait = threading.Semaphore(0), threading.Semaphore(0), threading.Event.wait
 
-    def counted(self, timeout=None):
-        if timeout == mirror.SEND_SECONDS:
-            rounds.release()
-        return wait(self, timeout)
+    def gated(self, timeout=None):
+        if timeout != mirror.SEND_SECONDS:
+            return wait(self, timeout)
+        waits.release()
+        while not (self.is_set() or go.acquire(timeout=0.01)):
+            pass
+        return self.is_set()
 
-    monkeypatch.setattr(threading.Event, "wait", counted)
+    monkeypatch.setattr(threading.Event, "wait", gated)
 
-    def two_rounds():
-        for _ in range(3):
-            assert rounds.acquire(timeout=600)
+    def minute():
+        """Let the next checkpoints be sent, and wait until they are."""
+        assert waits.acquire(timeout=600)
+        go.release()
+        assert waits.acquire(timeout=600)
+        waits.release()
 
     root = store_at(there.url)
     lease = mirrored(root).lease(root / "run")
@@ -329,21 +341,28 @@ def test_checkpoints_are_sent_while_work_goes_on_and_a_lost_run_ends_it(there, h
     with fenced(root / "run", lease.check):
         for name in ("checkpoints/step-1.pt", "metrics.jsonl", RECORD, "status.json"):
             write(root / "run", name, b"1")
-        two_rounds()
+        minute()
         assert there.names() == ["run/checkpoints/step-1.pt", "run/metrics.jsonl"], (
             "the others when the work is done"
         )
         assert sent == ["run/metrics.jsonl", "run/checkpoints/step-1.pt"]
         sent.fails = ".pt"
         write(root / "run", "checkpoints/step-2.pt", b"2")
-        two_rounds()
+        minute()
         write(root / "run", "metrics.jsonl", b"12")  # a lost connection does not end it
         sent.fails = None
-        two_rounds()
+        minute()
         assert "run/checkpoints/step-2.pt" in there.names()
+        (root / "run/checkpoints/step-1.pt").unlink()
+        minute()
+        assert "run/checkpoints/step-1.pt" not in there.names()
+        (root / "run/checkpoints/step-2.pt").unlink()
+        minute()
+        assert "run/checkpoints/step-2.pt" in there.names(), "until there is an encoder in its place"
         lose(there)
         monkeypatch.setattr("twinbench.foundation.lease._since_boot", lambda: 1e12)
         write(root / "run", "checkpoints/step-3.pt", b"3")
+        go.release()
         lease._sender.join(600)
         with pytest.raises(LostLease):
             write(root / "run", "checkpoints/step-4.pt", b"4")
@@ -380,6 +399,13 @@ def test_an_object_that_changes_while_it_is_fetched_is_left_for_the_next_time(th
     assert not file.exists()
     store_at(there.url)
     assert file.read_bytes() == b"newer"
+
+
+def test_the_doctor_asks_the_store(there, host, monkeypatch):
+    root = store_at(there.url)
+    assert doctor._writable(root) == "writable"
+    monkeypatch.setattr(ObjectStore, "create", lambda self, name, content: True)
+    assert "lets two processes create the same object" in doctor._writable(root)
 
 
 @pytest.mark.parametrize(
@@ -422,7 +448,7 @@ def test_a_mirror_of_an_index_with_foreign_names_touches_none_of_them(there, hos
     victim.write_bytes(b"kept")
     status = victim.stat()
     work(root, "run", status_json=b"1")
-    same = {"../../../../../victim": ["sign", status.st_size, status.st_mtime_ns]}
+    same = {"../../../../../victim": ["sign", [status.st_size, status.st_mtime_ns, status.st_ino]]}
     (root / "run" / mirror._INDEX).write_text(json.dumps({"unsent": False, "same": same}))
     store_at(there.url)
     assert victim.read_bytes() == b"kept"

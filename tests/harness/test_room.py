@@ -128,8 +128,8 @@ def seen_by_worker():
 
 def test_a_worker_sees_its_own_gpu_and_starts_threads_for_its_share_of_the_cores(gpus, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,2")
-    with workers._started(None, 1, threads=1) as (pool, _):
-        assert pool.submit(seen_by_worker).result() == ("5", 1, 1, {1})
+    with workers._started(None, 1, threads=1) as crew:
+        assert crew.submit(seen_by_worker).result() == ("5", 1, 1, {1})
 
 
 def results(runs):

@@ -8,6 +8,7 @@ import os
 import random
 import re
 import signal
+import time
 from functools import partial
 from itertools import pairwise
 
@@ -30,7 +31,7 @@ from twinbench.pretraining.finite import LossWatch
 from twinbench.pretraining.interrupt import Interrupted
 from twinbench.pretraining.method import Progress, method_class, method_names
 from twinbench.pretraining.recipe import OptimizerSpec, Recipe, ScheduleSpec
-from twinbench.pretraining.train import pretrain, start_session
+from twinbench.pretraining.train import pretrain, seconds_between_checkpoints, start_session
 
 OPTIONS = {
     "barlow_twins": {"projector": [32, 32]},
@@ -183,6 +184,20 @@ def test_a_signal_saves_nothing_that_a_loss_not_yet_read_has_damaged(
         pretrain(recipe("simsiam"), "hash", image_set, tmp_path, report)
     assert not isinstance(stopped.value, Interrupted)
     assert load_latest(tmp_path / "checkpoints") is None
+
+
+def test_saving_takes_a_hundredth_of_the_time_at_most(image_set, tmp_path, monkeypatch):
+    assert seconds_between_checkpoints(0.05) == 30
+    assert seconds_between_checkpoints(2.8) == pytest.approx(280)
+    assert seconds_between_checkpoints(2.8, least=0.0) == 0, "each step"
+    saved = []
+    monkeypatch.setattr(
+        twinbench.pretraining.train,
+        "_save",
+        lambda folder, step, *state: saved.append(step) or time.sleep(0.5),
+    )
+    pretrain(recipe("simsiam"), "hash", image_set, tmp_path, checkpoint_seconds=1e-6)
+    assert saved == [1], "half a second, and then none for fifty"
 
 
 def test_a_last_update_that_breaks_parameters_leaves_no_checkpoint_and_no_encoder(

@@ -1,6 +1,7 @@
 """Kendall's tau-b against scipy and by hand, and the sentence about it below a table."""
 
 import re
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -53,9 +54,14 @@ def note(make_row, spec, study):
 
 
 def parts(text):
-    found = re.search(
-        r"tau-b (-?[\d.]+) over (\d) methods \(95 % bootstrap interval (-?[\d.]+) to (-?[\d.]+)", text
-    )
+    """tau, the number of methods, and p."""
+    found = re.search(r"tau-b (-?[\d.]+) over (\d) methods \(p [=<] ([\d.]+) by permutations", text)
+    assert found, text
+    return [float(number) for number in found.groups()]
+
+
+def interval(text):
+    found = re.search(r"95 % bootstrap interval (-?[\d.]+) to (-?[\d.]+), resampling the methods", text)
     assert found, text
     return [float(number) for number in found.groups()]
 
@@ -64,37 +70,63 @@ def test_the_note_compares_the_means_and_leaves_references_out(note):
     values = {method: [PUBLISHED[method] - 0.01, PUBLISHED[method] + 0.01] for method in METHODS}
     values["byol"], values["barlow_twins"] = values["barlow_twins"], values["byol"]
     (text,) = note(values)
-    expected = kendalltau(list(PUBLISHED.values()), [np.mean(values[method]) for method in METHODS]).statistic
-    assert parts(text) == [pytest.approx(expected, abs=0.005), 6, *[pytest.approx(expected, abs=0.005)] * 2]
+    expected = kendalltau(list(PUBLISHED.values()), [np.mean(values[method]) for method in METHODS])
+    assert parts(text) == [
+        pytest.approx(expected.statistic, abs=0.005),
+        6,
+        pytest.approx(expected.pvalue, rel=0.05),
+    ]
     assert text.startswith("Order of Linear top-1 with the quoted Linear top-1: ")
-    assert "resampling the seeds" in text
+    assert "; 0.87 to 0.87 seed by seed)" in text
     assert "With 6 methods one pair in the other order changes it by 0.13." in text  # 2 of 15 pairs
 
 
-def test_the_interval_over_seeds_is_what_resampling_them_gives(note):
+@pytest.mark.parametrize("seed", range(4))
+def test_p_is_exact_with_and_without_ties(note, seed):
+    rng = np.random.default_rng(seed)
+    ours = rng.integers(0, 4, size=6) if seed % 2 else rng.normal(size=6)
+    (text,) = note({method: [50.0 + value] for method, value in zip(METHODS, ours, strict=True)})
+    published = list(PUBLISHED.values())
+    taus = np.array([kendalltau(permuted, published).statistic for permuted in permutations(ours)])
+    tau = kendalltau(ours, published).statistic
+    p = 2 * min((taus <= tau + 1e-9).mean(), (taus >= tau - 1e-9).mean())
+    assert parts(text)[2] == pytest.approx(min(1, p), rel=0.05)
+
+
+def test_the_taus_of_single_seeds_are_told(note):
     rng = np.random.default_rng(5)
     values = {method: list(PUBLISHED[method] + rng.normal(0, 2, size=3)) for method in METHODS}
     (text,) = note(values)
-    own = np.random.default_rng(99)
     taus = [
-        kendalltau(
-            [np.mean(own.choice(values[method], size=3)) for method in METHODS], list(PUBLISHED.values())
-        ).statistic
-        for _ in range(1000)
+        kendalltau([values[method][seed] for method in METHODS], list(PUBLISHED.values())).statistic
+        for seed in range(3)
     ]
-    _, _, low, high = parts(text)
-    assert [low, high] == pytest.approx(np.quantile(taus, [0.025, 0.975]), abs=0.14)  # a pair more or less
+    assert f"; {min(taus):.2f} to {max(taus):.2f} seed by seed)" in text
     assert note(values) == [text], "a bootstrap that is seeded"
+    values["swav"] = values["swav"][:1]
+    assert "seed by seed" not in note(values)[0]
 
 
-def test_methods_are_resampled_where_one_has_a_single_seed(note):
-    values = {method: [60.0 + i, 60.1 + i] for i, method in enumerate(METHODS)}
-    values["swav"] = [63.0]
+def test_the_interval_is_what_resampling_the_methods_gives(note):
+    values = {method: [60.0 + (i * 7) % 5] for i, method in enumerate(METHODS)}
     (text,) = note(values)
-    assert "resampling the methods, of which some have one seed" in text
-    tau, n, low, high = parts(text)
-    assert n == 6
-    assert low < tau <= high <= 1
+    own, published = np.random.default_rng(99), list(PUBLISHED.values())
+    taus = []
+    for _ in range(1000):
+        chosen = own.integers(6, size=6)
+        taus.append(
+            kendalltau(
+                [values[METHODS[place]][0] for place in chosen], [published[place] for place in chosen]
+            ).statistic
+        )
+    assert interval(text) == pytest.approx(np.nanquantile(taus, [0.025, 0.975]), abs=0.15)
+
+
+def test_methods_in_one_order_have_no_interval_of_no_width(note):
+    methods = METHODS[:4]
+    (text,) = note({method: [80.0 - PUBLISHED[method]] for method in methods})
+    assert parts(text) == [-1.0, 4, 0.083]  # 2 of the 24 orders are as far from any
+    assert "interval" not in text
 
 
 def test_what_has_no_number_is_left_out_and_too_few_are_said_to_be(note, make_row):
