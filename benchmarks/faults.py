@@ -387,6 +387,7 @@ def trial(world: World, index: int, kind: str, seed: int, keep: Path | None) -> 
     if offence and keep is not None:
         shutil.copytree(place.folder, keep / place.folder.name, dirs_exist_ok=True)
     _remove(world, place)
+    told, offence, *named = (text.replace(str(world.folder), "PLACE") for text in (told, offence, *named))
     return Outcome(index, kind, told, tuple(named), offence, time.monotonic() - started)
 
 
@@ -477,7 +478,7 @@ def page(
         [*rows, ("all", *map(str, counts))],
     )
     offences = "\n".join(
-        f"- `--seed {seed} --index {o.index} --kind {o.kind!r}`: {o.told} {o.offence}"
+        f"- `--seed {seed} --index {o.index} --kind {o.kind!r}`: {o.told} {o.offence.partition(chr(10))[0]}"
         for o in outcomes
         if o.offence
     )

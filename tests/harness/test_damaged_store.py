@@ -41,21 +41,18 @@ def test_a_number_that_is_another_is_not_believed(cli, tiny_study, finished, pat
 
 
 @pytest.mark.parametrize("name", ["encoder.safetensors", "encoder.json"])
-@pytest.mark.parametrize("harm", ["cut short", "altered"])
 def test_an_encoder_that_is_damaged_is_made_again_and_what_was_measured_of_it_stays(
-    cli, tiny_study, finished, name, harm
+    cli, tiny_study, finished, name
 ):
     before, (run,) = contents(finished), (finished / "runs").glob("barlow_twins*")
     lost, stays = run / "records" / "linear--cached-v1.json", run / "records" / "knn--cosine-v1.json"
     lost.unlink()
     measured = times(finished)
     file = run / "encoder" / name
-    content = file.read_bytes()
-    if harm == "cut short":
-        file.write_bytes(content[: len(content) // 2])
-    elif name == "encoder.json":
+    if name == "encoder.json":
         another_digit(file, "width")
     else:
+        content = file.read_bytes()
         file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     named = cli("run", tiny_study)
     assert named.code == 1
