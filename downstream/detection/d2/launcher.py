@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Callable
 
@@ -9,6 +10,8 @@ from detectron2.engine import launch
 from torch.multiprocessing import ProcessExitedException
 
 from twinbench.foundation.errors import RunFailure
+
+_MOMENT = 5.0  # seconds
 
 
 def launch_ranks(main: Callable[[], None], devices: int, nodes: int) -> int:
@@ -20,6 +23,9 @@ def launch_ranks(main: Callable[[], None], devices: int, nodes: int) -> int:
     address = "auto" if nodes == 1 else f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
         launch(main, devices, nodes, int(os.environ.get("NODE_RANK", "0")), address)
+    except KeyboardInterrupt:
+        _end_ranks()
+        raise
     except ProcessExitedException as error:
         if error.exit_code is not None and error.exit_code > 0:
             return int(error.exit_code)
@@ -28,3 +34,14 @@ def launch_ranks(main: Callable[[], None], devices: int, nodes: int) -> int:
             next_step="run the same command again: it goes on from its last checkpoint",
         ) from error
     return 0
+
+
+def _end_ranks() -> None:
+    """End the ranks as this process was asked to end; those that have been asked as well are given a moment."""
+    ranks = multiprocessing.active_children()
+    for rank in ranks:
+        rank.join(_MOMENT)
+        rank.terminate()
+    for rank in ranks:
+        rank.join(_MOMENT)
+        rank.kill()  # it waits for others in a collective
