@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from torch import Tensor
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
@@ -37,10 +38,11 @@ class SharedSampler(BalancedPositiveNegativeSampler):
     def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Masks of the objects and of the background that are chosen from each picture's regions ``[R]``."""
         choose = super().__call__
-        chosen = [drawn_in_turn(labels, lambda labels=labels: choose([labels])) for labels in matched_idxs]
-        objects, background = (
-            [mask for part in parts for mask in part] for parts in zip(*chosen, strict=True)
-        )
+        objects, background = [], []
+        for labels in matched_idxs:
+            found = drawn_in_turn(labels, partial(choose, [labels]))
+            objects += found[0]
+            background += found[1]
         self.objects = sum(int(mask.sum()) for mask in objects)
         self.taken = self.objects + sum(int(mask.sum()) for mask in background)
         return objects, background
