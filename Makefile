@@ -5,19 +5,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test test-benchmarks test-numerics test-gpu test-s3 lint links docs readme clean
+.PHONY: run test test-benchmarks test-ray test-numerics test-gpu test-s3 lint links docs readme clean
 
 run: $(STAMP)
 	$(BIN)/twinbench run quick
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 test: $(STAMP)
-	@echo "The whole suite but for the programs of benchmarks/ and the pages of docs/: about seven minutes on two quiet cores."
-	$(PYTEST) -m "not programs and not docs" tests
+	@echo "The whole suite but for the programs of benchmarks/, the pages of docs/ and Ray: about seven minutes on two quiet cores."
+	$(PYTEST) -m "not programs and not docs and not ray" tests
 
 # The programs of benchmarks/, whole and small.
 test-benchmarks: $(STAMP)
 	$(PYTEST) -m programs tests/benchmarks
+
+# Studies on Ray, which comes with the extra of its name. One after another, for each needs the cores.
+test-ray: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[ray]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray tests
 
 # The tests that compare a score of something trained, as other CPUs would round and with another seed.
 SETTINGS := default onednn-avx2 oldest seed-100

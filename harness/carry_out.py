@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twinbench.foundation.errors import RunFailure
+from twinbench.foundation.files import machine_faults
 from twinbench.foundation.lease import Lease
 from twinbench.harness.console import say
 from twinbench.harness.execute import execute
@@ -19,7 +20,7 @@ from twinbench.harness.records import collect
 from twinbench.harness.store import LOOK_SECONDS, check_writable, prepare_store
 from twinbench.harness.studies import Study
 from twinbench.harness.watch import Rebuilding, watched
-from twinbench.harness.workers import default_workers, execute_in_parallel, threads_each
+from twinbench.harness.workers import default_workers, execute_in_parallel
 from twinbench.pretraining.interrupt import Interrupted, raised_signals
 from twinbench.reports.build import build_report, check_out
 from twinbench.reports.console import render_study
@@ -33,7 +34,7 @@ class Execution:
 
     ``workers`` is what suits the machine unless given; with ``debug`` one job at a time, and the first failure ends it.
     No job may take longer than ``job_minutes``: it is then watched from another process, also if it is the only one.
-    With ``ray`` that does the jobs, each with as many threads as one of the workers here would have.
+    With ``ray`` that does the jobs, each with as many threads as one of so many workers here would have.
     """
 
     runs: Path
@@ -75,14 +76,14 @@ def carry_out(study: Study, planned: Sequence[PlannedRun], images: Images, how: 
     try:
         with raised_signals(), watched(tables, finished) as shown:
             watch = Rebuilding(shown, rebuild)
-            watches = how.job_minutes is not None and not how.debug
+            seconds = None if how.job_minutes is None else 60 * how.job_minutes
+            watches = seconds is not None and not how.debug
             if how.ray is not None and len(finished) < len(plan):
                 prepare_for_ray(how.ray)  # before it is imported, which is here and nowhere else
                 from twinbench.harness.ray_executor import execute_on_ray
 
-                failures = execute_on_ray(plan, images, threads_each(how.at_once), how.ray, watch, say)
+                failures = execute_on_ray(plan, images, how.workers, how.ray, watch, say, seconds)
             elif (how.at_once > 1 or watches) and len(finished) < len(plan):
-                seconds = None if how.job_minutes is None else 60 * how.job_minutes
                 failures = execute_in_parallel(plan, images, how.at_once, watch, say, job_seconds=seconds)
             else:
                 failures = execute(plan, images, watch, say, how.debug)
@@ -107,8 +108,9 @@ def _alone_at(out: Path) -> Iterator[None]:
     """Wait for another command that writes the same report, which ends with the same last job."""
     place = out.resolve()
     lease = Lease(place.parent / f".{place.name}.lock")
-    while not lease.take():
-        time.sleep(LOOK_SECONDS)
+    with machine_faults("cannot write a report here", out, "make the folder writable, or give another one"):
+        while not lease.take():
+            time.sleep(LOOK_SECONDS)
     try:
         yield
     finally:

@@ -93,7 +93,7 @@ def run(
     ] = None,
     executor: Annotated[
         Literal["local", "ray"],
-        typer.Option(help="Who does the jobs: processes here, or Ray's (extra: ray)."),
+        typer.Option(help="Who does the jobs: processes of this command, or Ray (extra: ray)."),
     ] = "local",
     address: Annotated[
         str | None,
@@ -130,7 +130,7 @@ def run(
     from twinbench.harness.commands import StudyRequest, run_study
     from twinbench.harness.ray_options import asked_of_ray
 
-    ray = asked_of_ray(executor, address, devices, nodes, time_limit, debug)
+    ray = asked_of_ray(executor, address, devices, nodes, debug)
     request = StudyRequest(
         study=study,
         seeds=seeds,

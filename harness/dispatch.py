@@ -139,7 +139,7 @@ class _Terminal:
             return False
         if kind == "start":
             self._reports[label] = self._watch.start(label)
-        elif kind == "progress":
+        elif kind == "progress" and label in self._reports:  # a queue elsewhere may have lost that it began
             self._reports[label](*content)
         elif kind == "end":
             self._watch.end(label, content)

@@ -83,8 +83,8 @@ def plan_study(
 ) -> list[PlannedRun]:
     """Every run of every table, each checked against its method's contract and the image set before any work.
 
-    Each training is to have so many ``ranks``. Runs that several tables need are the same run in each. Raises InputError for whatever a recipe, a protocol name,
-    an override or a checkpoint gets wrong.
+    Each training is to have so many ``ranks``. Runs that several tables need are the same run in each. Raises
+    InputError for whatever a recipe, a protocol name, an override or a checkpoint gets wrong.
     """
     check_overrides(study, overrides)
     planned = []

@@ -1,9 +1,9 @@
 """Jobs on Ray: each a task with its CPUs, GPUs, memory and time limit, on this machine or on a cluster.
 
 The order of jobs, the leases of runs and the messages are those of local workers (`harness.dispatch`); here is what Ray
-has beside them: nodes, which get lost, and what a job may take of them. A thread of this process waits for each task, for
-tasks end in many ways: `_Jobs` says what follows from each. Whoever may not have a result at the end is marked by this
-process, once nobody holds the lease of the run.
+has beside them: nodes, which get lost, and what a job may take of them. A thread of this process waits for each task,
+and `_Jobs` says what follows from each of the ways in which tasks end. A job that could not mark itself as failed is
+marked by this process, once nobody holds the lease of its run.
 
 A training on several devices is a task for each in a placement group; they join as processes of torchrun do.
 
@@ -12,6 +12,7 @@ This is the one module that imports Ray, and only `harness.carry_out` imports th
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import signal
@@ -38,27 +39,25 @@ from twinbench.foundation.errors import ExplainedError, InputError, RunFailure
 from twinbench.foundation.lease import Seen
 from twinbench.harness.console import legible_warnings
 from twinbench.harness.dispatch import Messages, Told, check_stop, hand_out
-from twinbench.harness.estimate import Unit, Use, estimate, former_use, measured_use
-from twinbench.harness.execute import Training, attempt, evaluation_device, explained, mark_failed, train_run
+from twinbench.harness.estimate import Unit, Use, estimate, former_use, measured_use, time_limit
+from twinbench.harness.execute import Training, attempt, evaluation_device, explained, give_up, train_run
 from twinbench.harness.images import Images
-from twinbench.harness.mirror import Sights
+from twinbench.harness.mirror import Sights, mirrored, store_at, url_of
 from twinbench.harness.plan import Job
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.ray_options import RayOptions
 from twinbench.harness.schedule import Waiting, unfinished_runs
 from twinbench.harness.watch import Watch
-from twinbench.harness.workers import timing_line
+from twinbench.harness.workers import compute_with, default_workers, threads_each, timing_line, too_late
 from twinbench.pretraining.engine import Hardware, launch
 from twinbench.pretraining.interrupt import Interrupted, StopRequest
-from twinbench.pretraining.memory import is_out_of_memory
+from twinbench.pretraining.memory import is_out_of_memory, release_freed_memory
 from twinbench.pretraining.method import method_class
 from twinbench.pretraining.recipe import Recipe
 from twinbench.pretraining.train import ReportProgress, device_name
 
 LOST_TRIES = 3
 """So many times a job is begun again after its node or its process was lost."""
-LIMIT_SHARE, LEAST_LIMIT_SECONDS, UNKNOWN_LIMIT_SECONDS = 10.0, 3600.0, 24 * 3600.0
-"""A job may take ten times its estimate and at least an hour; one that nobody can estimate, a day."""
 MEMORY_SHARE, LEAST_MEMORY, UNKNOWN_MEMORY = 1.25, 2**29, 2**30
 """A job asks for 1.25 times the memory of its estimate, at least 512 MiB; one that nobody can estimate, for 1 GiB."""
 MORE_MEMORY = 2
@@ -73,37 +72,41 @@ _POLL_SECONDS = 0.5
 _AHEAD = 2  # tasks that Ray has at a time, for each that it can run: those that wait begin without a pause
 _MOST_THREADS = 4096
 _SEEN_TRIES, _SEEN_SECONDS = 10, 0.5  # for a network file system that shows a new file late
+_KNOCK_SECONDS = 10.0
 _STORE_OF_OBJECTS = 128 * 2**20  # bytes of shared memory: next to nothing passes through it
 
 
 def execute_on_ray(
     plan: Sequence[Job],
     images: Images,
-    threads: int,
+    workers: int | None,
     options: RayOptions,
     watch: Watch,
     say: Callable[[str], None],
+    job_seconds: float | None = None,
 ) -> int:
-    """Do every unfinished job as a task of Ray, each with so many ``threads``; returns how many jobs failed.
+    """Do every unfinished job as a task of Ray; returns how many jobs failed.
 
-    How long jobs take and how much memory is estimated as for local workers, on the nodes of the cluster.
+    A job has as many CPUs as one of so many ``workers`` on this machine would have; where there are GPUs, one of them
+    and, unless ``workers`` are given, its share of the CPUs beside it. It may take ``job_seconds``; unless they are
+    given, what `time_limit` says. What jobs take is estimated as for local workers, on the nodes of the cluster.
 
     Raises RunFailure if there is no such cluster, if a node does not see the run store or none has what a job needs;
     what was finished is kept. Raises Interrupted after a signal to stop, when every training has saved.
     """
     store = plan[0].run.folder.parent
-    with _connected(options.address), _announced(store) as site_file, StopRequest() as stop:
-        site = _Site(Path.cwd(), site_file, images.data_root, threads)
-        cluster = _Cluster(_Share(threads, 1 if _has_gpus() else 0), options)
+    with _connected(options.address), _announced(store) as announced, StopRequest() as stop:
+        share = _share(workers)
+        site = _Site(Path.cwd(), store, announced, images.data_root, share.cpus, url_of(store))
+        cluster = _Cluster(share, options)
         device = _settle_everywhere(site, stop)
         use = _estimated(plan, images, store, device, site, cluster, stop, say)
-        messages: Any = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": _on(_this_node())})
-        with _Jobs(site, cluster, options, use, messages, watch) as jobs:
+        with _Jobs(site, cluster, options, use, job_seconds, watch) as jobs:
             seconds = {label: each.seconds for label, each in use.items()}
             runs = unfinished_runs(plan, seconds)
             lengths = [[seconds.get(job.label, 0.0) for job in each] for each in runs]
             waiting = Waiting(lengths, cluster.slots())
-            return hand_out(runs, waiting, jobs.room, jobs.submit, messages, jobs.clock, say, stop)
+            return hand_out(runs, waiting, jobs.room, jobs.submit, jobs.messages, jobs.clock, say, stop)
 
 
 # ---- the cluster
@@ -127,8 +130,9 @@ def _connected(address: str | None) -> Iterator[None]:
                 _node_ip_address="127.0.0.1",
             )
         else:
+            _knock(address)
             ray.init(address=address, logging_level="warning")
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"no Ray cluster can be used: {error}",
             where=address or "this machine",
@@ -145,9 +149,22 @@ def _connected(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
+def _knock(address: str) -> None:
+    """Raise OSError or ValueError where nobody answers: Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon:
+        socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
+
+
 @contextmanager
-def _announced(store: Path) -> Iterator[Path]:
-    """A file in the run store by which nodes know that they see this store and no other, for as long as it is used."""
+def _announced(store: Path) -> Iterator[Path | None]:
+    """A file in the run store by which nodes know that they see this store and no other, for as long as it is used.
+
+    None where the store is an object store, which every node has by its URL.
+    """
+    if mirrored(store) is not None:
+        yield None
+        return
     file = store.absolute() / f".seen-by-nodes-{secrets.token_hex(8)}"
     file.touch()
     try:
@@ -158,10 +175,6 @@ def _announced(store: Path) -> Iterator[Path]:
 
 def _nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
-
-
-def _has_gpus() -> bool:
-    return any(node["Resources"].get("GPU", 0) >= 1 for node in _nodes())
 
 
 def _this_node() -> str:
@@ -183,6 +196,14 @@ class _Share(NamedTuple):
         has = node["Resources"]
         count = int(has.get("CPU", 0) // self.cpus)
         return min(count, int(has.get("GPU", 0) // self.gpus)) if self.gpus else count
+
+
+def _share(workers: int | None) -> _Share:
+    """What a process of a job takes: with ``workers`` as many CPUs as each of these would have here."""
+    having = [node["Resources"] for node in _nodes() if node["Resources"].get("GPU", 0) >= 1]
+    if having and workers is None:
+        return _Share(max(1, min(int(has.get("CPU", 0) // has["GPU"]) for has in having)), 1)
+    return _Share(threads_each(workers or default_workers()), int(bool(having)))
 
 
 class _Cluster:
@@ -230,37 +251,48 @@ def _described(node: dict[str, Any]) -> str:
 class _Site:
     """Where a task finds what the command has, which is at the same place on every node.
 
-    ``announced`` is a file in the run store. A process computes with so many ``threads``.
+    ``announced`` is a file in the run store, or None where that is the mirror of an object store. A process computes
+    with so many ``threads``.
     """
 
     folder: Path
-    announced: Path
+    store: Path
+    announced: Path | None
     data_root: Path | None
     threads: int
+    url: str = ""
 
 
 @cache
 def _settle(site: _Site) -> Images:
     """Make this process one that does jobs; the images, of which each set is read once. Raises RunFailure."""
-    where = f"node {ray.util.get_node_ip_address()}"
-    for place, what in ((site.folder, "the folder of the command"), (site.announced, "the run store")):
-        for _ in range(_SEEN_TRIES):
-            if place.exists():
-                break
-            time.sleep(_SEEN_SECONDS)
-        else:
-            shown = place if place == site.folder else place.parent
-            raise RunFailure(
-                f"{where} does not see {what}: {shown}",
-                where=where,
-                next_step="put it on a disk that all nodes have at the same place, or leave that node out",
-                option="runs",
-            )
+    _require(site.folder, "the folder of the command", site.folder)
+    if site.announced is not None:
+        _require(site.announced, "the run store", site.announced.parent)
+    elif store_at(site.url) != site.store:
+        raise _unseen(
+            f"the mirror of {site.url}", site.store, "let the cache folder have the same path on all nodes"
+        )
     os.chdir(site.folder)  # relative paths of image sets begin there
-    torch.set_num_threads(site.threads)
+    compute_with(site.threads)
     legible_warnings()
     load_plugins(warn=False)
     return Images(site.data_root, quiet=True)
+
+
+def _require(place: Path, what: str, shown: Path) -> None:
+    for _ in range(_SEEN_TRIES):
+        if place.exists():
+            return
+        time.sleep(_SEEN_SECONDS)
+    raise _unseen(
+        what, shown, "put it on a disk that all nodes have at the same place, or leave that node out"
+    )
+
+
+def _unseen(what: str, place: Path, next_step: str) -> RunFailure:
+    node = f"node {ray.util.get_node_ip_address()}"
+    return RunFailure(f"{node} does not see {what}: {place}", where=node, next_step=next_step, option="runs")
 
 
 def _look(site: _Site) -> str:
@@ -332,6 +364,8 @@ def _do(
     except Exception as error:
         is_marked = meeting is None or meeting.rank == 0
         return _Ended(True, explained(error), is_out_of_memory(error), is_marked)
+    finally:
+        release_freed_memory()
 
 
 def _turned(seen: Seen | Sights | None) -> Seen | Sights | None:
@@ -371,10 +405,15 @@ def _settle_everywhere(site: _Site, stop: StopRequest) -> str:
         _remote(_look).options(scheduling_strategy=_on(node["NodeID"])).remote(site) for node in _nodes()
     ]
     _wait_for(looks, stop)
-    try:
-        return str(ray.get(looks)[0])
-    except RayTaskError as error:
-        raise _cause(error) from error
+    devices = []
+    for look in looks:
+        try:
+            devices.append(str(ray.get(look)))
+        except RayTaskError as error:
+            raise _cause(error) from error
+        except RayError:  # a node that has just been lost needs to see nothing
+            continue
+    return next(iter(devices), "")
 
 
 def _wait_for(refs: list[Any], stop: StopRequest, seconds: float = float("inf")) -> None:
@@ -472,17 +511,20 @@ class _Jobs:
         cluster: _Cluster,
         options: RayOptions,
         use: dict[str, Use],
-        messages: Any,
+        limit: float | None,
         watch: Watch,
     ) -> None:
-        self._site, self._cluster, self._options, self._use = site, cluster, options, use
-        self._messages, self._told = messages, Told(messages)
+        self._site, self._cluster, self._options, self._use, self._limit = site, cluster, options, use, limit
+        # beside this process, with which all would end, and begun again if it is killed
+        here = {"num_cpus": 0, "scheduling_strategy": _on(_this_node())}
+        self.messages: Any = Queue(actor_options={**here, "max_restarts": -1, "max_task_retries": -1})
+        self._told = Told(self.messages)
         self.clock = _Clock(watch)
         self._threads = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="job")
         self._stopping = threading.Event()
         self._lost: dict[str, int] = {}
         self._wants_more: set[str] = set()
-        self._given_up: dict[str, ExplainedError] = {}
+        self._given_up: dict[str, RunFailure] = {}
         self._said_none = False
 
     def __enter__(self) -> _Jobs:
@@ -506,25 +548,29 @@ class _Jobs:
 
     def _try(self, job: Job, seen: Seen | Sights | None) -> bool | None:
         if job.label in self._given_up:
-            return self._mark(job)
+            return self._give_up(job, self._given_up[job.label])
         self.clock.forget(job.label)
         try:
             ended = self._done_in_group(job, seen) if self._has_ranks(job) else self._done(job, seen)
         except _Stopped:
             return None
         except _TooLong:
-            return self._too_long(job)
+            return self._give_up(job, too_late(job.label, self._may_take(job)))
         except RayTaskError as error:
             raise _cause(error) from error
-        if self._stopping.is_set():
-            return ended.failed
+        except RayError as error:
+            ended = _Ended(lost=_first_line(error))
+        return ended.failed if self._stopping.is_set() else self._followed(job, ended)
+
+    def _followed(self, job: Job, ended: _Ended) -> bool | None:
+        """What follows from the way in which a job has ended; what `attempt` returns."""
         if ended.lost:
             return self._again(job, ended.lost)
         if ended.error is not None:
             if ended.out_of_memory:
                 return self._with_more_memory(job, ended.error)
             if not ended.is_marked:
-                return self._give_up(job, ended.error)
+                return self._give_up(job, RunFailure(ended.error.what, ended.error.where))
             self._told.say(f"FAILED {job.label}: {ended.error}")
             self._told.end(job.label, ended.error.what)
         return ended.failed
@@ -571,54 +617,31 @@ class _Jobs:
             )
         self._wants_more.add(job.label)
         more = _gib(self._memory(job))
-        self._told.say(
-            f"OUT OF MEMORY {job.label}, which asked for {_gib(memory)}: {error.what}; it is tried once more with {more}"
-        )
+        what = f"OUT OF MEMORY {job.label}, which asked for {_gib(memory)}: {error.what}"
+        self._told.say(f"{what}; it is tried once more with {more}")
         self._told.waits(job.label, "")
         return None
 
-    def _too_long(self, job: Job) -> bool | None:
-        return self._give_up(
-            job,
-            RunFailure(
-                f"stopped after its time limit of {self._limit(job):.0f} s",
-                where=job.run.folder,
-                next_step="give it more time (--time-limit); a training goes on from its checkpoint",
-            ),
-        )
-
-    def _give_up(self, job: Job, error: ExplainedError) -> bool | None:
+    def _give_up(self, job: Job, error: RunFailure) -> bool | None:
+        """Mark a job as failed; again if the lease of its run is held, as it is for a time after a node is lost."""
         self._given_up[job.label] = error
-        return self._mark(job)
-
-    def _mark(self, job: Job) -> bool | None:
-        """Mark a job as failed; None while the lease of its run is held, as it is for a time after a node is lost."""
-        error = self._given_up[job.label]
-        with job.run.working(job.run.lease()) as ours:
-            if not ours:
-                self._told.waits(job.label, "")
-                return None
-            if not job.is_finished():
-                mark_failed(job, error)
-        self._told.say(f"FAILED {job.label}: {error}")
-        self._told.end(job.label, error.what)
-        return True
+        return give_up(job, error, job.run.lease(), self._told, self._told.say)
 
     # what a job may take
 
     def _memory(self, job: Job) -> int:
         """The bytes of each of its processes."""
-        known = self._use.get(job.label, Use()).memory_mb * 2**20
+        # of a job on a GPU the memory of the GPU is known
+        known = 0.0 if self._cluster.share.gpus else self._use.get(job.label, Use()).memory_mb * 2**20
         wanted = max(MEMORY_SHARE * known, LEAST_MEMORY) if known else UNKNOWN_MEMORY
         together = self._options.devices if self._has_ranks(job) else 1
         times = MORE_MEMORY if job.label in self._wants_more else 1
         return self._cluster.memory(wanted * times * together) // together
 
-    def _limit(self, job: Job) -> float:
-        if self._options.limit_seconds is not None:
-            return self._options.limit_seconds
-        known = self._use.get(job.label, Use()).seconds
-        return max(LIMIT_SHARE * known, LEAST_LIMIT_SECONDS) if known else UNKNOWN_LIMIT_SECONDS
+    def _may_take(self, job: Job) -> float:
+        """The seconds after which it is stopped."""
+        limit = self._limit or time_limit(self._use.get(job.label, Use()))
+        return math.inf if limit is None else limit
 
     # tasks
 
@@ -631,7 +654,7 @@ class _Jobs:
         # a process that has been a rank is nothing else afterwards
         task = _remote(_do) if meeting is None else _remote(_do, max_calls=1)
         takes = {"num_cpus": share.cpus, "num_gpus": share.gpus, "memory": self._memory(job)}
-        return task.options(**takes, **options).remote(self._site, job, seen, self._messages, meeting)
+        return task.options(**takes, **options).remote(self._site, job, seen, self.messages, meeting)
 
     def _done(self, job: Job, seen: Seen | Sights | None) -> _Ended:
         """Do a job in one task."""
@@ -647,7 +670,7 @@ class _Jobs:
         Raises _Stopped or _TooLong when all have, which were asked to save and then killed if they did not end.
         """
         while not ray.wait(tasks, timeout=_POLL_SECONDS)[0]:
-            too_long = self.clock.seconds(job.label) > self._limit(job)
+            too_long = self.clock.seconds(job.label) > self._may_take(job)
             if too_long or self._stopping.is_set():
                 for task in tasks:
                     ray.cancel(task)
@@ -729,7 +752,7 @@ def _end(tasks: list[Any], seconds: float) -> list[Any]:
 def _result(task: Any) -> _Ended:
     """How the job of a task ended that has; raises RayTaskError for what it could not even begin with."""
     try:
-        return ray.get(task, timeout=0)
+        return ray.get(task)
     except OutOfMemoryError as error:
         return _Ended(True, RunFailure(_first_line(error)), out_of_memory=True)
     except RayTaskError:

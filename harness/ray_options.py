@@ -16,14 +16,12 @@ class RayOptions:
     """Where Ray does the jobs, and what each may take.
 
     ``address`` is that of a cluster; without it Ray is started on this machine. A training computes with ``devices``
-    processes on each of ``nodes`` machines. A job that takes longer than ``limit_seconds`` is stopped; None leaves this
-    to the estimate.
+    processes on each of ``nodes`` machines.
     """
 
     address: str | None = None
     devices: int = 1
     nodes: int = 1
-    limit_seconds: float | None = None
 
     @property
     def ranks(self) -> int:
@@ -32,12 +30,7 @@ class RayOptions:
 
 
 def asked_of_ray(
-    executor: str,
-    address: str | None,
-    devices: int | None,
-    nodes: int | None,
-    minutes: float | None,
-    debug: bool,
+    executor: str, address: str | None, devices: int | None, nodes: int | None, debug: bool
 ) -> RayOptions | None:
     """What a command line asks of Ray, None if nothing; raises InputError where that makes no sense."""
     given = {"address": address, "devices": devices, "nodes": nodes}
@@ -54,8 +47,7 @@ def asked_of_ray(
             where="executor ray",
             next_step="leave out one of the two",
         )
-    limit = None if minutes is None else 60 * minutes
-    return RayOptions(address, devices or 1, nodes or 1, limit)
+    return RayOptions(address, devices or 1, nodes or 1)
 
 
 def check_ray(options: RayOptions) -> None:
@@ -86,7 +78,6 @@ def prepare_for_ray(options: RayOptions) -> None:
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if options.address is None:
-        os.environ.setdefault(
-            "RAY_worker_niceness", "0"
-        )  # jobs give way to nothing that the command does not
+        # jobs give way to nothing that the command does not give way to, as with local workers
+        os.environ.setdefault("RAY_worker_niceness", "0")
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"

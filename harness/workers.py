@@ -204,14 +204,17 @@ class _Jobs:
             return error
         if not isinstance(error, BrokenProcessPool):
             return None
-        if is_late:
-            return RunFailure(
-                f"it did not end within {limit:g} s and was stopped",
-                where=job.label,
-                next_step="see why it hangs, or give it more time",
-                option="time_limit",
-            )
-        return _died(job.label)
+        return too_late(job.label, limit) if is_late and limit is not None else _died(job.label)
+
+
+def too_late(label: str, limit: float) -> RunFailure:
+    """Why a job has no result that was stopped after so many seconds."""
+    return RunFailure(
+        f"it did not end within {limit:g} s and was stopped",
+        where=label,
+        next_step="see why it hangs, or give it more time (--time-limit)",
+        option="time_limit",
+    )
 
 
 def _died(where: str) -> RunFailure:
@@ -312,18 +315,22 @@ class _Worker:
 def _become_worker(data_root: Path | None, threads: int, gpu: str | None, messages: Any) -> None:
     if gpu is not None:
         os.environ[_VISIBLE_GPUS] = gpu  # before anything here asks CUDA, which reads it once
-    torch.set_num_threads(threads)
-    share_cores(threads)
-    threadpool_limits(
-        threads
-    )  # of the libraries behind numpy's matrices; those that are loaded later read these
-    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)))
+    compute_with(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     end_with_parent()  # for otherwise the next command would find its run locked
     legible_warnings()
     load_plugins(warn=False)
     _Worker.images = Images(data_root, quiet=True)
     _Worker.messages = messages
+
+
+def compute_with(threads: int) -> None:
+    """Let this process, one of several side by side, compute with so many threads."""
+    torch.set_num_threads(threads)
+    share_cores(threads)
+    # of the libraries behind numpy's matrices; those that are loaded later read the variables
+    threadpool_limits(threads)
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)))
 
 
 def _device() -> str:
