@@ -185,7 +185,8 @@ def _join_ranks(chosen: Protocol, hardware: Hardware) -> bool:
     if dist.is_initialized():  # by that launcher
         divide_cores(hardware)
         return True
-    ended = None if ranks_are_started() else chosen.start_ranks(main, hardware.devices, hardware.nodes)
+    with raised_signals():
+        ended = None if ranks_are_started() else chosen.start_ranks(main, hardware.devices, hardware.nodes)
     if ended is None:
         launch(hardware, "fp32")
     elif ended:
