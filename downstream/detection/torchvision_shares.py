@@ -50,7 +50,7 @@ class SharedSampler(BalancedPositiveNegativeSampler):
 
 
 class SharedPooler(MultiScaleRoIAlign):
-    """torchvision's cutting of regions out of maps, whose scales it infers from the first batch's largest picture."""
+    """torchvision's cutting of regions from maps, whose scales it infers from the largest picture of a first batch."""
 
     def forward(
         self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
