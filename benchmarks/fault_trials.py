@@ -17,7 +17,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from fault_servers import S3, s3_server
 from PIL import Image
 
 # what a command would import
@@ -75,9 +76,16 @@ from twinbench.pretraining import train
 
 ASKED = json.loads(os.environ["TWINBENCH_FAULTS"])
 update = train.Session.update
-train._CHECKPOINT_SECONDS = 0.0  # one after every step
-contents._WORTH_AN_INDEX = 10  # where usually a set has a thousand files
-contents._SETTLED_NS = 0
+
+
+def replaced(module, name, value):
+    getattr(module, name)  # it must be called so
+    setattr(module, name, value)
+
+
+replaced(train, "_CHECKPOINT_SECONDS", 0.0)  # one after every step
+replaced(contents, "WORTH_AN_INDEX", 10)  # where usually a set has a thousand files
+replaced(contents, "_SETTLED_NS", 0)
 
 
 def hang():
@@ -106,6 +114,14 @@ def struck(self, progress):
 
 
 train.Session.update = struck
+
+if ASKED["patience"]:
+    from twinbench.foundation import object_store
+    from twinbench.harness import mirror
+
+    replaced(object_store, "PATIENCE_SECONDS", ASKED["patience"])
+    replaced(mirror, "SEND_SECONDS", 0.2)
+    replaced(mirror, "ASK_SECONDS", 0.2)
 
 if ASKED["clock"]:
     clock, now, now_ns, utime = Path(ASKED["clock"]), time.time, time.time_ns, os.utime
@@ -274,7 +290,9 @@ class Place:
     """A folder in which the study runs, with what was drawn for it.
 
     ``harmed`` are files that a fault has changed, and those that have to be made again with them; ``environment`` is
-    added to that of commands, and the file ``clock`` tells by how many seconds their clock is wrong.
+    added to that of commands, and the file ``clock`` tells by how many seconds their clock is wrong. Every command gets
+    the ``words``; the run store is where ``runs`` matches, and an object store is asked for so many seconds of
+    ``patience``.
     """
 
     folder: Path
@@ -282,33 +300,42 @@ class Place:
     environment: dict[str, str] = field(default_factory=dict)
     harmed: set[Path] = field(default_factory=set)
     clock: Path | None = None
+    words: tuple[str, ...] = ()
+    runs: str = "runs"
+    patience: float | None = None
     commands: int = 0
 
     def start(self, workers: int = 2, *words: str, strike: Mapping[str, object] | None = None) -> Command:
         """Begin the study's command; ``strike`` is for the plugin."""
         self.commands += 1
         said = self.folder.with_name(f"{self.folder.name}-said-{self.commands}")  # not on a disk that is full
+        study = str(self.folder.parent / f"{_NAME}.yaml")
+        command = ["run", study, "--workers", str(workers), *self.words, *words]
+        return _begin(command, self.folder, self.folder.parent / "site", self.environment_of(strike), said)
+
+    def environment_of(self, strike: Mapping[str, object] | None = None) -> dict[str, str]:
+        """What a command's environment has beside that of this process."""
         site, others = self.folder.parent / "site", os.environ.get("PYTHONPATH")
-        environment = {
+        asked = {
+            "strike": strike,
+            "clock": str(self.clock) if self.clock else None,
+            "patience": self.patience,
+        }
+        return {
             "OMP_NUM_THREADS": "1",
             "XDG_CACHE_HOME": str(self.folder / "cache"),
             "PYTHONPATH": os.pathsep.join(filter(None, [str(site), others])),
-            "TWINBENCH_FAULTS": json.dumps(
-                {"strike": strike, "clock": str(self.clock) if self.clock else None}
-            ),
+            "TWINBENCH_FAULTS": json.dumps(asked),
             **self.environment,
         }
-        study = str(self.folder.parent / f"{_NAME}.yaml")
-        command = ["run", study, "--workers", str(workers), *words]
-        return _begin(command, self.folder, site, environment, said)
 
     def finished(self) -> dict[Path, Kept]:
         """The files of every finished result: encoders with their status, records with their outcomes."""
         found: list[Path] = []
-        for status in self.folder.glob("runs/*/status.json"):
+        for status in self.folder.glob(f"{self.runs}/*/status.json"):
             if _document(status).get("status") == "done":
                 found += [status, *status.parent.glob("encoder/encoder.*")]
-        for record in self.folder.glob("runs/*/records/*.json"):
+        for record in self.folder.glob(f"{self.runs}/*/records/*.json"):
             if (document := _document(record)).get("status") == "done":
                 found += [record, record.with_name(document["outcomes"]["file"])]
         return {file: kept(file) for file in found if file not in self.harmed}
@@ -319,9 +346,14 @@ class Place:
 
     def content(self) -> dict[str, str]:
         """What must be the same whatever happened: tables, encoders and what became of every test item."""
-        patterns = (f"results/{_NAME}/tables/*", "runs/*/encoder/encoder.*", "runs/*/records/*.safetensors")
-        files = [file for pattern in patterns for file in self.folder.glob(pattern)]
-        return {str(file.relative_to(self.folder)): kept(file).sha256 for file in files}
+        of_runs = [
+            file
+            for pattern in ("encoder/encoder.*", "records/*.safetensors")
+            for file in self.folder.glob(f"{self.runs}/*/{pattern}")
+        ]
+        found = {"/".join(["runs", *file.parts[-3:]]): kept(file).sha256 for file in of_runs}
+        tables = self.folder.glob(f"results/{_NAME}/tables/*")
+        return found | {str(file.relative_to(self.folder)): kept(file).sha256 for file in tables}
 
     def size(self) -> int:
         """Bytes on a disk with pages of 4096."""
@@ -353,6 +385,18 @@ class World:
         (folder / f"{_NAME}.yaml").write_text(_STUDY.replace("photos", str(folder / "photos")))
         _install(folder / "site")
         self.seconds = 0.0
+        self._servers = ExitStack()
+        self._s3: S3 | None = None
+
+    def s3(self) -> S3:
+        """The S3 server, which starts when it is first asked for."""
+        if self._s3 is None:
+            self._s3 = self._servers.enter_context(s3_server())
+        return self._s3
+
+    def close(self) -> None:
+        """End the servers."""
+        self._servers.close()
 
     @cached_property
     def undisturbed(self) -> Place:

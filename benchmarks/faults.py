@@ -30,12 +30,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
 
+from fault_servers import missing, ray_cluster
 from fault_trials import JOBS, STEPS, Command, Ended, Offence, Place, World
 from measure import facts, markdown_table, positive, run_script
 
@@ -113,8 +114,9 @@ def _require_code(ended: Ended, *codes: int) -> None:
 
 
 def _require_named(ended: Ended) -> None:
-    if ended.code != 0 and not ended.error():
-        raise Offence(f"it ends with code {ended.code} and names nothing: {ended.said[-500:]}")
+    error = ended.error()
+    if ended.code != 0 and (not error or error.startswith("error: unexpected")):
+        raise Offence(f"it ends with code {ended.code} and names {error or 'nothing'}: {ended.said[-500:]}")
 
 
 @_kind("kill -9 of a worker")
@@ -311,6 +313,55 @@ _kind("a job that hangs")(partial(_struck_inside, "hang"))
 _kind("a job that runs out of memory")(partial(_struck_inside, "memory"))
 
 
+@_kind("kill -9 of a Ray node")
+def _kill_node(world: World, place: Place) -> str:
+    with ray_cluster(place.environment_of()) as cluster:
+        command = place.start(2, "--executor", "ray", "--address", cluster.address)
+        moment = _moment(place, command)
+        node = place.draw.choice(cluster.nodes)
+        ended = _unharmed(place, command, lambda: command.strike(signal.SIGKILL, node))
+    _require_code(ended, 0)
+    return f"{moment}; {'its job was begun again' if 'LOST ' in ended.said else 'it had nothing to do'}"
+
+
+@_kind("a lost connection to the object store")
+def _cut_off(world: World, place: Place) -> str:
+    """For longer than a command waits, or for a moment; then another host sees what the first has."""
+    server = world.s3()
+    bucket = f"bucket-{place.folder.name}"
+    server.make_bucket(bucket)
+    place.environment = server.environment()
+    place.words = ("--runs", f"s3://{bucket}/runs")
+    place.runs = "cache/twinbench/stores/*/runs"
+    is_short = place.draw.random() < 0.5
+    place.patience = 60.0 if is_short else 1.0
+    command = place.start(workers=place.draw.choice((1, 2)))
+    moment = _moment(place, command)
+    server.tell("stop")
+    try:
+        if is_short:
+            time.sleep(place.draw.uniform(0, 5))
+        else:
+            ended = _unharmed(place, command, lambda: None)
+            _require_named(ended)
+    finally:
+        server.tell("start")
+    if is_short:
+        _require_code(_unharmed(place, command, lambda: None), 0)
+        return f"{moment}, for a moment"
+    return f"{moment}, for good: {ended.error() or 'it was ready'}"
+
+
+_SERVERS = {"kill -9 of a Ray node": "ray", "a lost connection to the object store": "s3"}
+
+
+def _may_strike(kind: str) -> bool:
+    """Whether this machine and this account have what a kind takes."""
+    if kind in _MOUNTED:
+        return _may_mount()
+    return kind not in _SERVERS or not missing(_SERVERS[kind])
+
+
 def kind_of(seed: int, index: int, kinds: Sequence[str]) -> str:
     """Each kind once, in an order that is drawn, then each once more, and so on."""
     turn, place = divmod(index, len(kinds))
@@ -327,6 +378,10 @@ def trial(world: World, index: int, kind: str, seed: int, keep: Path | None) -> 
         named = _repaired(world, place)
     except Offence as error:
         offence = str(error)
+    except (
+        Exception
+    ) as error:  # a fault of this program or of the machine; the others are struck all the same
+        offence = f"unexpected {type(error).__name__}: {error}"
     if offence and keep is not None:
         shutil.copytree(place.folder, keep / place.folder.name, dirs_exist_ok=True)
     _remove(world, place)
@@ -353,7 +408,20 @@ def _repaired(world: World, place: Place) -> list[str]:
     _require_same(before, place)
     if other:
         raise Offence(f"not as without the fault: {', '.join(other)}")
+    if place.words:
+        _require_shared(world, place)
     return named
+
+
+def _require_shared(world: World, place: Place) -> None:
+    """Another host, which is another cache folder, finds all finished in the object store, and the same."""
+    place.environment["XDG_CACHE_HOME"] = str(place.folder / "other-cache")
+    place.runs = f"other-{place.runs}"
+    ended = place.start(workers=1).wait()
+    _require_code(ended, 0)
+    expected, found = world.undisturbed.content(), place.content()
+    if f"{JOBS} already finished" not in ended.said or not found.items() <= expected.items():
+        raise Offence(f"another host does not find what the first one has: {ended.said[-1500:]}")
 
 
 def _differing(world: World, place: Place) -> list[str]:
@@ -409,7 +477,7 @@ def page(
     offences = "\n".join(
         f"- `--seed {seed} --index {o.index}` ({o.kind}): {o.told} {o.offence}" for o in outcomes if o.offence
     )
-    not_struck = [kind for kind in _KINDS if kind not in kinds]
+    not_struck = [kind for kind in _KINDS if not _may_strike(kind)]
     left_out = f"Left out: {', '.join(not_struck)}." if not_struck else "No kind of fault was left out."
     versions = ", ".join(f"{name} {known[name]}" for name in ("python", "torch", "numpy") if name in known)
     return f"""# Faults
@@ -445,14 +513,13 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="folder for what is left where the law was broken")
     parser.add_argument("--out", type=Path, help="write the report to this file")
     arguments = parser.parse_args()
-    kinds = arguments.kind or [kind for kind in _KINDS if kind not in _MOUNTED or _may_mount()]
+    kinds = arguments.kind or [kind for kind in _KINDS if _may_strike(kind)]
     os.sched_setaffinity(
         0, sorted(os.sched_getaffinity(0))[:2]
     )  # one thread a worker, and the same bits with one
     indices = range(arguments.faults) if arguments.index is None else [arguments.index]
     started, outcomes = time.monotonic(), list[Outcome]()
-    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        world = World(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder, closing(World(Path(folder))) as world:
         for index in indices:
             if arguments.minutes is not None and time.monotonic() - started > 60 * arguments.minutes:
                 break

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twinbench.foundation.errors import RunFailure
+from twinbench.foundation.files import machine_faults
 from twinbench.foundation.lease import Lease
 from twinbench.harness.console import say
 from twinbench.harness.execute import execute
@@ -107,8 +108,9 @@ def _alone_at(out: Path) -> Iterator[None]:
     """Wait for another command that writes the same report, which ends with the same last job."""
     place = out.resolve()
     lease = Lease(place.parent / f".{place.name}.lock")
-    while not lease.take():
-        time.sleep(LOOK_SECONDS)
+    with machine_faults("cannot write a report here", out, "make the folder writable, or give another one"):
+        while not lease.take():
+            time.sleep(LOOK_SECONDS)
     try:
         yield
     finally:

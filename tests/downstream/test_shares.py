@@ -59,7 +59,9 @@ def test_every_rank_trains_and_measures_what_one_process_does(case, ranks, one_p
             assert result[case]["measured"] == expected["measured"]
             require_equal_detections(result[case]["detections"], expected["detections"])
         assert result[case]["details"] == expected["details"]
-        margin.close("difference", result[case]["weights"], expected["weights"], rtol=1e-9, atol=1e-11)
+        # a detector's matching of boxes makes more of rounding
+        bar = 1e-7 if case in worker.DETECTORS else 1e-9
+        margin.close("difference", result[case]["weights"], expected["weights"], rtol=bar, atol=bar / 100)
 
 
 def require_equal_detections(found, expected):

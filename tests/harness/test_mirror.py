@@ -45,7 +45,7 @@ class There:
 
     def names(self):
         found = (name.removeprefix(f"{self._path}/") for name in self.files.find(self._path))
-        return sorted(name for name in found if "/.lease/" not in name)
+        return sorted(name for name in found if "/.lease/" not in name and name != ".store")
 
 
 @pytest.fixture
@@ -430,6 +430,43 @@ def test_a_run_that_is_not_there_is_said(there, host):
         inside_store(f"{there.url}/run/encoder")
     with pytest.raises(InputError, match="names no run"):
         inside_store("memory://run")
+
+
+@pytest.mark.parametrize("how", ["another", "emptied"])
+def test_another_store_at_the_same_url_is_not_taken_for_the_one_that_is_mirrored(there, host, sent, how):
+    root = store_at(there.url)
+    mirrored(root).prepare()
+    host("two")
+    mirrored(store_at(there.url)).prepare()
+    host("one")
+    sent.fails = "status.json"
+    with pytest.raises(RunFailure):
+        work(root, "run", status_json=b"ours")
+    sent.fails = None
+    word = there.get(".store")
+    there.remove(".store")
+    if how == "another":
+        there.put(".store", b"another")
+    with pytest.raises(
+        InputError,
+        match=rf"another object store answers(.|\n)*delete the mirror of the former: {root.parent}",
+    ):
+        store_at(there.url)
+    with pytest.raises(InputError, match="another object store answers"):
+        mirrored(root).prepare()
+    assert (root / "run/status.json").read_bytes() == b"ours"
+    assert there.names() == []
+    there.put(".store", word)
+    mirrored(store_at(there.url)).prepare()
+    assert there.get("run/status.json") == b"ours"
+
+
+def test_a_mirror_of_which_nothing_says_what_it_mirrors_is_not_taken_for_a_store(there, host):
+    root = store_at(there.url)
+    (root.parent / "url").unlink()
+    mirror._store_of.cache_clear()
+    with pytest.raises(InputError, match="nothing says which object store"):
+        mirrored(root)
 
 
 def test_a_folder_is_no_mirror_because_it_says_so(there, host, tmp_path):

@@ -46,3 +46,13 @@ def test_the_tables_of_a_stopped_study_show_what_is_finished(cli, tiny_study, tm
     assert statuses(report)["random_init", "knn/cosine-v1"] == "done"
     assert statuses(report)["random_init", "linear/cached-v1"] == "not run"
     assert "not run" in (report / "tables" / "main.md").read_text()
+
+
+def test_a_place_for_the_report_that_cannot_be_used_is_named(cli, tiny_study, tmp_path):
+    """As on a disk that became read-only while the study ran: a file lies where the lease of the report would be."""
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / ".tiny.lock").write_text("")
+    ended = cli("run", tiny_study, "--methods", "random_init")
+    assert ended.code == 1
+    assert "error: cannot write a report here: " in ended.err
+    assert "unexpected" not in ended.err
