@@ -559,7 +559,7 @@ class _Jobs:
         except RayTaskError as error:
             raise _cause(error) from error
         except RayError as error:
-            ended = _Ended(lost=_first_line(error))
+            ended = _Ended(lost=_in_short(error))
         return ended.failed if self._stopping.is_set() else self._followed(job, ended)
 
     def _followed(self, job: Job, ended: _Ended) -> bool | None:
@@ -753,18 +753,18 @@ def _result(task: Any) -> _Ended:
     """How the job of a task ended that has; raises RayTaskError for what it could not even begin with."""
     try:
         return ray.get(task)
-    except OutOfMemoryError as error:
-        return _Ended(True, RunFailure(_first_line(error)), out_of_memory=True)
+    except OutOfMemoryError:  # which speaks of the node at length
+        return _Ended(True, RunFailure("its node had no memory left, and Ray ended it"), out_of_memory=True)
     except RayTaskError:
         raise
     except RayError as error:
-        return _Ended(lost=_first_line(error))
+        return _Ended(lost=_in_short(error))
 
 
-def _first_line(error: Exception) -> str:
+def _in_short(error: Exception) -> str:
     """What Ray says first; it goes on with advice, and with where its logs are."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"
+    first = str(error).strip().partition("\n")[0].partition(". ")[0]
+    return f"{type(error).__name__}: {first}"
 
 
 def _gib(memory: int) -> str:

@@ -279,33 +279,44 @@ def test_a_job_without_memory_gets_more_once_and_one_without_end_is_stopped(stud
     }
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_jobs_save_and_the_local_executor_goes_on_to_the_same_bits(
-    cli, study, tmp_path, wait_for, number
+def test_signals_let_jobs_save_and_the_local_executor_goes_on_to_the_same_bits(
+    cli, study, tmp_path, wait_for
 ):
     path = study(epochs=60)
     words = ["run", path, "--methods", "barlow_twins", "--workers", "2"]
-    with (tmp_path / "said").open("w") as said:
-        process = subprocess.Popen(
-            [sys.executable, "-c", MAIN, *map(str, words), *HERE],
-            cwd=tmp_path,
-            stderr=said,
-            start_new_session=True,
-        )
-    wait_for(lambda: any(log.stat().st_size > 300 for log in tmp_path.glob("runs/*/metrics.jsonl")), process)
-    # Ctrl-C reaches every process of the terminal's group
-    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-    code, text = process.wait(), (tmp_path / "said").read_text()
-    assert code == 75, text
-    assert f"stopped by {number.name}; every training has saved" in text
-    assert list(tmp_path.glob("runs/*/checkpoints/step-*.pt")), text
-    assert not list(tmp_path.glob("runs/*/encoder"))
-    (status,) = tmp_path.glob("runs/*/status.json")
-    assert json.loads(status.read_text())["status"] == "interrupted"
+    for number in (signal.SIGTERM, signal.SIGINT):
+        text = stopped_by(number, [*words, *HERE], tmp_path, wait_for)
+        assert f"stopped by {number.name}; every training has saved" in text
+        assert list(tmp_path.glob("runs/*/checkpoints/step-*.pt")), text
+        assert not list(tmp_path.glob("runs/*/encoder"))
+        (status,) = tmp_path.glob("runs/*/status.json")
+        assert json.loads(status.read_text())["status"] == "interrupted"
     for runs in ("runs", "whole"):
         ended = cli(*words, "--runs", runs, "--out", f"results-{runs}/tiny")
         assert ended.code == 0, ended.err
     assert numbers(tmp_path / "results-runs/tiny") == numbers(tmp_path / "results-whole/tiny")
+
+
+def stopped_by(number: signal.Signals, words: list[object], tmp_path: Path, wait_for) -> str:
+    """Begin or go on, and send the signal in the middle of the training; returns what the command said."""
+
+    def rows() -> int:
+        return sum(log.read_text().count("\n") for log in tmp_path.glob("runs/*/metrics.jsonl"))
+
+    before = rows()
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-c", MAIN, *map(str, words)],
+            cwd=tmp_path,
+            stderr=said,
+            start_new_session=True,
+        )
+    wait_for(lambda: rows() >= before + 5, process)
+    # Ctrl-C reaches every process of the terminal's group
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    code, text = process.wait(), (tmp_path / "said").read_text()
+    assert code == 75, text
+    return text
 
 
 def test_a_training_on_two_devices_is_that_of_one_up_to_rounding(cli, study, tmp_path):
