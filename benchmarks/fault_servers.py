@@ -47,7 +47,8 @@ class RayCluster:
 @contextmanager
 def ray_cluster(environment: Mapping[str, str]) -> Iterator[RayCluster]:
     """A head without CPUs and two nodes with one each, whose processes have such an environment."""
-    with _process([sys.executable, "-c", _CLUSTER], environment) as process:
+    not_niced = {**environment, "RAY_worker_niceness": "0"}
+    with _process([sys.executable, "-c", _CLUSTER], not_niced) as process:
         assert process.stdout is not None
         address, nodes = json.loads(process.stdout.readline())
         yield RayCluster(address, nodes)

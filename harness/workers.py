@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -55,6 +56,7 @@ from twinbench.pretraining.memory import release_freed_memory
 from twinbench.pretraining.train import device_name
 
 _MOST_WORKERS = 8
+_TIMING_SECONDS = 600.0  # for a few steps
 _VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 
 
@@ -297,11 +299,21 @@ def _timings(crew: Crew, units: list[Unit], busy: int, stop: StopRequest | None 
     while len(first) < len(units):
         while len(under_way) < busy:
             place = next(turns)
-            under_way[crew.submit(_time, units[place])] = place
+            timing = crew.submit(_time, units[place])
+            _end_if_it_hangs(crew, timing)
+            under_way[timing] = place
         for timing in wait(under_way, timeout=MESSAGE_SECONDS, return_when=FIRST_COMPLETED).done:
             first.setdefault(under_way.pop(timing), timing)
         check_stop(stop)
     return [first[place] for place in range(len(units))]
+
+
+def _end_if_it_hangs(crew: Crew, timing: Future[Use]) -> None:
+    """Also where nobody waits for it any more. Of one that was ended nothing is known; its job has its own limit."""
+    timer = threading.Timer(_TIMING_SECONDS, crew.kill, [timing])
+    timer.daemon = True
+    timer.start()
+    timing.add_done_callback(lambda _: timer.cancel())
 
 
 class _Worker:

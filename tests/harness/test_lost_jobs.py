@@ -1,6 +1,7 @@
 """Jobs whose worker dies, hangs or has too little memory: tried once more, alone, and then marked as failed."""
 
 import json
+import threading
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -161,3 +162,23 @@ def test_one_that_was_done_the_moment_before_its_worker_died_is_done(cli, tiny_s
     assert execute.give_up(Job(), RunFailure("died"), None, Watch(), said.append) is False
     assert (said, ends) == ([], [(STRUCK, "")])
     assert file.stat().st_mtime_ns == before
+
+
+def test_a_timing_that_hangs_is_ended_and_nothing_is_known_of_it(monkeypatch):
+    """On each of two workers; of the last one, for which nobody waits, too."""
+    monkeypatch.setattr(workers, "_TIMING_SECONDS", 0.05)
+    hung, ended = [], threading.Event()
+
+    class Hanging:
+        def submit(self, function, *arguments):
+            hung.append(Future())
+            return hung[-1]
+
+        def kill(self, work):
+            work.set_exception(BrokenProcessPool())
+            if len(hung) >= 2 and all(each.done() for each in hung):
+                ended.set()
+
+    (timing,) = workers._timings(Hanging(), ["a unit"], busy=2)
+    assert isinstance(timing.exception(), BrokenProcessPool)
+    assert ended.wait(60)
