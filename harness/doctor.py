@@ -74,9 +74,9 @@ def _bf16() -> str:
 
 def _image_set(name: str, data_root: Path | None) -> str:
     if name.endswith((":PATH", ":NAME")):
-        found = _ANY_FOLDER.get(name, "any folder of this format")
+        any_folder = _ANY_FOLDER.get(name, "any folder of this format")
         lacks = name == "shards:PATH" and find_spec("webdataset") is None
-        return f'{found}; needs pip install "twinbench[webdataset]"' if lacks else found
+        return f'{any_folder}; needs pip install "twinbench[webdataset]"' if lacks else any_folder
     try:
         found = load_image_set(name, data_root)
     except InputError as error:
