@@ -548,7 +548,7 @@ class _Jobs:
 
     def _try(self, job: Job, seen: Seen | Sights | None) -> bool | None:
         if job.label in self._given_up:
-            return self._give_up(job, self._given_up[job.label])
+            return self._give_up(job, self._given_up[job.label], seen)
         self.clock.forget(job.label)
         try:
             ended = self._done_in_group(job, seen) if self._has_ranks(job) else self._done(job, seen)
@@ -622,10 +622,13 @@ class _Jobs:
         self._told.waits(job.label, "")
         return None
 
-    def _give_up(self, job: Job, error: RunFailure) -> bool | None:
-        """Mark a job as failed; again if the lease of its run is held, as it is for a time after a node is lost."""
+    def _give_up(self, job: Job, error: RunFailure, seen: Seen | Sights | None = None) -> bool | None:
+        """Mark a job as failed; again if the lease of its run is held, as it is for a time after a node is lost.
+
+        ``seen`` is for how long: a lease that is looked at for the first time is held.
+        """
         self._given_up[job.label] = error
-        return give_up(job, error, job.run.lease(), self._told, self._told.say)
+        return give_up(job, error, job.run.lease(seen), self._told, self._told.say)
 
     # what a job may take
 

@@ -221,14 +221,40 @@ def test_a_lost_node_costs_its_job_one_try_and_nothing_else(cli, study, cluster,
 
 
 def test_a_job_that_is_lost_again_and_again_has_failed(cli, study, tmp_path, monkeypatch):
-    """A worker that dies at once, whatever is tried."""
-    monkeypatch.setattr(ray_executor, "_do", lambda *args: os._exit(7))
+    """Its process dies at once, whatever is tried, and leaves a lease as the process of another machine does."""
+    held = {"host": "elsewhere", "pid": 7, "machine": "another", "since": "just now", "seconds": 3.0}
+
+    def die(site, job, *rest):
+        if job.evaluation is not None:  # for which there is no encoder
+            return ray_executor._Ended(False)
+        place = job.run.folder / ".lease"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{len(list(place.iterdir())) + 1:09d}.held").write_text(json.dumps(held))
+        os._exit(7)
+
+    monkeypatch.setattr(ray_executor, "_do", die)
     monkeypatch.setattr(ray_executor, "LOST_TRIES", 1)
     ended = cli("run", study(), "--methods", "random_init", *HERE)
     assert ended.code == 1
     assert ended.err.count("LOST pretrain random_init (seed 0): WorkerCrashedError") == 1, ended.err
+    assert ended.err.count("pretrain random_init (seed 0) waits for process 7 on elsewhere") >= 1, ended.err
     assert "FAILED pretrain random_init (seed 0): lost 2 times" in ended.err
     assert "lost 2 times" in (tmp_path / "results/tiny/tables/main.md").read_text()
+
+
+def test_a_run_left_by_another_machine_is_taken_over_after_its_time(cli, study, tmp_path):
+    """What this process saw of the lease goes along: a worker that counted anew would find it held for ever."""
+    words = ["run", study(), "--methods", "random_init"]
+    assert cli(*words).code == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    for record in (folder / "records").glob("*.json"):
+        record.unlink()
+    held = {"host": "elsewhere", "pid": 7, "machine": "another", "since": "just now", "seconds": 3.0}
+    (folder / ".lease" / "000000099.held").write_text(json.dumps(held))
+    ended = cli(*words, *HERE)
+    assert ended.code == 0, ended.err
+    assert "waits for process 7 on elsewhere" in ended.err
+    assert len(list((folder / "records").glob("*.json"))) == 2
 
 
 @pytest.fixture
