@@ -55,7 +55,13 @@ def fuzz(name: str, inputs: int, seed: int, guided: bool) -> None:
         for place, file in enumerate(names):
             (Path(corpus) / f"{place:03d}").write_bytes(bytes([place]) + good[file])
         options = [f"-runs={inputs}", f"-seed={seed}", f"-max_len={_MOST_BYTES}"]
-        options += ["-rss_limit_mb=0", "-timeout=120", "-print_final_stats=1", corpus]
+        options += [
+            "-rss_limit_mb=0",
+            "-timeout=120",
+            "-print_final_stats=1",
+            f"-artifact_prefix={corpus}/",
+            corpus,
+        ]
         atheris.Setup([sys.argv[0], *options], read, custom_mutator=mutate)
         atheris.Fuzz()
 

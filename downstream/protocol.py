@@ -116,12 +116,13 @@ class Protocol(ABC):
     def check_ranks(self, ranks: int) -> None:  # noqa: B027  (most take any number)
         """Raise InputError if so many ranks cannot share the work, before any is done."""
 
-    def start_ranks(self, main: Callable[[], None], devices: int, nodes: int) -> bool:
+    def start_ranks(self, main: Callable[[], None], devices: int, nodes: int) -> int | None:
         """Where the protocol's library has a launcher of its own: run ``main`` on this machine's ranks, and wait.
 
-        They find a process group. Without such a launcher nothing is done, and the answer is False.
+        They find a process group. Returns the exit code of the first that fails, or 0. Without such a launcher nothing
+        is done, and the answer is None.
         """
-        return False
+        return None
 
     def unmeasured(self, image_set: ImageSet) -> dict[str, str]:
         """Which of ``metrics`` this image set has no number for, each with the reason; known before any work."""

@@ -71,7 +71,7 @@ class ObjectStore:
         from fsspec.core import url_to_fs  # a second that few commands need
 
         try:
-            files, path = url_to_fs(self.url, use_listings_cache=False)
+            files, path = url_to_fs(self.url, use_listings_cache=False, **_options(self.url))
         except ImportError as error:
             raise InputError(
                 f"the library for this kind of store is not installed: {error}",
@@ -235,6 +235,16 @@ class LeaseObjects:
 
     def _name(self, name: str) -> str:
         return f"{self._below}/{FOLDER}/{name}"
+
+
+def _options(url: str) -> dict[str, Any]:
+    """For S3, that botocore asks once: s3fs asks it five times, each for 15 s, and we ask s3fs again."""
+    if not url.startswith("s3"):
+        return {}
+    from fsspec.config import conf
+
+    own = conf.get("s3", {}).get("config_kwargs", {})
+    return {"config_kwargs": {"retries": {"total_max_attempts": 1}, **own}}
 
 
 def _sign(info: dict[str, Any]) -> str:

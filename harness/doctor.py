@@ -25,6 +25,7 @@ _BUILD = (
 _OLD_SETUPTOOLS = "its model zoo imports pkg_resources and wants setuptools<81; no protocol needs it"
 _ANY_FOLDER = {
     "folder:PATH": "any image folder with train/<class>/* and test/<class>/*",
+    "shards:PATH": "any folder of WebDataset's tar files, train-*.tar and test-*.tar",
     "voc:PATH": "any Pascal VOC folder with Annotations, ImageSets and JPEGImages, or a VOCdevkit",
     "coco:PATH": "any folder with annotations/instances_*.json and pictures, as COCO unpacks",
     "val-of:NAME": "any of these sets, measured on its validation images",
@@ -83,7 +84,9 @@ def _bf16() -> str:
 
 def _image_set(name: str, data_root: Path | None) -> str:
     if name.endswith((":PATH", ":NAME")):
-        return _ANY_FOLDER.get(name, "any folder of this format")
+        any_folder = _ANY_FOLDER.get(name, "any folder of this format")
+        lacks = name == "shards:PATH" and find_spec("webdataset") is None
+        return f'{any_folder}; needs pip install "twinbench[webdataset]"' if lacks else any_folder
     try:
         found = load_image_set(name, data_root)
     except InputError as error:

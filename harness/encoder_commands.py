@@ -185,10 +185,13 @@ def _join_ranks(chosen: Protocol, hardware: Hardware) -> bool:
     if dist.is_initialized():  # by that launcher
         divide_cores(hardware)
         return True
-    if not ranks_are_started() and chosen.start_ranks(main, hardware.devices, hardware.nodes):
-        return False
-    launch(hardware, "fp32")
-    return True
+    with raised_signals():
+        ended = None if ranks_are_started() else chosen.start_ranks(main, hardware.devices, hardware.nodes)
+    if ended is None:
+        launch(hardware, "fp32")
+    elif ended:
+        raise SystemExit(ended)  # that rank has said why
+    return ended is None
 
 
 def _unfinished(run: Run | None, out: Path | None) -> Path | None:

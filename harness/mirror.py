@@ -21,6 +21,8 @@ which only work needs.
   marked ``unsent``: what was changed here counts, is kept, and is sent by the next command that may write. Where both
   sides have changed, another host has taken the run over, and its files win. Of a mirror without the mark the store is
   right in every case: it is a cache, and may be deleted.
+- The object ``.store`` is a word that tells the store from another one with its URL, at another endpoint or after it
+  was emptied; a mirror of one is never taken for that of the other.
 - Nothing is removed from the store but what replaces itself, checkpoints and outcomes, so no cleaner of cache folders
   can remove a result.
 
@@ -37,6 +39,7 @@ import shutil
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -58,7 +61,8 @@ ASK_SECONDS = 10.0
 """How often the store is asked whether another host has left a run: each question is paid for."""
 _AT_ONCE = 8  # objects fetched
 _INDEX = ".mirror.json"
-_URL_FILE = "url"
+_URL_FILE, _NAME_FILE = "url", "name"
+_NAME = ".store"
 _NOT_KEPT = "features/"
 _SOURCES = ("recipe.yaml", "source.yaml")
 _FOR_WORK = ("checkpoints/", f"encoder/{WEIGHTS_FILE}")
@@ -137,8 +141,14 @@ def mirrored(root: Path) -> MirroredStore | None:
 
 @cache
 def _store_of(root: Path) -> MirroredStore:
-    url = (root.parent / _URL_FILE).read_text(encoding="utf-8")
-    return MirroredStore(url, root)
+    try:
+        return MirroredStore((root.parent / _URL_FILE).read_text(encoding="utf-8"), root)
+    except FileNotFoundError as error:
+        raise InputError(
+            "nothing says which object store this is the mirror of",
+            where=root,
+            next_step="name the store by its URL on this machine, too: twinbench ls runs --runs URL",
+        ) from error
 
 
 def _as_url(text: str | Path) -> str | None:
@@ -206,7 +216,11 @@ class MirroredStore:
         self.objects = ObjectStore(url, root)
 
     def refresh(self, whole: str = "") -> None:
-        """Fetch what its readers need and is not here as it is there; of the run ``whole`` everything."""
+        """Fetch what its readers need and is not here as it is there; of the run ``whole`` everything.
+
+        Raises InputError where another store answers than the one that is mirrored.
+        """
+        self._check_name()
         runs: dict[str, dict[str, Stored]] = {
             folder.name: {} for folder in self._root.iterdir() if (folder / _INDEX).is_file()
         }
@@ -244,6 +258,9 @@ class MirroredStore:
     def prepare(self) -> None:
         """Before work: raise where the store cannot be shared or written; send what an earlier command could not."""
         self.objects.prove()
+        self._check_name()
+        self.objects.patiently(lambda: self.objects.create(_NAME, uuid.uuid4().hex.encode()))
+        self._check_name()
         for folder in sorted(self._root.iterdir()):
             if (folder / _INDEX).is_file() and _Copy(folder, self.objects).unsent:
                 lease = self.lease(folder)
@@ -254,6 +271,23 @@ class MirroredStore:
                     _log.warning(
                         "%s: cannot send what is here, for %s works in it", folder.name, lease.holder()
                     )
+
+    def _check_name(self) -> None:
+        file = self._root.parent / _NAME_FILE
+        known = file.read_bytes() if file.is_file() else b""
+        try:
+            name = self.objects.patiently(lambda: self.objects.read(_NAME))
+        except FileNotFoundError:  # nobody has worked there yet
+            name = b""
+        if known and name != known:
+            raise InputError(
+                "another object store answers at this URL than before, or it was emptied",
+                where=self.url,
+                next_step="use the same endpoint as before (AWS_ENDPOINT_URL); or, if this is right, delete the mirror "
+                f"of the former: {self._root.parent}",
+            )
+        if not known and name:
+            write_atomically(file, name)
 
     def lease(self, folder: Path, seen: Sights | None = None) -> MirroredLease:
         """The leases of the run in a folder of the mirror."""

@@ -548,7 +548,7 @@ class _Jobs:
 
     def _try(self, job: Job, seen: Seen | Sights | None) -> bool | None:
         if job.label in self._given_up:
-            return self._give_up(job, self._given_up[job.label])
+            return self._give_up(job, self._given_up[job.label], seen)
         self.clock.forget(job.label)
         try:
             ended = self._done_in_group(job, seen) if self._has_ranks(job) else self._done(job, seen)
@@ -559,7 +559,7 @@ class _Jobs:
         except RayTaskError as error:
             raise _cause(error) from error
         except RayError as error:
-            ended = _Ended(lost=_first_line(error))
+            ended = _Ended(lost=_in_short(error))
         return ended.failed if self._stopping.is_set() else self._followed(job, ended)
 
     def _followed(self, job: Job, ended: _Ended) -> bool | None:
@@ -622,10 +622,13 @@ class _Jobs:
         self._told.waits(job.label, "")
         return None
 
-    def _give_up(self, job: Job, error: RunFailure) -> bool | None:
-        """Mark a job as failed; again if the lease of its run is held, as it is for a time after a node is lost."""
+    def _give_up(self, job: Job, error: RunFailure, seen: Seen | Sights | None = None) -> bool | None:
+        """Mark a job as failed; again if the lease of its run is held, as it is for a time after a node is lost.
+
+        ``seen`` is for how long: a lease that is looked at for the first time is held.
+        """
         self._given_up[job.label] = error
-        return give_up(job, error, job.run.lease(), self._told, self._told.say)
+        return give_up(job, error, job.run.lease(seen), self._told, self._told.say)
 
     # what a job may take
 
@@ -753,18 +756,18 @@ def _result(task: Any) -> _Ended:
     """How the job of a task ended that has; raises RayTaskError for what it could not even begin with."""
     try:
         return ray.get(task)
-    except OutOfMemoryError as error:
-        return _Ended(True, RunFailure(_first_line(error)), out_of_memory=True)
+    except OutOfMemoryError:  # which speaks of the node at length
+        return _Ended(True, RunFailure("its node had no memory left, and Ray ended it"), out_of_memory=True)
     except RayTaskError:
         raise
     except RayError as error:
-        return _Ended(lost=_first_line(error))
+        return _Ended(lost=_in_short(error))
 
 
-def _first_line(error: Exception) -> str:
+def _in_short(error: Exception) -> str:
     """What Ray says first; it goes on with advice, and with where its logs are."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"
+    first = str(error).strip().partition("\n")[0].partition(". ")[0]
+    return f"{type(error).__name__}: {first}"
 
 
 def _gib(memory: int) -> str:

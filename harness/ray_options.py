@@ -77,6 +77,7 @@ def prepare_for_ray(options: RayOptions) -> None:
     Without the last of the variables, named for the systems where it is the default, it listens to the network.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_COLOR_PREFIX"] = "0"  # what it passes on from nodes is for logs, too
     if options.address is None:
         # jobs give way to nothing that the command does not give way to, as with local workers
         os.environ.setdefault("RAY_worker_niceness", "0")

@@ -62,12 +62,11 @@ class Detectron2C4(FineTuning):
         require_detectron2(self.name)
         super().check(image_set)
 
-    def start_ranks(self, main: Callable[[], None], devices: int, nodes: int) -> bool:
+    def start_ranks(self, main: Callable[[], None], devices: int, nodes: int) -> int | None:
         """By Detectron2's launcher."""
         from twinbench.downstream.detection.d2.launcher import launch_ranks
 
-        launch_ranks(main, devices, nodes)
-        return True
+        return launch_ranks(main, devices, nodes)
 
     def build(self, encoder: Encoder, classes: int, masks: bool, device: torch.device) -> Detector:
         """A Faster R-CNN C4, or a Mask R-CNN C4 for a set with masks."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from torch import Tensor
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import MultiScaleRoIAlign
 
 from twinbench.downstream.detection.shares import drawn_in_turn, shares_of_means
 from twinbench.foundation.collectives import rank, world_size
@@ -37,13 +39,28 @@ class SharedSampler(BalancedPositiveNegativeSampler):
     def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Masks of the objects and of the background that are chosen from each picture's regions ``[R]``."""
         choose = super().__call__
-        chosen = [drawn_in_turn(labels, lambda labels=labels: choose([labels])) for labels in matched_idxs]
-        objects, background = (
-            [mask for part in parts for mask in part] for parts in zip(*chosen, strict=True)
-        )
+        objects, background = [], []
+        for labels in matched_idxs:
+            found = drawn_in_turn(labels, partial(choose, [labels]))
+            objects += found[0]
+            background += found[1]
         self.objects = sum(int(mask.sum()) for mask in objects)
         self.taken = self.objects + sum(int(mask.sum()) for mask in background)
         return objects, background
+
+
+class SharedPooler(MultiScaleRoIAlign):
+    """torchvision's cutting of regions from maps, whose scales it infers from the largest picture of a first batch."""
+
+    def forward(
+        self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> Tensor:
+        """The maps' values in the boxes; in training the first batch is that of all ranks."""
+        if self.training and self.scales is None:
+            height, width = largest([float(max(sides)) for sides in zip(*image_shapes, strict=True)])
+            image_shapes = [(round(height), round(width))]
+        values: Tensor = super().forward(x, boxes, image_shapes)
+        return values
 
 
 def share_over_ranks(detector: GeneralizedRCNN) -> None:
@@ -56,6 +73,10 @@ def share_over_ranks(detector: GeneralizedRCNN) -> None:
     for part in (detector.rpn, detector.roi_heads):
         sampler = part.fg_bg_sampler
         part.fg_bg_sampler = SharedSampler(sampler.batch_size_per_image, sampler.positive_fraction)
+    for name in ("box_roi_pool", "mask_roi_pool"):
+        pooler = getattr(detector.roi_heads, name, None)
+        if pooler is not None:
+            setattr(detector.roi_heads, name, _shared(pooler))
 
 
 def shared_losses(detector: GeneralizedRCNN, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -69,3 +90,13 @@ def shared_losses(detector: GeneralizedRCNN, losses: Mapping[str, Tensor]) -> di
         "loss_mask": regions.objects,
     }
     return shares_of_means(losses, counts)
+
+
+def _shared(pooler: MultiScaleRoIAlign) -> SharedPooler:
+    return SharedPooler(
+        pooler.featmap_names,
+        pooler.output_size,
+        pooler.sampling_ratio,
+        canonical_scale=pooler.canonical_scale,
+        canonical_level=pooler.canonical_level,
+    )

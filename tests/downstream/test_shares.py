@@ -42,24 +42,30 @@ def one_process(results):
     return torch.load(results / "result.1.0", weights_only=False)
 
 
+def of_ranks(results, world):
+    return [torch.load(results / f"result.{world}.{rank}", weights_only=False) for rank in range(world)]
+
+
 @pytest.fixture(scope="module", params=[world for world in worker.WORLDS if world > 1])
 def ranks(request, results):
-    return [
-        torch.load(results / f"result.{request.param}.{rank}", weights_only=False)
-        for rank in range(request.param)
-    ]
+    return of_ranks(results, request.param)
 
 
 @pytest.mark.numerics
-@pytest.mark.parametrize("case", worker.TRAINED)
-def test_every_rank_trains_and_measures_what_one_process_does(case, ranks, one_process, margin):
+@pytest.mark.parametrize(
+    ("world", "case"),
+    [(world, case) for world in worker.WORLDS if world > 1 for case in worker.trained_on(world)],
+)
+def test_every_rank_trains_and_measures_what_one_process_does(world, case, results, one_process, margin):
     expected = one_process[case]
-    for rank, result in enumerate(ranks):
+    for rank, result in enumerate(of_ranks(results, world)):
         if rank == 0 or case not in worker.DETECTORS:  # whose precisions rank 0 alone computes
             assert result[case]["measured"] == expected["measured"]
             require_equal_detections(result[case]["detections"], expected["detections"])
         assert result[case]["details"] == expected["details"]
-        margin.close("difference", result[case]["weights"], expected["weights"], rtol=1e-9, atol=1e-11)
+        # a detector's matching of boxes makes more of rounding
+        bar = 1e-7 if case in worker.DETECTORS else 1e-9
+        margin.close("difference", result[case]["weights"], expected["weights"], rtol=bar, atol=bar / 100)
 
 
 def require_equal_detections(found, expected):
@@ -78,8 +84,9 @@ def test_every_rank_has_the_svms_of_one_process(ranks, one_process):
 
 
 @pytest.mark.numerics
-def test_batch_norm_over_the_images_of_each_rank_is_caught(ranks, one_process, margin):
-    found, expected = ranks[0][worker.CONTROL]["weights"], one_process["published fine-tuning"]["weights"]
+def test_batch_norm_over_the_images_of_each_rank_is_caught(results, one_process, margin):
+    found = of_ranks(results, 2)[0][worker.CONTROL]["weights"]
+    expected = one_process["published fine-tuning"]["weights"]
     key = "training model head.weight"
     difference = (found[key] - expected[key]).norm() / expected[key].norm()
     margin.at_least("relative difference", difference.item(), 1e-4)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from twinbench.foundation.cores import usable_cores
+from twinbench.foundation import cores as of_cores
+from twinbench.foundation.cores import own_cores, share_cores, usable_cores
 
 
 @pytest.fixture(autouse=True)
@@ -69,3 +70,12 @@ def test_in_a_container_the_hosts_path_leads_to_the_root_of_the_mount(tmp_path: 
 
 def test_a_file_that_makes_no_sense_is_no_quota(tmp_path: Path) -> None:
     assert cores(tmp_path, "0::/\n", **{"cpu.max": "gibberish\n"}) == 16
+
+
+def test_a_process_beside_others_starts_threads_for_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(of_cores, "_share", None)
+    assert own_cores() == usable_cores()
+    share_cores(1)
+    assert own_cores() == 1
+    share_cores(10**6)
+    assert own_cores() == usable_cores(), "no more than there are"

@@ -8,6 +8,7 @@ import pytest
 from twinbench.data.catalogue import IMAGE_SETS, register_image_set
 from twinbench.downstream.detection.detectron2_c4 import detectron2_found, require_detectron2
 from twinbench.foundation.errors import InputError
+from twinbench.harness import doctor
 from twinbench.harness.doctor import examine
 
 
@@ -19,6 +20,14 @@ def test_a_format_from_a_plugin_is_named_and_not_looked_for(tmp_path, monkeypatc
         raise AssertionError("there is no such folder")
 
     assert "image set   lab:PATH: any folder of this format" in examine(None, tmp_path / "runs")
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_what_shards_need_is_said_where_it_is_missing(tmp_path, monkeypatch, is_there):
+    monkeypatch.setattr(doctor, "find_spec", lambda name: object() if is_there else None)
+    monkeypatch.setattr(doctor, "_detectron2", lambda: "")
+    (said,) = [each for each in examine(None, tmp_path) if each.startswith("image set   shards:PATH")]
+    assert ('pip install "twinbench[webdataset]"' in said) == (not is_there)
 
 
 def line(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from types import SimpleNamespace
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -12,8 +13,10 @@ from twinbench.foundation.errors import InputError, RunFailure
 from twinbench.foundation.files import fenced, write_atomically
 from twinbench.foundation.lease import LostLease
 from twinbench.foundation.object_store import ObjectStore
-from twinbench.harness import doctor, mirror
+from twinbench.harness import doctor, execute, mirror
 from twinbench.harness.mirror import called, inside_store, mirrored, store_at, store_or_run_at, url_of
+from twinbench.harness.store import Run, prepare_store
+from twinbench.pretraining.interrupt import Interrupted
 
 RECORD = "records/knn--v1.json"
 
@@ -45,7 +48,7 @@ class There:
 
     def names(self):
         found = (name.removeprefix(f"{self._path}/") for name in self.files.find(self._path))
-        return sorted(name for name in found if "/.lease/" not in name)
+        return sorted(name for name in found if "/.lease/" not in name and name != ".store")
 
 
 @pytest.fixture
@@ -314,6 +317,49 @@ def test_who_has_lost_a_run_sends_nothing(there, host, sent, monkeypatch):
     assert sent == []
 
 
+def test_a_job_whose_run_is_lost_at_its_end_waits_again(there, host, sent, monkeypatch):
+    """Its results are here, and it is only when they are sent that the process finds out."""
+    run = Run(store_at(there.url) / "run", None, "")
+
+    def run_job(*arguments):
+        write(run.folder, "status.json", b"ours")
+        lose(there)
+        monkeypatch.setattr("twinbench.foundation.lease._since_boot", lambda: 1e12)
+
+    monkeypatch.setattr(execute, "run_job", run_job)
+    job = SimpleNamespace(run=run, label="train", evaluation=None, is_finished=lambda: False)
+    told = []
+    watch = SimpleNamespace(
+        start=lambda label: None,
+        end=lambda label, why: told.append("end"),
+        waits=lambda label, holder: told.append(holder),
+    )
+    assert execute.attempt(job, None, watch, told.append, run.lease()) is None
+    assert told[0].startswith("LOST train: this process showed no life")
+    assert told[1:] == ["the process that took it over"]
+    assert sent == []
+
+
+def test_what_ended_the_work_is_said_though_nothing_could_be_sent(there, host, sent, caplog):
+    run = Run(store_at(there.url) / "run", None, "")
+    sent.fails = "status.json"
+
+    def stopped():
+        with run.working(run.lease()) as ours:
+            assert ours
+            run.write_status({"status": "interrupted"})
+            raise Interrupted("stopped by SIGTERM")
+
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+        stopped()
+    assert (
+        "the next command sends what was done: the object store does not answer any more: cut" in caplog.text
+    )
+    sent.fails = None
+    prepare_store(run.folder.parent)
+    assert sent == ["run/status.json"]
+
+
 def test_checkpoints_are_sent_while_work_goes_on_and_a_lost_run_ends_it(there, host, monkeypatch, sent):
     monkeypatch.setattr(mirror, "SEND_SECONDS", 12345.0)
     go, waits, wait = threading.Semaphore(0), threading.Semaphore(0), threading.Event.wait
@@ -430,6 +476,43 @@ def test_a_run_that_is_not_there_is_said(there, host):
         inside_store(f"{there.url}/run/encoder")
     with pytest.raises(InputError, match="names no run"):
         inside_store("memory://run")
+
+
+@pytest.mark.parametrize("how", ["another", "emptied"])
+def test_another_store_at_the_same_url_is_not_taken_for_the_one_that_is_mirrored(there, host, sent, how):
+    root = store_at(there.url)
+    mirrored(root).prepare()
+    host("two")
+    mirrored(store_at(there.url)).prepare()
+    host("one")
+    sent.fails = "status.json"
+    with pytest.raises(RunFailure):
+        work(root, "run", status_json=b"ours")
+    sent.fails = None
+    word = there.get(".store")
+    there.remove(".store")
+    if how == "another":
+        there.put(".store", b"another")
+    with pytest.raises(
+        InputError,
+        match=rf"another object store answers(.|\n)*delete the mirror of the former: {root.parent}",
+    ):
+        store_at(there.url)
+    with pytest.raises(InputError, match="another object store answers"):
+        mirrored(root).prepare()
+    assert (root / "run/status.json").read_bytes() == b"ours"
+    assert there.names() == []
+    there.put(".store", word)
+    mirrored(store_at(there.url)).prepare()
+    assert there.get("run/status.json") == b"ours"
+
+
+def test_a_mirror_of_which_nothing_says_what_it_mirrors_is_not_taken_for_a_store(there, host):
+    root = store_at(there.url)
+    (root.parent / "url").unlink()
+    mirror._store_of.cache_clear()
+    with pytest.raises(InputError, match="nothing says which object store"):
+        mirrored(root)
 
 
 def test_a_folder_is_no_mirror_because_it_says_so(there, host, tmp_path):

@@ -110,6 +110,7 @@ class Wire:
                     target.sendall(data[: len(data) - len(body)] + body[: len(body) // 2])
                     self.halfway.set()
                     self._cut.wait()
+                    break
                 target.sendall(data)
         for end in (source, target):
             with suppress(OSError):

@@ -221,14 +221,40 @@ def test_a_lost_node_costs_its_job_one_try_and_nothing_else(cli, study, cluster,
 
 
 def test_a_job_that_is_lost_again_and_again_has_failed(cli, study, tmp_path, monkeypatch):
-    """A worker that dies at once, whatever is tried."""
-    monkeypatch.setattr(ray_executor, "_do", lambda *args: os._exit(7))
+    """Its process dies at once, whatever is tried, and leaves a lease as the process of another machine does."""
+    held = {"host": "elsewhere", "pid": 7, "machine": "another", "since": "just now", "seconds": 3.0}
+
+    def die(site, job, *rest):
+        if job.evaluation is not None:  # for which there is no encoder
+            return ray_executor._Ended(False)
+        place = job.run.folder / ".lease"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{len(list(place.iterdir())) + 1:09d}.held").write_text(json.dumps(held))
+        os._exit(7)
+
+    monkeypatch.setattr(ray_executor, "_do", die)
     monkeypatch.setattr(ray_executor, "LOST_TRIES", 1)
     ended = cli("run", study(), "--methods", "random_init", *HERE)
     assert ended.code == 1
     assert ended.err.count("LOST pretrain random_init (seed 0): WorkerCrashedError") == 1, ended.err
+    assert ended.err.count("pretrain random_init (seed 0) waits for process 7 on elsewhere") >= 1, ended.err
     assert "FAILED pretrain random_init (seed 0): lost 2 times" in ended.err
     assert "lost 2 times" in (tmp_path / "results/tiny/tables/main.md").read_text()
+
+
+def test_a_run_left_by_another_machine_is_taken_over_after_its_time(cli, study, tmp_path):
+    """What this process saw of the lease goes along: a worker that counted anew would find it held for ever."""
+    words = ["run", study(), "--methods", "random_init"]
+    assert cli(*words).code == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    for record in (folder / "records").glob("*.json"):
+        record.unlink()
+    held = {"host": "elsewhere", "pid": 7, "machine": "another", "since": "just now", "seconds": 3.0}
+    (folder / ".lease" / "000000099.held").write_text(json.dumps(held))
+    ended = cli(*words, *HERE)
+    assert ended.code == 0, ended.err
+    assert "waits for process 7 on elsewhere" in ended.err
+    assert len(list((folder / "records").glob("*.json"))) == 2
 
 
 @pytest.fixture
@@ -279,33 +305,44 @@ def test_a_job_without_memory_gets_more_once_and_one_without_end_is_stopped(stud
     }
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_jobs_save_and_the_local_executor_goes_on_to_the_same_bits(
-    cli, study, tmp_path, wait_for, number
+def test_signals_let_jobs_save_and_the_local_executor_goes_on_to_the_same_bits(
+    cli, study, tmp_path, wait_for
 ):
     path = study(epochs=60)
     words = ["run", path, "--methods", "barlow_twins", "--workers", "2"]
-    with (tmp_path / "said").open("w") as said:
-        process = subprocess.Popen(
-            [sys.executable, "-c", MAIN, *map(str, words), *HERE],
-            cwd=tmp_path,
-            stderr=said,
-            start_new_session=True,
-        )
-    wait_for(lambda: any(log.stat().st_size > 300 for log in tmp_path.glob("runs/*/metrics.jsonl")), process)
-    # Ctrl-C reaches every process of the terminal's group
-    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-    code, text = process.wait(), (tmp_path / "said").read_text()
-    assert code == 75, text
-    assert f"stopped by {number.name}; every training has saved" in text
-    assert list(tmp_path.glob("runs/*/checkpoints/step-*.pt")), text
-    assert not list(tmp_path.glob("runs/*/encoder"))
-    (status,) = tmp_path.glob("runs/*/status.json")
-    assert json.loads(status.read_text())["status"] == "interrupted"
+    for number in (signal.SIGTERM, signal.SIGINT):
+        text = stopped_by(number, [*words, *HERE], tmp_path, wait_for)
+        assert f"stopped by {number.name}; every training has saved" in text
+        assert list(tmp_path.glob("runs/*/checkpoints/step-*.pt")), text
+        assert not list(tmp_path.glob("runs/*/encoder"))
+        (status,) = tmp_path.glob("runs/*/status.json")
+        assert json.loads(status.read_text())["status"] == "interrupted"
     for runs in ("runs", "whole"):
         ended = cli(*words, "--runs", runs, "--out", f"results-{runs}/tiny")
         assert ended.code == 0, ended.err
     assert numbers(tmp_path / "results-runs/tiny") == numbers(tmp_path / "results-whole/tiny")
+
+
+def stopped_by(number: signal.Signals, words: list[object], tmp_path: Path, wait_for) -> str:
+    """Begin or go on, and send the signal in the middle of the training; returns what the command said."""
+
+    def rows() -> int:
+        return sum(log.read_text().count("\n") for log in tmp_path.glob("runs/*/metrics.jsonl"))
+
+    before = rows()
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-c", MAIN, *map(str, words)],
+            cwd=tmp_path,
+            stderr=said,
+            start_new_session=True,
+        )
+    wait_for(lambda: rows() >= before + 5, process)
+    # Ctrl-C reaches every process of the terminal's group
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    code, text = process.wait(), (tmp_path / "said").read_text()
+    assert code == 75, text
+    return text
 
 
 def test_a_training_on_two_devices_is_that_of_one_up_to_rounding(cli, study, tmp_path):
