@@ -75,7 +75,7 @@ def share_over_ranks(detector: GeneralizedRCNN) -> None:
         part.fg_bg_sampler = SharedSampler(sampler.batch_size_per_image, sampler.positive_fraction)
     for name in ("box_roi_pool", "mask_roi_pool"):
         pooler = getattr(detector.roi_heads, name, None)
-        if pooler is not None:
+        if isinstance(pooler, MultiScaleRoIAlign):  # the one that infers scales
             setattr(detector.roi_heads, name, _shared(pooler))
 
 

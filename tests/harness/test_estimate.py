@@ -160,6 +160,9 @@ class _InThisProcess:
         future.set_result(estimate.measured_use(arguments[0], None) if arguments else "a device")
         return future
 
+    def kill(self, work):
+        raise AssertionError("nothing hangs")
+
 
 @pytest.fixture
 def in_this_process(monkeypatch):
@@ -187,6 +190,9 @@ class _OwnClock:
         heapq.heappush(self.under_way, (self.now + unit.takes, len(self.ran), future))
         self.ran.append((self.now, self.now + unit.takes))
         return future
+
+    def kill(self, work):
+        raise AssertionError("nothing hangs")
 
     def wait(self, futures, timeout, return_when):
         self.now, number, future = heapq.heappop(self.under_way)

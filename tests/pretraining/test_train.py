@@ -23,6 +23,7 @@ from twinbench.data.streaming import StreamedImages
 from twinbench.encoders.encoder import Encoder
 from twinbench.encoders.geometry import geometry
 from twinbench.foundation.checkpoint import load_latest, save_checkpoint
+from twinbench.foundation.documents import unsealed
 from twinbench.foundation.errors import InputError, RunFailure
 from twinbench.pretraining.batches import Batches, batch_rows, steps_in_epoch
 from twinbench.pretraining.build import build_method, resolve, view_policies
@@ -492,7 +493,7 @@ def test_comparing_embeddings_leaves_the_training_alone(image_set, tmp_path, mon
         row | {"images_per_second": 0} for row in rows[1]
     ]
     documents = [
-        json.loads((tmp_path / side / "diagnostics.json").read_text()) for side in ("compared", "alone")
+        unsealed((tmp_path / side / "diagnostics.json").read_text()) for side in ("compared", "alone")
     ]
     assert documents[0].pop("embeddings")["images"] == 32
     assert documents[1].pop("embeddings") is None
