@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import numpy
 import pytest
 
+from twinbench.foundation.cores import usable_cores
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -40,6 +42,11 @@ def pytest_configure(config: pytest.Config) -> None:
         tempfile.gettempdir(), f"twinbench-compiled-{capability}"
     )
     load_plugins()
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: tests of processes and locks wait for much of their time."""
+    return usable_cores() + 1
 
 
 def pytest_collection_finish() -> None:

@@ -72,6 +72,7 @@ def test_a_command_that_fails_names_something(faults, said):
         faults._require_named(faults.Ended(1, "[1/2] x"))
 
 
+@pytest.mark.programs
 def test_a_few_real_ones(tmp_path):
     """A driver that is killed at its work, and a bit of a record that turns over."""
     kinds = ["kill -9 of the driver", "record: one bit turned over"]

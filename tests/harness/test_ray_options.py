@@ -56,5 +56,5 @@ def test_one_module_alone_imports_ray():
     importing = re.compile(r"^\s*(import|from) ray\b", re.MULTILINE)
     ours = [file for room in rooms.glob("[a-z]*") for file in room.glob("**/*.py")]  # and no .venv
     found = [file.name for file in ours if importing.search(file.read_text(encoding="utf-8"))]
-    assert set(found) <= {"ray_executor.py", "test_ray.py"}
+    assert set(found) <= {"ray_executor.py", "test_ray.py", "fault_servers.py"}, "and who tests it"
     assert "ray_executor.py" in found
