@@ -14,8 +14,7 @@ pytestmark = pytest.mark.gpu
 
 
 def seen_by_worker() -> tuple[str | None, int, float]:
-    """In a worker, when all are there: which GPU it was given, how many it sees, and what one of them computes."""
-    workers._Worker.all_here.wait()
+    """In a worker: which GPU it was given, how many it sees, and what one of them computes."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return (
         os.environ.get("CUDA_VISIBLE_DEVICES"),
@@ -26,8 +25,8 @@ def seen_by_worker() -> tuple[str | None, int, float]:
 
 def test_each_worker_has_a_gpu_of_its_own(gpu: torch.device) -> None:
     count = workers.default_workers() if gpu.type == "cuda" else 1
-    with workers._started(None, count, threads=1) as (pool, _):
-        seen = [each.result() for each in [pool.submit(seen_by_worker) for _ in range(count)]]
+    with workers._started(None, count, threads=1) as crew:
+        seen = [each.result() for each in [crew.submit(seen_by_worker) for _ in range(count)]]
     assert {computed for _, _, computed in seen} == {8.0}
     assert {visible for _, visible, _ in seen} == {1 if gpu.type == "cuda" else 0}
     assert len({given for given, _, _ in seen}) == count
