@@ -101,7 +101,8 @@ class _Ready:
             elsewhere = [run for run, at in self._look_again.items() if now < at]
             wanted, place = self._waiting.wanted(elsewhere), self._waiting.start(elsewhere)
             if wanted is not None and wanted != place:
-                self._watch.waits(self._runs[wanted[0]][wanted[1]].label, "memory that running jobs need")
+                label = self._runs[wanted[0]][wanted[1]].label
+                self._watch.waits(label, self._why(label))
             if place is None:
                 return None
             run, job = place[0], self._runs[place[0]][place[1]]
@@ -110,6 +111,12 @@ class _Ready:
                 return run, job, self._leases[run]
             self._watch.waits(job.label, str(holder))
             self._put_back(run)
+
+    def _why(self, label: str) -> str:
+        """What a job waits for that is next, and may not begin beside those under way."""
+        if label in self._alone:
+            return "the jobs under way, to be done with nothing beside it"
+        return "a job that is done alone" if self._waiting.is_one_alone() else "memory that running jobs need"
 
     def ended(self, run: int, failed: bool | None) -> None:
         """A job has ended, or it is None that failed: it is to be begun again, as where another process was quicker."""

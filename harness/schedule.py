@@ -72,6 +72,10 @@ class Waiting:
         entry = self._chosen(lambda run: run not in but)
         return None if entry is None else (entry[1], self._next[entry[1]])
 
+    def is_one_alone(self) -> bool:
+        """Whether the job under way is one that may have no other beside it."""
+        return not self._alone.isdisjoint(self._held)
+
     def _chosen(self, may: Callable[[int], bool]) -> _Entry | None:
         begun, unbegun = (_first(heap, may) for heap in (self._begun, self._unbegun))
         if begun is None or unbegun is None:
@@ -82,7 +86,7 @@ class Waiting:
         """Whether the next job of a run fits beside those under way."""
         if not self._held:
             return True
-        if run in self._alone or not self._alone.isdisjoint(self._held):
+        if run in self._alone or self.is_one_alone():
             return False
         if not self._memory:
             return True

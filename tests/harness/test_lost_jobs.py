@@ -6,12 +6,14 @@ from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from queue import SimpleQueue
+from types import SimpleNamespace
 
 import pytest
 
 from twinbench.foundation.errors import RunFailure
 from twinbench.harness import dispatch, execute, workers
 from twinbench.harness.images import Images
+from twinbench.harness.schedule import Waiting
 
 STRUCK = "pretrain barlow_twins (seed 0)"
 
@@ -179,3 +181,28 @@ def test_a_timing_that_hangs_is_ended_and_nothing_is_known_of_it(monkeypatch):
     (timing,) = workers._timings(Hanging(), ["a unit"], busy=2)
     assert isinstance(timing.exception(), BrokenProcessPool)
     assert ended.wait(60)
+
+
+def test_what_a_job_waits_for_is_said_as_it_is():
+    def job(label):
+        run = SimpleNamespace(lease=lambda: SimpleNamespace(seen=None), at_work=lambda lease: None)
+        return SimpleNamespace(label=label, run=run)
+
+    told, alone = [], {"a"}
+    watch = SimpleNamespace(waits=lambda label, why: told.append((label, why)))
+    ready = dispatch._Ready([[job(name)] for name in "abc"], Waiting([[3.0], [2.0], [1.0]], 2), watch, alone)
+
+    def begun():
+        ready._look_again.clear()
+        found = ready.next()
+        return None if found is None else found[0]
+
+    assert [begun(), begun()] == [0, 1]
+    ready.ended(0, None)  # its worker has died
+    assert begun() == 2
+    assert told.pop() == ("a", "the jobs under way, to be done with nothing beside it")
+    ready.ended(1, False)
+    ready.ended(2, None)
+    assert begun() == 0
+    assert begun() is None
+    assert told == [("c", "a job that is done alone")]
