@@ -3,9 +3,10 @@
     python benchmarks/side_by_side.py --out side_by_side.json --markdown benchmarks/README.md
 
 A study of a training and two evaluations of each method is run by the command line as a user runs it, start and report
-included, with an empty store: with as many workers as the machine has by default; one job after another with all
+included, with an empty store: with as many workers as it has by default; one job after another with all
 cores; and one after another with the threads that a worker has, which computes the same bits as the workers. A second
-study has a single run, of which there is nothing to do side by side. Each is a process of its own, and they take turns.
+study has a single run, of which there is nothing to do side by side: it has all cores by default. Each is a process
+of its own, and they take turns.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from measure import (
 
 from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import RunFailure
-from twinbench.harness.workers import default_workers, threads_each
+from twinbench.harness.workers import threads_each, workers_here
 
 _PLANS = {"six runs": METHODS, "one run": METHODS[:1]}
 _SIDES = ("one after another, all cores", "one after another, a worker's threads", "side by side")
@@ -65,14 +66,14 @@ def study_of(methods: Sequence[str], epochs: int) -> dict[str, Any]:
 
 def measure(methods: Sequence[str], epochs: int, side: str) -> Document:
     """Wall-clock and processor seconds of a study done in one of the ways, and a digest of its weights and numbers."""
-    workers = default_workers() if side == "side by side" else 1
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     if "threads" in side:
-        environment["OMP_NUM_THREADS"] = str(threads_each(default_workers()))
+        environment["OMP_NUM_THREADS"] = str(threads_each(min(workers_here(), len(methods))))
     with tempfile.TemporaryDirectory() as folder:
         study = Path(folder, "study.yaml")
         study.write_text(yaml.safe_dump(study_of(methods, epochs)), encoding="utf-8")
-        words = ["run", str(study), "--workers", str(workers), "--runs", "runs", "--out", "results/side"]
+        words = ["run", str(study), "--runs", "runs", "--out", "results/side"]
+        words += [] if side == "side by side" else ["--workers", "1"]
         started = time.monotonic()
         command = [sys.executable, "-c", _MAIN, *words]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
@@ -114,7 +115,7 @@ def measure_all(epochs: int, repetitions: int) -> Document:
         "epochs": epochs,
         "repetitions": repetitions,
         "cores": usable_cores(),
-        "workers": default_workers(),
+        "workers": workers_here(),
         "load": load,
         "rows": rows,
     }

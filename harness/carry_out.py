@@ -14,7 +14,7 @@ from twinbench.foundation.lease import Lease
 from twinbench.harness.console import say
 from twinbench.harness.execute import execute
 from twinbench.harness.images import Images
-from twinbench.harness.plan import PlannedRun, jobs, jobs_of_tables
+from twinbench.harness.plan import Job, PlannedRun, jobs, jobs_of_tables
 from twinbench.harness.ray_options import RayOptions, prepare_for_ray
 from twinbench.harness.records import collect
 from twinbench.harness.store import LOOK_SECONDS, check_writable, prepare_store
@@ -32,8 +32,9 @@ from twinbench.reports.study import StudySpec
 class Execution:
     """How a plan is carried out: the run store, the report's folder, and the ``command`` that makes it again.
 
-    ``workers`` is what suits the machine unless given; with ``debug`` one job at a time, and the first failure ends it.
-    No job may take longer than ``job_minutes``: it is then watched from another process, also if it is the only one.
+    ``workers`` are those that suit the machine and the plan unless given; with ``debug`` one job at a time, and the
+    first failure ends it. No job may take longer than ``job_minutes``: it is then watched from another process, also if
+    it is the only one.
     With ``ray`` that does the jobs, each with as many threads as one of so many workers here would have.
     """
 
@@ -45,10 +46,9 @@ class Execution:
     job_minutes: float | None = None
     ray: RayOptions | None = None
 
-    @property
-    def at_once(self) -> int:
-        """How many jobs compute at a time."""
-        return 1 if self.debug else self.workers or default_workers()
+    def at_once(self, plan: Sequence[Job]) -> int:
+        """How many jobs of a plan compute at a time."""
+        return 1 if self.debug else self.workers or default_workers(plan)
 
 
 def carry_out(study: Study, planned: Sequence[PlannedRun], images: Images, how: Execution) -> None:
@@ -63,7 +63,8 @@ def carry_out(study: Study, planned: Sequence[PlannedRun], images: Images, how: 
     plan = jobs(planned, images)
     tables = {name: [job.label for job in needed] for name, needed in jobs_of_tables(planned, images).items()}
     finished = [job.label for job in plan if job.is_finished()]
-    at_once = f"{how.at_once} at a time" if how.ray is None else "as many at a time as Ray has room for"
+    workers = how.at_once(plan)
+    at_once = f"{workers} at a time" if how.ray is None else "as many at a time as Ray has room for"
     say(f"{study.name}: {len(plan)} jobs, {len(finished)} already finished, {at_once}")
 
     def rebuild() -> None:
@@ -83,8 +84,8 @@ def carry_out(study: Study, planned: Sequence[PlannedRun], images: Images, how: 
                 from twinbench.harness.ray_executor import execute_on_ray
 
                 failures = execute_on_ray(plan, images, how.workers, how.ray, watch, say, seconds)
-            elif (how.at_once > 1 or watches) and len(finished) < len(plan):
-                failures = execute_in_parallel(plan, images, how.at_once, watch, say, job_seconds=seconds)
+            elif (workers > 1 or watches) and len(finished) < len(plan):
+                failures = execute_in_parallel(plan, images, workers, watch, say, job_seconds=seconds)
             else:
                 failures = execute(plan, images, watch, say, how.debug)
     except Interrupted:

@@ -89,7 +89,11 @@ def run(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Runs at a time. [default: one a GPU, or else one a core]"),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Runs at a time. [default: one a training, GPU or core]",
+        ),
     ] = None,
     executor: Annotated[
         Literal["local", "ray"],
@@ -239,7 +243,11 @@ def tune(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Runs at a time. [default: one a GPU, or else one a core]"),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Runs at a time. [default: one a training, GPU or core]",
+        ),
     ] = None,
     dry_run: Annotated[
         bool,
@@ -364,7 +372,11 @@ def compare(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Report folder.")] = Path("results/compare"),
     workers: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Jobs at a time. [default: one a GPU, or else one a core]"),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Jobs at a time. [default: one a training, GPU or core]",
+        ),
     ] = None,
     debug: Debug = False,
 ) -> None:

@@ -100,9 +100,9 @@ def run_study(request: StudyRequest) -> None:
     )
     if request.dry_run:
         plan = jobs(planned, images)
-        busy = busy_workers(plan, how.at_once)
-        use = estimated_use(plan, images, how.at_once, busy, say)
-        print("\n".join(plan_lines(study, planned, images, use, how.at_once)))
+        workers = how.at_once(plan)
+        use = estimated_use(plan, images, workers, busy_workers(plan, workers), say)
+        print("\n".join(plan_lines(study, planned, images, use, workers)))
         return
     _keep_another_report(request, out)
     carry_out(study, planned, images, how)

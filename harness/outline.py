@@ -24,10 +24,10 @@ from twinbench.harness.images import ImageChoice, Images
 from twinbench.harness.plan import check_columns, check_overrides, table_recipes
 from twinbench.harness.plan_text import FLOAT, network_size
 from twinbench.harness.recipes import recipe_hash
+from twinbench.harness.source import has_training
 from twinbench.harness.store import Run, stored_runs
 from twinbench.harness.studies import Study, StudyTable
 from twinbench.pretraining.build import resolve, view_policies
-from twinbench.pretraining.method import method_class
 from twinbench.pretraining.recipe import BackboneSpec, CostSpec, Recipe
 
 _SIZE = 224
@@ -177,7 +177,7 @@ class _Totals:
         self.hours += job.gpu_hours or 0.0
         self.unknown += job.gpu_hours is None
         if job.protocol is None:
-            self.trainings += _is_trained(job.recipe)
+            self.trainings += has_training(job.recipe)
             self.memory_mb = max(self.memory_mb, memory_mb)
         else:
             self.evaluations += 1
@@ -268,7 +268,7 @@ def _memory_lines(recipes: dict[str, list[Recipe]], costs: _Costs) -> Iterator[s
         recipe.method: recipe
         for own in recipes.values()
         for recipe in own
-        if _is_trained(recipe) and not costs.store.memory_of(recipe)
+        if has_training(recipe) and not costs.store.memory_of(recipe)
     }
     if not unknown:
         return
@@ -306,7 +306,7 @@ class _Costs:
 
     def of_training(self, recipe: Recipe) -> float | None:
         """GPU-hours of a whole training, None where nobody knows them."""
-        if not _is_trained(recipe):
+        if not has_training(recipe):
             return 0.0
         known = self._of.get(_kind(recipe))
         return None if known is None else known.gpu_hours_per_epoch * recipe.epochs
@@ -315,10 +315,6 @@ class _Costs:
         """GPU-hours of an evaluation of the recipe's network. Its passes are counted only if one's time is known."""
         each = self._forward.get(recipe.backbone)
         return None if each is None else each * chosen.forward_passes(_sizes(image_set))
-
-
-def _is_trained(recipe: Recipe) -> bool:
-    return recipe.epochs > 0 and method_class(recipe.method).trains
 
 
 def _passes_of_an_epoch(recipe: Recipe) -> float:

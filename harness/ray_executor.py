@@ -47,12 +47,12 @@ from twinbench.harness.plan import Job
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.ray_options import RayOptions
 from twinbench.harness.schedule import Waiting, unfinished_runs
+from twinbench.harness.source import has_training
 from twinbench.harness.watch import Watch
 from twinbench.harness.workers import compute_with, default_workers, threads_each, timing_line, too_late
 from twinbench.pretraining.engine import Hardware, launch
 from twinbench.pretraining.interrupt import Interrupted, StopRequest
 from twinbench.pretraining.memory import is_out_of_memory, release_freed_memory
-from twinbench.pretraining.method import method_class
 from twinbench.pretraining.recipe import Recipe
 from twinbench.pretraining.train import ReportProgress, device_name
 
@@ -87,16 +87,17 @@ def execute_on_ray(
 ) -> int:
     """Do every unfinished job as a task of Ray; returns how many jobs failed.
 
-    A job has as many CPUs as one of so many ``workers`` on this machine would have; where there are GPUs, one of them
-    and, unless ``workers`` are given, its share of the CPUs beside it. It may take ``job_seconds``; unless they are
-    given, what `time_limit` says. What jobs take is estimated as for local workers, on the nodes of the cluster.
+    A job has as many CPUs as one of so many ``workers`` on this machine would have, or of `default_workers`; where
+    there are GPUs, one of them and, unless ``workers`` are given, its share of the CPUs beside it. It may take
+    ``job_seconds``; unless they are given, what `time_limit` says. What jobs take is estimated as for local workers, on
+    the nodes of the cluster.
 
     Raises RunFailure if there is no such cluster, if a node does not see the run store or none has what a job needs;
     what was finished is kept. Raises Interrupted after a signal to stop, when every training has saved.
     """
     store = plan[0].run.folder.parent
     with _connected(options.address), _announced(store) as announced, StopRequest() as stop:
-        share = _share(workers)
+        share = _share(workers, plan)
         site = _Site(Path.cwd(), store, announced, images.data_root, share.cpus, url_of(store))
         cluster = _Cluster(share, options)
         device = _settle_everywhere(site, stop)
@@ -198,12 +199,12 @@ class _Share(NamedTuple):
         return min(count, int(has.get("GPU", 0) // self.gpus)) if self.gpus else count
 
 
-def _share(workers: int | None) -> _Share:
+def _share(workers: int | None, plan: Sequence[Job]) -> _Share:
     """What a process of a job takes: with ``workers`` as many CPUs as each of these would have here."""
     having = [node["Resources"] for node in _nodes() if node["Resources"].get("GPU", 0) >= 1]
     if having and workers is None:
         return _Share(max(1, min(int(has.get("CPU", 0) // has["GPU"]) for has in having)), 1)
-    return _Share(threads_each(workers or default_workers()), int(bool(having)))
+    return _Share(threads_each(workers or default_workers(plan)), int(bool(having)))
 
 
 class _Cluster:
@@ -220,7 +221,7 @@ class _Cluster:
             raise RunFailure(
                 f"a job needs {options.nodes} node{'s' * (options.nodes > 1)} with {each}, and there are {enough}",
                 where=f"nodes of the cluster: {have}",
-                next_step="ask for fewer devices or threads, or start such nodes first",
+                next_step="ask for fewer devices, or for a smaller share of this machine's cores (--workers)",
             )
 
     def slots(self) -> int:
@@ -576,14 +577,7 @@ class _Jobs:
         return ended.failed
 
     def _has_ranks(self, job: Job) -> bool:
-        source = job.run.source
-        return (
-            self._options.ranks > 1
-            and job.evaluation is None
-            and isinstance(source, Recipe)
-            and source.epochs > 0
-            and method_class(source.method).trains
-        )
+        return self._options.ranks > 1 and job.evaluation is None and has_training(job.run.source)
 
     # what follows from the ways in which a job ends
 

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from twinbench.encoders.deviations import Deviation
 from twinbench.foundation.models import Strict
+from twinbench.pretraining.method import method_class
 from twinbench.pretraining.recipe import BackboneSpec, Recipe
 
 
@@ -34,3 +35,8 @@ class ImportedSource(Strict):
 
 
 Source = Recipe | ImportedSource
+
+
+def has_training(source: Source) -> bool:
+    """Whether an encoder from there has steps to train: not one that is imported, or left as it was initialised."""
+    return isinstance(source, Recipe) and source.epochs > 0 and method_class(source.method).trains

@@ -121,7 +121,7 @@ def tune(request: TuneRequest) -> None:
     images, choice = Images(request.data_root), _choice(request, overrides)
     trials = plan_trials(request, spaces, images, choice, overrides)
     plan = jobs([trial.planned for trial in trials], images)
-    workers = 1 if request.debug else request.workers or default_workers()
+    workers = 1 if request.debug else request.workers or default_workers(plan)
     if request.dry_run:
         busy = busy_workers(plan, workers)
         _print_plan(trials, plan, _estimated_seconds(plan, images, workers, busy), workers)

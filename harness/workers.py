@@ -1,9 +1,10 @@
 """Several runs at once: worker processes on one machine, each with its share of the cores, or with a GPU of its own.
 
-A narrow network gains next to nothing from a second thread, so two processes with one core each do nearly twice
-the work of one process with two. `harness.schedule` says which job a free worker gets, and none that does not fit into
-memory beside those under way (`harness.room`). The number of workers and threads depends on the machine alone, never on
-what is left to do or fits, so a resumed study computes the same bits.
+Two processes with one core each do more than one process with two, for narrow networks gain little from a second
+thread; a study of a single training has all cores for that one. `harness.schedule` says which job a free worker gets,
+and none that does not fit into memory beside those under way (`harness.room`). The number of workers and threads
+depends on the machine and on how much the whole plan trains, never on what is left to do or fits, so a resumed study
+computes the same bits.
 
 A job whose worker dies, that runs out of memory or that does not end within its limit is tried once more, with nothing
 beside it. If that does not help it is marked as failed, and its cells say so.
@@ -50,6 +51,7 @@ from twinbench.harness.plan import Job
 from twinbench.harness.plugins import load_plugins
 from twinbench.harness.room import gpu_of_each, room_for
 from twinbench.harness.schedule import Waiting, order_matters, unfinished_runs
+from twinbench.harness.source import has_training
 from twinbench.harness.watch import Watch
 from twinbench.pretraining.interrupt import Interrupted, StopRequest
 from twinbench.pretraining.memory import release_freed_memory
@@ -60,9 +62,20 @@ _TIMING_SECONDS = 600.0  # for a few steps
 _VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 
 
-def default_workers() -> int:
+def workers_here() -> int:
     """One worker for each GPU; on a machine without, one for each core, at most eight."""
     return torch.cuda.device_count() or min(_MOST_WORKERS, usable_cores())
+
+
+def default_workers(plan: Sequence[Job]) -> int:
+    """As many workers as there are runs to train in a plan, finished or not, but no more than this machine has.
+
+    Where none trains, as there are runs to evaluate. Fewer workers have more threads each, for otherwise the cores
+    without a run would idle until the end.
+    """
+    runs = {job.run.folder: job.run.source for job in plan}
+    trainings = sum(has_training(source) for source in runs.values())
+    return min(workers_here(), trainings or len(runs) or 1)
 
 
 def threads_each(workers: int) -> int:

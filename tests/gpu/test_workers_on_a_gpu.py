@@ -24,7 +24,7 @@ def seen_by_worker() -> tuple[str | None, int, float]:
 
 
 def test_each_worker_has_a_gpu_of_its_own(gpu: torch.device) -> None:
-    count = workers.default_workers() if gpu.type == "cuda" else 1
+    count = workers.workers_here() if gpu.type == "cuda" else 1
     with workers._started(None, count, threads=1) as crew:
         seen = [each.result() for each in [crew.submit(seen_by_worker) for _ in range(count)]]
     assert {computed for _, _, computed in seen} == {8.0}

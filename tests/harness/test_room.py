@@ -15,8 +15,11 @@ from threadpoolctl import threadpool_info
 from twinbench.foundation.cores import own_cores, usable_cores
 from twinbench.harness import room, workers
 from twinbench.harness.estimate import Use
+from twinbench.harness.images import Images
+from twinbench.harness.plan import jobs, plan_study
 from twinbench.harness.room import Room, gpu_of_each, room_for
 from twinbench.harness.schedule import Waiting, timetable
+from twinbench.harness.studies import load_study
 
 
 def test_a_job_that_does_not_fit_waits_and_a_smaller_one_goes_first():
@@ -88,7 +91,7 @@ def gpus(monkeypatch):
 
 
 def test_there_is_a_worker_for_each_gpu_with_its_memory_for_itself(gpus):
-    assert workers.default_workers() == 2
+    assert workers.workers_here() == 2
     own = room_for(2)
     assert own == Room(2 * 24 * 1024, 24 * 1024)
     assert own.taken_by(20 * 1024) + own.taken_by(24 * 1024) <= own.together_mb, "each on its own"
@@ -163,3 +166,27 @@ def test_where_nothing_fits_beside_another_the_results_have_the_same_bits(
     assert "waits for memory that running jobs need" in ended.err
     assert results(Path("narrow")) == results(Path("alone"))
     assert len(results(Path("alone"))) == 2 * 3, "two encoders, and of each two records"
+
+
+@pytest.mark.parametrize(
+    ("methods", "seeds", "cores", "expected"),
+    [
+        (["random_init", "barlow_twins"], 1, 4, (1, 4)),
+        (["random_init", "barlow_twins", "byol"], 1, 4, (2, 2)),
+        (["random_init", "barlow_twins", "byol"], 2, 4, (4, 1)),
+        (["random_init", "barlow_twins", "byol"], 2, 64, (4, 16)),
+        (["barlow_twins", "byol", "simsiam"], 20, 64, (8, 8)),
+        (["random_init"], 3, 6, (3, 2)),
+        (["barlow_twins"], 1, 1, (1, 1)),
+    ],
+)
+def test_no_core_is_left_to_a_run_that_is_not_there(
+    tiny_study, tmp_path, monkeypatch, methods, seeds, cores, expected
+):
+    monkeypatch.setattr(workers, "usable_cores", lambda: cores)
+    rows = f"methods: [{', '.join(methods)}]\nseeds: {seeds}"
+    tiny_study.write_text(tiny_study.read_text().replace("methods: [random_init, barlow_twins]", rows))
+    study, images = load_study(str(tiny_study)), Images(None)
+    plan = jobs(plan_study(study, images, tmp_path / "runs", {}), images)
+    count = workers.default_workers(plan)
+    assert (count, workers.threads_each(count)) == expected
