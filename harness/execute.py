@@ -149,6 +149,8 @@ def _attempt(
         return False, ""
     if job.evaluation is not None and not job.run.is_trained():
         return False, "there is no encoder"
+    for file in job.run.altered(job.record):
+        say(f"ALTERED {file}: it or what belongs to it is not as it was written; the job is done again")
     try:
         run_job(job, images, training, watch.start(job.label), say)
     except (Interrupted, LostLease):
@@ -198,6 +200,7 @@ def run_job(
         raise
     except DamagedEncoder as error:
         # the next command makes it again; what was measured of it before is of the same bits and stays
+        error.next_step = "run the same command again: it makes the encoder again"
         mark_failed(replace(job, evaluation=None, record=None), error)
         raise
     except Exception as error:

@@ -182,6 +182,18 @@ class Run:
         same = record.get("encoder_checksum") == info.get("sha256") and record.get("seed") == self.source.seed
         return record if same and _fits(record, _RecordFile) and has_its_outcomes(file, record) else None
 
+    def altered(self, record: Path | None) -> list[Path]:
+        """The files of the training that are there but not as they were written, or a ``record`` of which that is so.
+
+        A record's outcomes belong to it.
+        """
+        if record is not None:
+            content = read_json(record)
+            fits = not record.is_file() if content is None else has_its_outcomes(record, content)
+            return [] if fits else [record]
+        files = (self.folder / "status.json", self.encoder_folder / INFO_FILE)
+        return [file for file in files if file.is_file() and read_json(file) is None]
+
     def lease(self, seen: Seen | Sights | None = None) -> RunLease:
         """What a process holds that works in the folder; ``seen`` is what another of the machine knows of it."""
         store = mirrored(self.folder.parent)

@@ -36,6 +36,7 @@ def test_a_number_that_is_another_is_not_believed(cli, tiny_study, finished, pat
     ended = cli("run", tiny_study)
     assert ended.code == 0, ended.err
     assert "6 jobs, 5 already finished" in ended.err
+    assert f"ALTERED {file.relative_to(finished)}: it" in ended.err
     assert read_json(file) is not None
     assert contents(finished) == before
 
@@ -58,11 +59,31 @@ def test_an_encoder_that_is_damaged_is_made_again_and_what_was_measured_of_it_st
     assert named.code == 1
     assert named.err.count("FAILED ") == 1
     assert str(file.relative_to(finished)) in named.err
-    assert "delete the encoder's folder and run the command again" in named.err
+    assert "run the same command again: it makes the encoder again" in named.err
     repaired = cli("run", tiny_study)
     assert repaired.code == 0, repaired.err
     assert contents(finished) == before
     assert measured[stays] == times(finished)[stays], "made twice"
+
+
+def test_outcomes_that_are_altered_are_named_and_evaluated_again(cli, tiny_study, finished):
+    before = contents(finished)
+    (outcomes,) = (finished / "runs").glob("barlow_twins*/records/knn*.safetensors")
+    outcomes.write_bytes(outcomes.read_bytes()[:-1])
+    ended = cli("run", tiny_study)
+    assert ended.code == 0, ended.err
+    assert ended.err.count("ALTERED ") == 1
+    assert f"ALTERED {next(outcomes.parent.glob('knn*.json')).relative_to(finished)}: it" in ended.err
+    assert contents(finished) == before
+
+
+def test_nothing_is_called_altered_that_is_missing_or_of_another_encoder(cli, tiny_study, finished):
+    (run,) = (finished / "runs").glob("barlow_twins*")
+    (run / "records" / "linear--cached-v1.json").unlink()
+    (run / "status.json").unlink()
+    ended = cli("run", tiny_study)
+    assert ended.code == 0, ended.err
+    assert "ALTERED" not in ended.err
 
 
 def test_a_store_of_an_earlier_version_has_no_seals_and_is_believed(cli, tiny_study, finished):

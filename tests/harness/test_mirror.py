@@ -327,7 +327,7 @@ def test_a_job_whose_run_is_lost_at_its_end_waits_again(there, host, sent, monke
         monkeypatch.setattr("twinbench.foundation.lease._since_boot", lambda: 1e12)
 
     monkeypatch.setattr(execute, "run_job", run_job)
-    job = SimpleNamespace(run=run, label="train", evaluation=None, is_finished=lambda: False)
+    job = SimpleNamespace(run=run, label="train", evaluation=None, record=None, is_finished=lambda: False)
     told = []
     watch = SimpleNamespace(
         start=lambda label: None,
