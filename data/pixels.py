@@ -53,6 +53,7 @@ DECODING_ERRORS = (
     TypeError,
     ArithmeticError,
     AssertionError,
+    RuntimeError,
     struct.error,
     zlib.error,
     MemoryError,
@@ -61,6 +62,7 @@ DECODING_ERRORS = (
 _SIXTEEN_BIT_FORMATS = {"PNG", "PPM", "TIFF", "JPEG2000"}
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES_PER_PIXEL, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 262, 277, 338, 339
 _WHITE_IS_ZERO, _UNSIGNED, _UNDEFINED = 0, 1, 4
+_START_OF_DATA, _END_OF_CODESTREAM = b"\xff\x93", b"\xff\xd9"
 _QUARTER, _QUARTER_OF_EIGHT_BITS = 2**14, 2**6
 _ORIENTATIONS = range(2, 9)  # 1 is upright
 _OPAQUE = _EIGHT_BITS = 255
@@ -196,6 +198,7 @@ class _RangeNotKnown(ValueError):
 
 def _picture(image: ImageFile.ImageFile) -> Picture:
     """Any picture but a common JPEG."""
+    _require_end(image)
     _require_known_range(image)
     tiff_turned = image.format == "TIFF" and _has_orientation(image)  # the tag is gone when it is decoded
     sixteen = _has_sixteen_bits(image)
@@ -290,6 +293,22 @@ def _is_dark(image: Image.Image) -> bool:
     image.load()
     highest = zip(image.getbands(), np.reshape(image.getextrema(), (-1, 2))[:, 1], strict=True)
     return all(value <= _QUARTER_OF_EIGHT_BITS for band, value in highest if band in "RGBL")
+
+
+def _require_end(image: ImageFile.ImageFile) -> None:
+    """Raise ValueError for a JPEG 2000 file that was cut, of which OpenJPEG makes a picture that is black in parts.
+
+    Its last marker cannot stand among the pixels' data (ISO/IEC 15444-1, annex A).
+    """
+    if image.format != "JPEG2000":
+        return
+    assert image.fp is not None
+    place = image.fp.tell()
+    image.fp.seek(0)
+    content = image.fp.read()
+    image.fp.seek(place)
+    if not 0 <= content.find(_START_OF_DATA) < content.rfind(_END_OF_CODESTREAM):
+        raise ValueError("the end of its data is missing")
 
 
 def _with_its_transparency(image: ImageFile.ImageFile) -> Image.Image:

@@ -186,7 +186,7 @@ class Encoder:
             _require_fields(info)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedEncoder(
-                f"not an encoder's description: {error!r}",
+                f"not an encoder's description: {type(error).__name__}: {error}",
                 where=info_file,
                 next_step=_AGAIN,
             ) from error

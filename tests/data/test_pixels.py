@@ -26,6 +26,9 @@ from twinbench.data.pixels import (
 )
 
 GREYS = np.arange(256, dtype=np.uint8).reshape(16, 16)
+EVERY_FORMAT = [
+    f"a.{end}" for end in ["png", "tif", "gif", "jpg", "bmp", "webp", "ppm", "avif", "jp2", "j2k"]
+]
 COLOURS = np.stack([GREYS, GREYS[::-1], GREYS.T], axis=2)
 DEEP = GREYS.astype(np.uint16) * 257  # the same greys in 16 bits, as the PNG specification widens them
 
@@ -394,7 +397,7 @@ def test_a_large_picture_below_the_limit_is_read_without_a_warning(tmp_path: Pat
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow has words of its own for the end of a TIFF file
-@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.gif", "a.jpg", "a.bmp", "a.webp", "a.ppm"])
+@pytest.mark.parametrize("name", EVERY_FORMAT)
 def test_a_file_that_is_cut_anywhere_is_corrupt_or_whole(tmp_path: Path, name: str) -> None:
     """Never another kind of error; what is missing may be no part of the first picture."""
     Image.fromarray(COLOURS).save(tmp_path / name)
@@ -403,6 +406,23 @@ def test_a_file_that_is_cut_anywhere_is_corrupt_or_whole(tmp_path: Path, name: s
         (tmp_path / name).write_bytes(content[:kept])
         with contextlib.suppress(CorruptImage):
             assert np.array_equal(pixels_of(tmp_path / name), whole)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", EVERY_FORMAT)
+def test_a_file_that_is_altered_anywhere_is_corrupt_or_another_picture(tmp_path: Path, name: str) -> None:
+    Image.fromarray(COLOURS).save(tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    refused = 0
+    for place in range(0, len(content), max(1, len(content) // 60)):
+        altered = bytearray(content)
+        altered[place] ^= 0xFF
+        (tmp_path / name).write_bytes(altered)
+        try:
+            pixels_of(tmp_path / name)
+        except CorruptImage:
+            refused += 1
+    assert refused, "the first byte says what the file is"
 
 
 def test_oddities_are_counted_once_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

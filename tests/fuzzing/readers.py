@@ -210,6 +210,9 @@ _PICTURES: dict[str, Callable[[], Files]] = {
     "GIF": lambda: _picture("GIF", "P"),
     "BMP": lambda: _picture("BMP"),
     "PPM": lambda: _picture("PPM"),
+    "AVIF": lambda: _picture("AVIF"),
+    "JPEG 2000": lambda: _picture("JPEG2000", suffix=".jp2"),
+    "codestream of JPEG 2000": lambda: _picture("JPEG2000", suffix=".j2k", no_jp2=True),
 }
 
 
