@@ -226,7 +226,7 @@ class Command:
         if "Traceback" in ended.said:
             raise Offence(f"a traceback: {ended.said[ended.said.index('Traceback') :][-1500:]}")
         if ended.begun_twice():
-            raise Offence(f"begun twice: {', '.join(ended.begun_twice())}")
+            raise Offence(f"begun twice: {', '.join(ended.begun_twice())}; it said: {ended.said[-1500:]}")
         return ended
 
     def _end(self) -> None:

@@ -179,10 +179,13 @@ class _Jobs:
         self.alone: set[str] = set()
         self._crew, self._told = crew, Told(crew.messages)
         self._limits, self._limit = limits, limit
+        self._given_up: dict[str, RunFailure] = {}
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="job")
 
     def submit(self, job: Job, seen: Seen | Sights | None) -> Future[bool | None]:
         """Let a free worker do a job; the future has what `attempt` returns, None also where it is tried once more."""
+        if job.label in self._given_up:
+            return self._threads.submit(self._give_up, job, self._given_up[job.label], seen)
         alone = job.label in self.alone
         if alone:
             self._crew.rest()  # what idle workers hold in memory may be what the first try lacked
@@ -202,7 +205,15 @@ class _Jobs:
             return None
         if not begun():
             raise lost
-        return give_up(job, lost, job.run.lease(), self._told, self._told.say)
+        return self._give_up(job, lost)
+
+    def _give_up(self, job: Job, error: RunFailure, seen: Seen | Sights | None = None) -> bool | None:
+        """Mark a job as failed; again if the lease of its run is held, as it is by a worker that is about to end.
+
+        ``seen`` is for how long: a lease that is looked at for the first time is held.
+        """
+        self._given_up[job.label] = error
+        return give_up(job, error, job.run.lease(seen), self._told, self._told.say)
 
     def _lost(self, job: Job, work: Future[bool | None], begun: Callable[[], bool]) -> RunFailure | None:
         """Why a job has to be tried again when its work has ended, if so; one that takes too long is ended."""

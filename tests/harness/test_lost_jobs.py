@@ -106,6 +106,24 @@ def test_one_that_dies_again_is_marked_and_the_others_are_done(cli, tiny_study, 
     assert cli("run", tiny_study).code == 0, "the next command tries it again"
 
 
+def test_one_that_cannot_be_marked_at_once_is_marked_later_and_not_tried_a_third_time(
+    cli, tiny_study, crew, tmp_path, monkeypatch
+):
+    crew.dies, held = {STRUCK: 2}, []
+
+    def give_up(job, error, *others):
+        held.append(job.label)
+        return None if len(held) == 1 else execute.give_up(job, error, *others)
+
+    monkeypatch.setattr(workers, "give_up", give_up)
+    ended = cli("run", tiny_study, "--workers", "2")
+    assert ended.code == 1
+    assert held == [STRUCK, STRUCK]
+    assert crew.order.count(STRUCK) == 2
+    assert f"FAILED {STRUCK}: its worker process died" in ended.err
+    assert status(tmp_path, "barlow_twins")["status"] == "failed"
+
+
 def test_workers_that_never_begin_end_the_study_and_say_so(cli, tiny_study, crew):
     crew.dies, crew.begins = {STRUCK: 2}, False
     ended = cli("run", tiny_study, "--workers", "2")
