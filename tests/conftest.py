@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy
 import pytest
 
+from tests.forks import Origin
 from twinbench.foundation.cores import usable_cores
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if "TWINBENCH_TEST_GPU" not in os.environ:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register everything, for test modules ask the registries; not where pytest-xdist only tells others what to do."""
+    if not hasattr(config, "workerinput"):  # one for all of pytest-xdist's workers
+        config.add_cleanup(Origin().end)
     if config.getoption("numprocesses", None):
         return
     import torch

@@ -5,14 +5,12 @@ The processes are real (``shares_worker.py``): ranks of gloo that compute in fp6
 
 import importlib.util
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.forks import run
 from twinbench.downstream import checkpoints
 from twinbench.downstream.checkpoints import Checkpoints
 
@@ -26,13 +24,7 @@ _spec.loader.exec_module(worker)
 def results(tmp_path_factory):
     """The folder in which the processes have left what they found."""
     folder = tmp_path_factory.mktemp("shares")
-    finished = subprocess.run(
-        [sys.executable, str(_WORKER), str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=1800,  # only for ranks that hang: a busy machine may take very long
-    )
+    finished = run(_WORKER, folder, cwd=folder)
     assert finished.returncode == 0, finished.stderr
     return folder
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import subprocess
 import sys
@@ -49,6 +50,25 @@ class Outcome:
     code: int
     out: str
     err: str
+
+
+def install(site, package, modules, entry_points=None):
+    """Put a package with files of Python and entry points (by default one, its name) on a path."""
+    for name, text in modules.items():
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text(text)
+    described = site / f"{package}-1.0.dist-info"
+    described.mkdir()
+    (described / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {package.replace('_', '-')}\nVersion: 1.0\n"
+    )
+    lines = [f"{name} = {value}" for name, value in (entry_points or {package: package}).items()]
+    (described / "entry_points.txt").write_text("\n".join(["[twinbench.plugins]", *lines, ""]))
+
+
+def python_path(site):
+    """The path of this process with ``site`` before it."""
+    return os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ import torch
 import yaml
 from PIL import Image
 
+from tests import forks
+from tests.forks import COMMAND, SLOWLY, Fork
 from twinbench.data.catalogue import load_image_set
 from twinbench.encoders.encoder import Encoder
 from twinbench.foundation.files import slug
@@ -22,10 +24,9 @@ from twinbench.harness.store import read_run
 from twinbench.pretraining.build import build_method
 from twinbench.pretraining.recipe import Recipe
 
-MAIN = "from twinbench.harness.main import main; main()"
 # Seconds, for a process that hangs; a busy machine may take very long.
 LAST_RESORT = 1800
-Wait = Callable[[Callable[[], object], subprocess.Popen], None]
+Wait = Callable[[Callable[[], object], Fork], None]
 # no AdamW: its first steps amplify the rounding of tiny gradients to full size
 SETTINGS = {
     "epochs": 1,
@@ -73,10 +74,6 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     )
     assert finished.returncode == 0, finished.stderr
     return finished
-
-
-def twinbench(*words: str) -> list[str]:
-    return [sys.executable, "-c", MAIN, *words]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -208,12 +205,13 @@ def test_a_detector_is_refused_on_devices_that_cannot_share_its_batches(cli, pho
 
 def test_a_signal_to_one_rank_stops_all_and_one_device_can_go_on(cli, photos, tmp_path, wait_for):
     """The option starts the ranks itself."""
-    words = arguments("simsiam", photos, "stopped", epochs=20)
-    command = [sys.executable, "-m", "twinbench.harness.main", *words, "--devices", "2"]
-    assert "2 x CPU" in stopped_by(signal.SIGUSR1, command, tmp_path, wait_for)
+    words = arguments("simsiam", photos, "stopped", epochs=5)
+    script = tmp_path / "slowly.py"
+    script.write_text(SLOWLY + COMMAND)
+    assert "2 x CPU" in stopped_by(signal.SIGUSR1, script, [*words, "--devices", "2"], tmp_path, wait_for)
     resumed = cli(*words)
     assert resumed.code == 0, resumed.err
-    assert "60 steps from" in resumed.err
+    assert "15 steps from" in resumed.err
 
 
 def torchrun(ranks: int) -> list[str]:
@@ -255,7 +253,9 @@ def test_ranks_with_workers_that_skip_images_come_to_an_end(starter, damaged, tw
     else:
         folder, script = tmp_path, tmp_path / "stream.py"
         script.write_text(STREAMING)
-        said = run([sys.executable, str(script), *skipping(damaged), "--devices", "2"], folder).stderr
+        ended = forks.run(script, *skipping(damaged), "--devices", "2", cwd=folder, env=environment())
+        assert ended.returncode == 0, ended.stderr
+        said = ended.stderr
     assert "2 x CPU" in said
     assert "multi-threaded" not in said
     (status,) = folder.glob("skipping/*/status.json")
@@ -265,36 +265,35 @@ def test_ranks_with_workers_that_skip_images_come_to_an_end(starter, damaged, tw
 def test_slurm_tasks_find_each_other(photos, tmp_path):
     """Two tasks on one machine with the variables that srun sets."""
     port = free_port()
-    tasks = [
-        subprocess.Popen(
-            twinbench(*arguments("simsiam", photos, "slurm")),
-            cwd=tmp_path,
-            env=environment(
-                SLURM_JOB_ID=77,
-                SLURM_STEP_ID=0,
-                SLURM_JOB_NAME="pretrain",
-                SLURM_NTASKS=2,
-                SLURM_NTASKS_PER_NODE=2,
-                SLURM_NNODES=1,
-                SLURM_NODELIST="127.0.0.1",
-                SLURM_PROCID=task,
-                SLURM_LOCALID=task,
-                SLURM_NODEID=0,
-                MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=port,
-            ),
-            stderr=subprocess.PIPE,
-            text=True,
+    tasks = []
+    for task in range(2):
+        variables = environment(
+            SLURM_JOB_ID=77,
+            SLURM_STEP_ID=0,
+            SLURM_JOB_NAME="pretrain",
+            SLURM_NTASKS=2,
+            SLURM_NTASKS_PER_NODE=2,
+            SLURM_NNODES=1,
+            SLURM_NODELIST="127.0.0.1",
+            SLURM_PROCID=task,
+            SLURM_LOCALID=task,
+            SLURM_NODEID=0,
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
         )
-        for task in range(2)
-    ]
-    messages = [task.communicate(timeout=LAST_RESORT)[1] for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0], messages
+        words = arguments("simsiam", photos, "slurm")
+        with (tmp_path / f"said.{task}").open("w") as said:
+            tasks.append(Fork(COMMAND, *words, cwd=tmp_path, env=variables, stderr=said))
+    codes = [task.wait(LAST_RESORT) for task in tasks]
+    messages = [(tmp_path / f"said.{task}").read_text() for task in range(2)]
+    assert codes == [0, 0], messages
     assert "2 x CPU" in messages[0]
     assert len(weights(tmp_path / "slurm")) > 0
 
 
-def stopped_by(number: signal.Signals, command: list[str], tmp_path: Path, wait_for: Wait) -> str:
+def stopped_by(
+    number: signal.Signals, program: str | Path, words: list[str], tmp_path: Path, wait_for: Wait
+) -> str:
     """Begin, send the signal in the middle of training, and check that it saved and said so; returns all it said."""
 
     def rows() -> int:
@@ -303,11 +302,12 @@ def stopped_by(number: signal.Signals, command: list[str], tmp_path: Path, wait_
     before = rows()
     # this process goes on, with as many threads for the same bits
     variables = environment(OMP_NUM_THREADS=torch.get_num_threads())
-    process = subprocess.Popen(command, cwd=tmp_path, env=variables, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: rows() >= before + 5, process)
-    process.send_signal(number)
-    _, message = process.communicate(timeout=LAST_RESORT)
-    assert process.returncode == 75
+    with (tmp_path / "said").open("w") as said:
+        process = Fork(program, *words, cwd=tmp_path, env=variables, stderr=said)
+        wait_for(lambda: rows() >= before + 3, process)
+        process.send_signal(number)
+        assert process.wait(LAST_RESORT) == 75
+    message = (tmp_path / "said").read_text()
     assert f"stopped by {number.name} after step" in message
     assert "run the same command again" in message
     assert list(tmp_path.glob("stopped/*/checkpoints/step-*.pt"))
@@ -316,9 +316,9 @@ def stopped_by(number: signal.Signals, command: list[str], tmp_path: Path, wait_
 
 
 def test_signals_save_and_the_same_command_goes_on_to_the_same_bits(cli, photos, tmp_path, wait_for):
-    stopped, whole = (arguments("byol", photos, runs, epochs=30) for runs in ("stopped", "whole"))
-    stopped_by(signal.SIGTERM, twinbench(*stopped), tmp_path, wait_for)
-    stopped_by(signal.SIGINT, twinbench(*stopped), tmp_path, wait_for)
+    stopped, whole = (arguments("byol", photos, runs, epochs=8) for runs in ("stopped", "whole"))
+    stopped_by(signal.SIGTERM, SLOWLY + COMMAND, stopped, tmp_path, wait_for)
+    stopped_by(signal.SIGINT, SLOWLY + COMMAND, stopped, tmp_path, wait_for)
     for words in (stopped, whole):
         ended = cli(*words)
         assert ended.code == 0, ended.err

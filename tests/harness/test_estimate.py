@@ -3,14 +3,13 @@
 import heapq
 import json
 import re
-import subprocess
-import sys
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
 
+from tests import forks
 from twinbench.foundation.documents import unsealed
 from twinbench.harness import estimate, workers
 from twinbench.harness.store import stored_runs
@@ -222,15 +221,8 @@ def test_a_foreign_folder_in_the_run_store_is_named_once_and_a_line_says_what_is
     text = tiny_study.read_text().replace("image_set: digit-scenes", f"image_set: folder:{photos}")
     tiny_study.write_text(text.replace("limit: {train: 256, val: 64, test: 128}\n", ""))
     # in processes of its own, whose workers write to the same place; three runs, so that one waits
-    command = [
-        sys.executable,
-        "-c",
-        "from twinbench.harness.main import main; main()",
-        "run",
-        str(tiny_study),
-    ]
-    command += ["--workers", "2", "--methods", "random_init", "--seeds", "3"]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    words = ["run", tiny_study, "--workers", "2", "--methods", "random_init", "--seeds", "3"]
+    ended = forks.run(forks.COMMAND, *words, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count("mine is left out: not a run") == 1
     assert ended.stderr.count("timing a forward pass to begin with the longest runs") == 1

@@ -1,18 +1,19 @@
 """kill -9 in the middle of a job: the same command goes on and ends with the same bits."""
 
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
+from tests.forks import SLOWLY, Fork
 from twinbench.encoders.encoder import Encoder
 
-MAIN = """
+from .conftest import install, python_path
+
+MAIN = f"""
+{SLOWLY}
 import sys
 import twinbench.pretraining.train
 from twinbench.harness.main import main
@@ -22,16 +23,15 @@ main()
 """
 
 
-def started(tmp_path: Path, checkpoint_seconds: float, words: list[str]) -> subprocess.Popen:
+def started(tmp_path: Path, checkpoint_seconds: float, words: list[str], **variables: str) -> Fork:
     """The command in a process of its own, to be killed; this one goes on, with as many threads for the same bits."""
-    command = [sys.executable, "-c", MAIN, str(checkpoint_seconds), *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    return subprocess.Popen(command, cwd=tmp_path, env=environment)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), **variables}
+    return Fork(MAIN, str(checkpoint_seconds), *words, cwd=tmp_path, env=environment)
 
 
-def kill(process: subprocess.Popen) -> None:
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+def kill(process: Fork) -> None:
+    process.kill()
+    assert process.wait() == -9
 
 
 @pytest.fixture
@@ -48,14 +48,14 @@ def study_of(tiny_study, photos):
 
 
 def test_a_killed_study_goes_on_where_it_was(cli, study_of, tmp_path, wait_for, monkeypatch):
-    study = study_of(epochs=20)
+    study = study_of(epochs=8)
 
     def words(runs: str) -> list[str]:
         return ["run", str(study), "--runs", runs, "--out", f"results-{runs}/tiny", "--workers", "1"]
 
     always = 0.0  # seconds between checkpoints: one after every step
     process = started(tmp_path, always, words("killed"))
-    wait_for(lambda: list(tmp_path.glob("killed/barlow_twins*/checkpoints/step-00000001*.pt")), process)
+    wait_for(lambda: list(tmp_path.glob("killed/barlow_twins*/checkpoints/step-00000000[5-9]-*.pt")), process)
     kill(process)
     finished = next(tmp_path.glob("killed/random_init*/records/knn--cosine-v1.json"))
     written = finished.stat().st_mtime_ns
@@ -77,8 +77,10 @@ def test_a_killed_study_goes_on_where_it_was(cli, study_of, tmp_path, wait_for, 
 
 
 def test_killed_workers_let_go_and_the_study_goes_on(cli, study_of, tmp_path, wait_for):
-    words = ["run", str(study_of(epochs=120))]
-    process = started(tmp_path, 30.0, [*words, "--workers", "2"])
+    words = ["run", str(study_of(epochs=10))]
+    install(tmp_path / "site", "slowly", {"slowly.py": SLOWLY})  # for the workers, too
+    slow = python_path(tmp_path / "site")
+    process = started(tmp_path, 30.0, [*words, "--workers", "2"], PYTHONPATH=slow)
     wait_for(lambda: list(tmp_path.glob("runs/random_init*/records/linear--cached-v1.json")), process)
     kill(process)
     resumed = cli(*words, "--workers", "1")

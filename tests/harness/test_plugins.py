@@ -9,6 +9,7 @@ from contextlib import suppress
 import pandas as pd
 import pytest
 
+from tests.forks import COMMAND, run
 from twinbench.baselines.simclr import SimCLR
 from twinbench.downstream.knn import CosineKnn
 from twinbench.downstream.protocol import protocol, protocol_names
@@ -16,6 +17,8 @@ from twinbench.foundation.registry import all_or_nothing
 from twinbench.harness import commands, encoder_commands
 from twinbench.harness.plugins import load_plugins
 from twinbench.pretraining.method import method_class, method_names
+
+from .conftest import install, python_path
 
 TOY = """
 import torch
@@ -69,25 +72,6 @@ optimizer: {name: sgd, base_lr: 0.01}
 """
 
 
-def install(site, package, modules, entry_points=None):
-    """Put a package with files of Python and entry points (by default one, its name) on a path."""
-    for name, text in modules.items():
-        (site / name).parent.mkdir(parents=True, exist_ok=True)
-        (site / name).write_text(text)
-    described = site / f"{package}-1.0.dist-info"
-    described.mkdir()
-    (described / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: {package.replace('_', '-')}\nVersion: 1.0\n"
-    )
-    lines = [f"{name} = {value}" for name, value in (entry_points or {package: package}).items()]
-    (described / "entry_points.txt").write_text("\n".join(["[twinbench.plugins]", *lines, ""]))
-
-
-def python_path(site):
-    """The path of this process with ``site`` before it."""
-    return os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
-
-
 def a_method(name):
     return (
         "from twinbench.pretraining.method import Method, register_method\n"
@@ -136,13 +120,8 @@ def test_a_toy_method_and_protocol_run_from_another_package(tmp_path):
     (tmp_path / "my-recipes").mkdir()
     (tmp_path / "my-recipes" / "toy.yaml").write_text(RECIPE)
     (tmp_path / "toy.yaml").write_text(STUDY)
-    outcome = subprocess.run(
-        [sys.executable, "-m", "twinbench.harness.main", "run", "toy.yaml", "--workers", "2"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": python_path(site), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    environment = {**os.environ, "PYTHONPATH": python_path(site), "OMP_NUM_THREADS": "1"}
+    outcome = run(COMMAND, "run", "toy.yaml", "--workers", "2", cwd=tmp_path, env=environment)
     assert outcome.returncode == 0, outcome.stderr
     records = pd.read_csv(tmp_path / "results/toy/records.csv")
     assert list(records.method) == ["toy"]

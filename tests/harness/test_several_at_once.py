@@ -3,12 +3,12 @@
 import fcntl
 import os
 import signal
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from tests.forks import Fork
 from twinbench.foundation.errors import InputError
 from twinbench.foundation.lease import Lease
 from twinbench.harness.store import read_run
@@ -45,16 +45,10 @@ def command(tmp_path):
     started = []
 
     def start(*words, seconds=60.0, stops=False):
-        options = [str(seconds), "stops" if stops else ""]
+        options = [seconds, "stops" if stops else ""]
         environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
         with (tmp_path / "said").open("w") as said:
-            process = subprocess.Popen(
-                [sys.executable, "-c", COMMAND, *options, *words],
-                cwd=tmp_path,
-                env=environment,
-                stdout=said,
-                stderr=said,
-            )
+            process = Fork(COMMAND, *options, *words, cwd=tmp_path, env=environment, stdout=said, stderr=said)
         started.append(process)
         return process
 
@@ -178,10 +172,16 @@ def test_who_cannot_wait_for_ever_says_for_whom_it_waited(finished):
     assert said == []
 
 
-def test_a_training_that_slept_too_long_leaves_the_run_to_who_took_it_over(command, studies, tmp_path, cli):
+def is_stopped(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def test_a_training_that_slept_too_long_leaves_the_run_to_who_took_it_over(
+    command, studies, tmp_path, cli, wait_for
+):
     words = ["run", "less.yaml", "--methods", "barlow_twins", "--workers", "1"]
     sleeper = command(*words, "--out", "results/sleeper", seconds=1.0, stops=True)
-    os.waitid(os.P_PID, sleeper.pid, os.WSTOPPED | os.WNOWAIT)
+    wait_for(lambda: is_stopped(sleeper.pid), sleeper)
     heir = cli(*words)
     assert heir.code == 0, heir.err
     assert f"waits for process {sleeper.pid} on" in heir.err

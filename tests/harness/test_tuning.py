@@ -4,9 +4,6 @@ import csv
 import json
 import os
 import shlex
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree, ignore_patterns
@@ -15,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from tests.forks import COMMAND, Fork
 from twinbench.data import scenes
 from twinbench.data.catalogue import load_image_set
 from twinbench.harness import execute, tuning
@@ -393,12 +391,11 @@ def test_a_killed_search_goes_on_and_ends_with_the_same_numbers(cli, tmp_path, p
         options = ["--trials", "2", "--workers", "1", "--runs", name, "--out", f"out-{name}"]
         return ["tune", "simclr", *images, *options]
 
-    program = [sys.executable, "-c", "from twinbench.harness.main import main; main()"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen([*program, *command("killed")], cwd=tmp_path, env=environment)
+    process = Fork(COMMAND, *command("killed"), cwd=tmp_path, env=environment)
     wait_for(lambda: list(tmp_path.glob("killed/*/records/knn--cosine-v1.json")), process)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    assert process.wait() == -9
     for name in ("killed", "whole"):
         ended = cli(*command(name))
         assert ended.code == 0, ended.err

@@ -12,6 +12,7 @@ import sys
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from twinbench.baselines.byol import byol_loss
 from twinbench.baselines.moco_v2 import info_nce_loss
@@ -53,11 +54,12 @@ def random(*shape, seed):
 
 
 def average_gradients(module):
-    """What DistributedDataParallel does."""
-    for p in module.parameters():
-        if p.grad is not None and world_size() > 1:
-            dist.all_reduce(p.grad)
-            p.grad /= world_size()
+    """What DistributedDataParallel does, which sends many gradients at a time as well."""
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    if world_size() > 1:
+        together = parameters_to_vector(gradients)
+        dist.all_reduce(together)
+        vector_to_parameters(together / world_size(), gradients)
 
 
 def as_numbers(loss, module):
@@ -173,11 +175,24 @@ OPTIONS = {
 }
 
 
+class FewLayers(nn.Sequential):
+    """A backbone of what ranks share in any: each batch norm takes several messages in every step."""
+
+    feature_dim = 8
+
+    def __init__(self):
+        first = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU()
+        second = nn.Conv2d(4, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()
+        super().__init__(*first, *second, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
 def method_case(name, steps=2, synchronise=True):
     """A whole method for a few steps of SGD: every loss, and the parameters and buffers it ends with."""
     torch.manual_seed(OFFSET)
     cls = method_class(name)
-    method = cls(build_backbone("resnet10", width=4, stem="stride2"), cls.Options(**OPTIONS[name])).double()
+    whole = name == "barlow_twins"
+    backbone = build_backbone("resnet10", width=4, stem="stride2") if whole else FewLayers()
+    method = cls(backbone, cls.Options(**OPTIONS[name])).double()
     if synchronise:
         synchronise_batch_norms(method, "cpu")
     optimizer = torch.optim.SGD(method.parameters(), lr=0.05, momentum=0.9)
@@ -256,11 +271,10 @@ def run_rank(own_rank, world, folder):
 
 
 def main():
-    """Fork the ranks from a server that has done the imports, which cost more than the cases."""
+    """Fork the ranks from this process, which has done the imports and nothing else."""
     world, folder = int(sys.argv[1]), sys.argv[2]
     load_plugins()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([cls.__module__ for cls in (*map(method_class, OPTIONS), GlobalBatchNorm)])
+    context = multiprocessing.get_context("fork")
     processes = [context.Process(target=run_rank, args=(r, world, folder)) for r in range(world)]
     for process in processes:
         process.start()

@@ -5,13 +5,13 @@ negative controls put well-known mistakes in and must be caught.
 """
 
 import importlib.util
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.forks import run
 
 WORKER = Path(__file__).with_name("rank_worker.py")
 
@@ -44,14 +44,7 @@ def one_process():
 def ranks(request, tmp_path_factory):
     """The results of every rank of a process group."""
     folder = tmp_path_factory.mktemp(f"ranks{request.param}")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(
-        [sys.executable, str(WORKER), str(request.param), str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=1800,  # only for ranks that hang: a busy machine may take very long
-    )
+    finished = run(WORKER, request.param, folder, cwd=folder)
     assert finished.returncode == 0, finished.stderr
     return [torch.load(folder / f"result.{rank}") for rank in range(request.param)]
 
