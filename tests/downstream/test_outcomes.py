@@ -225,7 +225,7 @@ def test_resampled_precisions_take_little_memory_and_are_those_of_each_alone(res
     rng = np.random.default_rng(8)
     truth = scenes(rng, images=40, classes=1)
     detections = [
-        Detections(d.boxes.repeat(50, 1), torch.tensor(rng.random(50 * len(d.boxes))), d.labels.repeat(50))
+        Detections(d.boxes.repeat(20, 1), torch.tensor(rng.random(20 * len(d.boxes))), d.labels.repeat(20))
         for d in guesses(rng, truth)
     ]
     weights, count = resamples(40), sum(len(d.boxes) for d in detections)
