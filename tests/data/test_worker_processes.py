@@ -81,20 +81,16 @@ def wait_until_gone(pids: list[int]) -> None:
         time.sleep(0.05)
 
 
-def test_a_script_without_a_guard_runs_once_and_leaves_nothing(script):
-    done = finished(script(REST))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[1:] == ["steps 20"]
-    assert done.stderr == "", "a leaked semaphore, for one"
-    wait_until_gone(worker_ids(done.stdout))
-
-
-def test_a_relative_folder_means_the_same_to_workers_after_a_change_of_folder(script, tmp_path):
+def test_a_script_without_a_guard_runs_once_and_leaves_nothing_and_may_change_its_folder(script, tmp_path):
+    """To workers a relative folder means the same as to the script, which is in another one than it began in."""
     interpreter, path, _ = script(REST)
     text = Path(path).read_text().replace("images =", "import os; os.chdir('photos')\nimages =")
     Path(path).write_text(text)
     done = finished([interpreter, path, "."], cwd=tmp_path)
-    assert done.stdout.splitlines()[1:] == ["steps 20"], done.stderr
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1:] == ["steps 20"]
+    assert done.stderr == "", "a leaked semaphore, for one"
+    wait_until_gone(worker_ids(done.stdout))
 
 
 def test_an_error_ends_a_script_whose_stream_is_still_open(script):
@@ -122,15 +118,9 @@ def waiting(script):
         process.kill()
 
 
-def test_workers_and_their_server_end_with_a_killed_process(waiting):
-    process, workers, server = waiting
-    assert all(map(alive, [*workers, server]))
-    process.kill()
-    process.wait()
-    wait_until_gone([*workers, server])
-
-
-def test_workers_are_forked_from_one_thread_that_survives_a_signal_to_every_process_of_a_job(waiting):
+def test_workers_and_the_thread_that_forked_them_survive_a_signal_to_all_and_end_with_a_killed_process(
+    waiting,
+):
     process, workers, server = waiting
     assert server != process.pid
     assert {status(worker, "PPid") for worker in workers} == {str(server)}
@@ -140,3 +130,6 @@ def test_workers_are_forked_from_one_thread_that_survives_a_signal_to_every_proc
             os.kill(pid, number)
     time.sleep(0.5)
     assert all(map(alive, [*workers, server]))
+    process.kill()
+    process.wait()
+    wait_until_gone([*workers, server])
