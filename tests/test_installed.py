@@ -155,9 +155,9 @@ def test_every_command_works_beside_the_users_own_folders(
 def test_the_console_script_and_the_readmes_torchrun_line_work_there(
     bin_and_path: tuple[Path, str, Path], users_folder: Path
 ) -> None:
-    scripts, path, _ = bin_and_path
+    scripts, path, code = bin_and_path
     assert "Usage: twinbench" in run([scripts / "twinbench", "--help"], users_folder, path)
-    launch, torchrun_line = readmes_torchrun_line(scripts)
+    launch, torchrun_line = readmes_torchrun_line(scripts, processes=1 if code == ROOT else 2)
     words = [
         "byol",
         "--image-set",
@@ -174,11 +174,11 @@ def test_the_console_script_and_the_readmes_torchrun_line_work_there(
     assert "encoder: runs/byol-" in printed
 
 
-def readmes_torchrun_line(scripts: Path) -> tuple[list[str | Path], list[str]]:
-    """The line up to the method, on two processes, with the scripts of this installation."""
+def readmes_torchrun_line(scripts: Path, processes: int) -> tuple[list[str | Path], list[str]]:
+    """The line up to the method, on so many processes, with the scripts of this installation."""
     (line,) = (line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("torchrun "))
     words = line.split()
-    words[words.index("--nproc-per-node") + 1] = "2"
+    words[words.index("--nproc-per-node") + 1] = str(processes)
     before = words[1 : words.index("pretrain") + 1]
     before = [str(scripts / "twinbench") if word == "twinbench" else word for word in before]
     # torch's console script is not in the second installation's folder: its module is the same program
