@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests import forks
 from twinbench.pretraining.build import build_method, view_policies
 from twinbench.pretraining.method import Progress
 
@@ -245,8 +246,7 @@ def test_a_measured_loss_becomes_a_table_between_the_markers(losses, tmp_path, c
 
 
 def test_a_wrong_name_ends_with_code_2_and_the_right_ones():
-    command = [sys.executable, str(BENCHMARKS / "losses.py"), "--losses", "byol2"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = forks.run(BENCHMARKS / "losses.py", "--losses", "byol2", cwd=BENCHMARKS)
     assert done.returncode == 2
     assert "byol2" in done.stderr
     assert "nearest: byol\n" in done.stderr

@@ -1,6 +1,7 @@
 """How commands end: the exit code, one message, a traceback only when asked for, quiet where nobody reads."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 import twinbench.data
+from tests.forks import COMMAND, Fork
 from twinbench.foundation.errors import InputError, RunFailure
 from twinbench.pretraining.interrupt import Interrupted
 
@@ -86,15 +88,18 @@ def test_each_kind_of_error_has_its_code(cli, monkeypatch, error, code, said):
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_reader_that_stops_reading_is_no_error(unbuffered, monkeypatch):
+def test_a_reader_that_stops_reading_is_no_error(unbuffered, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
-    command = [sys.executable, "-c", "from twinbench.harness.main import main; main()", "ls", "protocols"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.close()
-        assert process.stderr.read() == b""
-    assert process.returncode == 141
+    reader, writer = os.pipe()
+    os.close(reader)
+    with (tmp_path / "said").open("w") as said, open(writer, "w") as out:
+        if unbuffered:  # an interpreter reads this when it starts
+            command = [sys.executable, "-c", COMMAND, "ls", "protocols"]
+            code = subprocess.run(command, stdout=out, stderr=said).returncode
+        else:
+            code = Fork(COMMAND, "ls", "protocols", cwd=tmp_path, stdout=out, stderr=said).wait()
+    assert (tmp_path / "said").read_text() == ""
+    assert code == 141
 
 
 @pytest.fixture
