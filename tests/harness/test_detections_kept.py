@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 
 import pytest
 import torch
@@ -46,13 +47,23 @@ def near_misses(detector, images, device):
     return found
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """Where `done` keeps what the first test has made."""
+    return tmp_path_factory.mktemp("kept") / "found"
+
+
 @pytest.fixture
-def done(cli, tmp_path, monkeypatch):
+def done(cli, tmp_path, monkeypatch, kept):
+    """The current folder with the finished study, a copy."""
     monkeypatch.setattr(small_mask_rcnn, "STEPS", 2)
     monkeypatch.setattr(small_mask_rcnn, "detect", near_misses)
-    (tmp_path / "found.yaml").write_text(STUDY)
-    outcome = cli("run", "found.yaml")
-    assert outcome.code == 0, outcome.err
+    if not kept.exists():
+        (tmp_path / "found.yaml").write_text(STUDY)
+        outcome = cli("run", "found.yaml")
+        assert outcome.code == 0, outcome.err
+        shutil.copytree(tmp_path, kept)
+    shutil.copytree(kept, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
