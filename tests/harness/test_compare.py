@@ -69,11 +69,10 @@ def test_an_encoder_that_is_named_twice_has_one_row_and_the_command_names_the_fo
     assert "--out elsewhere" in (tmp_path / "elsewhere/report.html").read_text()
 
 
-def test_runs_of_one_method_are_told_apart_by_what_differs(cli, made, photos, records):
+def test_runs_of_one_method_are_told_apart_by_what_differs(cli, made, tiny_study, photos, records):
     few = ("--protocol", "knn", "--image-set", f"folder:{photos}")
-    pretrain = ("pretrain", "barlow_twins", "--image-set", "digit-scenes", "--set", "backbone.width=8")
-    small = ("--set", "epochs=1", "--set", "batch_size=512", "--set", "schedule.warmup_epochs=0")
-    assert cli(*pretrain, *small, "--set", "options.lambd=0.5", "--runs", "more").code == 0
+    changes = ("--set", "epochs=1", "--set", "options.lambd=0.5", "--runs", "more")
+    assert cli("run", tiny_study, "--methods", "barlow_twins", *changes, "--out", "more-results").code == 0
     (other,) = (made["barlow_twins"].parents[1] / "more").iterdir()
     ended = cli("compare", made["barlow_twins"], other, *few, "--workers", "1")
     assert ended.code == 0, ended.err
@@ -88,9 +87,10 @@ def test_very_different_recipes_have_short_names_and_the_page_says_in_full_what_
     """Figures of long names warn that there is no room, and a warning is an error here."""
     few = ("--protocol", "knn", "--image-set", f"folder:{photos}")
     small = ("backbone.name=resnet10", "backbone.width=4", "options.projector=[32, 16]", "views.size=32")
-    short = ("epochs=1", "batch_size=512", "schedule.warmup_epochs=0")
+    short = ("epochs=1", "batch_size=16", "schedule.warmup_epochs=0")
     options = [word for key in (*small, *short) for word in ("--set", key)]
-    outcome = cli("pretrain", "barlow_twins", "--image-set", "digit-scenes", "--recipe", "imagenet", *options)
+    images = ("--image-set", f"folder:{photos}")
+    outcome = cli("pretrain", "barlow_twins", *images, "--recipe", "imagenet", *options)
     assert outcome.code == 0, outcome.err
     runs = sorted((made["barlow_twins"].parent).glob("barlow_twins-*"))
     assert len(runs) == 2
