@@ -25,11 +25,11 @@ description: Two methods on a few images.
 image_set: digit-scenes
 recipes: digit-scenes
 methods: [random_init, barlow_twins]
-limit: {train: 256, val: 64, test: 128}
+limit: {train: 192, val: 32, test: 64}
 overrides:
   backbone.width: 8
   epochs: 2
-  batch_size: 64
+  batch_size: 96
   schedule.warmup_epochs: 0
 tables:
   - name: main

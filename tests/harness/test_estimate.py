@@ -15,8 +15,8 @@ from twinbench.harness import estimate, workers
 from twinbench.harness.store import stored_runs
 
 STEP, PASS = 0.5, 0.01
-TINY_STEPS = 2 * 256 // 64
-KNN, LINEAR = 256 + 128, 256 + 64 + 128
+TINY_STEPS = 2 * 192 // 96
+KNN, LINEAR = 192 + 64, 192 + 32 + 64
 
 
 @pytest.fixture
@@ -120,13 +120,13 @@ def test_as_many_are_timed_at_a_time_as_will_compute(cli, tiny_study, clock, in_
 
 
 def test_a_search_times_one_trial_a_method_and_begins_the_trials_in_their_order(cli, clock, in_this_process):
-    small = ["--limit", "train=256", "--limit", "val=64", "--limit", "test=128", "--set", "epochs=60"]
+    small = ["--limit", "train=192", "--limit", "val=32", "--limit", "test=64", "--set", "epochs=120"]
     options = ["--image-set", "digit-scenes", *small, "--trials", "3", "--workers", "2", "--dry-run"]
     ended = cli("tune", "barlow_twins", "byol", *options)
     assert ended.code == 0, ended.err
     trials = re.findall(r"^  (\w+) trial (\d): about (\d+) s \(base_lr ", ended.out, re.MULTILINE)
-    # 60 epochs of 2 steps and the two evaluations; a step of the other method takes no time on this machine
-    long, short = 60 * 2 * STEP + (KNN + LINEAR) * PASS, (KNN + LINEAR) * PASS
+    # 120 epochs of a step and the two evaluations; a step of the other method takes no time on this machine
+    long, short = 120 * STEP + (KNN + LINEAR) * PASS, (KNN + LINEAR) * PASS
     assert trials == [
         (method, str(index), f"{seconds:.0f}")
         for index in range(3)
@@ -135,7 +135,7 @@ def test_a_search_times_one_trial_a_method_and_begins_the_trials_in_their_order(
     assert len({unit.key for unit in clock}) == 3, "a step of each method, and their backbone"
     # one worker: long, short, long; the other: short, long, short. Longest first would end after two and a short one.
     (total,) = re.findall(r"estimated time: ([\d.]+) min", ended.out)
-    assert float(total) == round((2 * long + short) / 60, 1) == 2.4
+    assert float(total) == round((2 * long + short) / 60, 1) == 2.3
 
 
 class _InThisProcess:
@@ -219,7 +219,7 @@ def test_a_foreign_folder_in_the_run_store_is_named_once_and_a_line_says_what_is
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     # of the embedded set each process would draw all images
     text = tiny_study.read_text().replace("image_set: digit-scenes", f"image_set: folder:{photos}")
-    tiny_study.write_text(text.replace("limit: {train: 256, val: 64, test: 128}\n", ""))
+    tiny_study.write_text(text.replace("limit: {train: 192, val: 32, test: 64}\n", ""))
     # in processes of its own, whose workers write to the same place; three runs, so that one waits
     words = ["run", tiny_study, "--workers", "2", "--methods", "random_init", "--seeds", "3"]
     ended = forks.run(forks.COMMAND, *words, cwd=tmp_path)
@@ -239,12 +239,12 @@ def test_what_earlier_runs_took_is_not_timed_again(cli, tiny_study, finished, cl
             (run / file).write_text(json.dumps({**document, **changes}))
     jobs, _ = plan_of(cli("run", tiny_study, "--dry-run", "--seeds", "2"))
     assert jobs["pretrain barlow_twins (seed 0)"] == ("", "")
-    assert jobs["pretrain barlow_twins (seed 1)"][0] == TINY_STEPS * 64 / 32
+    assert jobs["pretrain barlow_twins (seed 1)"][0] == TINY_STEPS * 96 / 32
     assert jobs["knn/cosine-v1 barlow_twins (seed 1)"][0] == 21
     assert jobs["linear/cached-v1 random_init (seed 1)"][0] == 33
     assert not clock
     longer, _ = plan_of(cli("run", tiny_study, "--dry-run", "--set", "epochs=4"))
-    assert longer["pretrain barlow_twins (seed 0)"][0] == 2 * TINY_STEPS * 64 / 32
+    assert longer["pretrain barlow_twins (seed 0)"][0] == 2 * TINY_STEPS * 96 / 32
     wider, _ = plan_of(cli("run", tiny_study, "--dry-run", "--set", "backbone.width=16"))
     assert wider["pretrain barlow_twins (seed 0)"][0] == TINY_STEPS * STEP
     assert len(clock) == 2

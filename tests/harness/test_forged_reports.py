@@ -153,7 +153,7 @@ def test_a_row_of_no_run_is_named(cli, forge):
         ({"value": None}, "value None is recorded, its outcomes give"),
         ({"stderr": 0.01}, "stderr 0.01 is recorded, its outcomes give"),
         ({"stderr": None}, "stderr None is recorded, its outcomes give"),
-        ({"n": 12800}, "n 12800 is recorded, its outcomes give 128"),
+        ({"n": 12800}, "n 12800 is recorded, its outcomes give 64"),
         ({"image_set_fingerprint": "0" * 64}, "its outcomes are of another image set"),
         ({"metric": "top3"}, "its outcomes have no top3"),
     ],

@@ -40,8 +40,8 @@ def study_of(tiny_study, photos):
 
     def study(epochs: int) -> Path:
         text = tiny_study.read_text().replace("image_set: digit-scenes", f"image_set: folder:{photos}")
-        text = text.replace("limit: {train: 256, val: 64, test: 128}\n", "")
-        tiny_study.write_text(text.replace("epochs: 2", f"epochs: {epochs}").replace("size: 64", "size: 16"))
+        text = text.replace("limit: {train: 192, val: 32, test: 64}\n", "")
+        tiny_study.write_text(text.replace("epochs: 2", f"epochs: {epochs}").replace("size: 96", "size: 16"))
         return tiny_study
 
     return study

@@ -14,8 +14,8 @@ description: Encoders of one set, measured on another.
 image_set: digit-scenes
 recipes: digit-scenes
 methods: [random_init, barlow_twins]
-limit: {{train: 256, val: 64, test: 64}}
-overrides: {{backbone.width: 8, epochs: 1, batch_size: 64, schedule.warmup_epochs: 0}}
+limit: {{train: 192, val: 32, test: 64}}
+overrides: {{backbone.width: 8, epochs: 1, batch_size: 96, schedule.warmup_epochs: 0}}
 tables:
   - name: main
     title: kNN
@@ -48,7 +48,7 @@ def test_remarks_on_other_training_images_say_whose_they_are(cli, tmp_path, phot
     (photos / "train" / "dark" / ".hidden.png").write_text("left out")
     study = write_study(tmp_path / "elsewhere.yaml", "digit-scenes")
     study.write_text(study.read_text().replace("image_set: digit-scenes", f"image_set: folder:{photos}", 1))
-    study.write_text(study.read_text().replace("batch_size: 64", "batch_size: 16"))
+    study.write_text(study.read_text().replace("batch_size: 96", "batch_size: 16"))
     outcome = cli("run", study)
     assert outcome.code == 0, outcome.err
     records = pd.read_csv(tmp_path / "results/elsewhere/records.csv", keep_default_na=False)

@@ -148,7 +148,7 @@ def server(running, monkeypatch):
 @pytest.fixture
 def study(tiny_study, photos):
     text = tiny_study.read_text().replace("image_set: digit-scenes", f"image_set: folder:{photos}")
-    text = text.replace("limit: {train: 256, val: 64, test: 128}\n", "").replace("size: 64", "size: 16")
+    text = text.replace("limit: {train: 192, val: 32, test: 64}\n", "").replace("size: 96", "size: 16")
     tiny_study.write_text(text)
     return tiny_study
 

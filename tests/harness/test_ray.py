@@ -87,7 +87,7 @@ def study(tiny_study, photos):
 
     def of(epochs: int = 2) -> Path:
         text = tiny_study.read_text().replace("image_set: digit-scenes", f"image_set: folder:{photos}")
-        text = text.replace("limit: {train: 256, val: 64, test: 128}\n", "").replace("size: 64", "size: 16")
+        text = text.replace("limit: {train: 192, val: 32, test: 64}\n", "").replace("size: 96", "size: 16")
         tiny_study.write_text(text.replace("epochs: 2", f"epochs: {epochs}"))
         return tiny_study
 

@@ -44,9 +44,9 @@ def test_without_ray_it_is_said_how_to_get_it(cli, tiny_study, tmp_path, monkeyp
 
 def test_devices_of_a_training_are_checked_before_any_work(cli, tiny_study, tmp_path, monkeypatch):
     monkeypatch.setattr(ray_options, "ray_version", lambda: "2.60.0")
-    refused = cli("run", tiny_study, "--executor", "ray", "--devices", "3")
+    refused = cli("run", tiny_study, "--executor", "ray", "--devices", "5")
     assert refused.code == 2
-    assert "batch_size 64 does not divide evenly over 3 devices" in refused.err
+    assert "batch_size 96 does not divide evenly over 5 devices" in refused.err
     assert not (tmp_path / "runs").exists()
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
+from twinbench.data import scenes
 from twinbench.foundation.cores import own_cores, usable_cores
 from twinbench.harness import room, workers
 from twinbench.harness.estimate import Use
@@ -20,6 +21,8 @@ from twinbench.harness.plan import jobs, plan_study
 from twinbench.harness.room import Room, gpu_of_each, room_for
 from twinbench.harness.schedule import Waiting, timetable
 from twinbench.harness.studies import load_study
+
+from .conftest import GENERATED
 
 
 def test_a_job_that_does_not_fit_waits_and_a_smaller_one_goes_first():
@@ -150,8 +153,8 @@ def test_where_nothing_fits_beside_another_the_results_have_the_same_bits(
 ):
     # of the embedded set each process would draw all images
     text = tiny_study.read_text().replace("digit-scenes\nrecipes", f"folder:{photos}\nrecipes")
-    text = text.replace("limit: {train: 256, val: 64, test: 128}\n", "")
-    tiny_study.write_text(text.replace("batch_size: 64", "batch_size: 8"))
+    text = text.replace("limit: {train: 192, val: 32, test: 64}\n", "")
+    tiny_study.write_text(text.replace("batch_size: 96", "batch_size: 8"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -184,6 +187,7 @@ def test_no_core_is_left_to_a_run_that_is_not_there(
     tiny_study, tmp_path, monkeypatch, methods, seeds, cores, expected
 ):
     monkeypatch.setattr(workers, "usable_cores", lambda: cores)
+    monkeypatch.setattr(scenes, "classification", GENERATED)
     rows = f"methods: [{', '.join(methods)}]\nseeds: {seeds}"
     tiny_study.write_text(tiny_study.read_text().replace("methods: [random_init, barlow_twins]", rows))
     study, images = load_study(str(tiny_study)), Images(None)

@@ -62,7 +62,7 @@ def command(tmp_path):
 def studies(tiny_study, photos, tmp_path):
     """Two studies on a few photos, ``less`` and ``more``: the second has the rows of the first and one more."""
     text = tiny_study.read_text().replace("image_set: digit-scenes", f"image_set: folder:{photos}")
-    text = text.replace("limit: {train: 256, val: 64, test: 128}\n", "").replace("size: 64", "size: 16")
+    text = text.replace("limit: {train: 192, val: 32, test: 64}\n", "").replace("size: 96", "size: 16")
     (tmp_path / "less.yaml").write_text(text)
     (tmp_path / "more.yaml").write_text(text.replace("barlow_twins]", "barlow_twins, simsiam]"))
 

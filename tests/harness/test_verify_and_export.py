@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import precision_recall_curve
 
+from twinbench.downstream import voc_svm
 from twinbench.foundation.documents import unsealed
 from twinbench.reports.records import read_records
 
@@ -81,7 +82,7 @@ def test_predictions_are_exported_and_give_the_number(cli, done, tmp_path):
         protocol = file.name.partition("--on-")[0].replace("--", "/")
         (record,) = [r for r in records if (r.method, r.protocol, r.metric) == (method, protocol, "top1")]
         assert top1 == pytest.approx(record.value)
-        assert len(rows) == record.n == 128
+        assert len(rows) == record.n == 64
         for name in ("protocol", "image_set", "image_set_fingerprint", "encoder_checksum", "seed"):
             assert {row[name] for row in rows} == {str(getattr(record, name))}
 
@@ -108,7 +109,8 @@ def test_how_often_draws_had_an_image_right_is_exported_and_gives_the_number(cli
     assert (100 * drawn.right_top1 / drawn.draws).mean() == pytest.approx(value)
 
 
-def test_scores_of_support_vector_machines_are_exported_and_give_the_number(cli, tmp_path):
+def test_scores_of_support_vector_machines_are_exported_and_give_the_number(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr(voc_svm, "PENALTIES", (0.01, 1.0))
     scored, value = exported(cli, tmp_path, "svm/voc07-v2", "map_all_points", "shape-scenes")
     assert len(scored) == 96
     precisions = []
