@@ -5,8 +5,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,14 +66,6 @@ def environment(**variables: object) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in variables.items()}}
 
 
-def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    finished = subprocess.run(
-        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=LAST_RESORT
-    )
-    assert finished.returncode == 0, finished.stderr
-    return finished
-
-
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     (encoder,) = folder.glob("*/encoder")
     return Encoder.load(encoder).backbone.state_dict()
@@ -97,24 +87,31 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-# Several commands, one after another in each of the ranks that a launcher starts, for starting ranks takes longer than
-# the trainings. What a rank says of a command goes to a file.
+# Several commands, one after another in each of the ranks that torchrun's launcher starts: `test_installed` has its
+# command line. What a rank says of a command goes to a file.
 COMMANDS = """
 import contextlib, glob, json, os, sys
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from twinbench.data import image_sets
 from twinbench.harness.console import console
 from twinbench.harness.main import main
 
-for name, words, in_memory in json.loads(sys.argv.pop()):
-    if not in_memory:
-        image_sets._IN_MEMORY_BYTES = 0
-    sys.argv = ["twinbench", *(glob.glob(word)[0] if "*" in word else word for word in words)]
-    with open(f"{name}.{os.environ['RANK']}", "w") as said, contextlib.redirect_stderr(said):
-        console.file = said
-        try:
-            main()
-        except SystemExit as end:
-            assert not end.code, (name, end.code)
+
+def rank():
+    for name, words, in_memory in json.loads(sys.argv.pop()):
+        if not in_memory:
+            image_sets._IN_MEMORY_BYTES = 0
+        sys.argv = ["twinbench", *(glob.glob(word)[0] if "*" in word else word for word in words)]
+        with open(f"{name}.{os.environ['RANK']}", "w") as said, contextlib.redirect_stderr(said):
+            console.file = said
+            try:
+                main()
+            except SystemExit as end:
+                assert not end.code, (name, end.code)
+
+
+where = dict(rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0")
+elastic_launch(LaunchConfig(1, 1, 2, start_method="fork", monitor_interval=0.1, **where), rank)()
 """
 
 
@@ -139,9 +136,8 @@ def two_devices(photos: str, damaged: str, seed_offset: int, tmp_path_factory) -
     commands.append(("random_init", ["pretrain", "random_init", "--image-set", photos, *words], True))
     commands += [(slug(name), evaluation(name, photos), True) for name in EVALUATED]
     commands.append(("skipping", skipping(damaged), False))  # last: from here on all images are streamed
-    script = folder / "commands.py"
-    script.write_text(COMMANDS)
-    run([*torchrun(2)[:-2], str(script), json.dumps(commands)], folder)
+    ended = forks.run(COMMANDS, json.dumps(commands), cwd=folder, env=environment())
+    assert ended.returncode == 0, ended.stderr
     return folder
 
 
@@ -212,14 +208,6 @@ def test_a_signal_to_one_rank_stops_all_and_one_device_can_go_on(cli, photos, tm
     resumed = cli(*words)
     assert resumed.code == 0, resumed.err
     assert "15 steps from" in resumed.err
-
-
-def torchrun(ranks: int) -> list[str]:
-    return [
-        *(sys.executable, "-m", "torch.distributed.run"),
-        *("--nproc-per-node", str(ranks), "--master-port", str(free_port())),
-        *("-m", "twinbench.harness.main"),
-    ]
 
 
 STREAMING = """
