@@ -202,6 +202,7 @@ def _become(request: dict[str, Any], streams: list[int]) -> None:
 
     from twinbench.foundation.cores import usable_cores
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for number, stream in enumerate((nothing, *streams)):
         os.dup2(stream, number)
@@ -223,6 +224,7 @@ def _become(request: dict[str, Any], streams: list[int]) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: who started this one ends it
     asked = _serve(sys.argv[1])
     if asked is not None:
         _become(*asked)
