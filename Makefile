@@ -12,7 +12,7 @@ run: $(STAMP)
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 test: $(STAMP)
-	@echo "The whole suite but for the programs of benchmarks/, the pages of docs/ and Ray: about eight minutes on two quiet cores."
+	@echo "The whole suite but for the programs of benchmarks/, the pages of docs/ and Ray: about six minutes on two quiet cores."
 	$(PYTEST) -m "not programs and not docs and not ray" tests
 
 # The programs of benchmarks/, whole and small.
