@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -36,10 +37,12 @@ def check_fences(path: Path) -> None:
 
 @contextlib.contextmanager
 def machine_faults(what: str, where: Path, next_step: str) -> Iterator[None]:
-    """Turn an OSError of the block into a RunFailure that says what could not be done."""
+    """Turn an OSError of the block into a RunFailure that says what could not be done; a full disk wants space."""
     try:
         yield
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            next_step = "free some space, and run the same command again"
         raise RunFailure(f"{what}: {error.strerror or error}", where=where, next_step=next_step) from error
 
 

@@ -155,6 +155,14 @@ def _as_url(text: str | Path) -> str | None:
     """A URL of an object store, without a slash at its end; None for a path. Raises InputError for any other URL."""
     url = str(text)
     kind, separator, rest = url.partition("://")
+    mistyped, colon, place = url.partition(":/")
+    if not separator and colon and mistyped in KINDS:
+        raise InputError(
+            "a URL has two slashes",
+            where=url,
+            nearest=f"{mistyped}://{place}",
+            next_step="write it with both",
+        )
     if not separator or kind == "file":
         return None
     if kind not in KINDS:

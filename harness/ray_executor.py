@@ -97,7 +97,7 @@ def execute_on_ray(
     """
     store = plan[0].run.folder.parent
     with _connected(options.address), _announced(store) as announced, StopRequest() as stop:
-        share = _share(workers, plan)
+        share = _share(workers, plan, options.devices)
         site = _Site(Path.cwd(), store, announced, images.data_root, share.cpus, url_of(store))
         cluster = _Cluster(share, options)
         device = _settle_everywhere(site, stop)
@@ -199,12 +199,15 @@ class _Share(NamedTuple):
         return min(count, int(has.get("GPU", 0) // self.gpus)) if self.gpus else count
 
 
-def _share(workers: int | None, plan: Sequence[Job]) -> _Share:
-    """What a process of a job takes: with ``workers`` as many CPUs as each of these would have here."""
+def _share(workers: int | None, plan: Sequence[Job], devices: int) -> _Share:
+    """What a process of a job takes: with ``workers`` as many CPUs as each of these would have here.
+
+    Unless they are given a job's processes on so many ``devices`` of a node share what one process would have.
+    """
     having = [node["Resources"] for node in _nodes() if node["Resources"].get("GPU", 0) >= 1]
     if having and workers is None:
         return _Share(max(1, min(int(has.get("CPU", 0) // has["GPU"]) for has in having)), 1)
-    return _Share(threads_each(workers or default_workers(plan)), int(bool(having)))
+    return _Share(threads_each(workers or default_workers(plan) * devices), int(bool(having)))
 
 
 class _Cluster:

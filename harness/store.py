@@ -24,7 +24,7 @@ from twinbench.data.image_sets import ImageSet
 from twinbench.encoders.encoder import INFO_FILE
 from twinbench.foundation.documents import sealed, unsealed
 from twinbench.foundation.errors import InputError, RunFailure
-from twinbench.foundation.files import fenced, write_atomically
+from twinbench.foundation.files import fenced, machine_faults, write_atomically
 from twinbench.foundation.lease import Holder, Lease, Seen
 from twinbench.foundation.models import explain_validation
 from twinbench.foundation.outcomes import is_whole
@@ -253,15 +253,10 @@ class Run:
 
     @contextmanager
     def _usable(self) -> Iterator[None]:
-        try:
+        with machine_faults(
+            "cannot use the run's folder", self.folder, "make it writable, or use another run store"
+        ):
             yield
-        except OSError as error:
-            raise RunFailure(
-                f"cannot use the run's folder: {error.strerror or error}",
-                where=self.folder,
-                next_step="make it writable, or use another run store",
-                option="runs",
-            ) from error
 
 
 UNFINISHED = "unfinished"

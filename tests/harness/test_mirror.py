@@ -535,3 +535,10 @@ def test_a_mirror_of_an_index_with_foreign_names_touches_none_of_them(there, hos
     (root / "run" / mirror._INDEX).write_text(json.dumps({"unsent": False, "same": same}))
     store_at(there.url)
     assert victim.read_bytes() == b"kept"
+
+
+@pytest.mark.parametrize("text", ["s3:/bucket/runs", "gs:/bucket"])
+def test_a_url_with_one_slash_is_no_folder(text):
+    with pytest.raises(InputError, match="two slashes") as caught:
+        store_at(text)
+    assert caught.value.nearest == text.replace(":/", "://")
