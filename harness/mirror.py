@@ -292,7 +292,7 @@ class MirroredStore:
                 "another object store answers at this URL than before, or it was emptied",
                 where=self.url,
                 next_step="use the same endpoint as before (AWS_ENDPOINT_URL); or, if this is right, delete the mirror "
-                f"of the former: {self._root.parent}",
+                f"of the former: {self._root.parent} (with what was never sent, if anything was not)",
             )
         if not known and name:
             write_atomically(file, name)
