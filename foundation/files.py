@@ -36,14 +36,14 @@ def check_fences(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def machine_faults(what: str, where: Path, next_step: str) -> Iterator[None]:
+def machine_faults(what: str, where: Path, next_step: str, option: str | None = None) -> Iterator[None]:
     """Turn an OSError of the block into a RunFailure that says what could not be done; a full disk wants space."""
     try:
         yield
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            next_step = "free some space, and run the same command again"
-        raise RunFailure(f"{what}: {error.strerror or error}", where=where, next_step=next_step) from error
+            next_step, option = "free some space, and run the same command again", None
+        raise RunFailure(f"{what}: {error.strerror or error}", where, None, next_step, option) from error
 
 
 def write_synced(path: Path, content: bytes) -> None:

@@ -254,7 +254,7 @@ class Run:
     @contextmanager
     def _usable(self) -> Iterator[None]:
         with machine_faults(
-            "cannot use the run's folder", self.folder, "make it writable, or use another run store"
+            "cannot use the run's folder", self.folder, "make it writable, or use another run store", "runs"
         ):
             yield
 
