@@ -19,22 +19,18 @@ again waits for the whole lease, and its files are for one account alone.
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import re
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from twinbench.foundation.errors import RunFailure
+from twinbench.foundation.holder import Holder, read_holder, this_process
 
 LEASE_SECONDS = 60.0
 """For so long a holder may show no sign of life: NFS may show the time of a file as it was up to a minute ago."""
@@ -50,39 +46,6 @@ _log = logging.getLogger(__name__)
 
 class LostLease(RunFailure):
     """Another process has taken the folder over, so this one may write nothing more into it."""
-
-
-@dataclass(frozen=True)
-class Holder:
-    """The process that holds a lease, as its file says; ``pid`` is 0 where that cannot be read.
-
-    It promises a sign of life within ``seconds``. ``machine`` and ``started`` tell it from a later process with its
-    number; they are empty where the system does not say.
-    """
-
-    host: str
-    pid: int
-    machine: str = ""
-    started: str = ""
-    since: str = ""
-    seconds: float = 0.0
-
-    def __str__(self) -> str:
-        if not self.pid:
-            return "an unknown process"
-        return f"process {self.pid} on {self.host}, since {self.since}"
-
-    def is_gone(self) -> bool:
-        """Whether it was a process of this machine that has ended; False where that cannot be known."""
-        if not self.machine or self.machine != _machine():
-            return False
-        try:
-            os.kill(self.pid, 0)  # asks, and sends nothing
-        except ProcessLookupError:
-            return True
-        except PermissionError:  # it is there, and another account's
-            pass
-        return bool(self.started) and _started(self.pid) not in ("", self.started)
 
 
 class Seen(NamedTuple):
@@ -158,7 +121,7 @@ class Lease:
             return False
         file, silent = f"{number + 1:09d}.held", self.seen
         before = _since_boot()
-        if not self._files.create(file, _myself(self._seconds)):
+        if not self._files.create(file, this_process(self._seconds)):
             return False
         try:
             others = [other for other in self._names() if other != file]
@@ -256,7 +219,7 @@ class Lease:
         now = self._clock()
         if self.seen is None or self.seen[:3] != (_number(file), sign, content):
             self.seen = Seen(_number(file), sign, content, now)
-        holder = _parsed(content)
+        holder = read_holder(content)
         if holder is None:
             self._name_damaged(file)
             holder = Holder("", 0, seconds=self._seconds)
@@ -275,7 +238,7 @@ class Lease:
 
     def _holder(self, file: str) -> Holder | None:
         try:
-            return _parsed(self._files.read(file)[0])
+            return read_holder(self._files.read(file)[0])
         except OSError:
             return None
 
@@ -352,45 +315,6 @@ def _absence() -> Iterator[None]:
 
 def _number(file: str) -> int:
     return int(file.partition(".")[0])
-
-
-def _myself(seconds: float) -> bytes:
-    since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")  # for people; nothing is computed from it
-    pid = os.getpid()
-    me = Holder(socket.gethostname(), pid, _machine(), _started(pid), since, seconds)
-    return json.dumps(asdict(me)).encode()
-
-
-def _parsed(content: bytes) -> Holder | None:
-    """What the file of a lease says, or None if it is damaged."""
-    try:
-        holder = Holder(**json.loads(content))
-    except (ValueError, TypeError):
-        return None
-    texts = (holder.host, holder.machine, holder.started, holder.since)
-    sound = all(isinstance(text, str) for text in texts)
-    sound = sound and isinstance(holder.pid, int) and isinstance(holder.seconds, (int, float))
-    return holder if sound and 0 < holder.pid < 2**31 and holder.seconds >= 0 else None
-
-
-@cache
-def _machine() -> str:
-    """This machine since it was started, and which numbers of processes it counts; empty if it does not say."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:
-        return ""
-
-
-def _started(pid: int) -> str:
-    """When a process of this machine started, in ticks since then, or that it has ended; empty if that is not told."""
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    # a zombie has ended, and only its parent has not asked for it
-    return "ended" if state in "ZX" else fields[18]
 
 
 def _since_boot() -> float:
