@@ -23,6 +23,12 @@ def usable_cores(process: Path = PROCESS, mount: Path = MOUNT) -> int:
     return max(1, min([scheduled, *map(math.ceil, quotas)]))
 
 
+def core_numbers() -> list[int]:
+    """The system's numbers of as many cores as this process may use, of those that it may be scheduled on."""
+    scheduled = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return sorted(scheduled)[: usable_cores()]
+
+
 def share_cores(cores: int) -> None:
     """This process is one of several that work side by side, and starts threads and processes for so many cores."""
     global _share

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from twinbench.data.catalogue import load_image_set
 from twinbench.downstream.label_lists import LabelList
 from twinbench.downstream.protocol import Protocol, protocol, protocol_names
 from twinbench.encoders.encoder import Encoder
+from twinbench.foundation.claims import claimed_cores
 from twinbench.foundation.collectives import rank
 from twinbench.foundation.errors import InputError, unknown_name
 from twinbench.foundation.lease import LEASE_SECONDS
@@ -44,6 +45,7 @@ from twinbench.pretraining.engine import (
     divide_cores,
     launch,
     ranks_are_started,
+    threads_to_claim,
 )
 from twinbench.pretraining.interrupt import Interrupted, raised_signals
 from twinbench.pretraining.method import method_names
@@ -81,16 +83,17 @@ def pretrain_one(request: PretrainRequest) -> None:
     if run.is_trained():
         say("already trained")
     else:
-        engine = launch(request.hardware, recipe.precision)
-        training = Training(engine, request.tensorboard)
-        if not engine.is_main:
-            with suppress(Interrupted):  # rank 0 says so
-                train_run(run, image_set, training)
-            return
-        job = Job(run, choice, f"pretrain {recipe.method} (seed {recipe.seed})")
-        with run.locked(say, _patience(request.hardware)), watched({"": [job.label]}) as watch:
-            if not job.is_finished():  # by another process, while this one waited
-                run_job(job, images, training, watch.start(job.label), say)
+        with _cores_for(request.hardware):
+            engine = launch(request.hardware, recipe.precision)
+            training = Training(engine, request.tensorboard)
+            if not engine.is_main:
+                with suppress(Interrupted):  # rank 0 says so
+                    train_run(run, image_set, training)
+                return
+            job = Job(run, choice, f"pretrain {recipe.method} (seed {recipe.seed})")
+            with run.locked(say, _patience(request.hardware)), watched({"": [job.label]}) as watch:
+                if not job.is_finished():  # by another process, while this one waited
+                    run_job(job, images, training, watch.start(job.label), say)
     status = run.status() or {}
     if status["status"] == "collapsed":
         say(f"COLLAPSED: {status['reason']}")
@@ -139,8 +142,6 @@ def evaluate_one(request: EvaluateRequest) -> None:
         check_writable(file.parent)
     chosen.check(image_set)
     load_splits(image_set, (chosen,))
-    if request.hardware.ranks > 1 and not _join_ranks(chosen, request.hardware):
-        return
     evaluate = partial(
         evaluate_encoder,
         encoder,
@@ -151,17 +152,20 @@ def evaluate_one(request: EvaluateRequest) -> None:
         label_list=labelled,
         unfinished=_unfinished(run, request.out),
     )
-    if rank():
-        with suppress(Interrupted), raised_signals():  # rank 0 says so
-            evaluate(lambda fraction, text: None)
-        return
-    label = f"{chosen.name} {folder}"
-    held = nullcontext() if run is None else run.locked(say, _patience(request.hardware))
-    with raised_signals(), held, watched({"": [label]}) as watch:
-        evaluated = evaluate(watch.start(label))
-        for file in _places(request.out, kept):
-            evaluated.write(file)
-        evaluated.checkpoints.remove()
+    with _cores_for(request.hardware):
+        if request.hardware.ranks > 1 and not _join_ranks(chosen, request.hardware):
+            return
+        if rank():
+            with suppress(Interrupted), raised_signals():  # rank 0 says so
+                evaluate(lambda fraction, text: None)
+            return
+        label = f"{chosen.name} {folder}"
+        held = nullcontext() if run is None else run.locked(say, _patience(request.hardware))
+        with raised_signals(), held, watched({"": [label]}) as watch:
+            evaluated = evaluate(watch.start(label))
+            for file in _places(request.out, kept):
+                evaluated.write(file)
+            evaluated.checkpoints.remove()
     record = evaluated.record
     source = f" from {encoder.info.source_file}" if encoder.info.source_file else ""
     print(
@@ -173,6 +177,11 @@ def evaluate_one(request: EvaluateRequest) -> None:
         print(f"  {measured['metric']:<12} {shown}{error}  (n = {measured['n']})")
     for remark in record["remarks"]:
         print(f"  remark: {remark}")
+
+
+def _cores_for(hardware: Hardware) -> AbstractContextManager[None]:
+    """The cores of this machine for a command's work, claimed before its run's lease, as `execute.cores_for` has it."""
+    return claimed_cores(threads_to_claim(hardware), lambda holder: say(f"waits for {holder}"))
 
 
 def _patience(hardware: Hardware) -> float:

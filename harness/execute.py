@@ -7,7 +7,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from twinbench.downstream.label_lists import LabelList
 from twinbench.downstream.protocol import EvaluationContext, Protocol
 from twinbench.encoders.encoder import DamagedEncoder, Encoder
 from twinbench.foundation.checkpoint import remove_checkpoints
+from twinbench.foundation.claims import claimed_cores
 from twinbench.foundation.collectives import world_size
 from twinbench.foundation.errors import ExplainedError, RunFailure
 from twinbench.foundation.files import slug
@@ -39,7 +40,7 @@ from twinbench.harness.source import ImportedSource
 from twinbench.harness.store import LOOK_SECONDS, UNFINISHED, VIEWS_PICTURE, Run, RunLease, picture_of
 from twinbench.harness.watch import Watch
 from twinbench.pretraining.build import view_policies
-from twinbench.pretraining.engine import Engine
+from twinbench.pretraining.engine import Engine, threads_to_claim
 from twinbench.pretraining.finite import Diverged
 from twinbench.pretraining.interrupt import Interrupted
 from twinbench.pretraining.memory import is_out_of_memory, peak_memory_mb, reset_peak_memory
@@ -91,7 +92,10 @@ def execute(
         elsewhere = set[Path]()  # what a run's job waits for, its next ones wait for too
         for job in left:
             folder = job.run.folder
-            failed = None if folder in elsewhere else attempt(job, images, watch, say, leases[folder], debug)
+            failed = None
+            if folder not in elsewhere:
+                with cores_for(job, watch):
+                    failed = attempt(job, images, watch, say, leases[folder], debug)
             if failed is None:
                 elsewhere.add(folder)
                 later.append(job)
@@ -101,6 +105,16 @@ def execute(
             time.sleep(LOOK_SECONDS)
         left = later
     return failures
+
+
+def cores_for(job: Job, watch: Watch) -> AbstractContextManager[None]:
+    """The cores of this machine for a job that is not finished.
+
+    Claimed before the lease of its run, always: who has a lease need not wait for cores, which whoever wants that lease
+    may have.
+    """
+    threads = 1 if job.is_finished() else threads_to_claim()
+    return claimed_cores(threads, lambda holder: watch.waits(job.label, holder))
 
 
 def attempt(

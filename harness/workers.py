@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from twinbench.data.worker_processes import end_with_parent
+from twinbench.foundation.claims import claimed_cores
 from twinbench.foundation.cores import share_cores, usable_cores
 from twinbench.foundation.errors import RunFailure
 from twinbench.foundation.lease import Seen
@@ -44,7 +45,7 @@ from twinbench.harness.estimate import (
     measured_use,
     time_limit,
 )
-from twinbench.harness.execute import ShortOfMemory, attempt, evaluation_device, give_up
+from twinbench.harness.execute import ShortOfMemory, attempt, cores_for, evaluation_device, give_up
 from twinbench.harness.images import Images
 from twinbench.harness.mirror import Sights
 from twinbench.harness.plan import Job
@@ -53,9 +54,10 @@ from twinbench.harness.room import gpu_of_each, room_for
 from twinbench.harness.schedule import Waiting, order_matters, unfinished_runs
 from twinbench.harness.source import has_training
 from twinbench.harness.watch import Watch
+from twinbench.pretraining.engine import threads_to_claim
 from twinbench.pretraining.interrupt import Interrupted, StopRequest
 from twinbench.pretraining.memory import release_freed_memory
-from twinbench.pretraining.train import device_name
+from twinbench.pretraining.train import ReportProgress, device_name
 
 _MOST_WORKERS = 8
 _TIMING_SECONDS = 600.0  # for a few steps
@@ -103,16 +105,18 @@ def estimated_use(
         return {}
 
     def here(units: list[Unit]) -> list[Use]:
-        say(timing_line(units))
-        return [measured_use(unit, images) for unit in units]
+        with claimed_cores(threads_to_claim(), lambda holder: say(f"waits for {holder}")):
+            say(timing_line(units))
+            return [measured_use(unit, images) for unit in units]
 
     if workers == 1:
         return estimate(plan, images, former_use(_store(plan), _device()), here)
     with _started(images.data_root, busy, threads_each(workers)) as crew:
 
         def side_by_side(units: list[Unit]) -> list[Use]:
-            say(timing_line(units))
-            return [timing.result() for timing in _timings(crew, units, busy)]
+            with _cores_for(busy, threads_each(workers), say):
+                say(timing_line(units))
+                return [timing.result() for timing in _timings(crew, units, busy)]
 
         device, *_ = [asked.result() for asked in _meeting(crew, busy)]
         return estimate(plan, images, former_use(_store(plan), device), side_by_side)
@@ -137,13 +141,13 @@ def execute_in_parallel(
     Raises RunFailure if workers die before they can begin a job; what was finished is kept. Raises Interrupted after a
     signal to stop, when every worker has saved.
     """
-    busy = busy_workers(plan, workers)
-    with StopRequest() as stop, _started(images.data_root, busy, threads_each(workers)) as crew:
+    busy, threads = busy_workers(plan, workers), threads_each(workers)
+    with StopRequest() as stop, _started(images.data_root, busy, threads) as crew:
         seconds: dict[str, float] = {}
         use: dict[str, Use] = {}
         room = room_for(busy)
         if busy > 1:
-            use = _use_to_plan_by(plan, images, crew, busy, longest_first, stop, say)
+            use = _use_to_plan_by(plan, images, crew, busy, threads, longest_first, stop, say)
             if alone := room.too_large(use):
                 say(alone)
         if longest_first and order_matters(plan, workers):
@@ -152,7 +156,8 @@ def execute_in_parallel(
         lengths = [[seconds.get(job.label, 0.0) for job in jobs] for jobs in runs]
         waiting = Waiting(lengths, busy, room.of(runs, use), room.together_mb)
         limits = {label: time_limit(each) for label, each in use.items()} if longest_first else {}
-        jobs = _Jobs(crew, busy, limits, job_seconds)
+        noted = _Waits(watch)
+        jobs = _Jobs(crew, busy, limits, job_seconds, noted.labels)
         # a last timing may still be under way
         return hand_out(
             runs,
@@ -160,25 +165,51 @@ def execute_in_parallel(
             lambda: busy if crew.has_free() else 0,
             jobs.submit,
             crew.messages,
-            watch,
+            noted,
             say,
             stop,
             jobs.alone,
         )
 
 
+class _Waits:
+    """A watch that also keeps the ``labels`` of jobs that wait for what other processes have."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.labels: set[str] = set()
+        self._watch = watch
+
+    def start(self, label: str) -> ReportProgress:
+        self.labels.discard(label)
+        return self._watch.start(label)
+
+    def end(self, label: str, failure: str = "") -> None:
+        self.labels.discard(label)
+        self._watch.end(label, failure)
+
+    def waits(self, label: str, holder: str) -> None:
+        self.labels.add(label)
+        self._watch.waits(label, holder)
+
+
 class _Jobs:
     """The jobs that workers do, each with a thread here that waits for its end and says what follows.
 
-    ``alone`` are the labels of those that are tried once more, with nothing beside them.
+    ``alone`` are the labels of those that are tried once more, with nothing beside them. Of a job's time does not count
+    what it is among those that are ``waiting``.
     """
 
     def __init__(
-        self, crew: Crew, workers: int, limits: Mapping[str, float | None], limit: float | None
+        self,
+        crew: Crew,
+        workers: int,
+        limits: Mapping[str, float | None],
+        limit: float | None,
+        waiting: set[str],
     ) -> None:
         self.alone: set[str] = set()
         self._crew, self._told = crew, Told(crew.messages)
-        self._limits, self._limit = limits, limit
+        self._limits, self._limit, self._waiting = limits, limit, waiting
         self._given_up: dict[str, RunFailure] = {}
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="job")
 
@@ -186,6 +217,7 @@ class _Jobs:
         """Let a free worker do a job; the future has what `attempt` returns, None also where it is tried once more."""
         if job.label in self._given_up:
             return self._threads.submit(self._give_up, job, self._given_up[job.label], seen)
+        self._waiting.discard(job.label)  # as it did before it was given to a worker
         alone = job.label in self.alone
         if alone:
             self._crew.rest()  # what idle workers hold in memory may be what the first try lacked
@@ -220,7 +252,7 @@ class _Jobs:
         limit, since = self._limit or self._limits.get(job.label), time.monotonic()
         is_late = False
         while wait([work], timeout=MESSAGE_SECONDS).not_done:
-            if not begun():
+            if not begun() or job.label in self._waiting:
                 since = time.monotonic()
             if limit is not None and time.monotonic() - since > limit:
                 is_late = True
@@ -257,6 +289,7 @@ def _use_to_plan_by(
     images: Images,
     crew: Crew,
     workers: int,
+    threads: int,
     each: bool,
     stop: StopRequest,
     say: Callable[[str], None],
@@ -270,8 +303,9 @@ def _use_to_plan_by(
     why = "to begin with the longest runs" if each and order_matters(plan, workers) else "for their memory"
 
     def times(units: list[Unit]) -> list[Use]:
-        say(f"{timing_line(units)} {why}")
-        timings = _timings(crew, units, workers, stop)
+        with _cores_for(workers, threads, say, stop):
+            say(f"{timing_line(units)} {why}")
+            timings = _timings(crew, units, workers, stop)
         return [Use() if timing.exception() else timing.result() for timing in timings]
 
     meeting = _meeting(crew, workers)
@@ -282,6 +316,14 @@ def _use_to_plan_by(
         return {}
     use = estimate(measured, images, former_use(_store(plan), here[0]), times)
     return use if each else {label: use[job.label] for label, job in first.items()}
+
+
+def _cores_for(
+    workers: int, threads: int, say: Callable[[str], None], stop: StopRequest | None = None
+) -> AbstractContextManager[None]:
+    """The cores of this machine for workers that all compute at the same time, for a while."""
+    wanted = 1 if torch.cuda.is_available() or threads == 1 else workers * threads
+    return claimed_cores(wanted, lambda holder: say(f"waits for {holder}"), lambda: check_stop(stop))
 
 
 @contextmanager
@@ -387,7 +429,8 @@ def _work(job: Job, seen: Seen | Sights | None, alone: bool) -> bool | None:
         raise _Worker.stopped
     told = Told(_Worker.messages)
     try:
-        return attempt(job, _Worker.images, told, told.say, job.run.lease(seen), will_retry=not alone)
+        with cores_for(job, told):
+            return attempt(job, _Worker.images, told, told.say, job.run.lease(seen), will_retry=not alone)
     except Interrupted as error:
         _Worker.stopped = error
         raise

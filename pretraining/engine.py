@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import (
     LightningEnvironment,
@@ -34,6 +35,8 @@ from twinbench.pretraining.memory import keep_freed_memory
 from twinbench.pretraining.method import Method
 
 _FABRIC_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+_LOCAL_RANK = "LOCAL_RANK"  # the variable by which Fabric tells the ranks that it starts which they are
 
 # the older name is deprecated where there is a newer one
 _DDP_OPTIONS = inspect.signature(DistributedDataParallel).parameters
@@ -185,7 +188,25 @@ def launch(hardware: Hardware, precision: str) -> Engine:
 def divide_cores(hardware: Hardware) -> None:
     """Let a rank that computes on the CPU use its share of this machine's cores."""
     if not torch.cuda.is_available():
-        torch.set_num_threads(max(1, usable_cores() // hardware.devices))
+        torch.set_num_threads(_share_of_cores(hardware))
+
+
+def _share_of_cores(hardware: Hardware) -> int:
+    return max(1, usable_cores() // hardware.devices)
+
+
+def threads_to_claim(hardware: Hardware = ONE_DEVICE) -> int:
+    """How many threads wait for each other on this machine's cores where this process computes with such hardware.
+
+    One where they do not: on GPUs, and with a thread in each rank. It is for rank 0 to claim them, before there are
+    others (`foundation.claims`), so another rank has none; and those that a launcher has started are its matter.
+    """
+    if torch.cuda.is_available() or ranks_are_started() or dist.is_initialized() or _LOCAL_RANK in os.environ:
+        return 1
+    if hardware.devices == 1:
+        return torch.get_num_threads()
+    share = _share_of_cores(hardware)
+    return share * hardware.devices if share > 1 else 1
 
 
 def ranks_are_started() -> bool:

@@ -21,11 +21,12 @@ STRUCK = "pretrain barlow_twins (seed 0)"
 class _Crew:
     """Stands for worker processes, which are this one; a job among ``dies`` is lost as often as that says.
 
-    A job is done as soon as it is given, but for one among ``hangs``, which waits to be ended.
+    A job is done as soon as it is given, but for one among ``hangs``, which waits to be ended, and one that ``waits``
+    so many seconds before.
     """
 
     def __init__(self, monkeypatch):
-        self.dies, self.hangs, self.begins = {}, set(), True
+        self.dies, self.hangs, self.waits, self.begins = {}, set(), {}, True
         self.messages = SimpleQueue()
         self.order, self.rested, self._hung = [], [], []
         monkeypatch.setattr(workers, "_started", self._started)
@@ -47,15 +48,27 @@ class _Crew:
             self.order.append(label)
         if label in self.hangs:
             self._hung.append(future)
+        elif label in self.waits:
+            self.messages.put(("waits", label, "cores"))
+            self._hung.append(future)
+            threading.Timer(self.waits.pop(label), self._finish, (future, function, arguments)).start()
         elif self.dies.get(label, 0):
             self.dies[label] -= 1
             future.set_exception(BrokenProcessPool())
         else:
-            try:
-                future.set_result(function(*arguments))
-            except Exception as error:
-                future.set_exception(error)
+            self._do(future, function, arguments)
         return future
+
+    def _finish(self, future, function, arguments):
+        self._hung.remove(future)
+        self._do(future, function, arguments)
+
+    @staticmethod
+    def _do(future, function, arguments):
+        try:
+            future.set_result(function(*arguments))
+        except Exception as error:
+            future.set_exception(error)
 
     def beginning(self, work):
         return lambda: self.begins
@@ -159,6 +172,15 @@ def test_one_that_hangs_is_stopped_at_its_limit_with_one_worker_too(cli, tiny_st
     assert ended.code == 0, ended.err
     assert f"LOST {STRUCK}: it did not end within 0.6 s and was stopped" in ended.err
     assert crew.order.count(STRUCK) == 2
+
+
+def test_what_a_job_waits_for_cores_is_not_of_its_time(cli, tiny_study, crew):
+    label = "pretrain random_init (seed 0)"  # which takes no time itself
+    crew.waits = {label: 1.2}
+    ended = cli("run", tiny_study, "--workers", "1", "--time-limit", "0.01")
+    assert ended.code == 0, ended.err
+    assert f"{label} waits for cores" in ended.err
+    assert f"LOST {label}" not in ended.err
 
 
 def test_one_that_was_done_the_moment_before_its_worker_died_is_done(cli, tiny_study, finished):

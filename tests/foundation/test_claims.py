@@ -1,0 +1,234 @@
+"""Cores that one process computes with at a time, by threads and processes that want them at once."""
+
+import errno
+import fcntl
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import pytest
+
+from twinbench.foundation import claims
+from twinbench.foundation.claims import claimed_cores
+
+HOLDS = """
+import sys
+from twinbench.foundation import claims
+claims.core_numbers = lambda: range(4)
+with claims.claimed_cores(4, lambda holder: None):
+    print("has them", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch, tmp_path):
+    """One with four cores, on which nothing else runs."""
+    monkeypatch.setattr(claims, "core_numbers", lambda: [3, 5, 8, 9])
+    monkeypatch.setattr(claims, "_LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    claims._warn.cache_clear()
+
+
+@pytest.fixture
+def holder(tmp_path, monkeypatch):
+    """A process that has all cores."""
+    monkeypatch.setattr(claims, "core_numbers", lambda: range(4))
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDS],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "has them\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def unwaited(holder):
+    raise AssertionError(f"waits for {holder}")
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop():
+    raise Stopped
+
+
+def has_to_wait(threads):
+    """What so many threads wait for, if they do."""
+    told = []
+    try:
+        with claimed_cores(threads, told.append, stop):
+            return None
+    except Stopped:
+        return told
+
+
+def test_jobs_at_once_never_have_more_cores_than_there_are():
+    taken, most, lock, rng = 0, 0, threading.Lock(), random.Random(0)
+    plans = [[rng.randint(2, 6) for _ in range(20)] for _ in range(8)]
+
+    def work(plan):
+        nonlocal taken, most
+        for threads in plan:
+            with claimed_cores(threads, lambda holder: None):
+                with lock:
+                    taken += min(threads, 4)
+                    most = max(most, taken)
+                time.sleep(0.0005)
+                with lock:
+                    taken -= min(threads, 4)
+
+    workers = [threading.Thread(target=work, args=(plan,)) for plan in plans]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert (taken, most) == (0, 4)
+
+
+def test_who_fits_beside_another_does_not_wait():
+    with claimed_cores(2, unwaited), claimed_cores(2, unwaited):
+        assert has_to_wait(2)
+        with claimed_cores(1, unwaited):  # one thread waits for no other
+            pass
+    assert has_to_wait(4) is None
+
+
+def test_who_waits_for_all_cores_is_not_overtaken():
+    order, waits = [], threading.Event()
+
+    def work(name, threads):
+        with claimed_cores(threads, lambda holder: waits.set()):
+            order.append(name)
+
+    with claimed_cores(2, unwaited):
+        large = threading.Thread(target=work, args=("large", 4))
+        large.start()
+        assert waits.wait(60)
+        waits.clear()
+        small = threading.Thread(target=work, args=("small", 2))  # for which there is room
+        small.start()
+        assert waits.wait(60)
+        assert order == []
+    large.join()
+    small.join()
+    assert order == ["large", "small"]
+
+
+def test_who_waits_says_for_which_process_and_is_stopped_without_a_trace(holder):
+    (told,) = has_to_wait(2)
+    assert f"cores, after process {holder.pid} on " in told
+    holder.communicate()
+    assert has_to_wait(4) is None
+
+
+def test_cores_of_a_killed_process_are_free(holder):
+    assert has_to_wait(2)
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with claimed_cores(4, unwaited):
+        pass
+
+
+def test_a_suspended_process_keeps_no_cores(holder):
+    holder.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, holder.pid, os.WSTOPPED)
+    with claimed_cores(4, unwaited):
+        pass
+    holder.send_signal(signal.SIGCONT)
+    os.waitid(os.P_PID, holder.pid, os.WCONTINUED)
+    assert has_to_wait(2)
+
+
+def test_a_suspended_process_that_looks_for_cores_holds_up_nobody(tmp_path):
+    holds = HOLDS.replace("lambda holder: None", "lambda holder: print(holder, flush=True)")
+    with claimed_cores(4, unwaited):
+        looking = subprocess.Popen(
+            [sys.executable, "-c", holds.replace("range(4)", "[3, 5, 8, 9]")],
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert looking.stdout.readline().startswith(f"cores, after process {os.getpid()} on ")
+        looking.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, looking.pid, os.WSTOPPED)
+    assert has_to_wait(4) is None
+    looking.kill()
+    looking.communicate()
+
+
+def test_what_was_forked_meanwhile_keeps_no_cores():
+    with claimed_cores(4, unwaited):
+        ours, theirs = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(theirs)
+            os.read(ours, 1)
+            os._exit(0)
+    assert has_to_wait(4) is None
+    os.close(theirs)
+    os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize("kind", ["link", "file", "others"])
+def test_a_folder_that_is_not_ours_is_not_written_into(kind, tmp_path, monkeypatch, caplog):
+    folder, elsewhere = tmp_path / f"twinbench-cores-{os.getuid()}", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    if kind == "link":
+        folder.symlink_to(elsewhere)
+    elif kind == "file":
+        folder.write_text("")
+    else:
+        folder.mkdir()
+        uid = os.getuid()
+        monkeypatch.setattr(claims.os, "getuid", iter([uid, uid + 1] * 9).__next__)
+    for _ in range(3):
+        with claimed_cores(4, unwaited):
+            pass
+    assert len(caplog.records) == 1
+    assert "no cores can be claimed" in caplog.text
+    assert str(folder) in caplog.text
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_link_in_the_place_of_a_core_is_not_followed(tmp_path, caplog):
+    folder, precious = tmp_path / f"twinbench-cores-{os.getuid()}", tmp_path / "precious"
+    folder.mkdir()
+    precious.write_text("precious")
+    (folder / "core-5").symlink_to(precious)
+    with claimed_cores(4, unwaited):
+        pass
+    assert "no cores can be claimed" in caplog.text
+    assert precious.read_text() == "precious"
+    (folder / "core-5").unlink()
+    assert has_to_wait(4) is None  # nothing was kept
+
+
+def test_where_no_file_can_be_locked_nothing_is_claimed(monkeypatch, caplog):
+    def refuse(descriptor, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with claimed_cores(4, unwaited), claimed_cores(4, unwaited):
+        pass
+    assert "No locks available" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff{", b"[]", b'{"host": "a", "pid": -1}'])
+def test_a_holder_that_cannot_be_read_is_waited_for_all_the_same(content, tmp_path):
+    with claimed_cores(4, unwaited):
+        for file in (tmp_path / f"twinbench-cores-{os.getuid()}").iterdir():
+            file.write_bytes(content)
+        assert has_to_wait(2) == ["cores, after an unknown process"]
