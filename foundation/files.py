@@ -40,6 +40,10 @@ def machine_faults(what: str, where: Path, next_step: str, option: str | None = 
     """Turn an OSError of the block into a RunFailure that says what could not be done; a full disk wants space."""
     try:
         yield
+    except (FileExistsError, NotADirectoryError) as error:
+        raise RunFailure(
+            f"{what}: a file is where a folder would be", where, None, next_step, option
+        ) from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
             next_step, option = "free some space, and run the same command again", None

@@ -14,6 +14,7 @@ from twinbench.foundation.lease import Lease
 from twinbench.harness.console import say
 from twinbench.harness.execute import execute
 from twinbench.harness.images import Images
+from twinbench.harness.mirror import mirrored
 from twinbench.harness.plan import Job, PlannedRun, jobs, jobs_of_tables
 from twinbench.harness.ray_options import RayOptions, prepare_for_ray
 from twinbench.harness.records import collect
@@ -58,11 +59,14 @@ def carry_out(study: Study, planned: Sequence[PlannedRun], images: Images, how: 
     """
     started = time.monotonic()
     check_out(how.out)
-    prepare_store(how.runs)
     check_writable(how.out.parent)
     plan = jobs(planned, images)
     tables = {name: [job.label for job in needed] for name, needed in jobs_of_tables(planned, images).items()}
     finished = [job.label for job in plan if job.is_finished()]
+    if (
+        len(finished) < len(plan) or mirrored(how.runs) is not None
+    ):  # for a report alone a store need not be writable
+        prepare_store(how.runs)
     workers = how.at_once(plan)
     at_once = f"{workers} at a time" if how.ray is None else "as many at a time as Ray has room for"
     say(f"{study.name}: {len(plan)} jobs, {len(finished)} already finished, {at_once}")

@@ -507,9 +507,14 @@ def ls(
 
 
 @app.command(epilog="Example: twinbench doctor --data-root datasets")
-def doctor(data_root: DataRoot = None, runs: RunsRoot = _RUNS, debug: Debug = False) -> None:
+def doctor(
+    data_root: DataRoot = None,
+    runs: Annotated[str, typer.Option("--runs", metavar="DIR|URL", help="The run store.")] = str(_RUNS),
+    debug: Debug = False,
+) -> None:
     """Say what this machine has: device, precision, Detectron2, image sets; what is missing, how to get it."""
-    from twinbench.harness.doctor import examine
+    from twinbench.harness.doctor import check_store, examine
 
-    for line in examine(data_root, runs):
+    for line in examine(data_root):
         typer.echo(line)
+    typer.echo(f"run store   {check_store(_store(runs))}")  # last, for it may not answer

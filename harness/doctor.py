@@ -11,7 +11,7 @@ import torch
 from twinbench.data.catalogue import image_set_names, load_image_set
 from twinbench.downstream.detection.detectron2_c4 import INSTALLATION_GUIDE, detectron2_problem
 from twinbench.foundation.cores import usable_cores
-from twinbench.foundation.errors import InputError, RunFailure
+from twinbench.foundation.errors import InputError
 from twinbench.harness.environment import environment
 from twinbench.harness.mirror import mirrored, url_of
 from twinbench.harness.plugins import load_plugins
@@ -32,8 +32,8 @@ _ANY_FOLDER = {
 }
 
 
-def examine(data_root: Path | None, runs: Path) -> list[str]:
-    """One line for each thing that matters: device, precision, packages, image sets, run store."""
+def examine(data_root: Path | None) -> list[str]:
+    """One line for each thing that matters: device, precision, packages, image sets."""
     load_plugins()
     facts = environment()
     lines = [
@@ -43,9 +43,9 @@ def examine(data_root: Path | None, runs: Path) -> list[str]:
         f"bf16        {_bf16()}",
         f"Detectron2  {_detectron2()}",
         f"Ray         {_ray()}",
+        f"S3          {_s3()}",
     ]
-    lines += [f"image set   {name}: {_image_set(name, data_root)}" for name in image_set_names()]
-    return [*lines, f"run store   {url_of(runs)}: {_writable(runs)}"]
+    return [*lines, *(f"image set   {name}: {_image_set(name, data_root)}" for name in image_set_names())]
 
 
 def _detectron2() -> str:
@@ -64,6 +64,12 @@ def _ray() -> str:
     if found is None:
         return f"not installed; only `twinbench run --executor ray` needs it: {HOW_TO_INSTALL}"
     return f"found, {found}"
+
+
+def _s3() -> str:
+    if find_spec("s3fs") is None:
+        return "s3fs is not installed; only --runs s3://... needs it: pip install 'twinbench[objects]'"
+    return f"s3fs found, {version('s3fs')}"
 
 
 def _device() -> str:
@@ -95,13 +101,9 @@ def _image_set(name: str, data_root: Path | None) -> str:
     return f"found, {len(found.classes)} classes, {found.image_size} pixels"
 
 
-def _writable(runs: Path) -> str:
-    existing = next(p for p in (runs.absolute(), *runs.absolute().parents) if p.exists())
-    store = mirrored(runs)
-    try:
-        check_writable(existing)
-        if store is not None:
-            store.objects.prove()
-    except (InputError, RunFailure) as error:
-        return error.what
-    return "writable"
+def check_store(runs: Path) -> str:
+    """A line on a run store that can be written, though it need not be there yet; raises ExplainedError otherwise."""
+    check_writable(next(p for p in (runs.absolute(), *runs.absolute().parents) if p.exists()))
+    if (store := mirrored(runs)) is not None:
+        store.objects.prove()
+    return f"{url_of(runs)}: writable"

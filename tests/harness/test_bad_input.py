@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from twinbench.foundation.errors import RunFailure
+from twinbench.harness import store
 
 
 @pytest.mark.parametrize(
@@ -244,6 +245,25 @@ def test_a_read_only_runs_folder_ends_with_code_1(cli, tiny_study, tmp_path):
     outcome = cli("run", tiny_study, "--runs", "locked/runs")
     assert outcome.code == 1
     assert "Permission denied" in outcome.err
+
+
+def test_a_finished_study_needs_no_store_that_can_be_written(cli, finished, monkeypatch):
+    def times():
+        return {path: path.stat().st_mtime_ns for path in sorted((finished / "runs").rglob("*"))}
+
+    def refuse(folder):
+        raise RunFailure("cannot write: Read-only file system", where=folder)
+
+    monkeypatch.setattr(store, "check_writable", refuse)
+    before = times()
+    outcome = cli("run", "tiny.yaml", "--out", "elsewhere")
+    assert outcome.code == 0, outcome.err
+    assert times() == before
+    table = "tables/main.csv"
+    assert (finished / "elsewhere" / table).read_bytes() == (finished / "results/tiny" / table).read_bytes()
+    outcome = cli("run", "tiny.yaml", "--seeds", "2", "--out", "elsewhere")
+    assert outcome.code == 1
+    assert "Read-only file system" in outcome.err
 
 
 def test_a_non_finite_loss_marks_its_cells_and_the_others_go_on(cli, tiny_study, tmp_path):

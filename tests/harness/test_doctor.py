@@ -12,26 +12,27 @@ from twinbench.harness import doctor
 from twinbench.harness.doctor import examine
 
 
-def test_a_format_from_a_plugin_is_named_and_not_looked_for(tmp_path, monkeypatch):
+def test_a_format_from_a_plugin_is_named_and_not_looked_for(monkeypatch):
     monkeypatch.setattr(IMAGE_SETS, "_entries", {**IMAGE_SETS._entries})
 
     @register_image_set("lab:")
     def load(name, data_root, reading):
         raise AssertionError("there is no such folder")
 
-    assert "image set   lab:PATH: any folder of this format" in examine(None, tmp_path / "runs")
+    assert "image set   lab:PATH: any folder of this format" in examine(None)
 
 
 @pytest.mark.parametrize("is_there", [True, False])
-def test_what_shards_need_is_said_where_it_is_missing(tmp_path, monkeypatch, is_there):
+def test_what_shards_need_is_said_where_it_is_missing(monkeypatch, is_there):
     monkeypatch.setattr(doctor, "find_spec", lambda name: object() if is_there else None)
     monkeypatch.setattr(doctor, "_detectron2", lambda: "")
-    (said,) = [each for each in examine(None, tmp_path) if each.startswith("image set   shards:PATH")]
+    monkeypatch.setattr(doctor, "version", lambda name: "1.2.3")
+    (said,) = [each for each in examine(None) if each.startswith("image set   shards:PATH")]
     assert ('pip install "twinbench[webdataset]"' in said) == (not is_there)
 
 
-def line(tmp_path):
-    (found,) = [line for line in examine(None, tmp_path / "runs") if line.startswith("Detectron2")]
+def line():
+    (found,) = [line for line in examine(None) if line.startswith("Detectron2")]
     return found
 
 
@@ -46,9 +47,9 @@ def assert_says_how_to_get_it(text):
         assert part in text, part
 
 
-def test_without_detectron2(tmp_path, monkeypatch):
+def test_without_detectron2(monkeypatch):
     monkeypatch.setitem(sys.modules, "detectron2", None)
-    text = line(tmp_path)
+    text = line()
     assert "is not installed" in text
     assert_says_how_to_get_it(text)
 
@@ -76,7 +77,7 @@ def test_with_a_detectron2_that_does_not_load(tmp_path, monkeypatch):
     (package / "__init__.py").touch()
     (package / f"_C{EXTENSION_SUFFIXES[0]}").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    text = line(tmp_path)
+    text = line()
     assert "built against another torch" in text
     assert "file too short" in text
     assert_says_how_to_get_it(text)
@@ -87,8 +88,41 @@ def test_with_a_detectron2_that_does_not_load(tmp_path, monkeypatch):
 
 
 @pytest.mark.detectron2
-def test_with_detectron2(tmp_path, monkeypatch):
+def test_with_detectron2(monkeypatch):
     pytest.importorskip("detectron2", reason="Detectron2 is not installed")
-    assert line(tmp_path).startswith("Detectron2  found, 0.")
+    assert line().startswith("Detectron2  found, 0.")
     monkeypatch.setitem(sys.modules, "pkg_resources", None)
-    assert "setuptools<81" in line(tmp_path)
+    assert "setuptools<81" in line()
+
+
+def test_a_store_that_can_be_written_need_not_be_there(cli, tmp_path):
+    ended = cli("doctor", "--runs", "deep/down/runs")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.endswith("run store   deep/down/runs: writable\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("store", ["file", "file/below"])
+def test_a_file_in_the_place_of_the_store_is_an_error_after_all_else(cli, tmp_path, store):
+    (tmp_path / "file").write_text("mine")
+    ended = cli("doctor", "--runs", store)
+    assert ended.code == 1
+    assert "image set   val-of:NAME" in ended.out
+    assert "a file is where a folder would be" in ended.err
+    assert "give a writable folder" in ended.err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_bucket_that_cannot_be_used_is_an_error_after_all_else(cli):
+    ended = cli("doctor", "--runs", "nothing://bucket/runs")
+    assert ended.code != 0
+    assert "image set   val-of:NAME" in ended.out
+    assert "nothing://bucket/runs" in ended.err
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_what_buckets_need_is_said_where_it_is_missing(monkeypatch, is_there):
+    monkeypatch.setattr(doctor, "find_spec", lambda name: object() if is_there else None)
+    monkeypatch.setattr(doctor, "version", lambda name: "1.2.3")
+    (said,) = [each for each in examine(None) if each.startswith("S3")]
+    assert ("s3fs found, 1.2.3" if is_there else "pip install 'twinbench[objects]'") in said

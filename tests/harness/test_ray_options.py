@@ -35,7 +35,7 @@ def test_without_ray_it_is_said_how_to_get_it(cli, tiny_study, tmp_path, monkeyp
     assert refused.code == 2
     assert "Ray is not installed" in refused.err
     assert ray_options.HOW_TO_INSTALL in refused.err
-    (line,) = [line for line in doctor.examine(None, tmp_path / "runs") if line.startswith("Ray")]
+    (line,) = [line for line in doctor.examine(None) if line.startswith("Ray")]
     assert (
         line
         == f"Ray         not installed; only `twinbench run --executor ray` needs it: {ray_options.HOW_TO_INSTALL}"
