@@ -51,6 +51,7 @@ LARGEST_NATURAL_SIZE = 224
 
 Corrupt = Literal["refuse", "skip"]
 
+_LISTED = 5  # files that cannot be decoded
 _LOOKED_AT_FOR_SIZE = 64
 _FILES_PER_TASK = 8
 _NAMED_SKIPPED = 20
@@ -402,16 +403,18 @@ def nearest_entry(folder: Path, name: str) -> str | None:
 def natural_size(files: ImageFiles, corrupt: Corrupt = "refuse") -> int:
     """The median shorter side of about 64 training images spread over the list, at most 224.
 
-    Raises InputError naming an image that cannot be opened, or with ``skip`` if none of them can.
+    Raises InputError naming the images that cannot be opened, or with ``skip`` if none of them can.
     """
     paths = files.splits["train"].paths
-    sides = []
-    for path in paths[:: max(1, len(paths) // _LOOKED_AT_FOR_SIZE)]:
+    looked_at = paths[:: max(1, len(paths) // _LOOKED_AT_FOR_SIZE)]
+    sides, errors = [], list[CorruptImage]()
+    for path in looked_at:
         try:
             sides.append(min(picture_size(path)))
-        except CorruptImage:
-            if corrupt == "refuse":
-                raise
+        except CorruptImage as error:
+            errors.append(error)
+    if errors and corrupt == "refuse":
+        raise _all_named(errors, len(looked_at))
     if not sides:
         raise all_corrupt(len(paths), paths[0], paths[-1])
     return max(8, min(LARGEST_NATURAL_SIZE, int(median(sides))))
@@ -420,13 +423,42 @@ def natural_size(files: ImageFiles, corrupt: Corrupt = "refuse") -> int:
 def decode(paths: Sequence[Path], size: int, oddities: Oddities | None = None) -> np.ndarray:
     """Decode files in parallel threads to RGB: uint8 ``[N, 3, size, size]``; what is odd is added to ``oddities``.
 
-    Raises InputError naming the first file that cannot be decoded, or if the images cannot fit in memory.
+    Raises InputError naming the files that cannot be decoded, or if the images cannot fit in memory.
     """
-    odd: dict[int, tuple[Oddity, ...]] = {}
-    images = fit_all(lambda i: noted(i, read_picture(paths[i]), odd), len(paths), size)
+    images, errors, odd = _decoded(paths, size)
+    if errors:
+        raise _all_named([errors[i] for i in sorted(errors)], len(paths))
     if oddities is not None:
         oddities.add_all((paths[i], odd[i]) for i in sorted(odd))
     return images
+
+
+def _decoded(
+    paths: Sequence[Path], size: int
+) -> tuple[np.ndarray, dict[int, CorruptImage], dict[int, tuple[Oddity, ...]]]:
+    """The images of files, blank where one cannot be decoded; why, and what is odd, by their places."""
+    blank = Image.new("RGB", (size, size))
+    errors: dict[int, CorruptImage] = {}
+    odd: dict[int, tuple[Oddity, ...]] = {}
+
+    def read(i: int) -> Image.Image:
+        try:
+            return noted(i, read_picture(paths[i]), odd)
+        except CorruptImage as error:
+            errors[i], odd[i] = error, (error.oddity,)
+            return blank
+
+    return fit_all(read, len(paths), size), errors, odd
+
+
+def _all_named(errors: Sequence[CorruptImage], n: int) -> CorruptImage:
+    """The first of the errors of ``n`` files, which names the other files too, or as many as fit."""
+    first, *others = errors
+    if others:
+        names = [str(error.where) for error in others[:_LISTED]]
+        more = ", ".join([*names, "..."] if len(others) > _LISTED else names)
+        first.what += f" ({len(others)} more of these {n} cannot be used: {more})"
+    return first
 
 
 def noted(row: int, picture: Picture, odd: dict[int, tuple[Oddity, ...]]) -> Image.Image:
@@ -444,18 +476,7 @@ def decode_readable(
     Returns uint8 ``[n, 3, size, size]`` and the ascending int64 indices ``[n]`` of those files. Raises InputError if
     there are none, or if the images cannot fit in memory.
     """
-    blank = Image.new("RGB", (size, size))
-    errors: dict[int, CorruptImage] = {}
-    odd: dict[int, tuple[Oddity, ...]] = {}
-
-    def read(i: int) -> Image.Image:
-        try:
-            return noted(i, read_picture(paths[i]), odd)
-        except CorruptImage as error:
-            errors[i], odd[i] = error, (error.oddity,)
-            return blank
-
-    images = fit_all(read, len(paths), size)
+    images, errors, odd = _decoded(paths, size)
     skipped.add(errors)
     oddities.add_all((paths[i], odd[i]) for i in sorted(odd))
     kept = np.array([i for i in range(len(paths)) if i not in errors], np.int64)

@@ -254,6 +254,30 @@ def test_only_so_many_corrupt_images_are_named(tmp_path: Path, caplog: pytest.Lo
     assert "skipped 25 of 30 images of test" in caplog.text
 
 
+def test_corrupt_images_that_are_refused_are_named_together(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "train" / "a", 10)
+    pictures = write_pictures(tmp_path / "test" / "a", 30)
+    for count, more in ((1, ""), (3, "2 more of these 30"), (25, "24 more of these 30")):
+        for path in pictures[2 : 2 + count]:
+            path.write_text("x")
+        with pytest.raises(InputError, match="cannot decode") as caught:
+            load(tmp_path).split("test").images[:]
+        named = [str(path) for path in pictures[3 : 2 + min(count, 6)]]
+        names = ", ".join([*named, *(["..."] if count > 6 else [])])
+        assert caught.value.where == pictures[2]
+        assert caught.value.what.endswith(f" ({more} cannot be used: {names})" if more else "'")
+
+
+def test_those_are_too_whose_size_cannot_be_told(tree: Path) -> None:
+    texts = sorted((tree / "train").rglob("*.jpg"))[1:3]
+    for path in texts:
+        path.write_text("x")
+    with pytest.raises(InputError) as caught:
+        load_image_set(f"folder:{tree}")
+    assert caught.value.where == texts[0]
+    assert caught.value.what.endswith(f"cannot be used: {texts[1]})")
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_streamed_set_has_substitutes(
     tree: Path, damaged: list[Path], caplog: pytest.LogCaptureFixture, workers: int
