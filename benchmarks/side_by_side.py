@@ -5,8 +5,9 @@
 A study of a training and two evaluations of each method is run by the command line as a user runs it, start and report
 included, with an empty store: with as many workers as it has by default; one job after another with all
 cores; and one after another with the threads that a worker has, which computes the same bits as the workers. A second
-study has a single run, of which there is nothing to do side by side: it has all cores by default. Each is a process
-of its own, and they take turns.
+study has a single run, of which there is nothing to do side by side: it has all cores by default. Two such studies are
+begun at once, each in a session of its own as from a terminal of its own: they take turns on the cores, and without
+turns they do not, for each has another temporary folder. Each way is a process of its own, and they take turns.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,13 @@ from twinbench.foundation.cores import usable_cores
 from twinbench.foundation.errors import RunFailure
 from twinbench.harness.workers import threads_each, workers_here
 
-_PLANS = {"six runs": METHODS, "one run": METHODS[:1]}
 _SIDES = ("one after another, all cores", "one after another, a worker's threads", "side by side")
+_TWO = ("one after the other", "at once, without turns", "at once, in turns")
+_PLANS = {
+    "six runs": (METHODS, _SIDES),
+    "one run": (METHODS[:1], _SIDES),
+    "two studies of one run": (METHODS[:1], _TWO),
+}
 _MAIN = "from twinbench.harness.main import main; main()"
 
 
@@ -67,25 +73,47 @@ def study_of(methods: Sequence[str], epochs: int) -> dict[str, Any]:
 def measure(methods: Sequence[str], epochs: int, side: str) -> Document:
     """Wall-clock and processor seconds of a study done in one of the ways, and a digest of its weights and numbers."""
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
-    if "threads" in side:
+    if side == _SIDES[1]:
         environment["OMP_NUM_THREADS"] = str(threads_each(min(workers_here(), len(methods))))
-    with tempfile.TemporaryDirectory() as folder:
-        study = Path(folder, "study.yaml")
-        study.write_text(yaml.safe_dump(study_of(methods, epochs)), encoding="utf-8")
-        words = ["run", str(study), "--runs", "runs", "--out", "results/side"]
-        words += [] if side == "side by side" else ["--workers", "1"]
+    one_after_another = ["--workers", "1"] if side in _SIDES[:2] else []
+    with tempfile.TemporaryDirectory() as top:
+        folders = [Path(top, str(number)) for number in range(2 if side in _TWO else 1)]
         started = time.monotonic()
-        command = [sys.executable, "-c", _MAIN, *words]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        commands = []
+        for folder in folders:
+            folder.mkdir()
+            (folder / "study.yaml").write_text(yaml.safe_dump(study_of(methods, epochs)), encoding="utf-8")
+            if side == "at once, without turns":
+                environment["TMPDIR"] = str(folder)
+            commands.append(_begun(folder, one_after_another, environment))
+            if side == "one after the other":
+                commands[-1].wait()
+        for folder, command in zip(folders, commands, strict=True):
+            if code := command.wait():
+                raise RunFailure(
+                    f"the study ended with exit code {code}", where=(folder / "said").read_text()[-2000:]
+                )
         seconds = time.monotonic() - started
-        if done.returncode:
-            raise RunFailure(f"the study ended with exit code {done.returncode}", where=done.stderr[-2000:])
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        digests = {results_digest(folder / "runs") for folder in folders}
         return {
             "seconds": seconds,
             "processor_seconds": used.ru_utime + used.ru_stime,
-            "digest": results_digest(Path(folder, "runs")),
+            "digest": " ".join(sorted(digests)),
         }
+
+
+def _begun(folder: Path, more: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    words = ["run", "study.yaml", "--runs", "runs", "--out", "results/side", *more]
+    with (folder / "said").open("w") as said:
+        return subprocess.Popen(
+            [sys.executable, "-c", _MAIN, *words],
+            cwd=folder,
+            env=environment,
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+        )
 
 
 def results_digest(runs: Path) -> str:
@@ -103,11 +131,11 @@ def measure_all(epochs: int, repetitions: int) -> Document:
     """Every plan in every way, in turns."""
     load = os.getloadavg()[0]
     rows = []
-    for plan, methods in _PLANS.items():
-        jobs = [({"methods": list(methods), "epochs": epochs, "side": side}, {}) for side in _SIDES]
+    for plan, (methods, sides) in _PLANS.items():
+        jobs = [({"methods": list(methods), "epochs": epochs, "side": side}, {}) for side in sides]
         answers = take_turns(__file__, jobs, repetitions)
         rows += [
-            {"plan": plan, "side": side, "answers": each} for side, each in zip(_SIDES, answers, strict=True)
+            {"plan": plan, "side": side, "answers": each} for side, each in zip(sides, answers, strict=True)
         ]
     return {
         "facts": facts(),
@@ -117,22 +145,27 @@ def measure_all(epochs: int, repetitions: int) -> Document:
         "cores": usable_cores(),
         "workers": workers_here(),
         "load": load,
+        "groups": _schedules_sessions_apart(),
         "rows": rows,
     }
+
+
+def _schedules_sessions_apart() -> bool:
+    """Whether the kernel shares the cores among sessions, each of which then shares its part among its threads."""
+    setting = Path("/proc/sys/kernel/sched_autogroup_enabled")
+    return setting.is_file() and setting.read_text().strip() == "1"
 
 
 def render(document: Document) -> str:
     """The table of a document, in Markdown."""
     rows = document["rows"]
-    slowest = {row["plan"]: row for row in rows if row["side"] == _SIDES[0]}
+    first = {row["plan"]: row for row in reversed(rows)}
     digests = {
-        row["plan"]: {answer["digest"] for answer in row["answers"]}
-        for row in rows
-        if row["side"] == _SIDES[2]
-    }
+        row["plan"]: {answer["digest"] for answer in row["answers"]} for row in rows
+    }  # of its last way
     lines = []
     for row in rows:
-        base = slowest[row["plan"]]["answers"]
+        base = first[row["plan"]]["answers"]
         ratios = [a["seconds"] / b["seconds"] for a, b in zip(base, row["answers"], strict=True)]
         same = {answer["digest"] for answer in row["answers"]} == digests[row["plan"]]
         lines.append(
@@ -145,11 +178,12 @@ def render(document: Document) -> str:
                 "yes" if same else "no",
             ]
         )
-    header = ["plan", "jobs", "seconds", "processor seconds", "times as fast", "bits of side by side"]
+    header = ["plan", "jobs", "seconds", "processor seconds", "times as fast", "bits of the last way"]
+    groups = "each session's processes as a group" if document["groups"] else "all processes as one group"
     return (
         f"{document['epochs']} epochs, {document['workers']} workers on {document['cores']} cores, "
-        f"{document['repetitions']} repetitions; load average before: {document['load']:.1f}.\n\n"
-        f"{markdown_table(header, lines)}\n\n{footnote(document)}"
+        f"{document['repetitions']} repetitions; load average before: {document['load']:.1f}; the kernel schedules "
+        f"{groups}.\n\n{markdown_table(header, lines)}\n\n{footnote(document)}"
     )
 
 

@@ -59,6 +59,7 @@ def test_the_table_compares_each_turn_with_one_after_another(side_by_side):
             "cores": 2,
             "workers": 2,
             "load": 0.5,
+            "groups": True,
             "rows": rows,
         }
     )
