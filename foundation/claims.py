@@ -5,19 +5,19 @@ of these waits lasts until the scheduler has taken turns, and both jobs take man
 would (benchmarks/README.md, "Jobs side by side"). So whoever computes with several threads claims as many cores first.
 
 A core has a file in the machine's temporary folder; whoever has its lock computes with it. The system takes the lock
-from a process that has ended, however it ended. One process at a time looks for cores, until it has all that it wants
-at once: nobody waits for a core with another one in hand. A process that was suspended computes with nothing, so its
-cores are no obstacle.
+from a process that has ended, however it ended, once those have ended that it forked. One process at a time looks for
+cores, until it has all that it wants at once: nobody waits for a core with another one in hand. A process that was
+suspended computes with nothing: where the system says that it was, others have a second file for its core.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import logging
 import os
 import stat
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -25,11 +25,12 @@ from functools import cache
 from pathlib import Path
 
 from twinbench.foundation.cores import core_numbers
-from twinbench.foundation.holder import Holder, read_holder, this_process
+from twinbench.foundation.holder import Holder, machine_since_boot, read_holder, this_process
 
 _LOOK_SECONDS = 0.1
 _NEXT = "next"  # the lock of the process that looks for cores
 _UNKNOWN = Holder("", 0)
+_LONGEST = 4096  # bytes of what such a file says
 _log = logging.getLogger(__name__)
 
 
@@ -39,8 +40,9 @@ def claimed_cores(
 ) -> Iterator[None]:
     """While entered, no other process that claims cores computes with those that so many ``threads`` take.
 
-    One thread takes none. Until there are as many free, ``waits`` is told what for, and ``check`` is called ten times a
-    second, which may raise something. Where no file can be locked, a warning says so, and nothing is claimed.
+    One thread takes none. Until there are as many free, ``waits`` is told what for (at the end an empty text), and
+    ``check`` is called ten times a second, which may raise something. Where no file can be locked, a warning says so,
+    and nothing is claimed.
     """
     locks = _Locks()
     try:
@@ -54,14 +56,17 @@ def claimed_cores(
 def _claim(locks: _Locks, threads: int, waits: Callable[[str], None], check: Callable[[], None]) -> None:
     cores = [f"core-{number}" for number in core_numbers()]
     told = ""
-    while (why := _lacking(locks, cores, min(threads, len(cores)))) is not None:
-        if why != told:
-            waits(told := why)
+    while holder := _lacking(locks, cores, min(threads, len(cores))):
+        if str(holder) != told:
+            told = str(holder)
+            waits(f"cores, after {told}")
         check()
         time.sleep(_LOOK_SECONDS)
+    if told:
+        waits("")
 
 
-def _lacking(locks: _Locks, cores: list[str], count: int) -> str | None:
+def _lacking(locks: _Locks, cores: list[str], count: int) -> Holder | None:
     try:
         return locks.lacks(cores, count)
     except OSError as error:
@@ -79,71 +84,81 @@ def _warn(why: str) -> None:
 
 
 class _Locks:
-    """The locks that this process has, by their files."""
+    """The locks that this process has, by what they are for; each is a file, and one more after a suspended process."""
 
     def __init__(self) -> None:
-        self._descriptors: dict[Path, int] = {}
+        self._descriptors: dict[str, list[int]] = {}
 
-    def lacks(self, cores: list[str], count: int) -> str | None:
-        """Claim so many of the cores if they are free; None if they were, else what is to be waited for.
+    def lacks(self, cores: list[str], count: int) -> Holder | None:
+        """Claim so many of the cores if they are free; None if they were, else who is to be waited for.
 
         Raises OSError where files cannot be locked.
         """
         folder = _folder()
-        if (first := self._take(folder / _NEXT)) is not None:
-            return _after(first)
-        free, holder = list[Path](), _UNKNOWN
-        for core in (folder / name for name in cores):
-            if (other := self._take(core)) is None:
-                free.append(core)
-            else:
+        if first := self._take(folder, _NEXT):
+            return first
+        free, holder = list[str](), None
+        for core in cores:
+            if other := self._take(folder, core):
                 holder = other
+            else:
+                free.append(core)
             if len(free) == count:
-                self.release([folder / _NEXT])
+                self.release([_NEXT])
                 return None
         self.release(free)
-        return _after(holder)
+        return holder
 
-    def _take(self, file: Path) -> Holder | None:
-        """None if the lock of a file is ours now, or that of a process which was suspended; else whose it is."""
-        if file in self._descriptors:
+    def _take(self, folder: Path, what: str) -> Holder | None:
+        """None if it is ours now; else whose it is."""
+        if what in self._descriptors:
             return None
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = _holder(descriptor)
-            os.close(descriptor)
-            if not isinstance(error, BlockingIOError):
-                raise
-            return None if holder.is_suspended() else holder
-        self._descriptors[file] = descriptor
-        with suppress(OSError):  # a full disk: others do not read whose it is
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, this_process())
+        taken = self._descriptors[what] = []
+        file = folder / what
+        while file.exists() or not taken:
+            descriptor, holder = _lock(file)
+            if descriptor is not None:
+                taken.append(descriptor)
+            elif not holder.is_suspended():
+                self.release([what])
+                return holder
+            file = file.with_name(f"{file.name}+")
         return None
 
-    def release(self, files: Collection[Path] | None = None) -> None:
-        """Let go of the locks of some files, or of all."""
-        for file in self._descriptors.keys() & files if files is not None else list(self._descriptors):
-            descriptor = self._descriptors.pop(file)
-            # closing is not enough: processes that were forked since have the file open too
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-            os.close(descriptor)
+    def release(self, these: Collection[str] | None = None) -> None:
+        """Let go of some, or of all."""
+        for what in list(self._descriptors) if these is None else these:
+            for descriptor in self._descriptors.pop(what):
+                # closing is not enough: processes that were forked since have the file open too
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+                os.close(descriptor)
 
 
-def _after(holder: Holder) -> str:
-    return f"cores, after {holder}"
-
-
-def _holder(descriptor: int) -> Holder:
-    holder = read_holder(os.pread(descriptor, 4096, 0))
-    return _UNKNOWN if holder is None or holder.is_gone() else holder
+def _lock(file: Path) -> tuple[int | None, Holder]:
+    """The descriptor that has the lock of a file, if it was free, and who has it."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = read_holder(os.pread(descriptor, _LONGEST, 0))
+        os.close(descriptor)
+        if not isinstance(error, BlockingIOError):
+            raise
+        # it may not have written that it has it
+        return None, _UNKNOWN if holder is None or holder.is_gone() else holder
+    with suppress(OSError):  # a full disk: others do not read whose it is
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, this_process())
+    return descriptor, _UNKNOWN
 
 
 def _folder() -> Path:
-    """Where the files are; raises OSError if it is not this user's own, who would write into another's files."""
-    folder = Path(tempfile.gettempdir()) / f"twinbench-cores-{os.getuid()}"
+    """Where the files are; raises OSError if it is not this user's own, who would write into another's files.
+
+    Its name says which machine's, for several may share a disk. Python's `tempfile` might choose the current folder.
+    """
+    machine = hashlib.sha256(machine_since_boot().encode()).hexdigest()[:8]
+    folder = Path(os.environ.get("TMPDIR") or "/tmp") / f"twinbench-cores-{os.getuid()}-{machine}"
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():

@@ -46,7 +46,7 @@ class Holder:
     def is_suspended(self) -> bool:
         """Whether it is a process of this machine that was stopped, as by Ctrl-Z; False where that cannot be known."""
         is_here = bool(self.machine) and self.machine == _machine() and _started(self.pid) == self.started
-        return is_here and _state(self.pid)[:1] in (["T"], ["t"])
+        return is_here and _state(self.pid)[:1] == ["T"]
 
 
 def this_process(seconds: float = 0.0) -> bytes:
@@ -69,12 +69,23 @@ def read_holder(content: bytes) -> Holder | None:
     return holder if sound and 0 < holder.pid < 2**31 and holder.seconds >= 0 else None
 
 
+def machine_since_boot() -> str:
+    """This machine since it was started, for all its containers; where it does not say, the name of this host."""
+    return _boot() or socket.gethostname()
+
+
 @cache
 def _machine() -> str:
     """This machine since it was started, and which numbers of processes it counts; empty if it does not say."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
+        return f"{_boot()} {os.stat('/proc/self/ns/pid').st_ino}" if _boot() else ""
+    except OSError:
+        return ""
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
 

@@ -63,9 +63,8 @@ def carry_out(study: Study, planned: Sequence[PlannedRun], images: Images, how: 
     plan = jobs(planned, images)
     tables = {name: [job.label for job in needed] for name, needed in jobs_of_tables(planned, images).items()}
     finished = [job.label for job in plan if job.is_finished()]
-    if (
-        len(finished) < len(plan) or mirrored(how.runs) is not None
-    ):  # for a report alone a store need not be writable
+    # a folder need not be writable for a report of what is finished; of an object store something may be left to send
+    if len(finished) < len(plan) or mirrored(how.runs) is not None:
         prepare_store(how.runs)
     workers = how.at_once(plan)
     at_once = f"{workers} at a time" if how.ray is None else "as many at a time as Ray has room for"

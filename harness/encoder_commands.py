@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
@@ -15,13 +14,12 @@ from twinbench.data.catalogue import load_image_set
 from twinbench.downstream.label_lists import LabelList
 from twinbench.downstream.protocol import Protocol, protocol, protocol_names
 from twinbench.encoders.encoder import Encoder
-from twinbench.foundation.claims import claimed_cores
 from twinbench.foundation.collectives import rank
 from twinbench.foundation.errors import InputError, unknown_name
 from twinbench.foundation.lease import LEASE_SECONDS
 from twinbench.foundation.outcomes import OUTCOMES_SUFFIX, detections_file, is_outcomes
 from twinbench.harness.console import say
-from twinbench.harness.execute import Training, evaluate_encoder, run_job, train_run
+from twinbench.harness.execute import Training, cores_for, evaluate_encoder, run_job, train_run
 from twinbench.harness.images import ImageChoice, Images
 from twinbench.harness.main import main
 from twinbench.harness.plan import Job, load_splits, plan_run
@@ -40,6 +38,7 @@ from twinbench.harness.store import (
 from twinbench.harness.watch import watched
 from twinbench.pretraining.engine import (
     ONE_DEVICE,
+    Engine,
     Hardware,
     check_hardware,
     divide_cores,
@@ -47,7 +46,7 @@ from twinbench.pretraining.engine import (
     ranks_are_started,
     threads_to_claim,
 )
-from twinbench.pretraining.interrupt import Interrupted, raised_signals
+from twinbench.pretraining.interrupt import Interrupted, ended_by_signals, raised_signals
 from twinbench.pretraining.method import method_names
 from twinbench.reports.cells import number
 from twinbench.reports.metrics import metric_of
@@ -83,15 +82,15 @@ def pretrain_one(request: PretrainRequest) -> None:
     if run.is_trained():
         say("already trained")
     else:
-        with _cores_for(request.hardware):
-            engine = launch(request.hardware, recipe.precision)
+        with _cores_for_ranks(request.hardware):
+            engine = _launched(request.hardware, recipe.precision)
             training = Training(engine, request.tensorboard)
             if not engine.is_main:
                 with suppress(Interrupted):  # rank 0 says so
                     train_run(run, image_set, training)
                 return
             job = Job(run, choice, f"pretrain {recipe.method} (seed {recipe.seed})")
-            with run.locked(say, _patience(request.hardware)), watched({"": [job.label]}) as watch:
+            with _held(run, request.hardware), watched({"": [job.label]}) as watch:
                 if not job.is_finished():  # by another process, while this one waited
                     run_job(job, images, training, watch.start(job.label), say)
     status = run.status() or {}
@@ -152,7 +151,7 @@ def evaluate_one(request: EvaluateRequest) -> None:
         label_list=labelled,
         unfinished=_unfinished(run, request.out),
     )
-    with _cores_for(request.hardware):
+    with _cores_for_ranks(request.hardware):
         if request.hardware.ranks > 1 and not _join_ranks(chosen, request.hardware):
             return
         if rank():
@@ -160,8 +159,7 @@ def evaluate_one(request: EvaluateRequest) -> None:
                 evaluate(lambda fraction, text: None)
             return
         label = f"{chosen.name} {folder}"
-        held = nullcontext() if run is None else run.locked(say, _patience(request.hardware))
-        with raised_signals(), held, watched({"": [label]}) as watch:
+        with raised_signals(), _held(run, request.hardware), watched({"": [label]}) as watch:
             evaluated = evaluate(watch.start(label))
             for file in _places(request.out, kept):
                 evaluated.write(file)
@@ -179,14 +177,22 @@ def evaluate_one(request: EvaluateRequest) -> None:
         print(f"  remark: {remark}")
 
 
-def _cores_for(hardware: Hardware) -> AbstractContextManager[None]:
-    """The cores of this machine for a command's work, claimed before its run's lease, as `execute.cores_for` has it."""
-    return claimed_cores(threads_to_claim(hardware), lambda holder: say(f"waits for {holder}"))
+def _launched(hardware: Hardware, precision: str) -> Engine:
+    with ended_by_signals() if hardware.ranks > 1 else nullcontext():
+        return launch(hardware, precision)
 
 
-def _patience(hardware: Hardware) -> float:
-    """For how many seconds to wait for a run: the other ranks wait for this one meanwhile, and not for ever."""
-    return math.inf if hardware.ranks == 1 else 2 * LEASE_SECONDS
+def _cores_for_ranks(hardware: Hardware) -> AbstractContextManager[None]:
+    """The cores of this machine for several ranks: claimed before they meet, as they wait for each other."""
+    return nullcontext() if hardware.ranks == 1 else cores_for(threads_to_claim(hardware), say)
+
+
+def _held(run: Run | None, hardware: Hardware) -> AbstractContextManager[None]:
+    """A run, if it is one, kept from other processes; of a single rank with its cores."""
+    if hardware.ranks > 1:  # the others wait for this one meanwhile, and not for ever
+        return nullcontext() if run is None else run.locked(say, 2 * LEASE_SECONDS)
+    cores = partial(cores_for, threads_to_claim(hardware), say)
+    return cores() if run is None else run.locked(say, cores=cores)
 
 
 def _join_ranks(chosen: Protocol, hardware: Hardware) -> bool:
@@ -197,7 +203,7 @@ def _join_ranks(chosen: Protocol, hardware: Hardware) -> bool:
     with raised_signals():
         ended = None if ranks_are_started() else chosen.start_ranks(main, hardware.devices, hardware.nodes)
     if ended is None:
-        launch(hardware, "fp32")
+        _launched(hardware, "fp32")
     elif ended:
         raise SystemExit(ended)  # that rank has said why
     return ended is None

@@ -85,7 +85,7 @@ def execute(
 
     Jobs of a run in which another process works come after the others, when it has left the run.
     """
-    failures, left = 0, list(plan)
+    failures, left, threads = 0, list(plan), threads_to_claim()
     leases = {job.run.folder: job.run.lease() for job in left}
     while left:
         later = list[Job]()
@@ -94,8 +94,7 @@ def execute(
             folder = job.run.folder
             failed = None
             if folder not in elsewhere:
-                with cores_for(job, watch):
-                    failed = attempt(job, images, watch, say, leases[folder], debug)
+                failed = attempt(job, images, watch, say, leases[folder], debug, threads=threads)
             if failed is None:
                 elsewhere.add(folder)
                 later.append(job)
@@ -107,14 +106,11 @@ def execute(
     return failures
 
 
-def cores_for(job: Job, watch: Watch) -> AbstractContextManager[None]:
-    """The cores of this machine for a job that is not finished.
-
-    Claimed before the lease of its run, always: who has a lease need not wait for cores, which whoever wants that lease
-    may have.
-    """
-    threads = 1 if job.is_finished() else threads_to_claim()
-    return claimed_cores(threads, lambda holder: watch.waits(job.label, holder))
+def cores_for(
+    threads: int, say: Callable[[str], None], check: Callable[[], None] = lambda: None
+) -> AbstractContextManager[None]:
+    """`claimed_cores`, with a line for the user where they are waited for."""
+    return claimed_cores(threads, lambda holder: say(f"waits for {holder}") if holder else None, check)
 
 
 def attempt(
@@ -126,17 +122,25 @@ def attempt(
     debug: bool = False,
     training: Training = ONE_DEVICE,
     will_retry: bool = False,
+    threads: int = 1,
 ) -> bool | None:
     """Do a job unless it is finished; whether it failed, or None while another process is at work in its run's folder.
 
-    Raises Interrupted after a signal to stop, with ``debug`` what the job raises, and ShortOfMemory if the caller
+    Cores are claimed for so many ``threads``, before the lease, always: whoever has a lease waits for nothing. Raises
+    Interrupted after a signal to stop, with ``debug`` what the job raises, and ShortOfMemory if the caller
     ``will_retry`` what ran out of it.
     """
     if job.is_finished():
         watch.end(job.label)
         return False
+    if threads > 1 and (holder := job.run.at_work(lease)):  # it may be long before cores are of any use
+        watch.waits(job.label, str(holder))
+        return None
     try:
-        with job.run.working(lease) as ours:
+        with (
+            claimed_cores(threads, lambda holder: watch.waits(job.label, holder)),
+            job.run.working(lease) as ours,
+        ):
             if not ours:
                 watch.waits(job.label, str(job.run.at_work(lease) or ""))
                 return None

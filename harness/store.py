@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -227,17 +227,24 @@ class Run:
             return lease.holder()
 
     @contextmanager
-    def locked(self, say: Callable[[str], None], patience: float = math.inf) -> Iterator[None]:
+    def locked(
+        self,
+        say: Callable[[str], None],
+        patience: float = math.inf,
+        cores: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> Iterator[None]:
         """Keep other processes out of the folder; waits for one that is at work in it, and says so.
 
-        Raises InputError after so many seconds of ``patience``.
+        With the ``cores`` that are claimed when nobody seems to be: not while this process waits, nor with the lease in
+        hand. Raises InputError after so many seconds of ``patience``.
         """
         lease, given_up, told = self.lease(), time.monotonic() + patience, ""
         while True:
-            with self.working(lease) as ours:
-                if ours:
-                    yield
-                    return
+            if self.at_work(lease) is None:
+                with cores(), self.working(lease) as ours:
+                    if ours:
+                        yield
+                        return
             holder = self.at_work(lease)
             if time.monotonic() >= given_up:
                 raise InputError(

@@ -37,7 +37,10 @@ class Watch(Protocol):
         ...
 
     def waits(self, label: str, holder: str) -> None:
-        """A job cannot begin or go on, for another process, ``holder``, is at work in its run; may be told again."""
+        """A job cannot begin or go on, for ``holder`` has what it needs, as a process does that is at work in its run.
+
+        May be told again; where that is empty, it waits for its turn alone.
+        """
         ...
 
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from twinbench.data.worker_processes import end_with_parent
-from twinbench.foundation.claims import claimed_cores
 from twinbench.foundation.cores import share_cores, usable_cores
 from twinbench.foundation.errors import RunFailure
 from twinbench.foundation.lease import Seen
@@ -54,7 +53,7 @@ from twinbench.harness.room import gpu_of_each, room_for
 from twinbench.harness.schedule import Waiting, order_matters, unfinished_runs
 from twinbench.harness.source import has_training
 from twinbench.harness.watch import Watch
-from twinbench.pretraining.engine import threads_to_claim
+from twinbench.pretraining.engine import claims_cores, threads_to_claim
 from twinbench.pretraining.interrupt import Interrupted, StopRequest
 from twinbench.pretraining.memory import release_freed_memory
 from twinbench.pretraining.train import ReportProgress, device_name
@@ -105,7 +104,7 @@ def estimated_use(
         return {}
 
     def here(units: list[Unit]) -> list[Use]:
-        with claimed_cores(threads_to_claim(), lambda holder: say(f"waits for {holder}")):
+        with cores_for(threads_to_claim(), say):
             say(timing_line(units))
             return [measured_use(unit, images) for unit in units]
 
@@ -114,7 +113,7 @@ def estimated_use(
     with _started(images.data_root, busy, threads_each(workers)) as crew:
 
         def side_by_side(units: list[Unit]) -> list[Use]:
-            with _cores_for(busy, threads_each(workers), say):
+            with cores_for(_threads_of(busy, threads_each(workers)), say):
                 say(timing_line(units))
                 return [timing.result() for timing in _timings(crew, units, busy)]
 
@@ -157,7 +156,7 @@ def execute_in_parallel(
         waiting = Waiting(lengths, busy, room.of(runs, use), room.together_mb)
         limits = {label: time_limit(each) for label, each in use.items()} if longest_first else {}
         noted = _Waits(watch)
-        jobs = _Jobs(crew, busy, limits, job_seconds, noted.labels)
+        jobs = _Jobs(crew, busy, limits, job_seconds, noted.labels, stop)
         # a last timing may still be under way
         return hand_out(
             runs,
@@ -188,7 +187,7 @@ class _Waits:
         self._watch.end(label, failure)
 
     def waits(self, label: str, holder: str) -> None:
-        self.labels.add(label)
+        (self.labels.add if holder else self.labels.discard)(label)
         self._watch.waits(label, holder)
 
 
@@ -206,10 +205,12 @@ class _Jobs:
         limits: Mapping[str, float | None],
         limit: float | None,
         waiting: set[str],
+        stop: StopRequest,
     ) -> None:
         self.alone: set[str] = set()
         self._crew, self._told = crew, Told(crew.messages)
         self._limits, self._limit, self._waiting = limits, limit, waiting
+        self._stop = stop
         self._given_up: dict[str, RunFailure] = {}
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="job")
 
@@ -230,6 +231,8 @@ class _Jobs:
         lost = self._lost(job, work, begun)
         if lost is None:
             return work.result()
+        if self._stop.name is not None:  # it was told to end
+            return None
         if not alone:
             self.alone.add(job.label)
             self._told.say(f"LOST {job.label}: {lost.what}; it is tried once more, with nothing beside it")
@@ -303,7 +306,7 @@ def _use_to_plan_by(
     why = "to begin with the longest runs" if each and order_matters(plan, workers) else "for their memory"
 
     def times(units: list[Unit]) -> list[Use]:
-        with _cores_for(workers, threads, say, stop):
+        with cores_for(_threads_of(workers, threads), say, lambda: check_stop(stop)):
             say(f"{timing_line(units)} {why}")
             timings = _timings(crew, units, workers, stop)
         return [Use() if timing.exception() else timing.result() for timing in timings]
@@ -318,12 +321,9 @@ def _use_to_plan_by(
     return use if each else {label: use[job.label] for label, job in first.items()}
 
 
-def _cores_for(
-    workers: int, threads: int, say: Callable[[str], None], stop: StopRequest | None = None
-) -> AbstractContextManager[None]:
-    """The cores of this machine for workers that all compute at the same time, for a while."""
-    wanted = 1 if torch.cuda.is_available() or threads == 1 else workers * threads
-    return claimed_cores(wanted, lambda holder: say(f"waits for {holder}"), lambda: check_stop(stop))
+def _threads_of(workers: int, threads: int) -> int:
+    """How many threads to claim cores for where workers with so many all compute at the same time."""
+    return workers * threads if threads > 1 and claims_cores() else 1
 
 
 @contextmanager
@@ -429,8 +429,15 @@ def _work(job: Job, seen: Seen | Sights | None, alone: bool) -> bool | None:
         raise _Worker.stopped
     told = Told(_Worker.messages)
     try:
-        with cores_for(job, told):
-            return attempt(job, _Worker.images, told, told.say, job.run.lease(seen), will_retry=not alone)
+        return attempt(
+            job,
+            _Worker.images,
+            told,
+            told.say,
+            job.run.lease(seen),
+            will_retry=not alone,
+            threads=threads_to_claim(),
+        )
     except Interrupted as error:
         _Worker.stopped = error
         raise

@@ -195,13 +195,23 @@ def _share_of_cores(hardware: Hardware) -> int:
     return max(1, usable_cores() // hardware.devices)
 
 
+def claims_cores() -> bool:
+    """Whether this process is to claim the cores that it computes with (`foundation.claims`).
+
+    Not where GPUs compute; what a launcher has started is its matter; and of ranks it is the first that claims those of
+    all, before there are others.
+    """
+    is_rank = dist.is_initialized() or _LOCAL_RANK in os.environ
+    return not (torch.cuda.is_available() or ranks_are_started() or is_rank)
+
+
 def threads_to_claim(hardware: Hardware = ONE_DEVICE) -> int:
     """How many threads wait for each other on this machine's cores where this process computes with such hardware.
 
-    One where they do not: on GPUs, and with a thread in each rank. It is for rank 0 to claim them, before there are
-    others (`foundation.claims`), so another rank has none; and those that a launcher has started are its matter.
+    One where none are to be claimed: with a thread in each rank, and on several machines, of which two jobs could each
+    have one and wait for the other.
     """
-    if torch.cuda.is_available() or ranks_are_started() or dist.is_initialized() or _LOCAL_RANK in os.environ:
+    if hardware.nodes > 1 or not claims_cores():
         return 1
     if hardware.devices == 1:
         return torch.get_num_threads()

@@ -20,6 +20,37 @@ class Interrupted(RunFailure):
     exit_code = os.EX_TEMPFAIL
 
 
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """While entered, a signal to stop ends this process, also where it is in a library that waits for other ranks.
+
+    No handler of Python's runs there before the library returns, which may take half an hour.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    before = signal.set_wakeup_fd(theirs)
+    threading.Thread(target=_end_at_signal, args=(ours,), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(theirs)  # which ends the thread
+
+
+def _end_at_signal(ours: int) -> None:
+    while number := os.read(ours, 1):
+        if number[0] in _SIGNALS:
+            name = signal.Signals(number[0]).name
+            os.write(
+                2, f"stopped by {name} before all ranks were there; run the same command again\n".encode()
+            )
+            os._exit(128 + signal.SIGINT if number[0] == signal.SIGINT else os.EX_TEMPFAIL)
+    os.close(ours)
+
+
 class StopRequest:
     """While entered, a signal sets ``name`` instead of ending the process; only the main thread can listen."""
 

@@ -4,10 +4,10 @@ import errno
 import fcntl
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 
@@ -31,17 +31,24 @@ def machine(monkeypatch, tmp_path):
     """One with four cores, on which nothing else runs."""
     monkeypatch.setattr(claims, "core_numbers", lambda: [3, 5, 8, 9])
     monkeypatch.setattr(claims, "_LOOK_SECONDS", 0.001)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     claims._warn.cache_clear()
 
 
 @pytest.fixture
-def holder(tmp_path, monkeypatch):
+def folder(tmp_path):
+    """That of the locks, which is there."""
+    with claimed_cores(4, unwaited):
+        (found,) = tmp_path.iterdir()
+    return found
+
+
+@pytest.fixture
+def holder(monkeypatch):
     """A process that has all cores."""
     monkeypatch.setattr(claims, "core_numbers", lambda: range(4))
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDS],
-        env={**os.environ, "TMPDIR": str(tmp_path)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -76,7 +83,7 @@ def has_to_wait(threads):
 
 def test_jobs_at_once_never_have_more_cores_than_there_are():
     taken, most, lock, rng = 0, 0, threading.Lock(), random.Random(0)
-    plans = [[rng.randint(2, 6) for _ in range(20)] for _ in range(8)]
+    plans = [[rng.randint(2, 6) for _ in range(10)] for _ in range(6)]
 
     def work(plan):
         nonlocal taken, most
@@ -141,7 +148,20 @@ def test_cores_of_a_killed_process_are_free(holder):
         pass
 
 
-def test_a_suspended_process_keeps_no_cores(holder):
+def test_a_suspended_process_keeps_no_cores_and_others_keep_them_from_each_other(holder):
+    holder.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, holder.pid, os.WSTOPPED)
+    with claimed_cores(3, unwaited):
+        assert has_to_wait(2)
+        with claimed_cores(1, unwaited):
+            pass
+        holder.kill()  # this process computes all the same
+        holder.wait()
+        assert has_to_wait(2)
+    assert has_to_wait(4) is None
+
+
+def test_a_suspended_process_that_goes_on_has_its_cores(holder):
     holder.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, holder.pid, os.WSTOPPED)
     with claimed_cores(4, unwaited):
@@ -151,12 +171,11 @@ def test_a_suspended_process_keeps_no_cores(holder):
     assert has_to_wait(2)
 
 
-def test_a_suspended_process_that_looks_for_cores_holds_up_nobody(tmp_path):
+def test_a_suspended_process_that_looks_for_cores_holds_up_nobody():
     holds = HOLDS.replace("lambda holder: None", "lambda holder: print(holder, flush=True)")
     with claimed_cores(4, unwaited):
         looking = subprocess.Popen(
             [sys.executable, "-c", holds.replace("range(4)", "[3, 5, 8, 9]")],
-            env={**os.environ, "TMPDIR": str(tmp_path)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -183,17 +202,15 @@ def test_what_was_forked_meanwhile_keeps_no_cores():
 
 
 @pytest.mark.parametrize("kind", ["link", "file", "others"])
-def test_a_folder_that_is_not_ours_is_not_written_into(kind, tmp_path, monkeypatch, caplog):
-    folder, elsewhere = tmp_path / f"twinbench-cores-{os.getuid()}", tmp_path / "elsewhere"
+def test_a_folder_that_is_not_ours_is_not_written_into(kind, folder, tmp_path, monkeypatch, caplog):
+    elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    if kind == "link":
-        folder.symlink_to(elsewhere)
-    elif kind == "file":
-        folder.write_text("")
-    else:
-        folder.mkdir()
+    if kind == "others":
         uid = os.getuid()
         monkeypatch.setattr(claims.os, "getuid", iter([uid, uid + 1] * 9).__next__)
+    else:
+        shutil.rmtree(folder)
+        folder.symlink_to(elsewhere) if kind == "link" else folder.write_text("")
     for _ in range(3):
         with claimed_cores(4, unwaited):
             pass
@@ -203,10 +220,27 @@ def test_a_folder_that_is_not_ours_is_not_written_into(kind, tmp_path, monkeypat
     assert list(elsewhere.iterdir()) == []
 
 
-def test_a_link_in_the_place_of_a_core_is_not_followed(tmp_path, caplog):
-    folder, precious = tmp_path / f"twinbench-cores-{os.getuid()}", tmp_path / "precious"
-    folder.mkdir()
+def test_a_temporary_folder_that_is_not_there_is_not_made_up_for(tmp_path, monkeypatch, caplog):
+    """As Python's `tempfile` would, in the current folder if need be."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "gone"))
+    with claimed_cores(4, unwaited):
+        pass
+    assert "gone" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_machines_that_share_a_temporary_folder_have_cores_of_their_own(monkeypatch):
+    with claimed_cores(4, unwaited):
+        monkeypatch.setattr(claims, "machine_since_boot", lambda: "another")
+        with claimed_cores(4, unwaited):
+            pass
+
+
+def test_a_link_in_the_place_of_a_core_is_not_followed(folder, tmp_path, caplog):
+    precious = tmp_path / "precious"
     precious.write_text("precious")
+    (folder / "core-5").unlink()
     (folder / "core-5").symlink_to(precious)
     with claimed_cores(4, unwaited):
         pass
@@ -227,8 +261,8 @@ def test_where_no_file_can_be_locked_nothing_is_claimed(monkeypatch, caplog):
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff{", b"[]", b'{"host": "a", "pid": -1}'])
-def test_a_holder_that_cannot_be_read_is_waited_for_all_the_same(content, tmp_path):
+def test_a_holder_that_cannot_be_read_is_waited_for_all_the_same(content, folder):
     with claimed_cores(4, unwaited):
-        for file in (tmp_path / f"twinbench-cores-{os.getuid()}").iterdir():
+        for file in folder.iterdir():
             file.write_bytes(content)
         assert has_to_wait(2) == ["cores, after an unknown process"]

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import tempfile
 
 import pytest
 import torch
@@ -10,16 +9,34 @@ import torch
 from tests.forks import COMMAND, Fork
 from twinbench.foundation.claims import claimed_cores
 from twinbench.foundation.cores import usable_cores
-from twinbench.harness import workers
+from twinbench.foundation.lease import Lease
+from twinbench.harness import execute, workers
 from twinbench.pretraining import engine
 from twinbench.pretraining.engine import Hardware, threads_to_claim
 
 PRETRAIN = ("pretrain", "random_init", "--image-set", "digit-scenes")  # waits as those do that train
+ALL = 10_000
+IN_A_WORKER = pytest.param(
+    ("run", "little.yaml", "--workers", "1", "--time-limit", "9"),
+    marks=pytest.mark.skipif(usable_cores() == 1, reason="a worker has several threads on several cores"),
+)
 
 
 @pytest.fixture(autouse=True)
-def temporary_folder(monkeypatch, tmp_path):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+def machine(monkeypatch, tmp_path):
+    """One with nothing else on it, and no launcher."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    for name in ("LOCAL_RANK", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def little(tiny_study, tmp_path):
+    """A study that is done in no time, as two threads in a busy suite take long for anything."""
+    text = tiny_study.read_text().replace("methods: [random_init, barlow_twins]", "methods: [random_init]")
+    (tmp_path / "little.yaml").write_text(
+        "\n".join(line for line in text.splitlines() if "linear/" not in line)
+    )
 
 
 @pytest.fixture
@@ -28,10 +45,9 @@ def command(tmp_path):
     started = []
 
     def start(*words):
-        program = f"import tempfile; tempfile.tempdir = {str(tmp_path)!r}\n{COMMAND}"
-        environment = {**os.environ, "OMP_NUM_THREADS": "2", "TMPDIR": str(tmp_path)}
+        environment = {**os.environ, "OMP_NUM_THREADS": "2"}
         with (tmp_path / "said").open("w") as said:
-            started.append(Fork(program, *words, cwd=tmp_path, env=environment, stdout=said, stderr=said))
+            started.append(Fork(COMMAND, *words, cwd=tmp_path, env=environment, stdout=said, stderr=said))
         return started[-1]
 
     yield start
@@ -59,63 +75,100 @@ def said(tmp_path):
 @pytest.mark.parametrize(
     "words",
     [
-        ("run", "tiny.yaml", "--workers", "1", "--out", "out"),
-        pytest.param(
-            ("run", "tiny.yaml", "--workers", "1", "--time-limit", "9", "--out", "out"),
-            marks=pytest.mark.skipif(
-                usable_cores() == 1, reason="a worker has several threads on several cores"
-            ),
-        ),
+        ("run", "little.yaml", "--workers", "1"),
+        IN_A_WORKER,
         PRETRAIN,
-        ("evaluate", "{encoder}", "--protocol", "linear/cached-v1", "--image-set", "digit-scenes"),
+        ("evaluate", "{encoder}", "--protocol", "knn/cosine-v1", "--image-set", "digit-scenes"),
     ],
     ids=["run", "in a worker", "pretrain", "evaluate"],
 )
-def test_a_command_waits_for_the_cores_of_another_one(waits, words, finished, tmp_path):
+def test_a_command_waits_for_the_cores_of_another_one(waits, words, finished, little, tmp_path):
     (encoder,) = (finished / "runs").glob("barlow_twins*/encoder")
     runs = ("--runs", "others") if words[0] != "evaluate" else ()
-    with claimed_cores(2, lambda holder: None):
+    with claimed_cores(ALL, lambda holder: None):
         process = waits(*(word.format(encoder=encoder) for word in words), *runs)
         assert process.poll() is None
     assert process.wait() == 0, said(tmp_path)
 
 
 def test_finished_jobs_wait_for_nothing(command, finished, tmp_path):
-    with claimed_cores(2, lambda holder: None):
+    with claimed_cores(ALL, lambda holder: None):
         assert command("run", "tiny.yaml", "--workers", "1").wait() == 0, said(tmp_path)
     assert "waits" not in said(tmp_path)
 
 
-@pytest.mark.parametrize("words", [("run", "tiny.yaml", "--workers", "1"), PRETRAIN], ids=["run", "pretrain"])
+@pytest.mark.parametrize(
+    "words",
+    [("run", "little.yaml", "--workers", "1"), IN_A_WORKER, PRETRAIN],
+    ids=["run", "in a worker", "pretrain"],
+)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_one_that_waits_stops_at_once(waits, words, number, tiny_study, tmp_path):
-    with claimed_cores(2, lambda holder: None):
+def test_one_that_waits_stops_at_once(waits, words, number, little, tmp_path):
+    with claimed_cores(ALL, lambda holder: None):
         process = waits(*words)
         process.send_signal(number)
-        assert process.wait() == (75 if words[0] == "run" or number == signal.SIGTERM else 130), said(
-            tmp_path
-        )
+        code = 130 if (words, number) == (PRETRAIN, signal.SIGINT) else 75
+        assert process.wait() == code, said(tmp_path)
+    assert "LOST" not in said(tmp_path)
+    assert not list(tmp_path.glob("runs/*/status.json"))
 
 
-def test_a_command_of_one_thread_waits_for_nothing(cli, tiny_study):
-    with claimed_cores(1000, lambda holder: None):
+def test_a_command_of_one_thread_waits_for_nothing(cli, tiny_study, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    with claimed_cores(ALL, lambda holder: None):
         ended = cli("run", tiny_study)
     assert ended.code == 0, ended.err
     assert "waits" not in ended.err
 
 
+def test_who_waits_for_a_run_keeps_no_cores(command, wait_for, finished, tmp_path):
+    """As for one that another machine works in: others here compute meanwhile."""
+    (encoder,) = (finished / "runs").glob("barlow_twins*/encoder")
+    lease = Lease(encoder.parent)
+    assert lease.take()
+    process = command("evaluate", encoder, "--protocol", "knn/cosine-v1", "--image-set", "digit-scenes")
+    wait_for(lambda: f"waits for process {os.getpid()} on " in said(tmp_path), process)
+    with claimed_cores(ALL, refused):
+        lease.release()
+        wait_for(lambda: f"waits for cores, after process {os.getpid()} on " in said(tmp_path), process)
+    assert process.wait() == 0, said(tmp_path)
+
+
+def test_a_study_keeps_no_cores_for_a_run_that_another_process_works_in(cli, finished, monkeypatch):
+    (run,) = (finished / "runs").glob("barlow_twins*")
+    for record in (run / "records").glob("knn*"):
+        record.unlink()
+    lease, asked = Lease(run), []
+    assert lease.take()
+
+    def claimed(threads, waits):
+        asked.append(lease.holder())
+        return claimed_cores(threads, waits)
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(execute, "claimed_cores", claimed)
+    monkeypatch.setattr(execute.time, "sleep", lambda seconds: lease.release())
+    ended = cli("run", "tiny.yaml")
+    assert ended.code == 0, ended.err
+    assert f"waits for process {os.getpid()} on " in ended.err
+    assert asked == [None]
+
+
+def refused(holder):
+    raise AssertionError(f"waits for {holder}")
+
+
 def test_timings_of_several_workers_wait_for_the_cores_of_all(monkeypatch):
-    wanted = []
-    monkeypatch.setattr(workers, "claimed_cores", lambda *arguments: wanted.append(arguments[0]))
-    for count, threads in ((2, 1), (2, 4), (1, 16)):
-        workers._cores_for(count, threads, print)
-    assert wanted == [1, 8, 16]
+    assert [workers._threads_of(*each) for each in ((2, 1), (2, 4), (1, 16))] == [1, 8, 16]
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    assert workers._threads_of(2, 4) == 1
 
 
 def test_ranks_claim_together_before_they_start(monkeypatch):
     monkeypatch.setattr(engine, "usable_cores", lambda: 8)
     assert threads_to_claim() == torch.get_num_threads()
     assert [threads_to_claim(Hardware(devices=devices)) for devices in (2, 3, 4, 8, 16)] == [8, 6, 8, 1, 1]
+    assert threads_to_claim(Hardware(devices=2, nodes=2)) == 1
     monkeypatch.setenv("LOCAL_RANK", "1")  # one that Fabric started, or torchrun
     assert threads_to_claim(Hardware(devices=2)) == 1
 
@@ -123,5 +176,4 @@ def test_ranks_claim_together_before_they_start(monkeypatch):
 def test_nothing_is_claimed_where_gpus_compute(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert threads_to_claim(Hardware(devices=2)) == 1
-    workers._cores_for(2, 4, print).__enter__()
-    assert os.listdir(tempfile.gettempdir()) == []
+    assert workers._threads_of(2, 4) == 1

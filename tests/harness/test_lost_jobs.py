@@ -14,6 +14,7 @@ from twinbench.foundation.errors import RunFailure
 from twinbench.harness import dispatch, execute, workers
 from twinbench.harness.images import Images
 from twinbench.harness.schedule import Waiting
+from twinbench.pretraining.interrupt import StopRequest
 
 STRUCK = "pretrain barlow_twins (seed 0)"
 
@@ -21,12 +22,11 @@ STRUCK = "pretrain barlow_twins (seed 0)"
 class _Crew:
     """Stands for worker processes, which are this one; a job among ``dies`` is lost as often as that says.
 
-    A job is done as soon as it is given, but for one among ``hangs``, which waits to be ended, and one that ``waits``
-    so many seconds before.
+    A job is done as soon as it is given, but for one among ``hangs``, which waits to be ended.
     """
 
     def __init__(self, monkeypatch):
-        self.dies, self.hangs, self.waits, self.begins = {}, set(), {}, True
+        self.dies, self.hangs, self.begins = {}, set(), True
         self.messages = SimpleQueue()
         self.order, self.rested, self._hung = [], [], []
         monkeypatch.setattr(workers, "_started", self._started)
@@ -48,27 +48,15 @@ class _Crew:
             self.order.append(label)
         if label in self.hangs:
             self._hung.append(future)
-        elif label in self.waits:
-            self.messages.put(("waits", label, "cores"))
-            self._hung.append(future)
-            threading.Timer(self.waits.pop(label), self._finish, (future, function, arguments)).start()
         elif self.dies.get(label, 0):
             self.dies[label] -= 1
             future.set_exception(BrokenProcessPool())
         else:
-            self._do(future, function, arguments)
+            try:
+                future.set_result(function(*arguments))
+            except Exception as error:
+                future.set_exception(error)
         return future
-
-    def _finish(self, future, function, arguments):
-        self._hung.remove(future)
-        self._do(future, function, arguments)
-
-    @staticmethod
-    def _do(future, function, arguments):
-        try:
-            future.set_result(function(*arguments))
-        except Exception as error:
-            future.set_exception(error)
 
     def beginning(self, work):
         return lambda: self.begins
@@ -174,13 +162,46 @@ def test_one_that_hangs_is_stopped_at_its_limit_with_one_worker_too(cli, tiny_st
     assert crew.order.count(STRUCK) == 2
 
 
-def test_what_a_job_waits_for_cores_is_not_of_its_time(cli, tiny_study, crew):
-    label = "pretrain random_init (seed 0)"  # which takes no time itself
-    crew.waits = {label: 1.2}
-    ended = cli("run", tiny_study, "--workers", "1", "--time-limit", "0.01")
-    assert ended.code == 0, ended.err
-    assert f"{label} waits for cores" in ended.err
-    assert f"LOST {label}" not in ended.err
+@pytest.mark.parametrize(
+    ("waits_until", "ends_at", "expected"), [(30, 40, None), (30, 60, "15 s"), (0, 60, "15 s")]
+)
+def test_what_a_job_waits_for_cores_is_not_of_its_time(monkeypatch, waits_until, ends_at, expected):
+    now, killed, waiting = 0, [], {STRUCK}
+    work = Future()
+
+    class Crew:
+        messages = SimpleQueue()
+
+        def kill(self, work):
+            killed.append(now)
+            work.set_exception(BrokenProcessPool())
+
+    def wait(futures, timeout):
+        nonlocal now
+        now += 5
+        if now >= waits_until:
+            waiting.discard(STRUCK)
+        if now == ends_at and not work.done():
+            work.set_result(False)
+        return SimpleNamespace(not_done=[future for future in futures if not future.done()])
+
+    monkeypatch.setattr(workers, "wait", wait)
+    monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: now))
+    jobs = workers._Jobs(Crew(), 1, {}, 15, waiting, StopRequest())
+    lost = jobs._lost(SimpleNamespace(label=STRUCK), work, lambda: True)
+    assert (lost is None) == (expected is None) == (killed == [])
+    if lost is not None:
+        assert expected in lost.what
+        assert killed == [waits_until + 15 if waits_until else 20]
+
+
+def test_a_job_whose_worker_a_signal_ended_is_not_lost():
+    work, stop = Future(), StopRequest()
+    work.set_exception(BrokenProcessPool())
+    stop.name = "SIGTERM"
+    jobs = workers._Jobs(SimpleNamespace(messages=SimpleQueue()), 1, {}, None, set(), stop)
+    assert jobs._ended(SimpleNamespace(label=STRUCK), work, lambda: True, alone=True) is None
+    assert jobs.alone == set()
 
 
 def test_one_that_was_done_the_moment_before_its_worker_died_is_done(cli, tiny_study, finished):
