@@ -55,10 +55,11 @@ def claimed_cores(
 
 def _claim(locks: _Locks, threads: int, waits: Callable[[str], None], check: Callable[[], None]) -> None:
     cores = [f"core-{number}" for number in core_numbers()]
-    told = ""
+    seen = told = ""
     while holder := _lacking(locks, cores, min(threads, len(cores))):
-        if str(holder) != told:
-            told = str(holder)
+        before, seen = seen, holder.name()
+        if before == seen != told:  # twice in a row: who has just begun may not have said so yet
+            told = seen
             waits(f"cores, after {told}")
         check()
         time.sleep(_LOOK_SECONDS)
@@ -71,7 +72,7 @@ def _lacking(locks: _Locks, cores: list[str], count: int) -> Holder | None:
         return locks.lacks(cores, count)
     except OSError as error:
         locks.release()
-        _warn(str(error))
+        _warn(f"{error.filename or 'its files'}: {error.strerror}")
         return None
 
 
@@ -79,7 +80,9 @@ def _lacking(locks: _Locks, cores: list[str], count: int) -> Holder | None:
 def _warn(why: str) -> None:
     """Once in a process."""
     _log.warning(
-        "no cores can be claimed (%s): other commands on this machine may slow this one, and it them", why
+        "no cores can be claimed (%s): other commands on this machine may slow this one, and it them; "
+        "set TMPDIR to a folder of your own on this machine",
+        why,
     )
 
 
@@ -162,5 +165,5 @@ def _folder() -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise PermissionError(errno.EPERM, "it is not a folder of this user", str(folder))
+        raise PermissionError(errno.EPERM, "it is not this user's own folder", str(folder))
     return folder

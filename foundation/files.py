@@ -41,9 +41,8 @@ def machine_faults(what: str, where: Path, next_step: str, option: str | None = 
     try:
         yield
     except (FileExistsError, NotADirectoryError) as error:
-        raise RunFailure(
-            f"{what}: a file is where a folder would be", where, None, next_step, option
-        ) from error
+        what = f"{what}: a file is where a folder would be"
+        raise RunFailure(what, where, None, "give another folder", option) from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
             next_step, option = "free some space, and run the same command again", None

@@ -27,9 +27,11 @@ class Holder:
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        if not self.pid:
-            return "an unknown process"
-        return f"process {self.pid} on {self.host}, since {self.since}"
+        return f"{self.name()}, since {self.since}" if self.pid else self.name()
+
+    def name(self) -> str:
+        """What it is called, without since when it holds this."""
+        return f"process {self.pid} on {self.host}" if self.pid else "an unknown process"
 
     def is_gone(self) -> bool:
         """Whether it was a process of this machine that has ended; False where that cannot be known."""

@@ -106,4 +106,4 @@ def check_store(runs: Path) -> str:
     check_writable(next(p for p in (runs.absolute(), *runs.absolute().parents) if p.exists()))
     if (store := mirrored(runs)) is not None:
         store.objects.prove()
-    return f"{url_of(runs)}: writable"
+    return f"{url_of(runs)}: writable" + ("" if runs.exists() else ", not there yet")

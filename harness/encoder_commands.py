@@ -82,15 +82,15 @@ def pretrain_one(request: PretrainRequest) -> None:
     if run.is_trained():
         say("already trained")
     else:
-        with _cores_for_ranks(request.hardware):
+        job = Job(run, choice, f"pretrain {recipe.method} (seed {recipe.seed})")
+        with _cores_for_ranks(job.label, request.hardware):
             engine = _launched(request.hardware, recipe.precision)
             training = Training(engine, request.tensorboard)
             if not engine.is_main:
                 with suppress(Interrupted):  # rank 0 says so
                     train_run(run, image_set, training)
                 return
-            job = Job(run, choice, f"pretrain {recipe.method} (seed {recipe.seed})")
-            with _held(run, request.hardware), watched({"": [job.label]}) as watch:
+            with _held(job.label, run, request.hardware), watched({"": [job.label]}) as watch:
                 if not job.is_finished():  # by another process, while this one waited
                     run_job(job, images, training, watch.start(job.label), say)
     status = run.status() or {}
@@ -151,15 +151,15 @@ def evaluate_one(request: EvaluateRequest) -> None:
         label_list=labelled,
         unfinished=_unfinished(run, request.out),
     )
-    with _cores_for_ranks(request.hardware):
+    label = f"{chosen.name} {folder}"
+    with _cores_for_ranks(label, request.hardware):
         if request.hardware.ranks > 1 and not _join_ranks(chosen, request.hardware):
             return
         if rank():
             with suppress(Interrupted), raised_signals():  # rank 0 says so
                 evaluate(lambda fraction, text: None)
             return
-        label = f"{chosen.name} {folder}"
-        with raised_signals(), _held(run, request.hardware), watched({"": [label]}) as watch:
+        with raised_signals(), _held(label, run, request.hardware), watched({"": [label]}) as watch:
             evaluated = evaluate(watch.start(label))
             for file in _places(request.out, kept):
                 evaluated.write(file)
@@ -182,16 +182,16 @@ def _launched(hardware: Hardware, precision: str) -> Engine:
         return launch(hardware, precision)
 
 
-def _cores_for_ranks(hardware: Hardware) -> AbstractContextManager[None]:
+def _cores_for_ranks(what: str, hardware: Hardware) -> AbstractContextManager[None]:
     """The cores of this machine for several ranks: claimed before they meet, as they wait for each other."""
-    return nullcontext() if hardware.ranks == 1 else cores_for(threads_to_claim(hardware), say)
+    return nullcontext() if hardware.ranks == 1 else cores_for(what, threads_to_claim(hardware), say)
 
 
-def _held(run: Run | None, hardware: Hardware) -> AbstractContextManager[None]:
+def _held(what: str, run: Run | None, hardware: Hardware) -> AbstractContextManager[None]:
     """A run, if it is one, kept from other processes; of a single rank with its cores."""
     if hardware.ranks > 1:  # the others wait for this one meanwhile, and not for ever
         return nullcontext() if run is None else run.locked(say, 2 * LEASE_SECONDS)
-    cores = partial(cores_for, threads_to_claim(hardware), say)
+    cores = partial(cores_for, what, threads_to_claim(hardware), say)
     return cores() if run is None else run.locked(say, cores=cores)
 
 

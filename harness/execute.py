@@ -107,10 +107,10 @@ def execute(
 
 
 def cores_for(
-    threads: int, say: Callable[[str], None], check: Callable[[], None] = lambda: None
+    what: str, threads: int, say: Callable[[str], None], check: Callable[[], None] = lambda: None
 ) -> AbstractContextManager[None]:
-    """`claimed_cores`, with a line for the user where they are waited for."""
-    return claimed_cores(threads, lambda holder: say(f"waits for {holder}") if holder else None, check)
+    """`claimed_cores`, with a line for the user where ``what`` waits for them."""
+    return claimed_cores(threads, lambda holder: say(f"{what} waits for {holder}") if holder else None, check)
 
 
 def attempt(

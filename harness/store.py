@@ -385,5 +385,9 @@ def prepare_store(root: Path) -> None:
 def check_writable(folder: Path) -> None:
     """Fail now, not after an hour of work; raises RunFailure naming the folder."""
     probe = folder / ".writable"
-    write_atomically(probe, b"twinbench")
+    try:
+        write_atomically(probe, b"twinbench")
+    except RunFailure as error:
+        error.where = folder
+        raise
     probe.unlink(missing_ok=True)  # another rank may have been here at the same time

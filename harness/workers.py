@@ -104,7 +104,7 @@ def estimated_use(
         return {}
 
     def here(units: list[Unit]) -> list[Use]:
-        with cores_for(threads_to_claim(), say):
+        with cores_for("timing", threads_to_claim(), say):
             say(timing_line(units))
             return [measured_use(unit, images) for unit in units]
 
@@ -113,7 +113,7 @@ def estimated_use(
     with _started(images.data_root, busy, threads_each(workers)) as crew:
 
         def side_by_side(units: list[Unit]) -> list[Use]:
-            with cores_for(_threads_of(busy, threads_each(workers)), say):
+            with cores_for("timing", _threads_of(busy, threads_each(workers)), say):
                 say(timing_line(units))
                 return [timing.result() for timing in _timings(crew, units, busy)]
 
@@ -306,7 +306,7 @@ def _use_to_plan_by(
     why = "to begin with the longest runs" if each and order_matters(plan, workers) else "for their memory"
 
     def times(units: list[Unit]) -> list[Use]:
-        with cores_for(_threads_of(workers, threads), say, lambda: check_stop(stop)):
+        with cores_for("timing", _threads_of(workers, threads), say, lambda: check_stop(stop)):
             say(f"{timing_line(units)} {why}")
             timings = _timings(crew, units, workers, stop)
         return [Use() if timing.exception() else timing.result() for timing in timings]

@@ -67,13 +67,14 @@ class Stopped(Exception):
     pass
 
 
-def stop():
-    raise Stopped
-
-
 def has_to_wait(threads):
     """What so many threads wait for, if they do."""
     told = []
+
+    def stop():
+        if told:
+            raise Stopped
+
     try:
         with claimed_cores(threads, told.append, stop):
             return None

@@ -98,7 +98,7 @@ def test_with_detectron2(monkeypatch):
 def test_a_store_that_can_be_written_need_not_be_there(cli, tmp_path):
     ended = cli("doctor", "--runs", "deep/down/runs")
     assert (ended.code, ended.err) == (0, "")
-    assert ended.out.endswith("run store   deep/down/runs: writable\n")
+    assert ended.out.endswith("run store   deep/down/runs: writable, not there yet\n")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -109,7 +109,7 @@ def test_a_file_in_the_place_of_the_store_is_an_error_after_all_else(cli, tmp_pa
     assert ended.code == 1
     assert "image set   val-of:NAME" in ended.out
     assert "a file is where a folder would be" in ended.err
-    assert "give a writable folder" in ended.err
+    assert "give another folder" in ended.err
     assert (tmp_path / "file").read_text() == "mine"
 
 
