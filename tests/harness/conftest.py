@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.forks import Fork
 from twinbench.data import scenes
 from twinbench.harness.main import main
 
@@ -83,6 +84,16 @@ def wait_for() -> Callable[[Callable[[], object], subprocess.Popen], None]:
             time.sleep(0.02)
 
     return wait
+
+
+@pytest.fixture
+def started() -> Iterator[list[Fork]]:
+    """Processes that are killed at the end, unless they have ended."""
+    processes: list[Fork] = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture

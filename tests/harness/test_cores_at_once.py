@@ -40,9 +40,8 @@ def little(tiny_study, tmp_path):
 
 
 @pytest.fixture
-def command(tmp_path):
+def command(started, tmp_path):
     """Start a command of two threads in a process of its own; what it says goes to the file ``said``."""
-    started = []
 
     def start(*words):
         environment = {**os.environ, "OMP_NUM_THREADS": "2"}
@@ -50,10 +49,7 @@ def command(tmp_path):
             started.append(Fork(COMMAND, *words, cwd=tmp_path, env=environment, stdout=said, stderr=said))
         return started[-1]
 
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
+    return start
 
 
 @pytest.fixture

@@ -40,9 +40,8 @@ main()
 
 
 @pytest.fixture
-def command(tmp_path):
+def command(started, tmp_path):
     """Start a command in a process of its own; what it says goes to the file ``said``."""
-    started = []
 
     def start(*words, seconds=60.0, stops=False):
         options = [seconds, "stops" if stops else ""]
@@ -52,10 +51,7 @@ def command(tmp_path):
         started.append(process)
         return process
 
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
+    return start
 
 
 @pytest.fixture
