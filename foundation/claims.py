@@ -7,7 +7,7 @@ would (benchmarks/README.md, "Jobs side by side"). So whoever computes with seve
 A core has a file in the machine's temporary folder; whoever has its lock computes with it. The system takes the lock
 from a process that has ended, however it ended, once those have ended that it forked. One process at a time looks for
 cores, until it has all that it wants at once: nobody waits for a core with another one in hand. A process that was
-suspended computes with nothing: where the system says that it was, others have a second file for its core.
+suspended computes with nothing: where the system says that it was, another has a further file for its core.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from twinbench.foundation.cores import core_numbers
 from twinbench.foundation.holder import Holder, machine_since_boot, read_holder, this_process
 
 _LOOK_SECONDS = 0.1
+_TELL_SECONDS = 10.0  # between two lines about one wait
 _NEXT = "next"  # the lock of the process that looks for cores
 _UNKNOWN = Holder("", 0)
 _LONGEST = 4096  # bytes of what such a file says
@@ -56,10 +57,12 @@ def claimed_cores(
 def _claim(locks: _Locks, threads: int, waits: Callable[[str], None], check: Callable[[], None]) -> None:
     cores = [f"core-{number}" for number in core_numbers()]
     seen = told = ""
+    due = 0.0
     while holder := _lacking(locks, cores, min(threads, len(cores))):
         before, seen = seen, holder.name()
-        if before == seen != told:  # twice in a row: who has just begun may not have said so yet
-            told = seen
+        # twice in a row: who has just begun may not have said so yet
+        if before == seen != told and time.monotonic() >= due:
+            told, due = seen, time.monotonic() + _TELL_SECONDS
             waits(f"cores, after {told}")
         check()
         time.sleep(_LOOK_SECONDS)
@@ -87,10 +90,10 @@ def _warn(why: str) -> None:
 
 
 class _Locks:
-    """The locks that this process has, by what they are for; each is a file, and one more after a suspended process."""
+    """The locks that this process has, by what they are for: each of one file."""
 
     def __init__(self) -> None:
-        self._descriptors: dict[str, list[int]] = {}
+        self._descriptors: dict[str, int] = {}
 
     def lacks(self, cores: list[str], count: int) -> Holder | None:
         """Claim so many of the cores if they are free; None if they were, else who is to be waited for.
@@ -116,25 +119,25 @@ class _Locks:
         """None if it is ours now; else whose it is."""
         if what in self._descriptors:
             return None
-        taken = self._descriptors[what] = []
         file = folder / what
-        while file.exists() or not taken:
+        # of further files another one may have a lock, though the suspended process has ended since
+        while file.exists() or what not in self._descriptors:
             descriptor, holder = _lock(file)
-            if descriptor is not None:
-                taken.append(descriptor)
-            elif not holder.is_suspended():
-                self.release([what])
-                return holder
+            if descriptor is None:
+                if not holder.is_suspended():
+                    self.release(self._descriptors.keys() & {what})
+                    return holder
+            elif what in self._descriptors:
+                _unlock(descriptor)
+            else:
+                self._descriptors[what] = descriptor
             file = file.with_name(f"{file.name}+")
         return None
 
     def release(self, these: Collection[str] | None = None) -> None:
         """Let go of some, or of all."""
         for what in list(self._descriptors) if these is None else these:
-            for descriptor in self._descriptors.pop(what):
-                # closing is not enough: processes that were forked since have the file open too
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
-                os.close(descriptor)
+            _unlock(self._descriptors.pop(what))
 
 
 def _lock(file: Path) -> tuple[int | None, Holder]:
@@ -153,6 +156,12 @@ def _lock(file: Path) -> tuple[int | None, Holder]:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, this_process())
     return descriptor, _UNKNOWN
+
+
+def _unlock(descriptor: int) -> None:
+    # closing is not enough: processes that were forked since have the file open too
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
 
 
 def _folder() -> Path:

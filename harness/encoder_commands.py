@@ -51,6 +51,9 @@ from twinbench.pretraining.method import method_names
 from twinbench.reports.cells import number
 from twinbench.reports.metrics import metric_of
 
+_RANK_0 = "TWINBENCH_RANK_0"
+"""The variable by which the ranks that Fabric starts know the process that did."""
+
 
 @dataclass(frozen=True)
 class PretrainRequest:
@@ -178,8 +181,15 @@ def evaluate_one(request: EvaluateRequest) -> None:
 
 
 def _launched(hardware: Hardware, precision: str) -> Engine:
-    with ended_by_signals() if hardware.ranks > 1 else nullcontext():
+    """`launch`, which a signal can end. Ranks that this one starts end with it."""
+    if hardware.ranks == 1:
         return launch(hardware, precision)
+    first = int(os.environ.setdefault(_RANK_0, str(os.getpid())))
+    try:
+        with ended_by_signals(None if first == os.getpid() else first):
+            return launch(hardware, precision)
+    finally:
+        del os.environ[_RANK_0]
 
 
 def _cores_for_ranks(what: str, hardware: Hardware) -> AbstractContextManager[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from types import FrameType, TracebackType
 
 from twinbench.foundation.errors import RunFailure
 
+_LOOK_SECONDS = 1.0
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -21,10 +23,11 @@ class Interrupted(RunFailure):
 
 
 @contextmanager
-def ended_by_signals() -> Iterator[None]:
+def ended_by_signals(parent: int | None = None) -> Iterator[None]:
     """While entered, a signal to stop ends this process, also where it is in a library that waits for other ranks.
 
-    No handler of Python's runs there before the library returns, which may take half an hour.
+    No handler of Python's runs there before the library returns, which may take half an hour. So does the end
+    of its ``parent``, if that is to be watched, also before now.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -32,7 +35,7 @@ def ended_by_signals() -> Iterator[None]:
     ours, theirs = os.pipe()
     os.set_blocking(theirs, False)
     before = signal.set_wakeup_fd(theirs)
-    threading.Thread(target=_end_at_signal, args=(ours,), daemon=True).start()
+    threading.Thread(target=_end_at_signal, args=(ours, parent), daemon=True).start()
     try:
         yield
     finally:
@@ -40,8 +43,14 @@ def ended_by_signals() -> Iterator[None]:
         os.close(theirs)  # which ends the thread
 
 
-def _end_at_signal(ours: int) -> None:
-    while number := os.read(ours, 1):
+def _end_at_signal(ours: int, parent: int | None) -> None:
+    while True:
+        if not select.select([ours], [], [], _LOOK_SECONDS)[0]:
+            if parent is not None and os.getppid() != parent:
+                os._exit(os.EX_TEMPFAIL)
+            continue
+        if not (number := os.read(ours, 1)):
+            break
         if number[0] in _SIGNALS:
             name = signal.Signals(number[0]).name
             os.write(

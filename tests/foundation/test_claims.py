@@ -172,6 +172,25 @@ def test_a_suspended_process_that_goes_on_has_its_cores(holder):
     assert has_to_wait(2)
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="the system does not say which files are open")
+def test_a_core_is_one_open_file_however_many_processes_were_suspended(holder, tmp_path):
+    def opened():
+        return len(os.listdir("/proc/self/fd"))
+
+    holder.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, holder.pid, os.WSTOPPED)
+    before = opened()
+    for _ in range(3):
+        with claimed_cores(3, unwaited):
+            assert opened() == before + 3
+    holder.kill()
+    holder.wait()
+    with claimed_cores(4, unwaited):
+        assert opened() == before + 4
+    names = sorted(path.name for path in next(tmp_path.iterdir()).iterdir())
+    assert names == ["core-0", "core-0+", "core-1", "core-1+", "core-2", "core-2+", "core-3", "next"]
+
+
 def test_a_suspended_process_that_looks_for_cores_holds_up_nobody():
     holds = HOLDS.replace("lambda holder: None", "lambda holder: print(holder, flush=True)")
     with claimed_cores(4, unwaited):
