@@ -31,14 +31,15 @@ if "TWINBENCH_TEST_GPU" not in os.environ:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register everything, for test modules ask the registries; not where pytest-xdist only tells others what to do."""
-    # Cores that tests claim concern neither those beside them nor what else runs here; Python's own folder stays.
-    folder = tempfile.TemporaryDirectory(prefix="twinbench-tests-")
-    os.environ["TMPDIR"] = folder.name
-    config.add_cleanup(folder.cleanup)
     if not hasattr(config, "workerinput"):  # one for all of pytest-xdist's workers
         config.add_cleanup(Origin().end)
     if config.getoption("numprocesses", None):
         return
+    # Cores that tests claim concern neither those beside them nor what else runs here; Python's own folder stays.
+    folder = tempfile.TemporaryDirectory(prefix="twinbench-tests-", ignore_cleanup_errors=True)
+    os.environ["TMPDIR"] = folder.name
+    config.add_cleanup(folder.cleanup)
+
     import torch
 
     from twinbench.harness.plugins import load_plugins

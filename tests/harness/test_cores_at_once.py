@@ -16,8 +16,9 @@ from twinbench.pretraining.engine import Hardware, threads_to_claim
 
 PRETRAIN = ("pretrain", "random_init", "--image-set", "digit-scenes")  # waits as those do that train
 ALL = 10_000
+IN_HERE = ("run", "little.yaml", "--workers", "1")
 IN_A_WORKER = pytest.param(
-    ("run", "little.yaml", "--workers", "1", "--time-limit", "9"),
+    (*IN_HERE, "--time-limit", "9"),
     marks=pytest.mark.skipif(usable_cores() == 1, reason="a worker has several threads on several cores"),
 )
 
@@ -71,7 +72,7 @@ def said(tmp_path):
 @pytest.mark.parametrize(
     "words",
     [
-        ("run", "little.yaml", "--workers", "1"),
+        IN_HERE,
         IN_A_WORKER,
         PRETRAIN,
         ("evaluate", "{encoder}", "--protocol", "knn/cosine-v1", "--image-set", "digit-scenes"),
@@ -94,11 +95,15 @@ def test_finished_jobs_wait_for_nothing(command, finished, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words",
-    [("run", "little.yaml", "--workers", "1"), IN_A_WORKER, PRETRAIN],
-    ids=["run", "in a worker", "pretrain"],
+    ("words", "number"),
+    [
+        pytest.param(IN_HERE, signal.SIGTERM, id="run"),
+        pytest.param(IN_HERE, signal.SIGINT, id="run, Ctrl-C"),
+        pytest.param(*IN_A_WORKER.values, signal.SIGTERM, marks=IN_A_WORKER.marks, id="in a worker"),
+        pytest.param(PRETRAIN, signal.SIGTERM, id="pretrain"),
+        pytest.param(PRETRAIN, signal.SIGINT, id="pretrain, Ctrl-C"),
+    ],
 )
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_one_that_waits_stops_at_once(waits, words, number, little, tmp_path):
     with claimed_cores(ALL, lambda holder: None):
         process = waits(*words)
