@@ -23,6 +23,7 @@ from typing import Any
 import matplotlib.font_manager  # noqa: F401  (which makes folders and a cache when it is first imported: no reader may)
 
 from twinbench.foundation.errors import ExplainedError
+from twinbench.pretraining.memory import release_freed_memory
 
 SECONDS = 10.0
 MEMORY = 2 * 2**30
@@ -113,11 +114,15 @@ def _limited_time() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _limited_memory() -> Iterator[None]:
-    """No more than MEMORY beyond what the process has now; without a limit where the system does not tell that."""
+    """No more than MEMORY beyond what the process has now; without a limit where the system does not tell that.
+
+    What earlier work of the process freed is given back first: a reader could use it, for the limit counts it already.
+    """
     statm = Path("/proc/self/statm")
     if not statm.exists():
         yield
         return
+    release_freed_memory()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     now = int(statm.read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, hard))
@@ -132,7 +137,7 @@ def outcome(read: Callable[[Path], object], folder: Path) -> str:
     logging.disable(logging.CRITICAL)
     try:
         printed = contextlib.redirect_stdout(io.StringIO())
-        with watched(folder) as done, _limited_time(), _limited_memory(), warnings.catch_warnings(), printed:
+        with _limited_memory(), watched(folder) as done, _limited_time(), warnings.catch_warnings(), printed:
             warnings.simplefilter("ignore")  # of libraries, about what is odd in a file
             try:
                 read(folder)
