@@ -21,17 +21,17 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
+from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from twinbench.data.remarks import Tally, shown
-from twinbench.data.tar_members import opened_member
-from twinbench.foundation.errors import InputError
+from twinbench.data.tar_members import opened_file
+from twinbench.foundation.errors import ExplainedError, InputError, ShortOfMemory
 
 _log = logging.getLogger(__name__)
 
@@ -162,11 +162,11 @@ def pixel_limit() -> int | None:
 def opened(path: Path) -> Iterator[ImageFile.ImageFile]:
     """A picture of which no more than the header is decoded; its path may lead into a tar file (`data.tar_members`).
 
-    Here and in the block raises CorruptImage or one of its kinds, and InputError for a file that it may not read.
+    Here and in the block raises CorruptImage or one of its kinds, InputError for a file that it may not read, and
+    ShortOfMemory.
     """
     try:
-        member = opened_member(path)
-        with member or nullcontext(), Image.open(member or path, formats=FORMATS) as image:
+        with opened_file(path) as file, Image.open(file, formats=FORMATS) as image:
             yield image
     except DECODING_ERRORS as error:
         raise _unusable(path, error) from error
@@ -356,11 +356,17 @@ def _has_orientation(image: Image.Image) -> bool:
         return False
 
 
-def _unusable(path: Path, error: BaseException) -> InputError:
+def _unusable(path: Path, error: BaseException) -> ExplainedError:
     skipping = "a training leaves such files out if its recipe says corrupt_images: skip"
     if isinstance(error, OSError) and error.errno is not None:
         return InputError(
             f"cannot read this file: {error.strerror}", where=path, next_step="make it readable"
+        )
+    if isinstance(error, MemoryError):  # a picture that may well be good, so no recipe may skip it
+        return ShortOfMemory(
+            "there is not enough memory to decode this image",
+            where=path,
+            next_step="run the same command again with more memory or fewer workers, or make the image smaller",
         )
     if isinstance(error, Image.DecompressionBombError):
         return TooLargeImage(
@@ -376,8 +382,10 @@ def _unusable(path: Path, error: BaseException) -> InputError:
             next_step=f"save it with 8 or 16 unsigned bits a channel; {skipping}",
             option="corrupt_images=skip",
         )
+    # Pillow's words for a file of no format that it may try are those of a programmer
+    of_no_format = f"it is none of the formats {', '.join(FORMATS)}"
     return CorruptImage(
-        f"cannot decode this image: {error}",
+        f"cannot decode this image: {of_no_format if isinstance(error, UnidentifiedImageError) else error}",
         where=path,
         next_step=f"replace the file or remove it; {skipping}",
         option="corrupt_images=skip",

@@ -32,7 +32,7 @@ from twinbench.data.pixels import (
     read_picture,
 )
 from twinbench.data.worker_processes import worker_context, worker_setup
-from twinbench.foundation.errors import InputError, RunFailure
+from twinbench.foundation.errors import ExplainedError, RunFailure
 from twinbench.foundation.ranks import everyones
 
 _CHUNK = 64
@@ -201,7 +201,7 @@ class CropStream:
         )
         try:
             for result in loader:
-                if isinstance(result, InputError):
+                if isinstance(result, ExplainedError):
                     raise result
                 chunk, crops, met = result
                 self.images.count(met)
@@ -256,10 +256,10 @@ class _Crops(Dataset[Any]):
     ) -> None:
         self.images, self.policies, self.generator = images, policies, generator
 
-    def __getitem__(self, chunk: _Chunk) -> tuple[_Chunk, list[Tensor], Met] | InputError:
+    def __getitem__(self, chunk: _Chunk) -> tuple[_Chunk, list[Tensor], Met] | ExplainedError:
         try:
             return self._cropped(chunk)
-        except InputError as error:
+        except ExplainedError as error:
             return error
 
     def _cropped(self, chunk: _Chunk) -> tuple[_Chunk, list[Tensor], Met]:

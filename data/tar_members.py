@@ -1,6 +1,6 @@
-"""Files inside uncompressed tar files, read where they lie: nothing is unpacked.
+"""Files of their own and inside uncompressed tar files, which are read where they lie: nothing is unpacked.
 
-Such a file has a path, too, by which any process finds its bytes again: ``SHARD.tar/OFFSET+SIZE/NAME``.
+A file in a tar file has a path, too, by which any process finds its bytes again: ``SHARD.tar/OFFSET+SIZE/NAME``.
 """
 
 from __future__ import annotations
@@ -19,16 +19,29 @@ def member_path(shard: Path, offset: int, size: int, name: str) -> Path:
     return shard / f"{offset}+{size}" / name
 
 
-def opened_member(path: Path) -> BinaryIO | None:
-    """What lies at the path of a member, to be closed; None if it is the path of a file of its own.
+def opened_file(path: Path) -> BinaryIO:
+    """What lies at a path, of a member or of a file of its own, to be closed.
 
-    Raises OSError if the tar file cannot be opened.
+    Raises OSError if the file, or the tar file, cannot be opened.
     """
     text = os.fspath(path)
     found = _MEMBER.match(text) if ".tar/" in text else None
     if found is None or os.path.isdir(found[1]):
-        return None
-    return io.BufferedReader(_Window(found[1], int(found[2]), int(found[3])))
+        file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed with what is returned)
+        return _Bounded(file, os.fstat(file.fileno()).st_size)
+    size = int(found[3])
+    return _Bounded(_Window(found[1], int(found[2]), size), size)
+
+
+class _Bounded(io.BufferedReader):
+    """A file of ``size`` bytes; who asks for more than that at once, as a header may say, takes no memory for it."""
+
+    def __init__(self, file: io.RawIOBase, size: int) -> None:
+        super().__init__(file)
+        self._size = size
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(-1 if size is None or size > self._size else size)
 
 
 class _Window(io.RawIOBase):

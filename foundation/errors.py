@@ -65,6 +65,10 @@ class RunFailure(ExplainedError):
     """The work itself failed, with a non-finite loss or a full disk for example: the command ends with exit code 1."""
 
 
+class ShortOfMemory(RunFailure):
+    """Memory was too little for the work; with more to itself it may not fail."""
+
+
 @contextlib.contextmanager
 def inside(place: object) -> Iterator[None]:
     """Say ``place`` before the ``where`` of an InputError that leaves the block."""

@@ -26,7 +26,7 @@ from twinbench.encoders.encoder import DamagedEncoder, Encoder
 from twinbench.foundation.checkpoint import remove_checkpoints
 from twinbench.foundation.claims import claimed_cores
 from twinbench.foundation.collectives import world_size
-from twinbench.foundation.errors import ExplainedError, RunFailure
+from twinbench.foundation.errors import ExplainedError, RunFailure, ShortOfMemory
 from twinbench.foundation.files import slug
 from twinbench.foundation.lease import LostLease
 from twinbench.foundation.outcomes import Outcomes, pack
@@ -68,10 +68,6 @@ class Training:
 
 
 ONE_DEVICE = Training()
-
-
-class ShortOfMemory(RunFailure):
-    """A job has run out of memory and is marked as failed; with more memory to itself it may not fail."""
 
 
 def execute(

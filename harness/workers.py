@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits
 
 from twinbench.data.worker_processes import end_with_parent
 from twinbench.foundation.cores import share_cores, usable_cores
-from twinbench.foundation.errors import RunFailure
+from twinbench.foundation.errors import RunFailure, ShortOfMemory
 from twinbench.foundation.lease import Seen
 from twinbench.harness.console import legible_warnings
 from twinbench.harness.crew import Crew
@@ -44,7 +44,7 @@ from twinbench.harness.estimate import (
     measured_use,
     time_limit,
 )
-from twinbench.harness.execute import ShortOfMemory, attempt, cores_for, evaluation_device, give_up
+from twinbench.harness.execute import attempt, cores_for, evaluation_device, give_up
 from twinbench.harness.images import Images
 from twinbench.harness.mirror import Sights
 from twinbench.harness.plan import Job

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from twinbench.foundation.errors import ShortOfMemory
+
 # parameters of mallopt(3)
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 _NO_MEMORY = re.compile(r"(can't|cannot) allocate memory|not enough memory|out of memory", re.IGNORECASE)
@@ -67,7 +69,7 @@ def peak_working_memory_mb() -> float | None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there was no memory left, of the machine or of the GPU."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if isinstance(error, MemoryError | torch.OutOfMemoryError | ShortOfMemory):
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM

@@ -15,7 +15,7 @@ from twinbench.data.detection import CodedMasks, DetectionSplit, PictureFiles
 from twinbench.data.worker_processes import worker_context, worker_setup
 from twinbench.downstream.detection.schedules import Schedule
 from twinbench.downstream.randomness import shuffled_indices
-from twinbench.foundation.errors import InputError, RunFailure
+from twinbench.foundation.errors import ExplainedError, InputError, RunFailure
 from twinbench.foundation.ranks import cores_each
 
 _MOST_WORKERS = 8
@@ -132,7 +132,7 @@ class _Answers(Dataset[Any]):
     def __getitem__(self, task: _Undecoded) -> Any:
         try:
             return self._prepare(task.decoded())
-        except InputError as error:
+        except ExplainedError as error:
             return error
 
 
@@ -149,7 +149,7 @@ def _from_workers(tasks: Iterator[_Undecoded], prepare: Callable[[Draw], Any], w
     )
     try:
         for answer in loader:
-            if isinstance(answer, InputError):
+            if isinstance(answer, ExplainedError):
                 raise answer
             yield answer
     except (RuntimeError, ConnectionError) as error:

@@ -5,6 +5,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from twinbench.data.pixels import (
     pixel_limit,
     read_picture,
 )
+from twinbench.data.tar_members import member_path
 
 GREYS = np.arange(256, dtype=np.uint8).reshape(16, 16)
 EVERY_FORMAT = [
@@ -394,6 +396,24 @@ def test_a_large_picture_below_the_limit_is_read_without_a_warning(tmp_path: Pat
         [sys.executable, "-c", script, tmp_path / "a.png"], capture_output=True, text=True, check=True
     )
     assert (done.stdout, done.stderr) == ("(12000, 8000) (12000, 8000)\n", "")
+
+
+@pytest.mark.parametrize("in_a_shard", [False, True])
+def test_a_size_that_a_file_declares_takes_no_memory(tmp_path: Path, in_a_shard: bool) -> None:
+    """Such a picture would else be read or not by what memory there is."""
+    path = tmp_path / "a.png"
+    Image.fromarray(COLOURS).save(path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"IDAT") - 4] = 0xFF  # the first of the four bytes that say how much follows
+    path.write_bytes(content)
+    if in_a_shard:
+        path = member_path(path.rename(tmp_path / "a.tar"), 0, len(content), "a.png")
+    tracemalloc.start()
+    try:
+        assert np.array_equal(pixels_of(path), COLOURS)
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow has words of its own for the end of a TIFF file

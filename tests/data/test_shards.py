@@ -17,7 +17,7 @@ from twinbench.data.augment import ViewPolicy
 from twinbench.data.catalogue import load_image_set
 from twinbench.data.pixels import picture_size, read_picture
 from twinbench.data.streaming import CropStream, StreamedImages
-from twinbench.data.tar_members import member_path, opened_member
+from twinbench.data.tar_members import member_path, opened_file
 from twinbench.foundation.errors import InputError
 
 wds = pytest.importorskip("webdataset", reason="the package webdataset is not installed")
@@ -336,7 +336,7 @@ def test_a_damaged_index_costs_time_alone(indexed, tmp_path, cache, damage):
 def test_a_member_is_a_file_of_its_own_for_whoever_reads_it(tmp_path):
     (tmp_path / "x.tar").write_bytes(b"before" + JPEG + b"after")
     path = member_path(tmp_path / "x.tar", 6, len(JPEG), "cat/0.jpg")
-    with opened_member(path) as file:
+    with opened_file(path) as file:
         assert file.read() == JPEG
         assert file.seek(-5, os.SEEK_END) == len(JPEG) - 5
         assert file.read(100) == JPEG[-5:]
@@ -348,7 +348,8 @@ def test_a_member_is_a_file_of_its_own_for_whoever_reads_it(tmp_path):
     assert picture_size(path) == Image.open(io.BytesIO(JPEG)).size
     (tmp_path / "y.tar" / "1+2").mkdir(parents=True)
     (tmp_path / "y.tar" / "1+2" / "a.jpg").write_bytes(JPEG)
-    assert opened_member(tmp_path / "y.tar" / "1+2" / "a.jpg") is None
+    with opened_file(tmp_path / "y.tar" / "1+2" / "a.jpg") as file:
+        assert file.read() == JPEG
     assert picture_size(tmp_path / "y.tar" / "1+2" / "a.jpg") == picture_size(path)
     with pytest.raises(InputError, match="cannot read this file: No such file"):
         picture_size(member_path(tmp_path / "z.tar", 0, 5, "a.jpg"))

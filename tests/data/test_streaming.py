@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
+import resource
 import signal
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +19,7 @@ from twinbench.data.augment import Normalisation, ViewPolicy, apply, draw_parame
 from twinbench.data.catalogue import load_image_set
 from twinbench.data.image_sets import ImageSet, Split
 from twinbench.data.streaming import CropStream, StreamedImages
-from twinbench.foundation.errors import InputError, RunFailure
+from twinbench.foundation.errors import InputError, RunFailure, ShortOfMemory
 
 POLICIES = (ViewPolicy(24), ViewPolicy(16, crop_scale=(0.05, 0.3), interpolation="bilinear"))
 BATCH, STEPS, IMAGES = 10, 4, 23
@@ -265,7 +267,7 @@ def test_corrupt_images_that_are_refused_are_named_together(tmp_path: Path) -> N
         named = [str(path) for path in pictures[3 : 2 + min(count, 6)]]
         names = ", ".join([*named, *(["..."] if count > 6 else [])])
         assert caught.value.where == pictures[2]
-        assert caught.value.what.endswith(f" ({more} cannot be used: {names})" if more else "'")
+        assert caught.value.what.endswith(f" ({more} cannot be used: {names})" if more else "WEBP")
 
 
 def test_those_are_too_whose_size_cannot_be_told(tree: Path) -> None:
@@ -370,6 +372,28 @@ def test_a_file_that_may_not_be_read_is_not_skipped(pictures: StreamedImages) ->
     with pytest.raises(InputError, match="No such file") as caught:
         pictures[:]
     assert caught.value.where == pictures.path(4)
+
+
+class _Short:
+    """A generator scheme that leaves the worker too little memory for a large picture."""
+
+    def __call__(self, step: int) -> torch.Generator:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + 2**25
+        resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+        return torch.Generator().manual_seed(step)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process")
+def test_a_good_picture_is_not_skipped_for_want_of_memory(tmp_path: Path) -> None:
+    """Else the images of a training would depend on what the machine has left."""
+    large = tmp_path / "a.png"
+    Image.new("RGB", (5000, 4000), "red").save(large)
+    images = StreamedImages([large] * 2, np.zeros(2), 20, "skip")
+    with pytest.raises(ShortOfMemory, match="not enough memory to decode this image") as caught:
+        list(CropStream(images, POLICIES, lambda step: torch.arange(2), _Short(), 0, 1, 1))
+    assert caught.value.where == large
+    assert not images.skipped.paths
 
 
 class _Dying:

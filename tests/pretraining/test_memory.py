@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from twinbench.data.catalogue import load_image_set
+from twinbench.foundation.errors import ShortOfMemory
 from twinbench.harness.recipes import load_recipe
 from twinbench.pretraining.build import resolve
 from twinbench.pretraining.memory import (
@@ -86,6 +87,7 @@ def test_what_says_that_memory_is_short():
     short = [
         too_much,
         MemoryError(),
+        ShortOfMemory("x"),
         OSError(errno.ENOMEM, "x"),
         torch.OutOfMemoryError("CUDA out of memory"),
     ]
