@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from multiprocessing import popen_forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from types import ModuleType
 from typing import Any
+
+from twinbench.foundation.errors import InputError
 
 
 def worker_context() -> ForkServerContext:
@@ -70,8 +73,17 @@ class _Popen(popen_forkserver.Popen):
     """
 
     def _launch(self, process_obj: Any) -> None:
-        with _without_main():
-            super()._launch(process_obj)  # type: ignore[misc]
+        try:
+            with _without_main():
+                super()._launch(process_obj)  # type: ignore[misc]
+        except OSError as error:
+            if "path too long" not in str(error):
+                raise
+            raise InputError(
+                "the path of the folder for temporary files is too long for the sockets of worker processes",
+                where=tempfile.gettempdir(),
+                next_step="set TMPDIR to a folder whose path has 70 characters at most",
+            ) from error
 
     def terminate(self) -> None:
         self.kill()

@@ -47,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # The compiler's cache does not tell instruction sets apart, and what was compiled for another one gives NaN.
     capability = torch.backends.cpu.get_cpu_capability().replace(" ", "-")
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(
-        tempfile.gettempdir(), f"twinbench-compiled-{capability}"
+        tempfile.gettempdir(), f"twinbench-compiled-{os.getuid()}-{capability}"
     )
     load_plugins()
 

@@ -56,7 +56,8 @@ class Origin:
     """The process that is forked: for all processes of a run of the tests one, which find it by the environment."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="twinbench-forks-")
+        # the path of a socket may have a hundred characters, and those of the users' own folders may be longer
+        self._folder = tempfile.TemporaryDirectory(prefix="twinbench-forks-", dir="/tmp")
         address = os.environ[_ADDRESS] = str(Path(self._folder.name) / "socket")
         environment = {**os.environ, **{f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}}
         self._process = subprocess.Popen(
@@ -66,7 +67,7 @@ class Origin:
             env=environment,
         )
         assert self._process.stdout is not None
-        self._process.stdout.readline()  # it listens
+        assert self._process.stdout.readline(), "the process that is forked does not listen"
 
     def end(self) -> None:
         """Let it end; what was forked goes on."""

@@ -53,7 +53,7 @@ def script(tmp_path):
 
 
 def finished(command: list[str], **options) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=1800, **options)
 
 
 def worker_ids(printed: str) -> list[int]:
@@ -133,3 +133,13 @@ def test_workers_and_the_thread_that_forked_them_survive_a_signal_to_all_and_end
     process.kill()
     process.wait()
     wait_until_gone([*workers, server])
+
+
+def test_a_temporary_folder_whose_path_no_socket_can_have_is_named(tmp_path):
+    """As some schedulers give to a job."""
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    code = "from twinbench.data.worker_processes import worker_context; worker_context().Process(target=print).start()"
+    done = finished([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(folder)})
+    assert f"where:   {folder}\n" in done.stderr
+    assert "set TMPDIR to a folder whose path has 70 characters at most" in done.stderr

@@ -67,7 +67,7 @@ def nobody_is_left():
 
 
 def heard(crew, text):
-    while crew.messages.get(timeout=60) != text:
+    while crew.messages.get(timeout=1800) != text:
         pass
 
 
@@ -102,7 +102,7 @@ def test_one_that_hangs_is_ended():
         assert not crew.has_free()
         crew.kill(hung)
         with pytest.raises(BrokenProcessPool):
-            hung.result(timeout=60)
+            hung.result(timeout=1800)
         assert crew.has_free()
 
 
@@ -124,7 +124,9 @@ def test_one_that_dies_without_work_is_replaced_and_one_at_rest_starts_anew():
         assert len({first, second, crew.submit(number).result()}) == 3
 
 
-def test_one_that_saves_when_it_is_told_to_stop_is_waited_for(tmp_path):
+def test_one_that_saves_when_it_is_told_to_stop_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("twinbench.harness.crew._PATIENCE", 900.0)
+
     def fails():
         with Crew(become, [("one",)]).at_work() as crew:
             crew.submit(save, tmp_path / "saved")
@@ -136,7 +138,7 @@ def test_one_that_saves_when_it_is_told_to_stop_is_waited_for(tmp_path):
         fails()
     assert (tmp_path / "saved").read_text() == "all of it"
     nobody_is_left()
-    assert time.monotonic() - started < 100, "it was killed, though it could end"
+    assert time.monotonic() - started < 900, "it was killed, though it could end"
 
 
 def test_an_error_ends_all_also_one_that_hears_no_signal(monkeypatch):

@@ -49,4 +49,4 @@ def test_the_plan_of_the_paper_on_imagenet_comes_soon_and_opens_no_image(tmp_pat
     assert any(file.match("studies/fig5.yaml") for file in opened)
     # the digits of the embedded sets come in a .csv.gz
     assert not {file.suffix.lower() for file in opened} & {*EXTENSIONS, ".gz"}
-    assert told["seconds"] < 20
+    assert told["seconds"] < 60
