@@ -326,7 +326,10 @@ def evaluate(
     nodes: Nodes = None,
     debug: Debug = False,
 ) -> None:
-    """Evaluate one encoder under one protocol, or go on where this was stopped, and print what was measured."""
+    """Evaluate one encoder under one protocol, or go on where this was stopped, and print what was measured.
+
+    What its run has already is printed as it is; --out FILE measures anew.
+    """
     from twinbench.harness.encoder_commands import EvaluateRequest, evaluate_one
     from twinbench.pretraining.engine import hardware_here
 

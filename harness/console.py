@@ -2,15 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
-from typing import TextIO
+import os
+import sys
+from collections.abc import Iterator
+from typing import IO, TextIO, cast
 
 from rich.console import Console
 
+from twinbench.foundation.errors import RunFailure
 from twinbench.foundation.texts import legible
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _StandardError(io.TextIOBase):
+    """Standard error as it is now, or nothing where it cannot be written: a closed terminal, a log on a full disk.
+
+    Nobody's training may fail because nobody hears how far it is.
+    """
+
+    def write(self, text: str) -> int:
+        """Write the text, if that can be."""
+        stream = self._stream()
+        with contextlib.suppress(OSError, ValueError):
+            if stream is not None:
+                stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream behind this one, if that can be."""
+        stream = self._stream()
+        with contextlib.suppress(OSError, ValueError):
+            if stream is not None:
+                stream.flush()
+
+    def isatty(self) -> bool:
+        """Whether the stream behind this one is a terminal."""
+        stream = self._stream()
+        return stream is not None and stream.isatty()
+
+    def _stream(self) -> TextIO | None:
+        # while a live view is shown, rich has put in its place what leads here again
+        return cast("TextIO | None", getattr(sys.stderr, "rich_proxied_file", sys.stderr))
+
+
+standard_error = _StandardError()
+console = Console(file=cast("IO[str]", standard_error), highlight=False, soft_wrap=True)
 
 
 def say(text: str) -> None:
@@ -19,19 +57,44 @@ def say(text: str) -> None:
 
 
 class LegibleOutput(io.TextIOBase):
-    """A stream on which names from outside, such as those of tensors or classes, cannot make a terminal do anything."""
+    """A stream on which names from outside, such as those of tensors or classes, cannot make a terminal do anything.
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    None, as Python has it for standard output that was closed, is a stream that nobody reads.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = io.StringIO() if stream is None else stream
 
     def write(self, text: str) -> int:
-        """Write the text with what does not print written out."""
-        self._stream.write(legible(text))
+        """Write the text with what does not print, or has no place in the stream's encoding, written out.
+
+        Here and in `flush` raises RunFailure where the stream cannot be written, BrokenPipeError if nobody reads it.
+        """
+        encoding = self._stream.encoding or "utf-8"
+        with self._explained():
+            self._stream.write(legible(text).encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
 
     def flush(self) -> None:
         """Flush the stream behind this one."""
-        self._stream.flush()
+        with self._explained():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            # what is still to be printed goes nowhere, or the interpreter's last flush would complain
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+            raise RunFailure(
+                f"cannot print: {error.strerror}",
+                where="standard output",
+                next_step="print to another place; what was computed is kept",
+            ) from error
 
     def fileno(self) -> int:
         """That of the stream behind this one."""

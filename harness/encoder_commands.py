@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
@@ -18,6 +20,7 @@ from twinbench.foundation.collectives import rank
 from twinbench.foundation.errors import InputError, unknown_name
 from twinbench.foundation.lease import LEASE_SECONDS
 from twinbench.foundation.outcomes import OUTCOMES_SUFFIX, detections_file, is_outcomes
+from twinbench.foundation.ranks import from_main
 from twinbench.harness.console import say
 from twinbench.harness.execute import Training, cores_for, evaluate_encoder, run_job, train_run
 from twinbench.harness.images import ImageChoice, Images
@@ -125,7 +128,8 @@ def evaluate_one(request: EvaluateRequest) -> None:
     """Evaluate one encoder, print measurements and remarks; keep the record in its run and where ``out`` says.
 
     A record made with a label list, or with another seed than the run's, is kept only where ``out`` says: it is not
-    what a study would make. Every rank calls this; rank 0 writes and prints.
+    what a study would make. What the run has already is printed as it is, unless ``out`` asks for one more record.
+    Every rank calls this; rank 0 writes and prints.
     """
     load_plugins()
     check_hardware(request.hardware, "fp32")
@@ -155,23 +159,44 @@ def evaluate_one(request: EvaluateRequest) -> None:
         unfinished=_unfinished(run, request.out),
     )
     label = f"{chosen.name} {folder}"
+
+    def finished() -> dict[str, Any] | None:
+        return None if run is None or kept is None or request.out else run.record(kept)
+
+    # of several ranks rank 0 has to ask, for all of them
+    record = finished() if request.hardware.ranks == 1 else None
+    if record is not None:
+        say(f"already measured: {kept}")
+        _print_record(record, encoder)
+        return
     with _cores_for_ranks(label, request.hardware):
         if request.hardware.ranks > 1 and not _join_ranks(chosen, request.hardware):
             return
         if rank():
             with suppress(Interrupted), raised_signals():  # rank 0 says so
-                evaluate(lambda fraction, text: None)
+                if not from_main(False):
+                    evaluate(lambda fraction, text: None)
             return
         with raised_signals(), _held(label, run, request.hardware), watched({"": [label]}) as watch:
-            evaluated = evaluate(watch.start(label))
-            for file in _places(request.out, kept):
-                evaluated.write(file)
-            evaluated.checkpoints.remove()
-    record = evaluated.record
-    source = f" from {encoder.info.source_file}" if encoder.info.source_file else ""
-    print(
-        f"{chosen.name} on {image_set.name}, encoder {encoder.checksum[:12]} ({encoder.info.method}{source})"
-    )
+            record = finished()  # by another process perhaps, while this one waited
+            if not from_main(record is not None):
+                evaluated = evaluate(watch.start(label))
+                for file in _places(request.out, kept):
+                    evaluated.write(file)
+                evaluated.checkpoints.remove()
+                record = evaluated.record
+            else:
+                say(f"already measured: {kept}")
+    assert record is not None
+    _print_record(record, encoder)
+
+
+def _print_record(record: Mapping[str, Any], encoder: Encoder) -> None:
+    """What an evaluation has measured, and its remarks."""
+    info = encoder.info
+    source = f" from {info.source_file}" if info.source_file else ""
+    named = f"encoder {encoder.checksum[:12]} ({info.method}{source})"
+    print(f"{record['protocol']} on {record['image_set']}, {named}")
     for measured in record["measurements"]:
         error = "" if measured["stderr"] is None else f" ± {measured['stderr']:.2f}"
         shown = number(measured["value"], metric_of(measured["metric"]).digits + 1)

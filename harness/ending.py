@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from twinbench.foundation.errors import ExplainedError, RunFailure
-from twinbench.harness.console import LegibleOutput, legible_warnings
+from twinbench.harness.console import LegibleOutput, legible_warnings, standard_error
 
 
 class Commands(TyperGroup):
@@ -63,7 +63,7 @@ class Commands(TyperGroup):
 def _end(error: BaseException, message: str, code: int) -> None:
     if _debug():
         traceback.print_exception(error)
-    print(message, file=sys.stderr)
+    print(message, file=standard_error)
     raise typer.Exit(code) from error
 
 

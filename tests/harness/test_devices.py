@@ -135,6 +135,7 @@ def two_devices(photos: str, damaged: str, seed_offset: int, tmp_path_factory) -
     words = ["--recipe", "digit-scenes", "--set", "backbone.width=8", "--runs", "evaluated"]
     commands.append(("random_init", ["pretrain", "random_init", "--image-set", photos, *words], True))
     commands += [(slug(name), evaluation(name, photos), True) for name in EVALUATED]
+    commands.append(("again", evaluation(EVALUATED[0], photos), True))
     commands.append(("skipping", skipping(damaged), False))  # last: from here on all images are streamed
     ended = forks.run(COMMANDS, json.dumps(commands), cwd=folder, env=environment())
     assert ended.returncode == 0, ended.stderr
@@ -159,9 +160,15 @@ def test_two_devices_train_what_one_device_trains(
 
 
 def test_the_run_is_held_once_by_each_command_on_two_devices(two_devices):
-    """Each file of a lease has the next number: pretraining, and every evaluation."""
+    """Each file of a lease has the next number: pretraining, every evaluation, and the look at one of these."""
     (last,) = two_devices.glob("evaluated/random_init-*/.lease/*")
-    assert last.name == f"{1 + len(EVALUATED):09d}.free"
+    assert last.name == f"{2 + len(EVALUATED):09d}.free"
+
+
+def test_two_devices_do_not_measure_again(two_devices):
+    said, other = ((two_devices / f"again.{rank}").read_text() for rank in range(2))
+    assert said.startswith("already measured: ")
+    assert not other
 
 
 @pytest.mark.parametrize("protocol", EVALUATED)

@@ -1,6 +1,8 @@
 """How commands end: the exit code, one message, a traceback only when asked for, quiet where nobody reads."""
 
 import ast
+import io
+import json
 import os
 import re
 import subprocess
@@ -13,6 +15,7 @@ from PIL import Image
 import twinbench.data
 from tests.forks import COMMAND, Fork
 from twinbench.foundation.errors import InputError, RunFailure
+from twinbench.harness.console import LegibleOutput
 from twinbench.pretraining.interrupt import Interrupted
 
 ROOMS = Path(twinbench.data.__file__).parents[1]
@@ -101,6 +104,36 @@ def test_a_reader_that_stops_reading_is_no_error(unbuffered, tmp_path, monkeypat
             code = Fork(COMMAND, "ls", "protocols", cwd=tmp_path, stdout=out, stderr=said).wait()
     assert (tmp_path / "said").read_text() == ""
     assert code == 141
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no disk that is always full")
+def test_no_job_fails_for_want_of_a_place_to_say_how_far_it_is(tiny_study, tmp_path):
+    """A log on a full disk, or a terminal that was closed: what is printed there is lost, and no more."""
+    with open("/dev/full", "w") as full:
+        process = Fork(COMMAND, "run", tiny_study, cwd=tmp_path, stdout=full, stderr=full)
+        assert process.wait() == 1, "the tables cannot be printed"
+    assert {json.loads(file.read_text())["status"] for file in tmp_path.glob("runs/*/status.json")} == {
+        "done"
+    }
+    assert list(tmp_path.glob("results/*/report.html"))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no disk that is always full")
+def test_what_cannot_be_printed_is_a_failure_in_words():
+    with open("/dev/full", "w") as full:
+        output = LegibleOutput(full)
+        output.write("tables")
+        with pytest.raises(RunFailure, match="cannot print: No space left on device"):
+            output.flush()
+        output.write("more")  # goes nowhere, as the interpreter's last words do
+
+
+def test_a_closed_output_and_a_narrow_encoding_take_everything():
+    assert LegibleOutput(None).write("tables") == 6
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    LegibleOutput(narrow).write("50.0 \N{PLUS-MINUS SIGN} 0.5")
+    narrow.flush()
+    assert narrow.buffer.getvalue() == rb"50.0 \xb1 0.5"
 
 
 @pytest.fixture

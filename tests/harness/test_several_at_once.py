@@ -154,6 +154,36 @@ def test_pretrain_and_evaluate_wait_and_say_for_whom(cli, photos, tmp_path, monk
     assert read_run(folder).is_trained()
 
 
+def test_what_is_measured_is_not_measured_again(cli, photos, tmp_path, monkeypatch):
+    assert (
+        cli("pretrain", "random_init", "--image-set", f"folder:{photos}", "--set", "backbone.width=8").code
+        == 0
+    )
+    (folder,) = (tmp_path / "runs").iterdir()
+    evaluate = ("evaluate", folder, "--protocol", "knn/cosine-v1", "--image-set", f"folder:{photos}")
+    first = cli(*evaluate)
+    (record,) = (folder / "records").glob("*.json")
+    written = record.stat().st_mtime_ns
+    other = Lease(folder)
+    assert other.take(), "no run is waited for either"
+    again = cli(*evaluate)
+    assert again.code == 0, again.err
+    assert again.out == first.out
+    assert f"already measured: {record}" in again.err
+    # by the process that this one waits for
+    record.rename(tmp_path / "kept")
+
+    def measured(text):
+        if not record.exists():
+            (tmp_path / "kept").rename(record)
+            other.release()
+
+    monkeypatch.setattr("twinbench.harness.encoder_commands.say", measured)
+    meanwhile = cli(*evaluate)
+    assert (meanwhile.code, meanwhile.out) == (0, first.out), meanwhile.err
+    assert record.stat().st_mtime_ns == written
+
+
 def test_who_cannot_wait_for_ever_says_for_whom_it_waited(finished):
     folder = next((finished / "runs").iterdir())
     other = Lease(folder)
