@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from twinbench.foundation.errors import InputError
 from twinbench.harness.ending import Commands
 
 app = typer.Typer(
@@ -19,10 +20,17 @@ app = typer.Typer(
 )
 
 
+def _path(text: str | Path) -> Path:
+    """Refuse what a variable of the shell leaves that is not set: it would be the current folder."""
+    if not str(text):
+        raise InputError("a path is empty", next_step="see that the variables in your command are set")
+    return Path(text)
+
+
 def _store(text: str | Path) -> Path:
     """A run store: a folder, or the mirror of an object store, which is looked at when it is named."""
     if "://" not in str(text):
-        return Path(text)
+        return _path(text)
     from twinbench.harness.mirror import store_at
 
     return store_at(text)
@@ -31,7 +39,7 @@ def _store(text: str | Path) -> Path:
 def _encoder(text: str | Path) -> Path:
     """A run, an encoder or a file; the first two may lie in an object store."""
     if "://" not in str(text):
-        return Path(text)
+        return _path(text)
     from twinbench.harness.mirror import inside_store
 
     return inside_store(text)
@@ -39,7 +47,7 @@ def _encoder(text: str | Path) -> Path:
 
 def _store_or_run(text: str | Path) -> Path:
     if "://" not in str(text):
-        return Path(text)
+        return _path(text)
     from twinbench.harness.mirror import store_or_run_at
 
     return store_or_run_at(text)

@@ -72,6 +72,14 @@ def _debug() -> bool:
 
 
 def _unexpected(error: Exception) -> RunFailure:
+    from twinbench.pretraining.memory import is_out_of_memory  # takes seconds, which only this needs
+
+    if is_out_of_memory(error):
+        first_line = (str(error) or type(error).__name__).splitlines()[0]
+        return RunFailure(
+            f"there is not enough memory: {first_line}",
+            next_step="free some, or take less at once: a narrower network, a smaller batch, fewer workers",
+        )
     again = "" if _debug() else "run the same command with --debug and "
     return RunFailure(f"unexpected {type(error).__name__}: {error}", next_step=f"{again}report the traceback")
 

@@ -28,6 +28,8 @@ WRONG = [
     (["import", "nothing.pth", "--out", "x"], "no such file"),
     (["export", "nowhere", "--format", "timm", "--out", "x"], "encoder"),
     (["report", "nowhere", "--out", "x"], "no runs here"),
+    (["run", "quick", "--runs", ""], "a path is empty"),
+    (["export", "", "--format", "timm", "--out", "x"], "a path is empty"),
 ]
 
 
@@ -76,6 +78,12 @@ def test_words_that_no_command_knows_end_with_code_2(cli, arguments, said):
         (Interrupted("stopped"), 75, "error: stopped"),
         (ZeroDivisionError("by zero"), 1, "error: unexpected ZeroDivisionError: by zero\n  next:"),
         (BrokenPipeError(32, "Broken pipe"), 1, "error: unexpected BrokenPipeError"),
+        (MemoryError(), 1, "error: there is not enough memory: MemoryError\n  next:"),
+        (
+            RuntimeError("can't allocate memory: you tried to\nallocate"),
+            1,
+            "memory: can't allocate memory: you tried to\n  next:",
+        ),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
