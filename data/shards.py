@@ -25,6 +25,7 @@ import json
 import logging
 import os
 import re
+import stat
 import struct
 import tarfile
 from collections import Counter
@@ -54,7 +55,8 @@ _LONGEST_NAME = 1024  # bytes: the names of a set lie in memory as long as the l
 _LONGEST_LABEL = 1024
 _LARGEST_HEADER = 2**20
 _META = re.compile(r"__[^/]*__($|/)")  # what webdataset leaves out
-_VERSION = 1
+_VERSION = 2  # also another where a shard is refused that was not before
+_LARGEST_RECORD = 2**20  # writers pad to records of 10,240 bytes; GNU tar's `-b 2048` makes 1 MiB of them
 # tarfile checks little of what it reads, and fails on it as Python does
 _DAMAGE = (
     tarfile.TarError,
@@ -245,7 +247,12 @@ def _indices(root: Path, shards: Sequence[Path]) -> dict[Path, _Index]:
     def look_at(shard: Path) -> _Index:
         try:
             status = shard.stat()
-            name = contents.identity(shard.relative_to(root).as_posix(), status).hex()
+            if not stat.S_ISREG(status.st_mode):  # before it is opened: that of a FIFO waits for a writer
+                raise InputError(
+                    "this shard is not a regular file", where=shard, next_step="put a tar file in its place"
+                )
+            # by its name an index of another version is none, not a damaged one
+            name = f"{_VERSION}-{contents.identity(shard.relative_to(root).as_posix(), status).hex()}"
             used.add(name)
             kept = None if place is None else _kept(place / name)
             if kept is not None:
@@ -325,7 +332,9 @@ def _read_shard(shard: Path, group: _Grouping) -> _Index:
             ) from error
         except _DAMAGE as error:
             raise InputError(
-                f"this is no whole tar file: {error}", where=shard, next_step="copy or download it again"
+                f"this is no whole tar file: {error}",
+                where=shard,
+                next_step="copy or download it again, or write it anew as one tar file",
             ) from error
     index.left_out.update(left_out)
     return index
@@ -333,9 +342,17 @@ def _read_shard(shard: Path, group: _Grouping) -> _Index:
 
 def _files(file: io.FileIO, group: _Grouping, left_out: Counter[str]) -> Iterator[dict[str, Any]]:
     """The files of an open shard as webdataset groups them, those without an ending apart."""
+    seen = set[str]()
     for member in _members(file, left_out):
         if _META.match(member.name):
             continue
+        if member.name in seen:  # webdataset sees that within a sample alone; elsewhere it would count twice
+            raise InputError(
+                "duplicate file name in this shard",
+                where=member.name,
+                next_step="write the shard anew with each file once (`tar -r` keeps the old one too)",
+            )
+        seen.add(member.name)
         if group.split(member.name)[0] is None:
             left_out["no ending"] += 1
             continue
@@ -398,8 +415,10 @@ def _members(file: io.FileIO, left_out: Counter[str]) -> Iterator[_Member]:
     Raises one of _DAMAGE, or InputError for a name that no folder could hold.
     """
     end = os.fstat(file.fileno()).st_size
+    empty = True
     with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
         while (found := tar.next()) is not None:
+            empty = False
             tar.members.clear()  # which would hold all of them
             if not found.isreg():
                 if not found.isdir():
@@ -413,6 +432,26 @@ def _members(file: io.FileIO, left_out: Counter[str]) -> Iterator[_Member]:
         file.seek(tar.offset)
         if file.read(_BLOCK) != bytes(_BLOCK):
             raise ValueError("it ends without the mark of an end")
+        if empty:
+            raise ValueError("there is nothing in it")
+        _check_padding(file, tar.offset + 2 * _BLOCK, end)
+
+
+def _check_padding(file: io.FileIO, start: int, end: int) -> None:
+    """Raise ValueError where more follows the mark of the end than zeros that fill the last record.
+
+    Without that a file zero-filled from some member on would look like a shorter one. Its size tells most of them: a
+    tar file is a whole number of records, and padding is shorter than a record.
+    """
+    after = end - start
+    records = range(_BLOCK, _LARGEST_RECORD + 1, _BLOCK)
+    fits = after <= 0 or any(end % record == 0 and after < record for record in records)
+    file.seek(start - _BLOCK)  # the second block of the mark, which some writers leave out
+    if not fits or any(file.read(_BLOCK + max(after, 0))):
+        raise ValueError(
+            f"{max(after, 0)} bytes follow the mark of its end that are no padding; "
+            "it is cut, zero-filled, or two tar files in one"
+        )
 
 
 def _checked_name(name: str) -> str:

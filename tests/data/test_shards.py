@@ -234,6 +234,8 @@ def test_shards_that_are_none(tmp_path):
     (tmp_path / "s" / "train.tar").write_bytes(b"")
     refused(tmp_path, "no whole tar file")
     write_shard(tmp_path / "s" / "train.tar")
+    refused(tmp_path, "there is nothing in it")
+    write_shard(tmp_path / "s" / "train.tar", ("0.txt", b"x"))
     refused(tmp_path, "no pictures in the shards of train")
     (tmp_path / "s" / "more-train.tar.gz").write_bytes(b"")
     refused(tmp_path, "compressed")
@@ -244,6 +246,80 @@ def test_a_shard_that_was_cut_is_not_taken_for_a_shorter_one(tmp_path, left):
     whole = write_shard(tmp_path / "s" / "train.tar", *((f"cat/{i}.jpg", bytes([i]) * 300) for i in range(9)))
     os.truncate(whole, left)
     refused(tmp_path, "no whole tar file")
+
+
+MANY = [(f"cat/{i}.jpg", JPEG) for i in range(40)]
+
+
+def zero_filled(shard):
+    """From the second member on, with its size kept."""
+    size = shard.stat().st_size
+    with tarfile.open(shard) as tar:
+        start = tar.getmembers()[1].offset
+    os.truncate(shard, start)
+    os.truncate(shard, size)
+
+
+def sparse(shard):
+    os.truncate(shard, 0)
+    os.truncate(shard, 2**40)
+
+
+def sparse_after_its_end(shard):
+    os.truncate(shard, 2**40)
+
+
+def two_in_one(shard):
+    shard.write_bytes(shard.read_bytes() * 2)
+
+
+def not_zero_after_one_block(shard):
+    content = bytearray(shard.read_bytes())
+    with tarfile.open(shard) as tar:
+        last = tar.getmembers()[-1]
+    content[last.offset_data + -(-last.size // 512) * 512 + 600] = 1
+    shard.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (zero_filled, "bytes follow the mark of its end"),
+        (sparse_after_its_end, "bytes follow the mark of its end"),
+        (two_in_one, "bytes follow the mark of its end"),
+        (not_zero_after_one_block, "bytes follow the mark of its end"),
+        (lambda shard: shard.write_bytes(bytes(10240)), "there is nothing in it"),
+        (sparse, "there is nothing in it"),
+    ],
+)
+def test_what_lies_behind_the_end_is_not_left_out_unnoticed(tmp_path, harm, says):
+    # a size of more than the largest record, which is no multiple of a large one
+    shard = write_shard(tmp_path / "s" / "train.tar", *MANY, ("cat/x.txt", bytes(2**20)))
+    harm(shard)
+    assert refused(tmp_path, says).where == shard
+
+
+@pytest.mark.parametrize("record", [512, 10240, 2**16, 2**20])
+def test_padding_to_a_record_of_any_size_is_read(tmp_path, record):
+    shard = write_shard(tmp_path / "s" / "train.tar", *MANY)
+    with tarfile.open(shard) as tar:
+        last = tar.getmembers()[-1]
+    end = last.offset_data + -(-last.size // 512) * 512 + 1024
+    os.truncate(shard, -(-end // record) * record)
+    assert len(shards.list_shards(tmp_path / "s").splits["train"].paths) == 40
+
+
+def test_a_shard_is_a_regular_file_or_a_link_to_one(tmp_path):
+    shard = tmp_path / "s" / "train.tar"
+    shard.parent.mkdir()
+    shard.symlink_to("/dev/zero")
+    refused(tmp_path, "not a regular file")
+    shard.unlink()
+    os.mkfifo(shard)
+    refused(tmp_path, "not a regular file")
+    shard.unlink()
+    shard.symlink_to(write_shard(tmp_path / "elsewhere.tar", *MANY))
+    assert len(shards.list_shards(tmp_path / "s").splits["train"].paths) == 40
 
 
 def test_a_shard_with_a_damaged_header_in_the_middle(tmp_path):
@@ -264,6 +340,8 @@ def test_samples_and_classes_that_make_no_sense(tmp_path):
     write_shard(tmp_path / "s" / "train.tar", ("0.jpg", JPEG), ("0.png", JPEG))
     assert refused(tmp_path, "a sample has 2 pictures").where == f"{tmp_path / 's' / 'train.tar'}, 0"
     write_shard(tmp_path / "s" / "train.tar", ("0.jpg", JPEG), ("0.jpg", JPEG))
+    refused(tmp_path, "duplicate file name")
+    write_shard(tmp_path / "s" / "train.tar", ("0.jpg", JPEG), ("1.jpg", JPEG), ("0.jpg", JPEG))
     refused(tmp_path, "duplicate file name")
     write_shard(tmp_path / "s" / "train.tar", ("0.jpg", JPEG), ("0.cls", b"\xff\xfe"))
     refused(tmp_path, "not a number or a name")
@@ -328,6 +406,16 @@ def test_a_damaged_index_costs_time_alone(indexed, tmp_path, cache, damage):
     indexed.clear()
     assert shards.list_shards(tmp_path / "s").fingerprint() == first.fingerprint()
     assert len(indexed) == 3
+
+
+def test_an_index_of_a_version_that_checked_less_is_not_read(indexed, tmp_path, monkeypatch, caplog):
+    with monkeypatch.context() as before:
+        before.setattr(shards, "_VERSION", 1)
+        shards.list_shards(tmp_path / "s")
+    indexed.clear()
+    shards.list_shards(tmp_path / "s")
+    assert len(indexed) == 3
+    assert not caplog.records
 
 
 # A member as a file
