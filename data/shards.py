@@ -56,7 +56,8 @@ _LONGEST_LABEL = 1024
 _LARGEST_HEADER = 2**20
 _META = re.compile(r"__[^/]*__($|/)")  # what webdataset leaves out
 _VERSION = 2  # also another where a shard is refused that was not before
-_LARGEST_RECORD = 2**20  # writers pad to records of 10,240 bytes; GNU tar's `-b 2048` makes 1 MiB of them
+# Writers pad to records of 10,240 bytes, or of what GNU tar's -b says, for disks and tapes a power of two.
+_RECORDS = (10_240, *(2**power for power in range(15, 21)))
 # tarfile checks little of what it reads, and fails on it as Python does
 _DAMAGE = (
     tarfile.TarError,
@@ -441,11 +442,11 @@ def _check_padding(file: io.FileIO, start: int, end: int) -> None:
     """Raise ValueError where more follows the mark of the end than zeros that fill the last record.
 
     Without that a file zero-filled from some member on would look like a shorter one. Its size tells most of them: a
-    tar file is a whole number of records, and padding is shorter than a record.
+    tar file is a whole number of records, and padding is shorter than a record. What lies in the last 10 KiB alone may
+    still be missing.
     """
     after = end - start
-    records = range(_BLOCK, _LARGEST_RECORD + 1, _BLOCK)
-    fits = after <= 0 or any(end % record == 0 and after < record for record in records)
+    fits = after <= 0 or any(end % record == 0 and after < record for record in _RECORDS)
     file.seek(start - _BLOCK)  # the second block of the mark, which some writers leave out
     if not fits or any(file.read(_BLOCK + max(after, 0))):
         raise ValueError(
