@@ -450,7 +450,7 @@ def _check_padding(file: io.FileIO, start: int, end: int) -> None:
     file.seek(start - _BLOCK)  # the second block of the mark, which some writers leave out
     if not fits or any(file.read(_BLOCK + max(after, 0))):
         raise ValueError(
-            f"{max(after, 0)} bytes follow the mark of its end that are no padding; "
+            f"{_BLOCK + after} bytes follow the mark of its end that are no padding; "
             "it is cut, zero-filled, or two tar files in one"
         )
 
