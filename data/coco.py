@@ -47,7 +47,9 @@ from twinbench.data.picture_names import FileFinder, name_parts
 from twinbench.data.remarks import Tally
 from twinbench.foundation.documents import from_json
 from twinbench.foundation.errors import InputError
+from twinbench.foundation.files import read_document
 
+_LARGEST_FILE = 4 * 2**30  # those of COCO itself have half a GiB
 _CORRECT = "correct the annotation"
 _ROBOFLOW = "_annotations.coco.json"
 LONGEST_SIDE = 2**16 - 1
@@ -136,7 +138,7 @@ def read_coco(root: Path) -> AnnotatedSet:
 
 def _parse(file: Path) -> dict[str, Any]:
     try:
-        content = file.read_bytes()
+        content = read_document(file, _LARGEST_FILE)
     except OSError as error:
         raise InputError(
             f"cannot read this file: {error.strerror}", where=file, next_step="make it readable"

@@ -35,6 +35,7 @@ from twinbench.data.folders import existing_folder, nearest_entry
 from twinbench.data.picture_names import FileFinder, name_parts
 from twinbench.data.remarks import Tally
 from twinbench.foundation.errors import InputError, unknown_name
+from twinbench.foundation.files import read_document
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -189,7 +190,7 @@ def _require_distinct_classes(classes: Sequence[str], root: Path) -> None:
 
 def _read(file: Path) -> bytes:
     try:
-        return file.read_bytes()
+        return read_document(file)
     except OSError as error:
         raise InputError(
             f"cannot read this annotation: {error.strerror}",

@@ -14,6 +14,7 @@ from torch import Tensor
 from twinbench.data.image_sets import Split
 from twinbench.data.streaming import StreamedImages
 from twinbench.foundation.errors import InputError, nearest_name
+from twinbench.foundation.files import read_document
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def read_label_list(
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_document(path)
     except OSError as error:
         raise InputError(
             f"cannot read this list of images: {error.strerror}",

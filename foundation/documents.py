@@ -23,7 +23,24 @@ _MOST_BITS = 4096  # Python neither writes nor reads many more decimals
 
 # The same language in C: a large plan reads some hundred recipes, each a hundredth of a second in Python. The parser in
 # C refuses what is nested deeper than a thousand times.
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_SAFE_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_MERGED = "tag:yaml.org,2002:merge"  # what `<<` brings in may be replaced
+
+
+class _Loader(_SAFE_LOADER):
+    """Refuses a key that stands twice in a mapping, of which YAML's own loader takes the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = set[tuple[str, str]]()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != _MERGED:
+                if (key.tag, key.value) in keys:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} stands here a second time", key.start_mark
+                    )
+                keys.add((key.tag, key.value))
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 def from_json(content: str | bytes) -> Any:
@@ -58,7 +75,7 @@ def _seal(rest: dict[str, Any]) -> str:
 def from_yaml(content: str) -> Any:
     """The value of a YAML document of plain values; raises ValueError for anything else."""
     try:
-        document = yaml.load(content, _LOADER)
+        document = yaml.load(content, _Loader)
         _count(document)
     except RecursionError as error:
         raise ValueError("it is nested too deeply, or an alias stands inside what it names") from error

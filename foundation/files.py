@@ -13,7 +13,25 @@ from pathlib import Path
 
 from twinbench.foundation.errors import RunFailure
 
+LARGEST_DOCUMENT = 2**28
+"""Bytes of a document, a thousand times what ours have."""
+
 _fences: dict[Path, Callable[[], None]] = {}
+
+
+def read_document(path: Path, most: int = LARGEST_DOCUMENT) -> bytes:
+    """The content of a file that is small by its kind.
+
+    Raises OSError where it cannot be read, also for what is no file, such as a pipe, which would be waited for, and for
+    one of more than ``most`` bytes, of which a disk may hold next to none.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is no file of a disk", str(path))
+        if status.st_size > most:
+            raise OSError(errno.EFBIG, f"it has {status.st_size} bytes, {most} at most are read", str(path))
+        return file.read()
 
 
 @contextlib.contextmanager

@@ -30,13 +30,14 @@ from safetensors.numpy import load, save
 
 from twinbench.foundation.documents import from_json
 from twinbench.foundation.errors import InputError
-from twinbench.foundation.files import write_atomically
+from twinbench.foundation.files import read_document, write_atomically
 
 Array = np.ndarray[Any, Any]
 
 MOST_PREDICTED = 5
 """How many of the most probable classes of an item are kept; the second accuracy is the one among so many."""
 OUTCOMES_SUFFIX, DETECTIONS_SUFFIX = ".safetensors", ".coco.json.gz"
+_LARGEST_FILE = 2**32
 _MOST_BYTES = 2 * 2**30  # of detections: unpacked, a small file may be of any size
 _MOST_PACKED = 200  # times its size; detections are packed to a tenth, nothing but zeros to a thousandth
 _ABOUT, _DETECTIONS = "about", "detections_sha256"
@@ -158,8 +159,7 @@ def _known_digest(path: Path) -> str:
 @cache
 def _digest(path: Path, state: tuple[int, int, int]) -> str:
     """The SHA-256 of a file in some state: another state is another call."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(read_document(path, _LARGEST_FILE)).hexdigest()
 
 
 def _about(path: Path) -> dict[str, str]:
@@ -174,7 +174,7 @@ def _about(path: Path) -> dict[str, str]:
 
 def _content(path: Path, sha256: str) -> bytes:
     try:
-        content = path.read_bytes()
+        content = read_document(path, _LARGEST_FILE)
     except OSError as error:
         raise InputError("the outcomes are not there", where=path, next_step=_AGAIN) from error
     if hashlib.sha256(content).hexdigest() != sha256:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from twinbench.data.validation import VAL_OF
 from twinbench.foundation.documents import from_yaml
 from twinbench.foundation.errors import InputError, RunFailure, unknown_name
+from twinbench.foundation.files import read_document
 from twinbench.foundation.models import explain_validation
 from twinbench.harness.source import Source
 from twinbench.pretraining.build import resolve
@@ -79,7 +80,9 @@ def _recipe_files(folder: Path | Traversable) -> list[Path | Traversable]:
 def read_yaml(path: Path | Traversable) -> dict[str, Any]:
     """The mapping in a YAML file; raises InputError naming file and line where it is not one."""
     try:
-        content = from_yaml(path.read_text(encoding="utf-8"))
+        content = from_yaml(
+            (read_document(path) if isinstance(path, Path) else path.read_bytes()).decode("utf-8")
+        )
     except ValueError as error:
         raise InputError(f"not valid YAML: {error}", where=path, next_step="correct the file") from error
     except OSError as error:

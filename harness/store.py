@@ -24,7 +24,7 @@ from twinbench.data.image_sets import ImageSet
 from twinbench.encoders.encoder import INFO_FILE
 from twinbench.foundation.documents import sealed, unsealed
 from twinbench.foundation.errors import InputError, RunFailure
-from twinbench.foundation.files import fenced, machine_faults, write_atomically
+from twinbench.foundation.files import fenced, machine_faults, read_document, write_atomically
 from twinbench.foundation.lease import Holder, Lease, Seen
 from twinbench.foundation.models import explain_validation
 from twinbench.foundation.outcomes import is_whole
@@ -358,7 +358,7 @@ def keeping_run(folder: Path, seed: int) -> Run | None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The mapping in a JSON file, or None if it is missing or damaged."""
     try:
-        content = unsealed(path.read_text(encoding="utf-8"))
+        content = unsealed(read_document(path))
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
