@@ -16,6 +16,13 @@ from twinbench.foundation.errors import RunFailure
 from twinbench.foundation.texts import legible
 
 
+def _silence(stream: TextIO | None) -> None:
+    """Let go nowhere what is still to be written: the last flush would fail else, and the exit code be 120."""
+    if stream is not None:
+        with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
+
+
 class _StandardError(io.TextIOBase):
     """Standard error as it is now, or nothing where it cannot be written: a closed terminal, a log on a full disk.
 
@@ -25,17 +32,21 @@ class _StandardError(io.TextIOBase):
     def write(self, text: str) -> int:
         """Write the text, if that can be."""
         stream = self._stream()
-        with contextlib.suppress(OSError, ValueError):
+        try:
             if stream is not None:
                 stream.write(text)
+        except (OSError, ValueError):
+            _silence(stream)
         return len(text)
 
     def flush(self) -> None:
         """Flush the stream behind this one, if that can be."""
         stream = self._stream()
-        with contextlib.suppress(OSError, ValueError):
+        try:
             if stream is not None:
                 stream.flush()
+        except (OSError, ValueError):
+            _silence(stream)
 
     def isatty(self) -> bool:
         """Whether the stream behind this one is a terminal."""
@@ -87,9 +98,7 @@ class LegibleOutput(io.TextIOBase):
         except BrokenPipeError:
             raise
         except OSError as error:
-            # what is still to be printed goes nowhere, or the interpreter's last flush would complain
-            with open(os.devnull, "w") as nowhere:
-                os.dup2(nowhere.fileno(), self._stream.fileno())
+            _silence(self._stream)
             raise RunFailure(
                 f"cannot print: {error.strerror}",
                 where="standard output",

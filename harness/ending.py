@@ -47,6 +47,8 @@ class Commands(TyperGroup):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise typer.Exit(128 + signal.SIGPIPE) from error
             _end(error, f"error: {_unexpected(error)}", RunFailure.exit_code)
+        finally:
+            standard_error.flush()  # also of what others wrote to it, for the interpreter would end with 120
 
     def _as_written(self, option: str | None, command: str | None) -> str:
         """How a parameter or a recipe's ``key=value`` is given to a command; empty if it does not take it."""
