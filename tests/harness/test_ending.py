@@ -119,8 +119,7 @@ def test_no_job_fails_for_want_of_a_place_to_say_how_far_it_is(tiny_study, tmp_p
     """A log on a full disk, or a terminal that was closed: what is printed there is lost, and no more."""
     with open("/dev/full", "w") as full:
         process = Fork(COMMAND, "run", tiny_study, cwd=tmp_path, stdout=full, stderr=full)
-        # the tables cannot be printed; 120 is the interpreter's own code where its last flush fails
-        assert process.wait() in (1, 120)
+        assert process.wait() == 1, "the tables cannot be printed"
     assert {json.loads(file.read_text())["status"] for file in tmp_path.glob("runs/*/status.json")} == {
         "done"
     }
